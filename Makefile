@@ -1,0 +1,81 @@
+# Every command a person or CI needs. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo up test check format lint types contracts replay lock clean size
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --require-virtualenv
+CODE   := workflows activities rules schema starter simulation worker.py
+ALL    := $(CODE) benchmarks tests
+
+# An environment is stale when what it was built from has changed: the stamp's name carries the hash of the inputs.
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.6 GB)
+
+setup-dev: $(DEV_STAMP) ## the same with the development requirements
+
+demo: setup ## the whole story on this machine, in about two minutes
+	@$(BIN)/nautilus demo $(ARGS)
+
+up: setup ## the embedded platform: server, web UI, worker, agents
+	@$(BIN)/nautilus up $(ARGS)
+
+test: setup-dev ## every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev lint types contracts test size ## format, lint, types, import contracts, tests, replay
+
+format: setup-dev ## rewrite the code in its format
+	@$(BIN)/ruff format $(ALL) && $(BIN)/ruff check --fix $(ALL)
+
+lint: setup-dev
+	@$(BIN)/ruff format --check $(ALL) && $(BIN)/ruff check $(ALL)
+
+types: setup-dev
+	@$(BIN)/mypy
+
+contracts: setup-dev
+	@$(BIN)/lint-imports
+
+replay: setup-dev ## replay the recorded histories only
+	@$(BIN)/python -m pytest tests/test_replay.py
+
+size: ## lines of product code
+	@find $(CODE) -name '*.py' | xargs cat | wc -l | xargs printf 'product code: %s lines (of 9000)\n'
+
+lock: ## resolve the requirements anew (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres \
+	  --upgrade -q -o requirements.txt
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt
+
+clean: ## remove the environment and local state
+	rm -rf $(VENV) .nautilus
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "expected Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+define install
+	@echo "building .venv from $(1) ($$(grep -c == $(1)) packages) ..." >&2
+	@$(PIP) install --progress-bar on --no-deps --require-hashes -q -r $(1)
+	@$(PIP) install --no-deps --no-build-isolation --no-index -q -e .
+	@rm -f $(VENV)/.$(2)-* && touch $@
+	@du -sh $(VENV) | awk '{print ".venv is ready: " $$1}' >&2
+endef
+
+$(RUN_STAMP): $(VENV)/bin/python
+	$(call install,requirements.txt,run)
+
+# The development requirements contain the run-time ones, so both stamps hold afterwards.
+$(DEV_STAMP): $(VENV)/bin/python
+	$(call install,requirements-dev.txt,dev)
+	@rm -f $(VENV)/.run-* && touch $(RUN_STAMP)

@@ -1,0 +1,113 @@
+"""The database: one engine, short transactions, the same promises on SQLite and PostgreSQL.
+
+A transaction that writes is serialised against other writers where the rows it compares are concerned: on SQLite every
+one takes the write lock at its beginning, on PostgreSQL `lock` takes an advisory lock that ends with the transaction.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlmodel import Session, SQLModel, create_engine
+
+READ_ONLY = "nautilus_read_only"
+MIGRATIONS = Path(__file__).parent.parent / "schema" / "migrations"
+
+
+class Database:
+    """An engine for `url`. Safe to share between threads; `close` gives the connections back."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.url = parsed
+        self.engine = (
+            _sqlite_engine(parsed.database)
+            if parsed.drivername == "sqlite"
+            else create_engine(parsed, pool_pre_ping=True)
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose changes are all committed at the end, or none of them."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A consistent view that takes no lock; nothing may be written in it."""
+        with (
+            Session(self.engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _sqlite_engine(path: str | None) -> Engine:
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Thirty seconds: a writer waits for another's commit instead of failing; commits last milliseconds.
+    engine = create_engine(f"sqlite:///{path or ':memory:'}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: ConnectionPoolEntry) -> None:
+        # The driver's own transaction handling would begin late, after the reads that a write depends on.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        # FULL: what a recorder has acknowledged survives the machine, not only the process.
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # Taking the write lock first makes read-compare-write safe; a deferred lock can only fail half-way.
+        reads = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def lock(session: Session, name: str) -> None:
+    """Serialise the rest of this transaction against every other that locks `name`."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": zlib.crc32(name.encode())})
+
+
+def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[str, Any]], returning: str) -> set[Any]:
+    """Insert the rows whose key is not there yet; return the `returning` column of those that were new."""
+    values = [dict(row) for row in rows]
+    if not values:
+        return set()
+    column = table.__table__.c[returning]  # type: ignore[attr-defined]
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    inserted: set[Any] = set()
+    # SQLite takes at most 32,766 bound values in a statement.
+    chunk = max(1, 30_000 // len(values[0]))
+    for start in range(0, len(values), chunk):
+        statement = (
+            dialect.insert(table).values(values[start : start + chunk]).on_conflict_do_nothing().returning(column)
+        )
+        inserted.update(session.execute(statement).scalars())
+    return inserted
+
+
+def migrate(database: Database) -> None:
+    """Bring the database to the newest version of the schema; doing it twice is doing it once."""
+    from alembic import command  # loads slowly, and only starters migrate
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

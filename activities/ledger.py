@@ -1,0 +1,74 @@
+"""Ledger: appends to the hash chain and reads it. It never changes an entry.
+
+`append` belongs into the transaction of the change that it records; whoever calls it twice finds the entry.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from activities.database import Database, lock
+from rules import chain
+from schema.messages.ledger import EntryKind, LedgerEntry
+from schema.tables.ledger import LedgerRow
+
+PAGE = 1_000
+
+
+def recorded(session: Session, key: str) -> bool:
+    """Whether an entry with this natural key is in the ledger."""
+    return session.exec(select(LedgerRow.sequence).where(LedgerRow.key == key)).first() is not None
+
+
+def append(
+    session: Session, kind: EntryKind, key: str, subject: str, at: datetime, body: BaseModel | dict[str, Any]
+) -> bool:
+    """Add an entry under its natural key; False where it is there already."""
+    lock(session, "ledger")
+    if recorded(session, key):
+        return False
+    last = session.exec(select(LedgerRow).order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
+    content = body.model_dump(mode="json") if isinstance(body, BaseModel) else body
+    fields: dict[str, Any] = {
+        "sequence": last.sequence + 1 if last else 1,
+        "key": key,
+        "kind": kind.value,
+        "subject": subject,
+        "at": at,
+        "body": chain.canonical(content),
+        "previous": last.digest if last else chain.GENESIS,
+    }
+    session.add(LedgerRow(**fields, digest=chain.digest(**fields)))
+    session.flush()
+    return True
+
+
+def entries(database: Database, subject: str | None = None, latest: int | None = None) -> list[LedgerEntry]:
+    """The entries, oldest first; of one subject, or only the latest ones."""
+    query = select(LedgerRow).order_by(col(LedgerRow.sequence).desc())
+    if subject is not None:
+        query = query.where(LedgerRow.subject == subject)
+    if latest is not None:
+        query = query.limit(latest)
+    with database.reading() as session:
+        rows = session.exec(query).all()
+    return [LedgerEntry.model_validate({**row.model_dump(), "body": json.loads(row.body)}) for row in reversed(rows)]
+
+
+def verify(database: Database) -> tuple[int, str, str | None]:
+    """Recompute the whole chain: the number of entries, the head's digest, and where it breaks (None: it holds)."""
+    count, head = 0, chain.GENESIS
+
+    def links() -> Iterator[dict[str, Any]]:
+        nonlocal count, head
+        with database.reading() as session:
+            for row in session.exec(select(LedgerRow).order_by(col(LedgerRow.sequence))).yield_per(PAGE):
+                count, head = count + 1, row.digest
+                yield row.model_dump()
+
+    broken = chain.first_break(links())
+    return count, head, broken

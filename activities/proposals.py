@@ -1,0 +1,63 @@
+"""Proposals: records proposals, freezes electorates, records votes."""
+
+from datetime import datetime
+
+from temporalio import activity
+
+from activities.database import Database, insert_new
+from activities.events import emit
+from activities.market import roster
+from rules.standing import vote_weight
+from schema.messages.cycle import VoteRecord
+from schema.messages.events import EventType
+from schema.messages.proposals import Electorate, Proposal, Voter
+from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
+
+
+class ProposalActivities:
+    """Writes what was proposed and how it was voted on."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @activity.defn
+    def open_vote(self, cycle_id: str, proposal: Proposal, at: datetime) -> Electorate:
+        """Record the proposal and freeze who may vote with which weight; a retry reads the frozen electorate back."""
+        with self._database.transaction() as session:
+            voters = tuple(
+                Voter(agent_id=a.agent_id, operator=a.operator, weight=vote_weight(a), public_key=a.public_key)
+                for a in roster(session)
+                if a.agent_id != proposal.agent_id and not a.suspended
+            )
+            electorate = Electorate(proposal_id=proposal.proposal_id, opened_at=at, voters=voters)
+            row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
+            if not insert_new(session, ElectorateRow, [row], returning="cycle_id"):
+                return Electorate.model_validate(session.get_one(ElectorateRow, cycle_id).body)
+            body = proposal.model_dump(mode="json")
+            session.add(
+                ProposalRow(
+                    cycle_id=cycle_id, proposal_id=proposal.proposal_id, agent_id=proposal.agent_id, at=at, body=body
+                )
+            )
+            emit(session, EventType.PROPOSAL_SUBMITTED, cycle_id, cycle_id, at, proposal=body)
+        return electorate
+
+    @activity.defn
+    def record_vote(self, record: VoteRecord) -> None:
+        """Write the ballots down and announce what they decided."""
+        accepted = record.tally.accepted
+        with self._database.transaction() as session:
+            rows = [
+                {"cycle_id": record.cycle_id, "agent_id": b.agent_id, "body": b.model_dump(mode="json")}
+                for b in record.ballots
+            ]
+            insert_new(session, BallotRow, rows, returning="agent_id")
+            emit(
+                session,
+                EventType.PROPOSAL_ACCEPTED if accepted else EventType.PROPOSAL_REJECTED,
+                record.cycle_id,
+                record.cycle_id,
+                record.at,
+                proposal_id=record.proposal_id,
+                tally=record.tally.model_dump(mode="json"),
+            )

@@ -1,0 +1,119 @@
+"""What a task type is, and how the installed ones are found.
+
+A task type is a plug-in: a distribution declares a class under the entry-point group `nautilus.task_types`, and the
+platform can run tasks of that type at once. A plug-in that cannot be loaded is reported in one line that names its
+distribution, and never takes the others down. Nothing here imports a library for numbers: each type loads its own, in
+the process that runs its tasks.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from schema.messages.base import Value
+
+GROUP = "nautilus.task_types"
+
+log = structlog.get_logger(__name__)
+
+
+class InvalidResult(Exception):
+    """The work ended, and what it found does not hold. The message is the reason."""
+
+
+class TaskPayload(BaseModel):
+    """What one task is asked to do. Strict: a task that was misunderstood must fail, and not do something else."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class TaskResult(BaseModel):
+    """What a task found. `quality` is 0 to 1 and computed from the work; `details` must be JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    summary: str
+    quality: Annotated[float, Field(ge=0, le=1)]
+    details: dict[str, Any] = {}
+
+
+@runtime_checkable
+class TaskType(Protocol):
+    """One kind of work. Made without arguments, in the platform's process and again in the one that runs the tasks."""
+
+    name: ClassVar[str]
+
+    @property
+    def Payload(self) -> type[BaseModel]:  # noqa: N802 - a class attribute that holds a class; frozen and strict
+        """The model of what a task of this type is asked to do."""
+
+    def prepare(self, cache: Path, /) -> None:
+        """Load, or build under `cache`, what many tasks share. Called once, before any task of the process tree."""
+
+    def run(self, payload: Any, parameters: Mapping[str, Value], /) -> TaskResult:
+        """Do the work for a `Payload`; deterministic. Raises InvalidResult when the result does not hold."""
+
+    def sample(self, unit_id: str, /) -> BaseModel:
+        """A realistic payload, always the same one for the same id: what traffic is made of."""
+
+
+class Installed(NamedTuple):
+    """The task types by name, and one line for each plug-in that cannot be used."""
+
+    task_types: dict[str, TaskType]
+    refused: tuple[str, ...]
+
+
+def discover() -> Installed:
+    """Load every declared task type. The order, and with it who wins a name, depends on names alone."""
+    found: dict[str, TaskType] = {}
+    refused: list[str] = []
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        origin = (
+            f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "an unknown distribution"
+        )
+        try:
+            task_type = _load(entry_point)
+            if entry_point.name in found:
+                raise TypeError(f"expected one task type of this name, but {type(found[entry_point.name])!r} has it")
+        except Exception as error:  # noqa: BLE001 - the code of strangers may raise anything, and must not stop the rest
+            refused.append(f"task type {entry_point.name} of {origin}: {type(error).__name__}: {error}")
+        else:
+            found[entry_point.name] = task_type
+    return Installed(found, tuple(refused))
+
+
+def installed() -> dict[str, TaskType]:
+    """The task types that can run here, by name. What cannot is logged, a line each."""
+    task_types, refused = discover()
+    for reason in refused:
+        log.error("task_type.refused", reason=reason)
+    return task_types
+
+
+def _load(entry_point: EntryPoint) -> TaskType:
+    task_type = entry_point.load()()
+    if not isinstance(task_type, TaskType):
+        raise TypeError(f"expected name, Payload, prepare, run and sample, but {entry_point.value} lacks some")
+    if task_type.name != entry_point.name:
+        raise TypeError(f"expected the entry point's name, but the class calls itself {task_type.name!r}")
+    return task_type
+
+
+def dice(name: str, unit_id: str) -> Random:
+    """A generator that depends on the task's id alone: built-in `hash()` differs from process to process."""
+    return Random(int.from_bytes(sha256(f"{name}:{unit_id}".encode()).digest()[:8], "big"))
+
+
+def number(parameters: Mapping[str, Value], key: str, default: float) -> float:
+    """The value of a tunable parameter, or the default where the operator declares none."""
+    value = parameters.get(key, default)
+    if isinstance(value, bool | str):
+        raise TypeError(f"expected a number for {key}, but {value!r} came")
+    return value

@@ -1,0 +1,218 @@
+"""The corpus every machine has: the documentation that this Python and its installed distributions carry.
+
+Documents are cut into passages, and the passages indexed for BM25 (`bm25s`). The index lives on disk under a key made
+of what is installed; it is built once, put in place by one rename, and read by memory mapping, so that any number of
+processes share it. Nothing is imported to be read: docstrings come from the syntax tree.
+"""
+
+import ast
+import json
+import mmap
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT = 1  # of the index on disk; part of its key
+PASSAGE_CHARS = 700  # a few sentences: long enough to hold a claim, short enough to be about one thing
+SHORTEST_DOCSTRING_CHARS = 120  # below that it is a label
+NOT_PROSE = re.compile(
+    r"licen[cs]e|copying|authors|notice|(^|/)(tests?|data|timezonesets)/|requirements|tlds-|sql_features"
+)
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "pydoc_data"}
+WORD = re.compile(r"[a-z][a-z0-9_]{2,}")
+STOP_WORDS = frozenset(
+    WORD.findall("""
+    about above after again all also and any are because been before being below between both but can cannot could
+    did does doing done down during each either else etc few for from further had has have having here how however
+    into its itself just less many may might more most must neither nor not now off once one only onto other our out
+    over own per same see several shall should since some such than that the their them then there these they this
+    those through thus too two under until upon use used uses using very via was were what when where whether which
+    while who whom whose why will with within without would yet you your
+    """)
+)
+
+Progress = Callable[[str, int], None]
+
+
+class Passage(NamedTuple):
+    """A piece of one document. `source` is `distribution:document`, the place a reader can look it up."""
+
+    id: int
+    source: str
+    text: str
+
+
+@cache
+def _singular(word: str) -> str:
+    """Harman's S stemmer (1991): joins plurals, and nothing else."""
+    if word.endswith("ies") and not word.endswith(("eies", "aies")):
+        return word[:-3] + "y"
+    if word.endswith("es") and not word.endswith(("aes", "ees", "oes", "ses", "sses", "xes", "ches", "shes")):
+        return word[:-1]
+    if word.endswith("s") and not word.endswith(("us", "ss")):
+        return word[:-1]
+    return word
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text that carry meaning, in order."""
+    return [_singular(word) for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
+
+
+class Corpus:
+    """An index on disk, opened for reading. Safe to use in forked children."""
+
+    def __init__(self, folder: Path) -> None:
+        import bm25s  # a third of a second, which a process that only samples tasks need not spend
+
+        self.bm25: Any = bm25s.BM25.load(folder / "bm25", mmap=True, show_progress=False)
+        self.vocabulary: dict[str, int] = self.bm25.vocab_dict
+        self.idf = np.load(folder / "idf.npy")
+        self._offsets = np.load(folder / "offsets.npy")
+        self._sources: list[str] = json.loads((folder / "sources.json").read_text("utf-8"))
+        with (folder / "passages.txt").open("rb") as file:
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def passage(self, passage_id: int) -> Passage:
+        """Read one passage from the disk's copy. Raises IndexError for an id that is not in the corpus."""
+        if not 0 <= passage_id < len(self):
+            raise IndexError(f"expected a passage between 0 and {len(self) - 1}, but {passage_id} came")
+        start, end = self._offsets[passage_id : passage_id + 2]
+        return Passage(passage_id, self._sources[passage_id], self._text[start:end].decode("utf-8"))
+
+    def weight(self, term: str) -> float:
+        """The inverse document frequency of a term; 0 where the corpus does not know it."""
+        index = self.vocabulary.get(term)
+        return 0.0 if index is None else float(self.idf[index])
+
+    def retrieve(self, query: Iterable[str], count: int, without: set[int]) -> list[int]:
+        """The best `count` passages for a query that are not in `without`; equal scores keep the corpus's order."""
+        known = [self.vocabulary[term] for term in query if term in self.vocabulary]
+        if not known:
+            return []
+        scores = self.bm25.get_scores(known)
+        scores[list(without)] = 0.0
+        best = np.argsort(-scores, kind="stable")[:count]
+        return [int(i) for i in best if scores[i] > 0.0]
+
+
+def open_corpus(cache_folder: Path, progress: Progress) -> Corpus:
+    """Open the index of what is installed, building it first where it is missing (a few seconds).
+
+    `progress` is called with the stage and a count. Two processes may build at once: the first rename wins.
+    """
+    # An interrupted installation leaves a folder without metadata, which has no name.
+    found = sorted({(d.name, d.version): d for d in distributions() if d.read_text("METADATA")}.items())
+    key = sha256(json.dumps([FORMAT, sys.version, [name for name, _ in found]]).encode()).hexdigest()
+    folder = cache_folder / f"corpus-{key[:16]}"
+    if not folder.exists():
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
+        try:
+            _build(scratch, [distribution for _, distribution in found], progress)
+            if not folder.exists():
+                os.rename(scratch, folder)  # noqa: PTH104 - a folder made meanwhile must fail here, not be replaced
+        except OSError:
+            if not folder.exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Corpus(folder)
+
+
+def _build(folder: Path, found: list[Distribution], progress: Progress) -> None:
+    import bm25s
+
+    started = time.monotonic()
+    sources: list[str] = []
+    offsets = [0]
+    tokens: list[list[str]] = []
+    seen: set[str] = set()
+    with (folder / "passages.txt").open("wb") as file:
+        for source, text in _documents(found, progress):
+            for passage in _cut(text):
+                if passage in seen:
+                    continue  # licences and inherited docstrings come again and again
+                seen.add(passage)
+                offsets.append(offsets[-1] + file.write(passage.encode("utf-8")))
+                sources.append(source)
+                tokens.append(terms(passage))
+    progress("indexing", len(sources))
+    index = bm25s.BM25()
+    index.index(tokens, show_progress=False)
+    index.save(folder / "bm25", show_progress=False)
+    frequency = np.zeros(len(index.vocab_dict))
+    for words in tokens:
+        frequency[[index.vocab_dict[word] for word in set(words)]] += 1
+    np.save(folder / "idf.npy", np.log(1 + (len(tokens) - frequency + 0.5) / (frequency + 0.5)))
+    np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
+    (folder / "sources.json").write_text(json.dumps(sources), "utf-8")
+    progress(f"built in {time.monotonic() - started:.1f} s", len(sources))
+
+
+def _documents(found: list[Distribution], progress: Progress) -> Iterator[tuple[str, str]]:
+    progress("reading distributions", len(found))
+    for distribution in found:
+        description = distribution.metadata.json.get("description")
+        if isinstance(description, str) and description.strip():
+            yield f"{distribution.name}:METADATA", description
+        for file in distribution.files or ():
+            if file.suffix in {".md", ".rst", ".txt"} and not NOT_PROSE.search(str(file).lower()):
+                path = Path(str(distribution.locate_file(file)))
+                if path.is_file():  # RECORD also lists what a packager has stripped
+                    yield f"{distribution.name}:{file}", path.read_text("utf-8", errors="replace")
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = sorted(p for p in library.rglob("*.py") if not NOT_LIBRARY & set(p.relative_to(library).parts))
+    progress("reading the standard library", len(modules))
+    topics = library / "pydoc_data" / "topics.py"
+    if topics.is_file():  # some packagers leave it out
+        for node in ast.parse(topics.read_bytes()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                yield from ((f"python:{name}", text) for name, text in sorted(ast.literal_eval(node.value).items()))
+    for path in modules:
+        yield from _docstrings(path, ".".join(path.relative_to(library).with_suffix("").parts))
+
+
+def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in others' modules are not ours to report
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            return  # not everything that is called .py is Python of today
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= SHORTEST_DOCSTRING_CHARS:
+                yield f"python:{module}" + ("" if isinstance(node, ast.Module) else f".{node.name}"), text
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Paragraphs joined up to PASSAGE_CHARS; what is mostly signs (tables, code, links) is left out."""
+    gathered = ""
+    for paragraph in [*re.split(r"\n\s*\n", text), ""]:
+        clean = " ".join(paragraph.split())
+        if gathered and (not clean or len(gathered) + len(clean) > PASSAGE_CHARS):
+            letters = sum(c.isalpha() or c.isspace() for c in gathered)
+            if len(gathered) >= 60 and letters >= 0.75 * len(gathered):
+                yield gathered
+            gathered = ""
+        if clean:
+            # A longer paragraph is cut hard: a passage without a bound would be a task without a bound.
+            gathered = f"{gathered} {clean}".strip()[: 3 * PASSAGE_CHARS]

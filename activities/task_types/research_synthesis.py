@@ -1,0 +1,238 @@
+"""Answer a question from the documentation that is installed here, in sentences that can be looked up.
+
+A coordinator leads three roles. The planner finds what else the best passages talk about and asks one sub-question for
+each such aspect (RM3 relevance feedback: Lavrenko & Croft 2001, Abdul-Jaleel et al. 2004). The researcher reads the
+passages that BM25 finds for a sub-question, and searches the corpus again for each relevant sentence: what other
+documents say too has support. The reporter chooses sentences that are relevant, supported and not redundant (maximal
+marginal relevance: Carbonell & Goldstein 1998). Every claim is then looked up again in the passage it cites; a report
+that does not hold, or rests on too few documents, is not a result.
+
+How long a task takes is how much it reads: `breadth` times `depth` sub-questions of `passages` passages each.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+import structlog
+from pydantic import Field
+
+from schema.messages.base import Value
+
+from . import InvalidResult, TaskPayload, TaskResult, dice, number
+from .corpus import Corpus, open_corpus, terms
+
+PASSAGES = 32  # read per sub-question, unless the operator declares `research_synthesis.passages`
+FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
+CANDIDATES = 6  # sentences that a sub-question hands to the reporter
+LONGEST_REPORT = 12  # claims: a page that a person reads
+FEWEST_SOURCES = 3  # below that it is a quotation and not a synthesis
+ALIKE = 0.2  # Jaccard similarity from which two sentences are taken to say something alike
+RELEVANCE = 0.7  # lambda of maximal marginal relevance
+NEIGHBOURS = 12  # passages in which support for a sentence is sought
+LENGTH = 8  # words added to a sentence's length, or the shortest sentences would always be the most relevant
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(*])")
+STATEMENT = re.compile(r"[A-Z`\"'(].*[a-z`\"')][.!?]")
+
+SUBJECTS = (
+    "asyncio tasks", "the asyncio event loop", "context managers", "generators and iterators", "class attributes",
+    "function decorators", "exception handlers", "imported modules", "the garbage collector", "worker threads",
+    "child processes", "sockets and connections", "regular expressions", "text encoding", "file paths and folders",
+    "log records", "command line arguments", "date and time zones", "decimal numbers", "dictionary keys",
+    "Temporal workflows", "Temporal activities", "workflow signals and updates", "pydantic models", "type annotations",
+    "test fixtures", "database sessions", "numeric arrays", "package metadata", "email messages",
+)  # fmt: skip
+CONCERNS = (
+    "cancelled or timed out", "copied or pickled", "shared between threads", "closed when an error is raised",
+    "configured with default values", "validated before use", "compared for equality", "converted to a string",
+    "extended by a subclass", "cached for performance", "replaced in a running program", "limited in size or memory",
+)  # fmt: skip
+
+log = structlog.get_logger(__name__)
+
+
+class ResearchQuestion(TaskPayload):
+    """A question, the number of sub-questions asked in a round, and the rounds of asking."""
+
+    question: Annotated[str, Field(min_length=3, max_length=400)]
+    breadth: Annotated[int, Field(ge=1, le=40)]
+    depth: Annotated[int, Field(ge=1, le=4)]
+
+
+class SubQuestion(NamedTuple):
+    aspect: str
+    query: tuple[str, ...]
+
+
+class Finding(NamedTuple):
+    """A sentence as it stands in a passage. `support` counts the other documents that say something alike."""
+
+    text: str
+    passage: int
+    source: str
+    aspect: str
+    words: frozenset[str]
+    relevance: float
+    support: int
+
+
+class Claim(NamedTuple):
+    """A line of the report, and where it is written."""
+
+    text: str
+    passage: int
+    source: str
+    aspect: str
+    support: int
+
+
+class ResearchSynthesis:
+    """The coordinator: plans, has the passages read, has the report written, and checks it."""
+
+    name: ClassVar[str] = "research_synthesis"
+    Payload: ClassVar[type[ResearchQuestion]] = ResearchQuestion
+
+    corpus: Corpus
+
+    def prepare(self, cache: Path) -> None:
+        self.corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
+
+    def run(self, payload: ResearchQuestion, parameters: Mapping[str, Value]) -> TaskResult:
+        passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
+        question = sorted({term for term in terms(payload.question) if self.corpus.weight(term)})
+        seeds = self.corpus.retrieve(question, FEEDBACK_PASSAGES, set())
+        if not seeds:
+            raise InvalidResult(f"the corpus says nothing about {payload.question!r}")
+        asked: list[SubQuestion] = []
+        read: set[int] = set()
+        findings: list[Finding] = []
+        for _ in range(payload.depth):
+            for sub_question in plan(self.corpus, question, seeds, payload.breadth, asked):
+                asked.append(sub_question)
+                findings += research(self.corpus, sub_question, passages, read)
+            # What was found is what the next round asks about.
+            findings.sort(key=lambda finding: -finding.relevance)
+            seeds = list(dict.fromkeys(finding.passage for finding in findings))[:FEEDBACK_PASSAGES] or seeds
+        claims = report(findings, min(LONGEST_REPORT, 3 + len(asked)))
+        verify(claims, self.corpus)
+        return TaskResult(
+            summary=f"{payload.question} " + " ".join(f"{c.text} [{n}]" for n, c in enumerate(claims[:3], 1)),
+            quality=quality(self.corpus, question, claims),
+            details={
+                "sub_questions": [sub_question.aspect for sub_question in asked],
+                "passages_read": len(read),
+                "claims": [claim._asdict() for claim in claims],
+            },
+        )
+
+    def sample(self, unit_id: str) -> ResearchQuestion:
+        """Questions whose size is log-normal, as the size of real work is: many ordinary ones, a few long ones."""
+        draw = dice(self.name, unit_id)
+        question = f"How are {draw.choice(SUBJECTS)} {draw.choice(CONCERNS)}?"
+        depth = draw.choice((1, 2, 2, 3))
+        sub_questions = draw.lognormvariate(2.5, 0.42)  # a median of 12
+        return ResearchQuestion(question=question, breadth=min(40, max(1, round(sub_questions / depth))), depth=depth)
+
+
+def plan(
+    corpus: Corpus, question: Sequence[str], seeds: Iterable[int], breadth: int, asked: Sequence[SubQuestion]
+) -> list[SubQuestion]:
+    """Planner: one sub-question for each of the `breadth` terms that weigh most in the seeds and were not asked yet."""
+    weights: defaultdict[str, float] = defaultdict(float)
+    spread: Counter[str] = Counter()
+    for rank, passage_id in enumerate(seeds):
+        words = terms(corpus.passage(passage_id).text)
+        for term, count in Counter(words).items():
+            weights[term] += count / len(words) * corpus.weight(term) / (1 + rank)
+            spread[term] += 1
+    known = {*question, *(sub_question.aspect for sub_question in asked)}
+    # A term of several seeds is an aspect of the subject; a term of one is most often that document's own example.
+    aspects = sorted((term for term in weights if term not in known), key=lambda t: (spread[t] == 1, -weights[t], t))
+    return [SubQuestion(aspect, (*question, aspect)) for aspect in aspects[:breadth]]
+
+
+def research(corpus: Corpus, sub_question: SubQuestion, passages: int, read: set[int]) -> list[Finding]:
+    """Researcher: read passages that nobody read yet (and note them in `read`), and return the best sentences.
+
+    Support is sought for as many sentences as there are passages: for every one would make a common word cost ten times
+    a rare one.
+    """
+    relevant: list[Finding] = []
+    for passage_id in corpus.retrieve(sub_question.query, passages, read):
+        read.add(passage_id)
+        passage = corpus.passage(passage_id)
+        for text in statements(passage.text):
+            words = frozenset(terms(text))
+            shared = [corpus.weight(term) for term in sub_question.query if term in words]
+            # Times their number, as in Lucene's coordination factor: one rare word in common is often a coincidence.
+            relevance = sum(shared) * len(shared) / (LENGTH + len(words))
+            relevant.append(Finding(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
+    findings: list[Finding] = []
+    for finding in sorted(relevant, key=lambda finding: -finding.relevance)[:passages]:
+        support = len(supporters(corpus, finding))
+        findings.append(finding._replace(support=support, relevance=finding.relevance * (1 + support) ** 0.25))
+    return sorted(findings, key=lambda finding: -finding.relevance)[:CANDIDATES]
+
+
+def statements(text: str) -> list[str]:
+    """The sentences of a passage that can stand alone: no headings, fragments or listings."""
+    return [s for s in SENTENCE.split(text) if 40 <= len(s) <= 400 and STATEMENT.fullmatch(s)]
+
+
+def supporters(corpus: Corpus, finding: Finding) -> set[str]:
+    """The other documents, among the passages nearest to a sentence, with a sentence that says something alike."""
+    found: set[str] = set()
+    for passage_id in corpus.retrieve(sorted(finding.words), NEIGHBOURS, {finding.passage}):
+        other = corpus.passage(passage_id)
+        if other.source != finding.source and any(
+            _similarity(finding.words, frozenset(terms(text))) >= ALIKE for text in statements(other.text)
+        ):
+            found.add(other.source)
+    return found
+
+
+def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
+
+
+def report(findings: Sequence[Finding], length: int) -> list[Claim]:
+    """Reporter: the most relevant sentences, each as unlike the chosen ones as can be."""
+    scale = max((finding.relevance for finding in findings), default=1.0)
+    nearest = [0.0] * len(findings)  # similarity to the closest chosen sentence
+    chosen: list[int] = []
+    while len(chosen) < min(length, len(findings)):
+        best = max(
+            (i for i in range(len(findings)) if i not in chosen),
+            key=lambda i: RELEVANCE * findings[i].relevance / scale - (1 - RELEVANCE) * nearest[i],
+        )
+        chosen.append(best)
+        for i, finding in enumerate(findings):
+            nearest[i] = max(nearest[i], _similarity(finding.words, findings[best].words))
+    return [Claim(f.text, f.passage, f.source, f.aspect, f.support) for f in (findings[i] for i in chosen)]
+
+
+def verify(claims: Sequence[Claim], corpus: Corpus) -> None:
+    """Read every cited passage again. Raises InvalidResult for a claim that it does not hold, or too few documents."""
+    for claim in claims:
+        try:
+            passage = corpus.passage(claim.passage)
+        except IndexError as error:
+            raise InvalidResult(f"a claim cites a passage that does not exist: {error}") from error
+        if claim.text not in passage.text or claim.source != passage.source:
+            raise InvalidResult(f"passage {claim.passage} of {passage.source} does not say {claim.text!r}")
+    if (sources := len({claim.source for claim in claims})) < FEWEST_SOURCES:
+        raise InvalidResult(f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}")
+
+
+def quality(corpus: Corpus, question: Sequence[str], claims: Sequence[Claim]) -> float:
+    """0 to 1: the question's terms that the claims speak of, by weight (half), and their sources (a quarter for being
+    different documents, a quarter for being supported by others)."""
+    said = {term for claim in claims for term in terms(claim.text)}
+    asked = sum(map(corpus.weight, question))
+    coverage = sum(corpus.weight(term) for term in question if term in said) / asked
+    diversity = len({claim.source for claim in claims}) / len(claims)
+    supported = sum(claim.support > 0 for claim in claims) / len(claims)
+    return round(0.5 * coverage + 0.25 * diversity + 0.25 * supported, 4)

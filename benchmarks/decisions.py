@@ -1,0 +1,574 @@
+"""Measures the decision rule beside its alternatives, and beside the bound that nobody beats.
+
+    python -m benchmarks.decisions [--json] [--quick]
+
+Whole experiments are played task by task with a look after each: many at once in numpy, on the product's own bets,
+factors and thresholds. `replayed` then feeds a sample of them to `rules.decision.decide` after every single task and
+fails on the first difference, so what is measured is what the product does. Wald's SPRT knows both true rates and is
+calibrated in the same run to size .05 and power .9; no test of that size and power needs fewer tasks on average.
+Seeds are in the output, progress goes to standard error.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rules import calibration, decision
+from rules.decision import Arm, Decision, Design, Stratum, decide
+
+Floats = NDArray[Any]
+Ints = NDArray[Any]
+Per = float | Floats  # one value, or one per task
+
+SEED = 420_261_122
+ANSWERS = list(Decision)
+EFFECTS = ((0.67, 0.94), (0.67, 0.77), (0.90, 0.93))
+# Where the rule's power reaches .9 when the smallest effect worth having is the true one: tried in this order.
+HORIZONS = {(0.67, 0.94): (110, 120, 130), (0.67, 0.77): (1_500, 1_700, 2_000), (0.90, 0.93): (6_500, 7_500, 9_000)}
+FOREVER = {(0.67, 0.94): 3_000, (0.67, 0.77): 12_000, (0.90, 0.93): 40_000}
+
+
+def note(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Played:
+    """`answer` indexes ANSWERS, `stop` is the task after which it came, `log_e` the evidence then."""
+
+    answer: Ints
+    stop: Ints
+    log_e: Floats
+    treated: NDArray[np.bool_]
+    succeeded: NDArray[np.bool_]
+
+    def share(self, answer: Decision) -> float:
+        return float(np.mean(self.answer == ANSWERS.index(answer)))
+
+
+def play(
+    design: Design,
+    control: Per,
+    treatment: Per,
+    *,
+    tasks: int,
+    reps: int,
+    seed: int,
+    share: Per = 0.5,
+    keep: int = 0,
+    tilted: bool = False,
+) -> Played:
+    """Play `reps` experiments of up to `tasks` tasks; record the first `keep`. `tilted`: under Q, see `tilt`."""
+    dice = np.random.default_rng(seed)
+    controls, treatments, shares = (np.broadcast_to(np.asarray(x, float), tasks) for x in (control, treatment, share))
+    promising = design.bets
+    worst = calibration.harm_bets(design.baseline_rate, design.minimum_effect)
+    smallest = calibration.smallest_bet(design.baseline_rate, design.minimum_effect)
+    up, down = len(promising), len(promising) + len(worst)
+    strata = {float(s): i for i, s in enumerate(sorted(set(shares.tolist())))}
+    factors, assignment = [], []
+    n = np.arange(tasks + 1)
+    weight = decision.SRM_WEIGHT
+    for s in strata:
+        # columns: treatment success, treatment failure, control success, control failure
+        harm = np.array(calibration.log_factors(worst, 1 - s))[:, [2, 3, 0, 1]]
+        rows = [np.array(calibration.log_factors(promising, s)), harm, np.array(calibration.log_factors(smallest, s))]
+        factors.append(np.exp(np.concatenate(rows)).T.copy())
+        assignment.append(
+            [_lgamma(weight * q + n) - math.lgamma(weight * q) - n * math.log(q) for q in (s, 1 - s)]
+            + [_lgamma(weight + n) - math.lgamma(weight)]
+        )
+    # Q tilts the arms of each experiment by one of the bets, drawn by weight; outcomes keep their law
+    _, lower, upper = np.array(promising).T[:, dice.choice(up, reps, p=[b[0] for b in promising])]
+    empty = Arm(tasks=0, successes=0)
+    threshold = math.exp(
+        decision.promotion_log_threshold(
+            design, [Stratum(treatment_share=s, control=empty, treatment=empty) for s in strata]
+        )
+    )
+    e = np.tile([b[0] for b in (*promising, *worst, *smallest)], (reps, 1))
+    alive = np.arange(reps)
+    treated_so_far, seen = np.zeros((len(strata), reps), int), np.zeros(len(strata), int)
+    at_end = Decision.INCONCLUSIVE if design.max_tasks is not None else Decision.CONTINUE
+    answer, stop = np.full(reps, ANSWERS.index(at_end)), np.full(reps, tasks)
+    log_e = np.zeros(reps)
+    arms, outcomes = np.zeros((keep, tasks), bool), np.zeros((keep, tasks), bool)
+    for i in range(tasks):
+        stratum = strata[float(shares[i])]
+        draw = dice.random((2, alive.size))
+        if tilted:
+            succeeded = draw[1] < controls[i]
+            a, b = (np.where(succeeded, p[alive], 1 - p[alive]) for p in (lower, upper))
+            treated = draw[0] < shares[i] * b / (shares[i] * b + (1 - shares[i]) * a)
+        else:
+            treated = draw[0] < shares[i]
+            succeeded = draw[1] < np.where(treated, treatments[i], controls[i])
+        recorded = alive < keep
+        arms[alive[recorded], i], outcomes[alive[recorded], i] = treated[recorded], succeeded[recorded]
+        e *= factors[stratum][np.where(treated, 0, 2) + ~succeeded]
+        treated_so_far[stratum] += treated
+        seen[stratum] += 1
+        log_srm = sum(
+            a[treated_so_far[k]] + b[seen[k] - treated_so_far[k]] - c[seen[k]] for k, (a, b, c) in enumerate(assignment)
+        )
+        now = np.full(alive.size, -1)
+        # the last that applies wins: the precedence of decide() from the bottom up
+        now[e[:, -1] <= design.beta / (1 - design.alpha)] = ANSWERS.index(Decision.FUTILE)
+        promise = e[:, :up].sum(1)
+        now[promise >= threshold] = ANSWERS.index(Decision.PROMOTE)
+        now[e[:, up:down].sum(1) >= 1 / design.harm_alpha] = ANSWERS.index(Decision.HARMFUL)
+        now[log_srm >= math.log(decision.SRM_THRESHOLD)] = ANSWERS.index(Decision.INVALID)
+        ended = now >= 0
+        if ended.any():
+            answer[alive[ended]], stop[alive[ended]] = now[ended], i + 1
+            log_e[alive[ended]] = np.log(promise[ended])
+            alive, e, treated_so_far = alive[~ended], e[~ended], treated_so_far[:, ~ended]
+            if not alive.size:
+                break
+    return Played(answer, stop, log_e, arms, outcomes)
+
+
+def tilt(design: Design, rate: Per, *, tasks: int, reps: int, seed: int, share: Per = 0.5) -> tuple[float, float]:
+    """False promotion at no effect and its standard error, by importance sampling: sharper than counting.
+
+    E is the likelihood ratio of Q to "no effect", so the probability of promoting is the mean under Q of 1 / E where
+    the experiment promotes."""
+    played = play(design, rate, rate, tasks=tasks, reps=reps, seed=seed, share=share, tilted=True)
+    weights = np.where(played.answer == ANSWERS.index(Decision.PROMOTE), np.exp(-played.log_e), 0.0)
+    return float(weights.mean()), float(weights.std() / math.sqrt(reps))
+
+
+def _lgamma(x: Floats) -> Floats:
+    return np.array([math.lgamma(v) for v in x])
+
+
+def replayed(design: Design, played: Played, share: Per = 0.5) -> int:
+    """Feed the recorded experiments to decide() after every task; the number of looks that agreed, or an error."""
+    looks = 0
+    tasks = played.treated.shape[1]
+    shares = np.broadcast_to(np.asarray(share, float), tasks)
+    for r in range(len(played.treated)):
+        counts: dict[float, list[int]] = {float(s): [0, 0, 0, 0] for s in sorted(set(shares.tolist()))}
+        for i in range(int(played.stop[r])):
+            arm = counts[float(shares[i])]
+            at = 2 if played.treated[r, i] else 0
+            arm[at] += 1
+            arm[at + 1] += int(played.succeeded[r, i])
+            strata = [
+                Stratum(
+                    treatment_share=s,
+                    control=Arm(tasks=c[0], successes=c[1]),
+                    treatment=Arm(tasks=c[2], successes=c[3]),
+                )
+                for s, c in counts.items()
+            ]
+            expected = ANSWERS[played.answer[r]] if i + 1 == played.stop[r] else Decision.CONTINUE
+            came = decide(design, strata).decision
+            if came is not expected:
+                raise AssertionError(f"expected {expected} from decide() after task {i + 1}, but {came} came")
+            looks += 1
+    return looks
+
+
+def upper_99(share: float, n: int) -> float:
+    """Wilson's one-sided 99% upper bound."""
+    z2 = 2.3263**2
+    centre = share + z2 / (2 * n)
+    return float((centre + math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))) / (1 + z2 / n))
+
+
+# --- the bound: Wald's SPRT that knows both rates -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sprt:
+    log_upper: float
+    log_lower: float
+    size: float
+    power: float
+    tasks: float
+    tasks_no_effect: float
+
+
+def sprt(a: float, b: float, *, reps: int, seed: int) -> Sprt:
+    """Wald 1945, against the least favourable null (both arms at the mean rate), 50/50; its two bounds are moved until
+    the size at rate a in both arms is .05 and the power .9. Size by importance sampling, as in rules.calibration."""
+    m = (a + b) / 2
+    step = np.log([b / m, (1 - b) / (1 - m), a / m, (1 - a) / (1 - m)])
+    effect = np.array([b, 1 - b, a, 1 - a]) / 2
+    none = np.array([a, 1 - a, a, 1 - a]) / 2
+    tilted = none * np.exp(step)  # the likelihood ratio of this law to `none` is the SPRT's own
+
+    def walk(law: Floats, upper: float, lower: float) -> tuple[NDArray[np.bool_], Floats, Ints]:
+        dice = np.random.default_rng(seed)
+        edges = np.cumsum(law)[:3]
+        llr, alive = np.zeros(reps), np.arange(reps)
+        final, stop = np.zeros(reps), np.zeros(reps, int)
+        i = 0
+        while alive.size:
+            i += 1
+            llr = llr + step[np.searchsorted(edges, dice.random(alive.size))]
+            ended = (llr >= upper) | (llr <= lower)
+            if ended.any():
+                final[alive[ended]], stop[alive[ended]] = llr[ended], i
+                alive, llr = alive[~ended], llr[~ended]
+        return final >= upper, final, stop
+
+    upper, lower = math.log(0.9 / 0.05), math.log(0.1 / 0.95)
+    for _ in range(4):
+        crossed, final, _ = walk(tilted, upper, lower)
+        size = float(np.mean(crossed * np.exp(-final)))
+        found, _, stop = walk(effect, upper, lower)
+        power = float(found.mean())
+        best = Sprt(upper, lower, size, power, float(stop.mean()), float(walk(none, upper, lower)[2].mean()))
+        upper, lower = upper + math.log(size / 0.05), lower + math.log(0.1 / (1 - power))
+    return best
+
+
+# --- the alternatives, from counts ----------------------------------------------------------------------------------
+
+
+def z_score(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
+    """Pooled two-sample z of the rate difference; 0 while an arm is empty or nothing varies."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = (sc + st) / (nc + nt)
+        z = (st / nt - sc / nc) / np.sqrt(pooled * (1 - pooled) * (1 / nc + 1 / nt))
+    return np.asarray(np.nan_to_num(z, posinf=0, neginf=0))
+
+
+def growthbook(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
+    """GrowthBook's sequential test (asymptotic confidence sequence, tuning 5,000, two-sided .05), as a ratio: at 1 the
+    lower end of the interval of the difference leaves 0. gbstats/frequentist/tests.py; Waudby-Smith et al. 2021."""
+    alpha, tuning = 0.05, 5_000
+    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuning
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pc, pt = sc / nc, st / nt
+        # sample variances with n - 1, as theirs
+        variance = pc * (1 - pc) / (nc - 1) + pt * (1 - pt) / (nt - 1)
+        n = nc + nt
+        half = np.sqrt(variance * n) * np.sqrt(
+            2 * (n * rho2 + 1) / (n * n * rho2) * np.log(np.sqrt(n * rho2 + 1) / alpha)
+        )
+        ratio = (pt - pc) / half
+    ratio[(nc < 2) | (nt < 2)] = 0  # no variance yet
+    return np.asarray(np.nan_to_num(ratio, posinf=0, neginf=0))
+
+
+def ten_a_side(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = st / nt - sc / nc
+    return np.where((nc >= 10) & (nt >= 10) & (difference >= 0.05), 1.0, 0.0)
+
+
+Statistic = Callable[[Ints, Ints, Ints, Ints], Floats]
+
+
+def looked(
+    statistic: Statistic, looks: dict[int, float], a: float, b: float, *, reps: int, seed: int, share: float = 0.5
+) -> tuple[float, float, Ints]:
+    """Promote when the statistic reaches its bound at one of the looks (tasks -> bound): share, mean tasks, stops."""
+    dice = np.random.default_rng(seed)
+    nc, sc, nt, st = (np.zeros(reps, int) for _ in range(4))
+    alive, stop, found = np.arange(reps), np.full(reps, max(looks)), np.zeros(reps, bool)
+    before = 0
+    for tasks, bound in looks.items():
+        treated = dice.binomial(tasks - before, share, alive.size)
+        control = tasks - before - treated
+        before = tasks
+        nc, sc = nc + control, sc + dice.binomial(control, a)
+        nt, st = nt + treated, st + dice.binomial(treated, b)
+        reached = statistic(nc, sc, nt, st) >= bound
+        if reached.any():
+            found[alive[reached]], stop[alive[reached]] = True, tasks
+            alive, nc, sc, nt, st = (x[~reached] for x in (alive, nc, sc, nt, st))
+            if not alive.size:
+                break
+    return float(found.mean()), float(stop.mean()), stop
+
+
+def obrien_fleming(seed: int) -> float:
+    """The constant of the 5-look O'Brien-Fleming bounds C sqrt(5 / k) at one-sided .05, from simulated normal walks."""
+    steps = np.random.default_rng(seed).standard_normal((400_000, 5)).cumsum(1) / math.sqrt(5)
+    return float(np.quantile(steps.max(1), 0.95))
+
+
+def fixed_n(a: float, b: float) -> int:
+    z, m = 1.6449, (a + b) / 2
+    each = (z * math.sqrt(2 * m * (1 - m)) + 1.2816 * math.sqrt(a * (1 - a) + b * (1 - b))) ** 2 / (b - a) ** 2
+    return 2 * math.ceil(each)
+
+
+def peers(a: float, b: float, bound: Sprt, *, reps: int, seed: int) -> list[dict[str, Any]]:
+    n = fixed_n(a, b)
+    c = obrien_fleming(seed)
+    # inflation 1.03: Jennison & Turnbull 2000, table 2.4
+    five = {round(1.03 * n * k / 5): c * math.sqrt(5 / k) for k in range(1, 6)}
+    every = max(1, n // 400)
+    long = dict.fromkeys(range(every, 12 * n, every), 1.0)
+    _, _, stops = looked(growthbook, long, a, b, reps=reps, seed=seed)
+    horizon = int(np.quantile(stops, 0.9))
+    if horizon >= max(long):
+        note(f"expected GrowthBook's power .9 within {max(long)} tasks, but it was not reached")
+    upto = {k: 1.0 for k in long if k <= max(horizon, every)}
+    methods: list[tuple[str, Statistic, dict[int, float]]] = [
+        ("fixed-N z, one look", z_score, {n: 1.6449}),
+        ("fixed-N z, peeked every 10", z_score, {**dict.fromkeys(range(10, n, 10), 1.6449), n: 1.6449}),
+        (f"GrowthBook sequential, default tuning, every {every}", growthbook, upto),
+        ("O'Brien-Fleming, 5 looks", z_score, five),
+        ("10 a side and 5 points, one look", ten_a_side, {100: 1.0}),
+    ]
+    rows = []
+    for name, statistic, looks in methods:
+        power, tasks, _ = looked(statistic, looks, a, b, reps=reps, seed=seed)
+        size, no_effect, _ = looked(statistic, looks, a, a, reps=reps, seed=seed + 1)
+        rows.append(
+            {
+                "method": name,
+                "horizon": max(looks),
+                "false_promotion": size,
+                "power": power,
+                "tasks": tasks,
+                "ratio": tasks / bound.tasks,
+                "ratio_no_effect": no_effect / bound.tasks_no_effect,
+            }
+        )
+    return rows
+
+
+# --- the sections ---------------------------------------------------------------------------------------------------
+
+
+def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
+    """Mean tasks at power .9 over the SPRT's; the smallest effect worth having is the true one, then half of it."""
+    sections = []
+    for number, (a, b) in enumerate(EFFECTS):
+        seed = SEED + 100 * number
+        note(f"efficiency {a} -> {b}: SPRT")
+        bound = sprt(a, b, reps=reps, seed=seed)
+        rows = []
+        candidates = HORIZONS[a, b][1:2] if quick else HORIZONS[a, b]
+        for name, effect, horizons in (
+            ("nautilus, horizon known", b - a, candidates),
+            ("nautilus, open-ended", b - a, (None,)),
+            ("nautilus, open-ended, smallest effect half the true one", (b - a) / 2, (None,)),
+        ):
+            for horizon in horizons:
+                note(f"efficiency {a} -> {b}: {name}, {horizon}")
+                design = Design(baseline_rate=a, predicted_rate=b, minimum_effect=effect, max_tasks=horizon)
+                tasks = horizon or FOREVER[a, b]
+                found = play(design, a, b, tasks=tasks, reps=reps, seed=seed + 1)
+                if found.share(Decision.PROMOTE) >= 0.9:
+                    break
+            none = play(design, a, a, tasks=tasks, reps=reps, seed=seed + 2)
+            rows.append(
+                {
+                    "method": name,
+                    "horizon": horizon,
+                    "false_promotion": none.share(Decision.PROMOTE),
+                    "power": found.share(Decision.PROMOTE),
+                    "tasks": float(found.stop.mean()),
+                    "ratio": float(found.stop.mean()) / bound.tasks,
+                    "ratio_no_effect": float(none.stop.mean()) / bound.tasks_no_effect,
+                }
+            )
+        note(f"efficiency {a} -> {b}: peers")
+        rows += peers(a, b, bound, reps=min(reps, 4_000), seed=seed + 3)
+        sections.append({"effect": f"{a:g} -> {b:g}", "seed": seed, "reps": reps, "sprt": bound.__dict__, "rows": rows})
+    return sections
+
+
+def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
+    """No effect, a look after every task: known horizon at rates around the baseline, then open-ended under drift."""
+    rows = []
+
+    def row(name: str, design: Design, rate: Per, tasks: int, seed: int, share: Per = 0.5) -> None:
+        note(f"false promotion: {name}, {tasks} tasks")
+        size = play(design, rate, rate, tasks=tasks, reps=reps, seed=seed, share=share).share(Decision.PROMOTE)
+        sharp, error = tilt(design, rate, tasks=tasks, reps=reps // 4, seed=seed + 50_000, share=share)
+        rows.append(
+            {
+                "case": name,
+                "tasks": tasks,
+                "seed": seed,
+                "false_promotion": size,
+                "upper_99": upper_99(size, reps),
+                "importance_sampled": sharp,
+                "standard_error": error,
+            }
+        )
+
+    for baseline, predicted, smallest in ((0.67, 0.94, 0.05), (0.93, 0.97, 0.02)):
+        for i, n in enumerate((100, 500) if quick else (100, 500, 2_000)):
+            design = Design(
+                baseline_rate=baseline, predicted_rate=predicted, minimum_effect=smallest, max_tasks=n, beta=1e-9
+            )
+            for j, points in enumerate((-5, 0, 5) if quick else (-5, -2.5, 0, 2.5, 5)):
+                rate = round(baseline + points / 100, 4)
+                name = f"horizon known, baseline {baseline}, rate {rate:g}, futility ignored"
+                row(name, design, rate, n, SEED + 1_000 + 10 * i + j)
+    n = 2_000
+    drift = np.linspace(0.67, 0.93, n)
+    ramp = np.repeat([0.1, 0.2, 0.3, 0.4, 0.5], n // 5)
+    design = Design(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05)
+    for k, rate in enumerate((0.1, 0.5, 0.67, 0.93)):
+        row(f"open-ended, rate {rate}", design, rate, 2 * n, SEED + 1_100 + k)
+    row("open-ended, drift .67 -> .93", design, drift, n, SEED + 1_110)
+    row("open-ended, share 10% -> 50%", design, 0.67, n, SEED + 1_111, ramp)
+    row("open-ended, drift .67 -> .93 under share 10% -> 50%", design, drift, n, SEED + 1_112, ramp)
+    return rows
+
+
+def harmful(reps: int) -> list[dict[str, Any]]:
+    """How often a change is promoted that is 5 points worse, or does nothing."""
+    rows = []
+    for baseline, predicted, smallest in ((0.67, 0.94, 0.05), (0.93, 0.97, 0.02)):
+        for n in (100, 500, 2_000):
+            note(f"harmful: baseline {baseline}, N = {n}")
+            design = Design(baseline_rate=baseline, predicted_rate=predicted, minimum_effect=smallest, max_tasks=n)
+            seed = SEED + 2_000 + n
+            for change in (0.0, -0.05):
+                played = play(design, baseline, baseline + change, tasks=n, reps=reps, seed=seed)
+                arm = {"reps": min(reps, 20_000), "seed": seed}
+                rows.append(
+                    {
+                        "baseline": baseline,
+                        "change": change,
+                        "N": n,
+                        "seed": seed,
+                        "promoted": played.share(Decision.PROMOTE),
+                        "stopped_as_harmful": played.share(Decision.HARMFUL),
+                        "tasks": float(played.stop.mean()),
+                        "ten_a_side": looked(ten_a_side, {n: 1.0}, baseline, baseline + change, **arm)[0],
+                        "z_peeked_every_10": looked(
+                            z_score,
+                            dict.fromkeys(range(10, n + 1, 10), 1.6449),
+                            baseline,
+                            baseline + change,
+                            **arm,
+                        )[0],
+                    }
+                )
+    return rows
+
+
+def wrong_predictions(reps: int, quick: bool) -> list[dict[str, Any]]:
+    """Truth .67 -> .79, the agent's prediction from 10 points too low to 20 too high."""
+    rows = []
+    n = 1_000
+    for i, off in enumerate((-10, 0, 20) if quick else (-10, -5, 0, 5, 10, 15, 20)):
+        note(f"wrong prediction: {off:+} points")
+        design = Design(baseline_rate=0.67, predicted_rate=round(0.79 + off / 100, 4), minimum_effect=0.02, max_tasks=n)
+        found = play(design, 0.67, 0.79, tasks=n, reps=reps, seed=SEED + 3_000 + i)
+        none = play(design, 0.67, 0.67, tasks=n, reps=reps, seed=SEED + 3_100 + i)
+        size = none.share(Decision.PROMOTE)
+        rows.append(
+            {
+                "points_off": off,
+                "predicted": design.predicted_rate,
+                "false_promotion": size,
+                "upper_99": upper_99(size, reps),
+                "power": found.share(Decision.PROMOTE),
+                "tasks": float(found.stop.mean()),
+                "horizon": n,
+            }
+        )
+    return rows
+
+
+def verification(keep: int) -> int:
+    """Looks at which the vectorised play and decide() agreed: every look of `keep` experiments in five settings."""
+    note("verification against decide()")
+    ramp = np.repeat([0.1, 0.3, 0.5], 100)
+    looks = 0
+    settings: tuple[tuple[float, float, float, int | None, Per], ...] = (
+        (0.67, 0.94, 0.27, 120, 0.5),
+        (0.67, 0.67, 0.05, 300, 0.5),
+        (0.90, 0.70, 0.03, 300, 0.5),
+        (0.67, 0.80, 0.10, 300, 0.3),
+        (0.67, 0.85, 0.10, None, ramp),
+    )
+    for i, (a, b, effect, n, share) in enumerate(settings):
+        design = Design(baseline_rate=a, predicted_rate=max(b, a + effect), minimum_effect=effect, max_tasks=n)
+        played = play(design, a, b, tasks=n or 300, reps=keep, seed=SEED + 4_000 + i, share=share, keep=keep)
+        looks += replayed(design, played, share)
+    return looks
+
+
+def promises(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each bound of the issue, what was measured, and whether it held."""
+    found: list[dict[str, Any]] = []
+
+    def promise(text: str, value: float, bound: float) -> None:
+        found.append({"promise": text, "measured": value, "bound": bound, "held": bool(value <= bound)})
+
+    worst = max(report["false_promotion"], key=lambda r: r["importance_sampled"])
+    name = f"{worst['case']}, {worst['tasks']} tasks"
+    promise(f"false promotion, worst case by importance sampling ({name})", worst["importance_sampled"], 0.05)
+    worst = max(report["false_promotion"], key=lambda r: r["upper_99"])
+    name = f"{worst['case']}, {worst['tasks']} tasks"
+    promise(f"false promotion, worst 99% upper bound by counting ({name})", worst["upper_99"], 0.055)
+    for n in (100, 500, 2_000):
+        for baseline in (0.67, 0.93):
+            none, worse = (r for r in report["harmful"] if r["N"] == n and r["baseline"] == baseline)
+            promise(
+                f"5 points worse promoted no more often than no effect, {baseline}, N = {n}",
+                worse["promoted"],
+                none["promoted"],
+            )
+            if (baseline, n) == (0.93, 2_000):
+                promise("5 points worse promoted at .93, N = 2,000", worse["promoted"], 0.002)
+    for section in report["efficiency"]:
+        known, open_ended = section["rows"][0], section["rows"][1]
+        limit = 1.15 if section["effect"] == "0.67 -> 0.94" else 1.20
+        promise(f"tasks over SPRT, {section['effect']}, horizon known", known["ratio"], limit)
+        promise(f"power .9 missed by, {section['effect']}, horizon known", max(0.0, 0.9 - known["power"]), 0.0)
+        promise(f"tasks over SPRT, {section['effect']}, open-ended", open_ended["ratio"], 1.30)
+        promise(f"tasks over SPRT under no effect, {section['effect']}", known["ratio_no_effect"], 1.25)
+    wrong = max(report["wrong_predictions"], key=lambda r: r["upper_99"])
+    promise("false promotion with a wrong prediction, 99% upper bound", wrong["upper_99"], 0.055)
+    return found
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    heads = list(rows[0])
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    widths = [max(len(h), *(len(c[i]) for c in cells)) for i, h in enumerate(heads)]
+    for line in [heads, *cells]:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true", help="fewer experiments: under a minute, wider errors")
+    arguments = parser.parse_args()
+    reps = 1_500 if arguments.quick else 20_000
+    started = time.perf_counter()
+    report: dict[str, Any] = {"seed": SEED, "quick": arguments.quick, "reps": reps}
+    report["looks_equal_to_decide"] = verification(4 if arguments.quick else 20)
+    report["efficiency"] = efficiency(reps, arguments.quick)
+    report["false_promotion"] = false_promotion(reps, arguments.quick)
+    report["harmful"] = harmful(reps)
+    report["wrong_predictions"] = wrong_predictions(reps, arguments.quick)
+    report["promises"] = promises(report)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return
+    for section in report["efficiency"]:
+        print_table(f"{section['effect']}: SPRT {section['sprt']}", section["rows"])
+    for title in ("false_promotion", "harmful", "wrong_predictions", "promises"):
+        print_table(title.replace("_", " "), report[title])
+
+
+if __name__ == "__main__":
+    main()

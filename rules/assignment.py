@@ -1,0 +1,58 @@
+"""Says which variant a unit gets: a hash, so that every process agrees without asking, and no unit changes its mind.
+
+Exactly the `fractional` operation (v2) of OpenFeature's flagd, so that other evaluators give the same answer. Python's
+own `hash()` is salted per process and must never be used here.
+"""
+
+from typing import Literal
+
+from mmh3 import hash as murmur3_32
+
+Variant = Literal["control", "treatment"]
+
+# Resolves shares to a millionth of a percent; flagd's answer depends on the shares, not on the total they add up to.
+TOTAL_WEIGHT = 100_000_000
+# Control fills the ring from 0 up and treatment from here up: apart, so that neither range moves as a share ramps.
+TREATMENT_START = TOTAL_WEIGHT // 2
+
+
+def bucket(key: str, total_weight: int) -> int:
+    """The bucket of `key` in 0 .. total_weight - 1: (murmur3_x86_32(key, seed 0), unsigned, x total weight) >> 32."""
+    if not 0 < total_weight < 2**31:
+        raise ValueError(f"expected a total weight from 1 to 2^31 - 1, but {total_weight} came for {key!r}")
+    return (murmur3_32(key, 0, signed=False) * total_weight) >> 32
+
+
+def variant(experiment_id: str, unit_id: str, treatment_share: float) -> Variant:
+    """The variant of a unit when all units take part; a growing share only ever moves units to the treatment.
+
+    flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text: flag key, then unit.
+    """
+    control = TOTAL_WEIGHT - _weight(treatment_share, "a treatment share")
+    return "control" if bucket(experiment_id + unit_id, TOTAL_WEIGHT) < control else "treatment"
+
+
+def exposed_variant(experiment_id: str, unit_id: str, exposure: float, treatment_share: float) -> Variant | None:
+    """The variant of a unit when only a share `exposure` of all units takes part; None for the others.
+
+    Contiguous ranges anchored apart, control from 0 up and treatment from .5 up: while exposure grows, units join and
+    none leaves its arm. That needs each arm within its half of the ring.
+    """
+    exposed = _weight(exposure, "an exposure")
+    treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
+    control = exposed - treated
+    if max(control, treated) > TREATMENT_START:
+        raise ValueError(
+            f"expected each arm to fit half of all units, but exposure {exposure} and treatment share "
+            f"{treatment_share} came for experiment {experiment_id}"
+        )
+    place = bucket(experiment_id + unit_id, TOTAL_WEIGHT)
+    if place < control:
+        return "control"
+    return "treatment" if TREATMENT_START <= place < TREATMENT_START + treated else None
+
+
+def _weight(share: float, name: str) -> int:
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected {name} from 0 to 1, but {share} came")
+    return round(share * TOTAL_WEIGHT)

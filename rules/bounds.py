@@ -1,0 +1,52 @@
+"""Bounds: what may be proposed at all. Refused here, before any vote, is what no majority can allow."""
+
+import math
+from collections.abc import Mapping
+
+from schema.messages.platform import ParameterState
+from schema.messages.proposals import Proposal
+
+
+def refusal(
+    proposal: Proposal,
+    parameters: Mapping[str, ParameterState],
+    task_type: str,
+    baseline_rate: float,
+    minimum_effect: float,
+) -> str | None:
+    """Say why a proposal cannot be put to the vote, or None when it can.
+
+    `task_type` is what the cycle is about (empty: the whole platform); `baseline_rate` and `minimum_effect` are success
+    rates, 0 to 1.
+    """
+    state = parameters.get(proposal.parameter)
+    if state is None:
+        known = ", ".join(sorted(parameters)) or "none"
+        return f"expected a declared parameter ({known}), but {proposal.parameter} came"
+    declared = state.declaration
+    if task_type and task_type not in declared.task_types:
+        return f"expected a parameter that touches {task_type}, but {declared.key} touches {', '.join(declared.task_types)}"
+    if proposal.base_version != state.version:
+        return f"expected base version {state.version} of {declared.key}, but {proposal.base_version} came"
+    if (wrong := declared.refusal(proposal.value)) is not None:
+        return f"{declared.key}: {wrong}"
+    if proposal.value == state.value:
+        return f"expected a change of {declared.key}, but {proposal.value!r} is its value already"
+    if isinstance(proposal.value, int | float) and isinstance(state.value, int | float):
+        change = abs(proposal.value - state.value)
+        if declared.largest_change is not None and change > declared.largest_change * (1 + 1e-9):
+            return f"expected {declared.key} to change by at most {declared.largest_change:g}, but {change:g} came"
+        if declared.step is not None and not _on_step(proposal.value, declared.step, declared.minimum or 0.0):
+            return f"expected {declared.key} in steps of {declared.step:g}, but {proposal.value:g} came"
+    gain = proposal.predicted_rate - baseline_rate
+    if gain < minimum_effect - 1e-9:
+        return (
+            f"expected a predicted rate of at least {baseline_rate + minimum_effect:.3f} "
+            f"(baseline {baseline_rate:.3f} and {minimum_effect:g} worth having), but {proposal.predicted_rate:.3f} came"
+        )
+    return None
+
+
+def _on_step(value: float, step: float, origin: float) -> bool:
+    steps = (value - origin) / step
+    return math.isclose(steps, round(steps), abs_tol=1e-6)

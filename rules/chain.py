@@ -1,0 +1,50 @@
+"""Chain: what makes the ledger evidence. Each entry's digest covers the entry and the digest before it.
+
+SHA-256 over canonical JSON (RFC 8785 in spirit: sorted keys, no spaces, UTF-8, no NaN). Whoever keeps one digest
+outside can show that nothing before it was changed or removed (Haber & Stornetta 1991).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+GENESIS = "0" * 64
+
+
+def canonical(content: Mapping[str, Any]) -> str:
+    """The one text of a JSON object; raises ValueError for what JSON cannot say."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(*, sequence: int, key: str, kind: str, subject: str, at: datetime, body: str, previous: str) -> str:
+    """The digest of one entry. `body` is canonical JSON text, hashed as it is stored."""
+    fields = {
+        "sequence": sequence,
+        "key": key,
+        "kind": kind,
+        "subject": subject,
+        "at": at.astimezone(UTC).isoformat(),
+        "body": body,
+        "previous": previous,
+    }
+    return hashlib.sha256(canonical(fields).encode()).hexdigest()
+
+
+def first_break(entries: Iterable[Mapping[str, Any]]) -> str | None:
+    """Say where a chain, oldest entry first, is broken; None where it holds.
+
+    Each entry has the keyword arguments of `digest` and its stored `digest`.
+    """
+    previous, expected = GENESIS, 1
+    for entry in entries:
+        stored = entry["digest"]
+        if entry["sequence"] != expected:
+            return f"expected entry {expected}, but entry {entry['sequence']} came"
+        if entry["previous"] != previous:
+            return f"entry {expected} does not follow the entry before it"
+        if digest(**{name: value for name, value in entry.items() if name != "digest"}) != stored:
+            return f"entry {expected} ({entry['key']}) was changed: its digest does not match its content"
+        previous, expected = stored, expected + 1
+    return None

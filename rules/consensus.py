@@ -1,0 +1,77 @@
+"""Consensus: what a set of ballots means.
+
+Votes decide what is worth testing, never what is promoted. The electorate and its weights were frozen when voting
+opened. Weight follows standing; one operator's voters together weigh at most a share of the electorate, because clones
+of one operator are one voter. Abstentions count for the quorum only; a tie is not a consensus. After OpenZeppelin's
+Governor (snapshot of weights, quorum, late-quorum extension).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from schema.messages.platform import CycleRules, Risk
+from schema.messages.proposals import Ballot, Choice, Tally, Voter
+
+# Weights are sums of a few floats: a vote at exactly the threshold must not fail by a rounding error.
+ROUNDING = 1e-9
+
+
+def majority(risk: Risk, rules: CycleRules) -> float:
+    """The share of the weight cast for or against that a proposal of this risk needs."""
+    match risk:
+        case Risk.LOW | Risk.MEDIUM:
+            return rules.approval_share
+        case Risk.HIGH:
+            return rules.high_risk_approval_share
+
+
+def capped_weights(voters: Sequence[Voter], cap_share: float) -> dict[str, float]:
+    """Each voter's weight, scaled down where its operator's voters exceed `cap_share` of the whole electorate."""
+    by_operator: dict[str, float] = defaultdict(float)
+    for voter in voters:
+        by_operator[voter.operator] += voter.weight
+    cap = cap_share * sum(by_operator.values())
+    return {v.agent_id: v.weight * min(1.0, cap / by_operator[v.operator]) if v.weight > 0 else 0.0 for v in voters}
+
+
+def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, rules: CycleRules) -> Tally:
+    """Count `ballots` (by agent id, all of them the electorate's) and say whether any open ballot could still matter."""
+    weights = capped_weights(voters, rules.operator_weight_cap)
+    counts = dict.fromkeys(Choice, 0)
+    cast = dict.fromkeys(Choice, 0.0)
+    for ballot in ballots.values():
+        counts[ballot.choice] += 1
+        cast[ballot.choice] += weights[ballot.agent_id]
+    approve, reject = cast[Choice.APPROVE], cast[Choice.REJECT]
+
+    open_voters = [voter for voter in voters if voter.agent_id not in ballots]
+    open_weight = sum(weights[voter.agent_id] for voter in open_voters)
+    operators = {voter.operator for voter in voters if voter.agent_id in ballots}
+    reachable = operators | {voter.operator for voter in open_voters}
+    needed = majority(risk, rules)
+    quorum = len(operators) >= rules.minimum_ballots
+
+    accepted = quorum and _carries(approve, reject, needed)
+    certain_yes = quorum and _carries(approve, reject + open_weight, needed)
+    certain_no = len(reachable) < rules.minimum_ballots or not _carries(approve + open_weight, reject, needed)
+    shares = f"{approve:g} for and {reject:g} against by weight, {needed:.0%} needed"
+    if not quorum:
+        reason = f"{len(operators)} operators voted, {rules.minimum_ballots} needed"
+    else:
+        reason = f"{'carried' if accepted else 'not carried'}: {shares}"
+    return Tally(
+        approve=counts[Choice.APPROVE],
+        reject=counts[Choice.REJECT],
+        abstain=counts[Choice.ABSTAIN],
+        approve_weight=approve,
+        reject_weight=reject,
+        operators=len(operators),
+        quorum=quorum,
+        decided=certain_yes or certain_no or not open_voters,
+        accepted=accepted,
+        reason=reason,
+    )
+
+
+def _carries(approve: float, reject: float, needed: float) -> bool:
+    return approve > 0 and approve > reject and approve >= needed * (approve + reject) - ROUNDING

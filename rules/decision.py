@@ -1,0 +1,327 @@
+"""Decides an experiment - promote, stop or go on - from nothing but counts, after every task if one likes.
+
+The rule is an exact randomisation e-process: an always-valid test that assumes only that the share of tasks sent to the
+treatment is known. It stays valid under looking after every task, under drift of the task mix and, with one stratum per
+share, under a changing share. Around it: the same object with the arms swapped (the harm monitor, and the monitor of
+every guardrail: `harm_evidence`), a futility stop, a sequential test of the assignment itself, and an interval. No
+clock, no dice (`rules.calibration` has seeded ones), no IO; it never decides on a mean.
+
+Sources: Wald, "Sequential tests of statistical hypotheses", 1945; Ville, "Etude critique de la notion de collectif",
+1939; Turner, Ly & Gruenwald, "Generic E-variables for exact sequential k-sample tests", 2022; Waudby-Smith & Ramdas,
+"Estimating means of bounded random variables by betting", 2023; Lindon & Malek, "Anytime-valid inference for
+multinomial count data", 2022.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import exp, fsum, inf, lgamma, log
+from operator import mul
+
+from rules.calibration import (
+    Bet,
+    calibrated_log_threshold,
+    harm_bets,
+    log_factors,
+    promising_bets,
+    smallest_bet,
+)
+
+# treatment share; treatment successes, treatment failures, control successes, control failures
+Tally = tuple[float, int, int, int, int]
+
+# Fewer than one sound experiment in a thousand is called broken (Ville), however often one looks.
+SRM_THRESHOLD = 1_000.0
+# Prior weight of the assignment test: concentrated within some five points of the share, where real faults lie.
+SRM_WEIGHT = 100.0
+
+
+class Decision(StrEnum):
+    CONTINUE = "continue"
+    PROMOTE = "promote"
+    FUTILE = "futile"
+    HARMFUL = "harmful"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """Counts of one arm: `tasks` finished, `successes` among them, `pending` assigned and not yet finished."""
+
+    tasks: int
+    successes: int
+    pending: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.successes <= self.tasks or self.pending < 0:
+            raise ValueError(f"expected 0 <= successes <= tasks and pending >= 0, but {self} came")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stratum:
+    """All tasks assigned to the treatment with one probability; pooling over several promotes no-ops (Simpson)."""
+
+    treatment_share: float
+    control: Arm
+    treatment: Arm
+
+    def __post_init__(self) -> None:
+        if not 0 < self.treatment_share < 1:
+            raise ValueError(f"expected a treatment share between 0 and 1, but {self.treatment_share} came")
+
+    @property
+    def finished(self) -> int:
+        return self.control.tasks + self.treatment.tasks
+
+    @property
+    def pending(self) -> int:
+        return self.control.pending + self.treatment.pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """What is fixed before the first task is assigned; rates are probabilities of the good event.
+
+    `max_tasks` counts the tasks of both arms. With it, one stratum at 50/50 and not `extended`, the threshold of
+    promotion is calibrated to that horizon; otherwise it is 1 / alpha. Set `extended` once `max_tasks` was raised after
+    the start: a calibrated threshold is not always-valid.
+    """
+
+    baseline_rate: float
+    predicted_rate: float
+    minimum_effect: float
+    alpha: float = 0.05
+    beta: float = 0.1
+    harm_alpha: float = 0.01
+    max_tasks: int | None = None
+    extended: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.baseline_rate <= 1 or not 0 <= self.predicted_rate <= 1:
+            raise ValueError(f"expected rates from 0 to 1, but {self} came")
+        # The difference of two decimal fractions may be an ulp short: .94 - .67 < .27.
+        if not 0 < self.minimum_effect <= self.predicted_rate - self.baseline_rate + 1e-9:
+            raise ValueError(
+                f"expected a predicted rate at least the minimum effect (over 0) above the baseline, but predicted "
+                f"{self.predicted_rate}, baseline {self.baseline_rate}, minimum effect {self.minimum_effect} came"
+            )
+        if not all(0 < level < 1 for level in (self.alpha, self.beta, self.harm_alpha)):
+            raise ValueError(f"expected alpha, beta and harm_alpha between 0 and 1, but {self} came")
+        if self.max_tasks is not None and self.max_tasks < 1:
+            raise ValueError(f"expected max_tasks of at least 1, but {self.max_tasks} came")
+
+    @property
+    def bets(self) -> tuple[Bet, ...]:
+        return promising_bets(self.baseline_rate, self.predicted_rate, self.minimum_effect)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The decision and all it was read from: promotion is `log_e >= log_threshold`."""
+
+    decision: Decision
+    reason: str
+    log_e: float
+    log_threshold: float
+    log_e_harm: float
+    log_e_smallest: float  # of the smallest effect against none, on finished tasks: what futility reads
+    srm_e: float
+    effect: float | None  # rate difference treatment - control, see rate_difference
+    design: Design = field(repr=False)
+    strata: tuple[Stratum, ...] = field(repr=False)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Always-valid interval of the rate difference at 1 - alpha; computed when asked, in a millisecond or two."""
+        return difference_interval(self.design, self.strata)
+
+
+def decide(design: Design, strata: Sequence[Stratum]) -> Verdict:
+    """Read all counts so far and say what to do; look as often as you like, it costs some 35 microseconds.
+
+    Invalid (the assignment is broken) beats harmful, promote, futile and inconclusive, in this order. `max_tasks` is
+    judged on finished tasks: at it the answer is never continue. A verdict may come earlier; with all tasks assigned
+    and fewer finished the answer is continue while the pending ones may still decide. Assign no more than `max_tasks`:
+    beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds: decide in an activity.
+    """
+    strata = tuple(strata)
+    log_e = log_evidence(design.bets, [_tally(s, pending_treated_succeed=False) for s in strata])
+    log_e_harm = harm_evidence(design.baseline_rate, design.minimum_effect, strata)
+    log_e_smallest = log_evidence(
+        smallest_bet(design.baseline_rate, design.minimum_effect),
+        [_tally(s, pending_treated_succeed=None) for s in strata],
+    )
+    log_threshold = promotion_log_threshold(design, strata)
+    srm_e = assignment_evidence(strata)
+    effect = rate_difference(strata)
+    finished = sum(s.finished for s in strata)
+
+    # Ville 1939: a nonnegative supermartingale that starts at 1 ever reaches 1 / alpha with probability <= alpha.
+    harm_threshold = -log(design.harm_alpha)
+    # Wald 1945: give up on the effect at likelihood ratio beta / (1 - alpha).
+    futility_bound = log(design.beta / (1 - design.alpha))
+    if srm_e >= SRM_THRESHOLD:
+        decision, why = Decision.INVALID, f"the assignment departs from its share, e = {srm_e:.3g} >= {SRM_THRESHOLD:g}"
+    elif log_e_harm >= harm_threshold:
+        decision, why = Decision.HARMFUL, f"evidence of harm e = {_e(log_e_harm)} reached {_e(harm_threshold)}"
+    elif log_e >= log_threshold:
+        decision, why = Decision.PROMOTE, f"evidence e = {_e(log_e)} reached {_e(log_threshold)}"
+    elif log_e_smallest <= futility_bound:
+        decision, why = (
+            Decision.FUTILE,
+            (
+                f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having, are {_e(log_e_smallest)} "
+                f"times as likely as none, at most {_e(futility_bound)}"
+            ),
+        )
+    elif design.max_tasks is not None and finished >= design.max_tasks:
+        decision, why = Decision.INCONCLUSIVE, f"evidence e = {_e(log_e)} is short of {_e(log_threshold)} at the end"
+    else:
+        decision, why = Decision.CONTINUE, f"evidence e = {_e(log_e)} of {_e(log_threshold)} needed"
+    return Verdict(
+        decision=decision,
+        reason=f"{decision} after {finished} tasks"
+        + (f" of {design.max_tasks}" if design.max_tasks else "")
+        + ("" if effect is None else f" at a difference of {100 * effect:+.1f} points")
+        + f": {why}",
+        log_e=log_e,
+        log_threshold=log_threshold,
+        log_e_harm=log_e_harm,
+        log_e_smallest=log_e_smallest,
+        srm_e=srm_e,
+        effect=effect,
+        design=design,
+        strata=strata,
+    )
+
+
+def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[Tally]) -> float:
+    """Log of the mixture e-process, ln sum_j w_j prod_i p_arm(Y_i) / (pi_i p_B(Y_i) + (1 - pi_i) p_A(Y_i)).
+
+    Turner, Ly & Gruenwald 2022, with the arm drawn at random. While the treatment is not better, each factor has
+    conditional mean 1 + pi (r_B(1) - r_B(0)) (theta_B - theta_A) <= 1 however both rates drift, so the product is a
+    supermartingale, and so is any mixture fixed beforehand. Four counts per share are its whole state.
+    """
+    logs = [0.0] * len(bets)
+    for share, ts, tf, cs, cf in tallies:
+        for j, (w, x, y, z) in enumerate(log_factors(bets, share)):
+            logs[j] += ts * w + tf * x + cs * y + cf * z
+    return _log_mean(bets, logs)
+
+
+def harm_evidence(baseline_rate: float, margin: float, strata: Sequence[Stratum]) -> float:
+    """Log evidence that the treatment is worse: the same object with the arms swapped, to hold against ln(1 / alpha).
+
+    `margin` is the smallest harm worth knowing (at most five points). The monitor of a guardrail is this on its counts.
+    """
+    tallies = [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]
+    return log_evidence(harm_bets(baseline_rate, margin), tallies)
+
+
+def assignment_evidence(strata: Sequence[Stratum]) -> float:
+    """e-value against "tasks were assigned with the stated share", on assigned tasks, finished or pending.
+
+    Lindon & Malek 2022: Dirichlet-multinomial marginal likelihood over the multinomial likelihood, the prior centred
+    on the share; strata multiply. A martingale while the assignment is sound, so it too bears a look after every task.
+    """
+    log_e = 0.0
+    for s in strata:
+        for arm, share in ((s.treatment, s.treatment_share), (s.control, 1 - s.treatment_share)):
+            assigned = arm.tasks + arm.pending
+            log_e += lgamma(SRM_WEIGHT * share + assigned) - lgamma(SRM_WEIGHT * share) - assigned * log(share)
+        log_e -= lgamma(SRM_WEIGHT + s.finished + s.pending) - lgamma(SRM_WEIGHT)
+    return exp(min(log_e, 700.0))
+
+
+def rate_difference(strata: Sequence[Stratum]) -> float | None:
+    """Treatment rate minus control rate, strata weighted by finished tasks; None until one has both arms."""
+    both = [(s.finished, s.treatment, s.control) for s in strata if s.control.tasks and s.treatment.tasks]
+    if not both:
+        return None
+    gains = [n * (t.successes / t.tasks - c.successes / c.tasks) for n, t, c in both]
+    return fsum(gains) / sum(n for n, _, _ in both)
+
+
+def promotion_log_threshold(design: Design, strata: Sequence[Stratum]) -> float:
+    """ln(1 / alpha), or less where the horizon binds: one stratum at 50/50, `max_tasks` fixed and not extended."""
+    horizon = design.max_tasks
+    if horizon is None or design.extended or [s.treatment_share for s in strata] != [0.5]:
+        return -log(design.alpha)
+    if strata[0].finished + strata[0].pending > horizon:
+        return -log(design.alpha)
+    return calibrated_log_threshold(design.bets, design.baseline_rate, design.alpha, horizon)
+
+
+def difference_interval(design: Design, strata: Sequence[Stratum]) -> tuple[float, float]:
+    """Always-valid interval at 1 - alpha of the rate difference, pending tasks counted against each end.
+
+    Waudby-Smith & Ramdas 2023, by inversion: every difference that neither side rejects at 2 / alpha. Its lower end
+    passes 0 just when `log_e` passes ln(2 / alpha), its upper end when `log_e_harm` does; it resolves about half of the
+    smallest effect. If the difference drifts, the lower end bounds its largest value, the upper end its smallest.
+    """
+    level = log(2 / design.alpha)
+    down = harm_bets(design.baseline_rate, design.minimum_effect)
+    return (
+        _lower_end(design.bets, level, [_tally(s, pending_treated_succeed=False) for s in strata]),
+        -_lower_end(down, level, [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]),
+    )
+
+
+def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[Tally]) -> float:
+    """The greatest difference rejected from below, to 1e-5; -1 if none is.
+
+    A bet's factor is 1 + l X with X = (A / pi - (1 - A) / (1 - pi)) (Y - m), whose conditional mean is the rate
+    difference, and l = pi (r_B(1) - r_B(0)). So the factor less l d is the same bet against a difference of d.
+    """
+    factors = [[[exp(x) for x in row] for row in log_factors(bets, share)] for share, *_ in tallies]
+
+    def rejected(d: float) -> bool:
+        logs = []
+        for j in range(len(bets)):
+            total = 0.0
+            for (share, *counts), rows in zip(tallies, factors, strict=True):
+                loss = share * (rows[j][0] - rows[j][1]) * d
+                # A bet that could lose more than it has is off, its weight lost, so that E stays nonnegative.
+                total += -inf if min(rows[j]) <= loss else sum(map(mul, counts, (log(r - loss) for r in rows[j])))
+            logs.append(total)
+        return _log_mean(bets, logs) >= level
+
+    low, high = -1.0, 1.0
+    for _ in range(18):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low
+
+
+def _tally(stratum: Stratum, *, pending_treated_succeed: bool | None) -> Tally:
+    """The four counts of a stratum, pending tasks taken for or against the treatment, or (None) left out.
+
+    The e-process runs over tasks in order of assignment, but a longer timeout reports its failures late. With pending
+    treatment tasks as failures and pending control tasks as successes we see a lower bound of the process over all
+    assigned tasks; Ville's inequality holds for that process, so it holds here. For harm, the reverse.
+    """
+    t, c = stratum.treatment, stratum.control
+    good, bad = pending_treated_succeed is True, pending_treated_succeed is False
+    return (
+        stratum.treatment_share,
+        t.successes + t.pending * good,
+        t.tasks - t.successes + t.pending * bad,
+        c.successes + c.pending * bad,
+        c.tasks - c.successes + c.pending * good,
+    )
+
+
+def _swapped(tally: Tally) -> Tally:
+    share, ts, tf, cs, cf = tally
+    return 1 - share, cs, cf, ts, tf
+
+
+def _log_mean(bets: Sequence[Bet], logs: Sequence[float]) -> float:
+    """ln sum_j w_j exp(log_j), without overflow."""
+    top = max(logs)
+    return top if top == -inf else top + log(fsum(bet[0] * exp(x - top) for bet, x in zip(bets, logs, strict=True)))
+
+
+def _e(log_e: float) -> str:
+    return f"{exp(min(log_e, 700.0)):.3g}"

@@ -1,0 +1,59 @@
+"""Design: what an experiment will be judged by, fixed before its first task is assigned."""
+
+import math
+
+from schema.messages.cycle import Briefing
+from schema.messages.experiment import ExperimentDesign, Reading
+from schema.messages.observatory import Counts
+from schema.messages.proposals import Proposal
+
+# Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
+EVEN = 0.5
+
+
+def baseline_rate(baseline: Counts) -> float:
+    """The affected tasks' success rate, kept off 0 and 1 (Krichevsky & Trofimov 1981: half a task each way)."""
+    return (baseline.successes + 0.5) / (baseline.tasks + 1)
+
+
+def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> ExperimentDesign:
+    """The experiment of a proposal that was voted for; raises KeyError for a parameter that was not declared."""
+    state = {p.declaration.key: p for p in briefing.parameters}[proposal.parameter]
+    rules = briefing.rules
+    return ExperimentDesign(
+        experiment_id=briefing.cycle_id,
+        cycle_id=briefing.cycle_id,
+        parameter=proposal.parameter,
+        task_types=state.declaration.task_types,
+        metric=metric,
+        control=state.value,
+        treatment=proposal.value,
+        base_version=state.version,
+        baseline=briefing.baseline,
+        healthy=briefing.healthy,
+        baseline_rate=baseline_rate(briefing.baseline),
+        predicted_rate=proposal.predicted_rate,
+        minimum_effect=rules.minimum_effect,
+        alpha=rules.alpha,
+        beta=rules.beta,
+        harm_alpha=rules.harm_alpha,
+        treatment_share=EVEN,
+        max_tasks=rules.max_tasks,
+        pending_cutoff_s=rules.pending_cutoff_s,
+    )
+
+
+def is_harmful(design: ExperimentDesign, reading: Reading) -> bool:
+    """Whether the evidence of harm has reached its threshold: Ville's inequality at level harm_alpha."""
+    return reading.log_e_harm >= math.log(1 / design.harm_alpha)
+
+
+def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:
+    """The watch after a promotion: the old value stays with a share of the tasks, and only harm is looked for."""
+    return design.model_copy(
+        update={
+            "experiment_id": f"{design.experiment_id}.watch",
+            "treatment_share": 1 - holdback_share,
+            "max_tasks": None,
+        }
+    )

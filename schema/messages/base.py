@@ -1,0 +1,36 @@
+"""What every message is: a frozen pydantic model, cheap to import, safe in a workflow.
+
+Messages cross every line of the system and are stored in histories that are replayed years later. New fields come last
+and have a default; enums are closed; nothing here imports a table.
+"""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints
+
+# The order matters: pydantic's smart union keeps True a bool and 3 an int.
+Value = bool | int | float | str
+Instant = AwareDatetime | datetime
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=2_000)]
+
+
+class Message(BaseModel):
+    """A frozen value. Unknown fields are ignored, so that an older worker can read what a newer one wrote."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class AgentMessage(Message):
+    """What an agent sends to a cycle: strict, because a misspelt field must be refused and not lost.
+
+    `message_id` names the receipt. `signature` is Ed25519 over the canonical JSON of (workflow id, kind, agent, content).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message_id: Identifier
+    agent_id: Identifier
+    signature: str | None = None

@@ -1,0 +1,140 @@
+"""Experiment: designs, arms, readings and what became of a parameter."""
+
+from enum import StrEnum
+
+from .base import Identifier, Instant, Message, Value
+from .observatory import Counts
+
+
+class Variant(StrEnum):
+    CONTROL = "control"
+    TREATMENT = "treatment"
+
+
+class ExperimentDesign(Message):
+    """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts."""
+
+    experiment_id: Identifier
+    cycle_id: Identifier
+    parameter: str
+    task_types: tuple[str, ...]
+    metric: str
+    control: Value
+    treatment: Value
+    base_version: int
+    baseline: Counts
+    baseline_rate: float
+    predicted_rate: float
+    minimum_effect: float
+    alpha: float
+    beta: float
+    harm_alpha: float
+    treatment_share: float
+    max_tasks: int | None
+    pending_cutoff_s: float
+    healthy: Counts | None = None
+
+
+class Assignment(Message):
+    """One task exposed to one experiment; `treatment_share` is the probability it was assigned with."""
+
+    experiment_id: Identifier
+    task_id: Identifier
+    variant: Variant
+    treatment_share: float
+    assigned_at: Instant
+
+
+class RunningExperiment(Message):
+    """What a resolver needs of an experiment."""
+
+    experiment_id: Identifier
+    parameter: str
+    task_types: tuple[str, ...]
+    control: Value
+    treatment: Value
+    treatment_share: float
+
+
+class Configuration(Message):
+    """Everything that resolving needs, read at once: the values in force and the experiments that run."""
+
+    values: dict[str, Value]
+    experiments: tuple[RunningExperiment, ...] = ()
+
+
+class Purpose(StrEnum):
+    """An experiment ends with any verdict; a watch after a promotion ends early only with harm."""
+
+    EXPERIMENT = "experiment"
+    WATCH = "watch"
+
+
+class Look(Message):
+    """Look at an experiment again and again, until it is decided or `until` is reached."""
+
+    design: ExperimentDesign
+    until: Instant
+    purpose: Purpose = Purpose.EXPERIMENT
+
+
+class ArmCounts(Message):
+    """Tasks of one arm: `tasks` are finished, `pending` were assigned and have not reported."""
+
+    tasks: int = 0
+    successes: int = 0
+    pending: int = 0
+
+
+class StratumCounts(Message):
+    """Both arms under one treatment share; counts under different shares are never pooled."""
+
+    treatment_share: float
+    control: ArmCounts = ArmCounts()
+    treatment: ArmCounts = ArmCounts()
+
+
+class Reading(Message):
+    """A look at an experiment. `decision` is one of the words of `rules.decision.Decision`."""
+
+    at: Instant
+    strata: tuple[StratumCounts, ...]
+    decision: str
+    log_e: float
+    log_e_harm: float
+    srm_e: float
+    effect: float | None
+    interval: tuple[float, float] | None
+    reason: str
+
+    @property
+    def control(self) -> Counts:
+        """All finished control tasks, for people; decisions never pool."""
+        return self._sum(Variant.CONTROL)
+
+    @property
+    def treatment(self) -> Counts:
+        """All finished treatment tasks, for people."""
+        return self._sum(Variant.TREATMENT)
+
+    def _sum(self, variant: Variant) -> Counts:
+        arms: list[ArmCounts] = [getattr(stratum, variant.value) for stratum in self.strata]
+        return Counts(tasks=sum(arm.tasks for arm in arms), successes=sum(arm.successes for arm in arms))
+
+
+class Promotion(Message):
+    """A compare-and-swap on a parameter: only from `expected_version`, only once per `cycle_id`."""
+
+    cycle_id: Identifier
+    parameter: str
+    expected_version: int
+    value: Value
+    reason: str
+
+
+class PromotionResult(Message):
+    """`swapped` is false where somebody else had changed the parameter; `version` is the one in force now."""
+
+    swapped: bool
+    version: int
+    reason: str

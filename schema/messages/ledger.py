@@ -1,0 +1,26 @@
+"""Ledger: the record that anyone can audit."""
+
+from enum import StrEnum
+from typing import Any
+
+from .base import Instant, Message
+
+
+class EntryKind(StrEnum):
+    EXPERIMENT_DESIGNED = "experiment.designed"
+    PARAMETER_PROMOTED = "parameter.promoted"
+    PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    CYCLE_ENDED = "cycle.ended"
+
+
+class LedgerEntry(Message):
+    """One link of the chain. `digest` covers every other field, `previous` the entry before it."""
+
+    sequence: int
+    key: str
+    kind: EntryKind
+    subject: str
+    at: Instant
+    body: dict[str, Any]
+    previous: str
+    digest: str

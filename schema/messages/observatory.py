@@ -1,0 +1,128 @@
+"""Observatory: outcomes of tasks, what is counted of them, snapshots and anomalies."""
+
+from enum import StrEnum
+
+from .base import Identifier, Instant, Message, Name, Text, Value
+from .platform import ParameterState
+
+
+class FailureKind(StrEnum):
+    """Why a task did not succeed. `lost` is a task that was started and never reported."""
+
+    TIMEOUT = "timeout"
+    INVALID_RESULT = "invalid_result"
+    ERROR = "error"
+    LOST = "lost"
+
+
+class TaskOutcome(Message):
+    """How one task of the platform went. `failure` is None for a success; `quality` is 0 to 1 where it was rated."""
+
+    task_id: Identifier
+    task_type: Name
+    started_at: Instant
+    finished_at: Instant
+    duration_s: float
+    failure: FailureKind | None = None
+    agent_id: str = ""
+    quality: float | None = None
+    cost: float = 0.0
+
+
+class Counts(Message):
+    """Tasks and successes of one series in one interval."""
+
+    tasks: int = 0
+    successes: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """Successes per task; None where there was no task, which is not the same as zero."""
+        return self.successes / self.tasks if self.tasks else None
+
+
+class Interval(Message):
+    """One roll-up interval of one task type, as the detector and the health score read it."""
+
+    start: Instant
+    counts: Counts
+    failures: dict[FailureKind, int] = {}
+    mean_duration_s: float | None = None
+    mean_quality: float | None = None
+
+
+class Anomaly(Message):
+    """A departure that is worth a meta-task. `task_type` is empty where no single type explains it."""
+
+    anomaly_id: Identifier
+    metric: Name
+    task_type: str
+    onset: Instant
+    detected_at: Instant
+    observed: Counts
+    baseline: Counts | None
+    reason: Text
+
+    @property
+    def subject(self) -> str:
+        """What the anomaly is about; the cycle's workflow id is made from it."""
+        return f"{self.metric}:{self.task_type or 'platform'}"
+
+
+class Snapshot(Message):
+    """One look at the platform. `health` is 0 to 100, or None where nothing could be measured."""
+
+    at: Instant
+    interval_s: int
+    platform: Counts
+    task_types: dict[str, Counts]
+    mean_duration_s: float | None
+    mean_quality: float | None
+    market_fill_rate: float | None
+    active_agents: int
+    throughput_per_h: float
+    health: float | None
+    reason: Text = ""
+
+
+class DurationSample(Message):
+    """One recent task as an investigator sees it."""
+
+    duration_s: float
+    failure: FailureKind | None = None
+
+
+class TaskTypeDiagnosis(Message):
+    """What is known of one task type since the window opened; `samples` are the latest, at most 400."""
+
+    task_type: str
+    counts: Counts
+    failures: dict[FailureKind, int]
+    samples: tuple[DurationSample, ...]
+
+
+class PastEnding(Message):
+    """How an earlier cycle on the same subject ended, so that nobody proposes the same thing twice."""
+
+    cycle_id: str
+    ending: str
+    parameter: str | None = None
+    value: Value | None = None
+
+
+class Diagnosis(Message):
+    """The facts an agent may investigate with. Everything in it was recorded; nothing is a conclusion."""
+
+    at: Instant
+    window_start: Instant
+    task_types: tuple[TaskTypeDiagnosis, ...]
+    parameters: tuple[ParameterState, ...]
+    endings: tuple[PastEnding, ...] = ()
+
+
+class DiagnosisRequest(Message):
+    """Ask for the facts about one subject, over the trailing window."""
+
+    subject: str
+    window_s: int = 86_400
+    samples: int = 400

@@ -1,0 +1,180 @@
+"""What an operator declares in `platform.toml`: the only things that can be tuned, and the rules of the game.
+
+Agents can never propose a change to anything here; it changes by a person's commit.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from .base import Message, Name, Value
+
+ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$", max_length=120)]
+
+
+class Declaration(Message):
+    """A part of `platform.toml`: an unknown key is a mistake, and said so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ParameterKind(StrEnum):
+    FLOAT = "float"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    CHOICE = "choice"
+
+
+class Risk(StrEnum):
+    """How dangerous a change of the parameter can be: sets the majority that a proposal needs."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class Parameter(Declaration):
+    """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal."""
+
+    key: ParameterKey
+    kind: ParameterKind
+    default: Value
+    task_types: tuple[Name, ...] = Field(min_length=1)
+    description: str = ""
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    step: float | None = Field(default=None, gt=0)
+    largest_change: float | None = Field(default=None, gt=0)
+    risk: Risk = Risk.LOW
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        numeric = self.kind in (ParameterKind.FLOAT, ParameterKind.INTEGER)
+        if numeric and (self.minimum is None or self.maximum is None or self.minimum >= self.maximum):
+            raise ValueError("expected a minimum below a maximum, because nothing may be tuned without bounds")
+        if self.kind is ParameterKind.CHOICE and len(set(self.choices)) < 2:
+            raise ValueError("expected at least two different choices")
+        if (refusal := self.refusal(self.default)) is not None:
+            raise ValueError(f"the default is out of bounds: {refusal}")
+        return self
+
+    def refusal(self, value: Value) -> str | None:
+        """Say why `value` cannot be a value of this parameter, or None when it can."""
+        match self.kind:
+            case ParameterKind.BOOLEAN:
+                return None if isinstance(value, bool) else f"expected true or false, but {value!r} came"
+            case ParameterKind.CHOICE:
+                return None if value in self.choices else f"expected one of {', '.join(self.choices)}, but {value!r} came"
+            case ParameterKind.INTEGER if not isinstance(value, int) or isinstance(value, bool):
+                return f"expected a whole number, but {value!r} came"
+            case ParameterKind.FLOAT if not isinstance(value, int | float) or isinstance(value, bool):
+                return f"expected a number, but {value!r} came"
+        assert self.minimum is not None and self.maximum is not None and not isinstance(value, str)
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not self.minimum <= value <= self.maximum:
+            return f"expected a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip() + f", but {value!r} came"
+        return None
+
+
+class ParameterState(Message):
+    """A declared parameter with the value and version that production runs on."""
+
+    declaration: Parameter
+    value: Value
+    version: int
+
+
+class TaskTypeDeclaration(Declaration):
+    """A task type the platform runs. `timeout_parameter` is the limit its processes are killed at."""
+
+    name: Name
+    timeout_parameter: ParameterKey | None = None
+    description: str = ""
+
+
+class ScheduleDeclaration(Declaration):
+    """One job of the cron registry; exactly one of `every_s` and `cron` is set."""
+
+    id: Name
+    every_s: int | None = Field(default=None, ge=1)
+    cron: str | None = None
+    budget_s: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Self:
+        if (self.every_s is None) == (self.cron is None):
+            raise ValueError("expected exactly one of every_s and cron")
+        return self
+
+
+class CycleRules(Declaration):
+    """The rules of the game for every improvement cycle. Durations in seconds."""
+
+    bid_window_s: float = Field(default=600, gt=0)
+    proposal_window_s: float = Field(default=1_800, gt=0)
+    voting_window_s: float = Field(default=3_600, gt=0)
+    late_quorum_extension_s: float = Field(default=600, gt=0)
+    experiment_window_s: float = Field(default=14 * 86_400, gt=0)
+    pending_cutoff_s: float = Field(default=3_600, gt=0)
+    counter_poll_s: float = Field(default=30, gt=0)
+    bake_window_s: float = Field(default=86_400, gt=0)
+    holdback_share: float = Field(default=0.1, gt=0, lt=1)
+    retry_cooldown_s: float = Field(default=1_800, ge=0)
+    attempts_before_escalation: int = Field(default=6, ge=1)
+    max_tasks: int = Field(default=2_000, ge=20)
+    minimum_effect: float = Field(default=0.05, gt=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    beta: float = Field(default=0.1, gt=0, lt=0.5)
+    harm_alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    minimum_ballots: int = Field(default=3, ge=1)
+    approval_share: float = Field(default=0.51, gt=0.5, le=1)
+    high_risk_approval_share: float = Field(default=2 / 3, gt=0.5, le=1)
+    operator_weight_cap: float = Field(default=1 / 3, gt=0, le=1)
+    reward: int = Field(default=100, ge=0)
+
+
+class ObservatoryRules(Declaration):
+    """How the Observatory looks. `interval_s` is the width of one roll-up; the article's is an hour."""
+
+    interval_s: int = Field(default=3_600, ge=1)
+    baseline_s: int = Field(default=7 * 86_400, ge=1)
+    guard_s: int = Field(default=86_400, ge=0)
+    success_floor: float = Field(default=0.70, gt=0, lt=1)
+    floor_window_tasks: int = Field(default=50, ge=1)
+    floor_window_s: int = Field(default=86_400, ge=1)
+
+
+class Traffic(Declaration):
+    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time."""
+
+    concurrency: int = Field(default=2, ge=1, le=64)
+    per_second: dict[str, float]
+
+
+class Platform(Declaration):
+    """The whole of `platform.toml`."""
+
+    task_types: tuple[TaskTypeDeclaration, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    schedules: tuple[ScheduleDeclaration, ...] = ()
+    cycle: CycleRules = CycleRules()
+    observatory: ObservatoryRules = ObservatoryRules()
+    traffic: Traffic | None = None
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        names = [declared.name for declared in self.task_types]
+        keys = [parameter.key for parameter in self.parameters]
+        for what, values in (("task type", names), ("parameter", keys), ("schedule", [s.id for s in self.schedules])):
+            if (twice := next((value for value in values if values.count(value) > 1), None)) is not None:
+                raise ValueError(f"expected every {what} once, but {twice} is declared twice")
+        for parameter in self.parameters:
+            if (unknown := next((t for t in parameter.task_types if t not in names), None)) is not None:
+                raise ValueError(f"parameter {parameter.key}: expected a declared task type, but {unknown} came")
+        for declared in self.task_types:
+            if declared.timeout_parameter is not None and declared.timeout_parameter not in keys:
+                raise ValueError(f"task type {declared.name}: expected a declared parameter, but {declared.timeout_parameter} came")
+        return self

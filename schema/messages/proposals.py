@@ -1,0 +1,85 @@
+"""Proposals: what an agent proposes, how others vote on it."""
+
+import hashlib
+import json
+from enum import StrEnum
+
+from pydantic import Field
+
+from .base import AgentMessage, Identifier, Instant, Message, Text, Value
+from .platform import ParameterKey
+
+
+class Evidence(Message):
+    """One claim and the figures it rests on, so that a voter can check it against the same records."""
+
+    claim: Text
+    figures: dict[str, float] = {}
+
+
+class Proposal(AgentMessage):
+    """Change one declared parameter, because of a root cause, with a forecast that the experiment will judge.
+
+    `predicted_rate` is the success rate expected of the affected tasks under `value` (0 to 1). `base_version` is the
+    parameter's version that the agent looked at.
+    """
+
+    parameter: ParameterKey
+    base_version: int = Field(ge=1)
+    value: Value
+    root_cause: Text
+    evidence: tuple[Evidence, ...] = Field(min_length=1, max_length=20)
+    predicted_rate: float = Field(gt=0, lt=1)
+    way_back: Text
+
+    @property
+    def proposal_id(self) -> str:
+        """The hash of the content: any edit is another proposal."""
+        content = self.model_dump(mode="json", exclude={"message_id", "signature"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+class Choice(StrEnum):
+    APPROVE = "approve"
+    REJECT = "reject"
+    ABSTAIN = "abstain"
+
+
+class Ballot(AgentMessage):
+    """One agent's vote on one proposal, with its own reading of the evidence."""
+
+    proposal_id: Identifier
+    choice: Choice
+    reason: Text = ""
+
+
+class Voter(Message):
+    """A member of the electorate, frozen when voting opens. `weight` follows standing."""
+
+    agent_id: Identifier
+    operator: Identifier
+    weight: float
+    public_key: str | None = None
+
+
+class Tally(Message):
+    """Where a vote stands. `decided` is true once no remaining ballot can change `accepted`."""
+
+    approve: int
+    reject: int
+    abstain: int
+    approve_weight: float
+    reject_weight: float
+    operators: int
+    quorum: bool
+    decided: bool
+    accepted: bool
+    reason: str
+
+
+class Electorate(Message):
+    """Who may vote on one proposal; the proposer is not among them."""
+
+    proposal_id: Identifier
+    opened_at: Instant
+    voters: tuple[Voter, ...]

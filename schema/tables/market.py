@@ -1,0 +1,75 @@
+"""Rows of the market: agents, meta-tasks, awards, standing and double-entry transfers."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, Column, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from .columns import Counter, Moment
+
+
+class AgentRow(SQLModel, table=True):
+    __tablename__ = "agent"
+
+    agent_id: str = Field(primary_key=True)
+    operator: str
+    registered_at: datetime = Field(sa_type=Moment)
+    standing: float
+    successes: int = 0
+    attempts: int = 0
+    suspended: bool = False
+    public_key: str | None = None
+
+
+class MetaTaskRow(SQLModel, table=True):
+    """A task about the platform itself: one improvement cycle."""
+
+    __tablename__ = "meta_task"
+    __table_args__ = (UniqueConstraint("subject", "attempt"),)
+
+    cycle_id: str = Field(primary_key=True)
+    request_id: str = Field(unique=True)
+    subject: str
+    attempt: int
+    workflow_id: str
+    run_id: str
+    anomaly_id: str | None
+    opened_at: datetime = Field(sa_type=Moment)
+    ended_at: datetime | None = Field(default=None, sa_type=Moment)
+    ending: str | None = None
+
+
+class AwardRow(SQLModel, table=True):
+    __tablename__ = "award"
+
+    cycle_id: str = Field(primary_key=True)
+    agent_id: str = Field(primary_key=True)
+    at: datetime = Field(sa_type=Moment)
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class StandingRow(SQLModel, table=True):
+    """A result that moved an agent's standing; the key makes it move once."""
+
+    __tablename__ = "standing"
+
+    cycle_id: str = Field(primary_key=True)
+    agent_id: str = Field(primary_key=True)
+    result: str
+    at: datetime = Field(sa_type=Moment)
+    standing: float
+
+
+class TransferRow(SQLModel, table=True):
+    """Credits move from one account to another, once per reference; every account's sum is its balance."""
+
+    __tablename__ = "transfer"
+
+    number: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    reference: str = Field(unique=True)
+    debit: str = Field(index=True)
+    credit: str = Field(index=True)
+    amount: int
+    at: datetime = Field(sa_type=Moment)
+    memo: str = ""

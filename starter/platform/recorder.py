@@ -1,0 +1,114 @@
+"""Recorder: the way outcomes enter. Batches writes; what it has acknowledged survives a crash.
+
+A platform calls `record` and gets a future that is done when the outcome is committed. A full queue makes the caller
+wait instead of losing anything; a store that is away is tried again for as long as the recorder lives.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from types import TracebackType
+from typing import Self
+
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from activities.database import Database
+from activities.experiment import record_assignments
+from activities.observatory import record_outcomes
+from schema.messages.experiment import Assignment
+from schema.messages.observatory import TaskOutcome
+
+log = structlog.get_logger()
+
+
+@dataclass
+class _Entry:
+    outcome: TaskOutcome | None
+    assignments: Sequence[Assignment]
+    done: Future[None] = field(default_factory=Future)
+
+
+class Recorder:
+    """Records from many threads through one writer. Use as a context manager: leaving it flushes.
+
+    `interval_s` is the width of a roll-up. A batch is written when `batch` entries wait or the oldest has waited
+    `linger_s` seconds.
+    """
+
+    def __init__(self, database: Database, interval_s: int, batch: int = 500, linger_s: float = 0.05) -> None:
+        self._database = database
+        self._interval_s = interval_s
+        self._batch = batch
+        self._linger_s = linger_s
+        self._queue: Queue[_Entry | None] = Queue(maxsize=20 * batch)
+        self._writer = threading.Thread(target=self._write_all, name="recorder", daemon=True)
+        self._writer.start()
+
+    def assigned(self, assignments: Sequence[Assignment]) -> Future[None]:
+        """Note that a task started under experiments; call it before the task runs."""
+        return self._put(_Entry(None, assignments))
+
+    def record(self, outcome: TaskOutcome) -> Future[None]:
+        """Record how a task went. The future is done once it is committed; recording it again changes nothing."""
+        return self._put(_Entry(outcome, ()))
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        self._queue.put(None)
+        self._writer.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _put(self, entry: _Entry) -> Future[None]:
+        if not self._writer.is_alive():
+            raise RuntimeError("expected an open recorder, but it was closed")
+        self._queue.put(entry)
+        return entry.done
+
+    def _write_all(self) -> None:
+        open_ = True
+        while open_:
+            entries: list[_Entry] = []
+            deadline = None
+            while len(entries) < self._batch:
+                try:
+                    entry = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                except Empty:
+                    break
+                if entry is None:
+                    open_ = False
+                    break
+                entries.append(entry)
+                deadline = deadline or time.monotonic() + self._linger_s
+            if entries:
+                self._write(entries)
+
+    def _write(self, entries: Sequence[_Entry]) -> None:
+        pause_s = 0.1
+        while True:
+            try:
+                with self._database.transaction() as session:
+                    record_assignments(session, [a for entry in entries for a in entry.assignments])
+                    outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
+                    record_outcomes(session, outcomes, self._interval_s)
+            except OperationalError as error:
+                # The store is away or busy: nothing of the batch was written, so all of it is tried again.
+                log.warning("recorder.waiting", entries=len(entries), error=str(error.orig), pause_s=pause_s)
+                time.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+            except Exception as error:  # noqa: BLE001  (handed to whoever waits for it)
+                for entry in entries:
+                    entry.done.set_exception(error)
+                return
+            else:
+                for entry in entries:
+                    entry.done.set_result(None)
+                return

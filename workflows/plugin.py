@@ -1,0 +1,59 @@
+"""The plugin that every client and worker of this system uses: converter, safe signals, sandbox pass-through.
+
+What a bad signal does by default is worse than it looks: one with the wrong number of arguments fails the workflow task
+for ever. The interceptor lets no exception of a signal out; it counts it on the workflow instead.
+"""
+
+import dataclasses
+from typing import Any
+
+from temporalio import workflow
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import (
+    HandleSignalInput,
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowRunner,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+# Loaded once per process and not once per workflow. `rules` stays policed: it decides, so it must be deterministic.
+PASS_THROUGH = ("activities", "schema", "pydantic", "pydantic_core", "sqlmodel", "sqlalchemy", "structlog", "mmh3")
+
+
+class _SafeSignals(WorkflowInboundInterceptor):
+    async def handle_signal(self, input: HandleSignalInput) -> None:
+        try:
+            await super().handle_signal(input)
+        except Exception as error:  # noqa: BLE001  (anybody can send anything; nothing of it may stop a cycle)
+            workflow.logger.warning("signal.refused", extra={"signal": input.signal, "error": str(error)})
+            refuse = getattr(workflow.instance(), "refuse_signal", None)
+            if refuse is not None:
+                refuse(input.signal, str(error))
+
+
+class _SafeSignalInterceptor(Interceptor):
+    def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:
+        return _SafeSignals
+
+
+def _runner(runner: WorkflowRunner | None) -> WorkflowRunner:
+    if isinstance(runner, SandboxedWorkflowRunner):
+        restrictions = runner.restrictions.with_passthrough_modules(*PASS_THROUGH)
+        return dataclasses.replace(runner, restrictions=restrictions)
+    return runner or SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH))
+
+
+def plugin() -> SimplePlugin:
+    """The plugin; give it to the client, the worker takes it from there."""
+    interceptors: list[Any] = [_SafeSignalInterceptor()]
+    return SimplePlugin(
+        "nautilus.ImprovementPlatform",
+        data_converter=pydantic_data_converter,
+        interceptors=interceptors,
+        workflow_runner=_runner,
+    )
+
+
