@@ -51,7 +51,7 @@ def declare_parameters(database: Database, platform: Platform, at: datetime) -> 
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:
-    """The declared parameters with what production runs on; a stored value that is now out of bounds yields the default."""
+    """The declared parameters with what production runs on; a value now out of bounds yields the default."""
     rows = {row.key: row for row in session.exec(select(ParameterRow)).all()}
     return tuple(
         ParameterState(
@@ -202,16 +202,21 @@ def judged(design: ExperimentDesign, strata: tuple[StratumCounts, ...], at: date
         ],
     )
     finished = all(s.control.tasks and s.treatment.tasks for s in strata)
+    decision, reason = verdict.decision, verdict.reason
+    fewest = min((a.tasks for s in strata for a in (s.control, s.treatment)), default=0)
+    if decision is Decision.PROMOTE and fewest < design.minimum_tasks:
+        # Looking later is always valid; looking earlier would promote on a handful of tasks.
+        decision, reason = Decision.CONTINUE, f"{reason}, but an arm has {fewest} of {design.minimum_tasks} tasks"
     return Reading(
         at=at,
         strata=strata,
-        decision=verdict.decision.value,
+        decision=decision.value,
         log_e=verdict.log_e,
         log_e_harm=verdict.log_e_harm,
         srm_e=min(verdict.srm_e, 1e300),
         effect=verdict.effect if verdict.effect is not None and isfinite(verdict.effect) else None,
-        interval=tuple(verdict.interval) if finished and verdict.decision is not Decision.CONTINUE else None,
-        reason=verdict.reason,
+        interval=tuple(verdict.interval) if finished and decision is not Decision.CONTINUE else None,
+        reason=reason,
     )
 
 
@@ -317,7 +322,8 @@ def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventTy
         return PromotionResult(
             swapped=False,
             version=row.version,
-            reason=f"expected {row.key} at version {promotion.expected_version}, but {row.changed_by} made it {row.version}",
+            reason=f"expected {row.key} at version {promotion.expected_version}, "
+            f"but {row.changed_by} made it {row.version}",
         )
     ledger.append(session, kind, key, promotion.parameter, at, promotion)
     row.value, row.version = promotion.value, row.version + 1

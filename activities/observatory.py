@@ -21,7 +21,6 @@ from rules.health import health
 from schema.messages.cycle import Ending
 from schema.messages.events import EventType
 from schema.messages.observatory import (
-    Anomaly,
     Counts,
     Diagnosis,
     DiagnosisRequest,
@@ -52,7 +51,7 @@ def interval_start(at: datetime, interval_s: int) -> datetime:
 
 
 def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> int:
-    """Store outcomes, count them in roll-ups and experiments; what came before changes nothing. Returns how many were new."""
+    """Store outcomes, count them in roll-ups and experiments; return how many were new."""
     by_id = {outcome.task_id: outcome for outcome in outcomes}
     rows = [{**o.model_dump(), "failure": o.failure.value if o.failure else None} for o in by_id.values()]
     lock(session, "rollup")
@@ -121,6 +120,13 @@ def healthy_counts(session: Session, task_types: Sequence[str], at: datetime, ru
     return counts if counts.tasks else None
 
 
+def latest_snapshot(database: Database) -> Snapshot | None:
+    """The newest snapshot; None before the first."""
+    with database.reading() as session:
+        row = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
+    return Snapshot.model_validate(row.body) if row else None
+
+
 class ObservatoryActivities:
     """Takes snapshots and tells the facts."""
 
@@ -152,8 +158,8 @@ class ObservatoryActivities:
     def _announce(self, session: Session, found: Detection, at: datetime) -> None:
         for anomaly in found.raised:
             body = anomaly.model_dump(mode="json")
-            row = {"anomaly_id": anomaly.anomaly_id, "subject": anomaly.subject, "detected_at": at, "body": body}
-            insert_new(session, AnomalyRow, [row | {"closed_at": None}], returning="anomaly_id")
+            fields = {"anomaly_id": anomaly.anomaly_id, "subject": anomaly.subject, "detected_at": at, "body": body}
+            insert_new(session, AnomalyRow, [fields | {"closed_at": None}], returning="anomaly_id")
         for row in session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all():
             if row.anomaly_id in found.closed:
                 row.closed_at = at

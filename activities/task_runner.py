@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -229,6 +230,22 @@ class TaskRunner:
                 self._zygote.kill()
                 self._zygote.wait()
         self._zygote = self._control = None
+
+
+def measure(runner: TaskRunner, task_type: TaskType, tasks: int, at_once: int, limit_s: float = 60.0) -> list[float]:
+    """How long sampled tasks take on this machine, in seconds, ascending; `at_once` as many as will run later.
+
+    Raises InvalidResult where one fails: a limit must not be drawn from what does not work.
+    """
+
+    def duration(i: int) -> float:
+        execution = runner.run(task_type.name, task_type.sample(f"measure-{i}"), {}, limit_s)
+        if execution.failure is not None:
+            raise InvalidResult(f"measuring {task_type.name}: {execution.failure.value}: {execution.detail}")
+        return execution.duration_s
+
+    with ThreadPoolExecutor(at_once) as threads:
+        return sorted(threads.map(duration, range(tasks)))
 
 
 def _attend(task: socket.socket, request: bytes, limit_s: float) -> Execution:

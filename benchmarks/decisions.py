@@ -31,8 +31,12 @@ Per = float | Floats  # one value, or one per task
 SEED = 420_261_122
 ANSWERS = list(Decision)
 EFFECTS = ((0.67, 0.94), (0.67, 0.77), (0.90, 0.93))
-# Where the rule's power reaches .9 when the smallest effect worth having is the true one: tried in this order.
-HORIZONS = {(0.67, 0.94): (110, 120, 130), (0.67, 0.77): (1_500, 1_700, 2_000), (0.90, 0.93): (6_500, 7_500, 9_000)}
+# Horizons tried until the power is .9, with the smallest effect worth having equal to the true one, or half of it.
+HORIZONS = {
+    (0.67, 0.94): ((110, 120, 130), (85, 95, 105)),
+    (0.67, 0.77): ((2_000, 2_500, 3_000), (950, 1_030, 1_110)),
+    (0.90, 0.93): ((7_500, 9_000, 12_000), (4_000, 4_350, 4_700)),
+}
 FOREVER = {(0.67, 0.94): 3_000, (0.67, 0.77): 12_000, (0.90, 0.93): 40_000}
 
 
@@ -50,8 +54,10 @@ class Played:
     treated: NDArray[np.bool_]
     succeeded: NDArray[np.bool_]
 
-    def share(self, answer: Decision) -> float:
-        return float(np.mean(self.answer == ANSWERS.index(answer)))
+    def share(self, answer: Decision, within: int | None = None) -> float:
+        """Share of the experiments that came to this answer, at most `within` tasks after the start."""
+        found = self.answer == ANSWERS.index(answer)
+        return float(np.mean(found if within is None else found & (self.stop <= within)))
 
 
 def play(
@@ -354,12 +360,14 @@ def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
         note(f"efficiency {a} -> {b}: SPRT")
         bound = sprt(a, b, reps=reps, seed=seed)
         rows = []
-        candidates = HORIZONS[a, b][1:2] if quick else HORIZONS[a, b]
-        for name, effect, horizons in (
-            ("nautilus, horizon known", b - a, candidates),
+        known, known_half = HORIZONS[a, b]
+        settings: tuple[tuple[str, float, tuple[int | None, ...]], ...] = (
+            ("nautilus, horizon known", b - a, known[1:2] if quick else known),
             ("nautilus, open-ended", b - a, (None,)),
-            ("nautilus, open-ended, smallest effect half the true one", (b - a) / 2, (None,)),
-        ):
+            ("nautilus, horizon known, smallest effect halved", (b - a) / 2, known_half[1:2] if quick else known_half),
+            ("nautilus, open-ended, smallest effect halved", (b - a) / 2, (None,)),
+        )
+        for name, effect, horizons in settings:
             for horizon in horizons:
                 note(f"efficiency {a} -> {b}: {name}, {horizon}")
                 design = Design(baseline_rate=a, predicted_rate=b, minimum_effect=effect, max_tasks=horizon)
@@ -368,15 +376,19 @@ def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
                 if found.share(Decision.PROMOTE) >= 0.9:
                     break
             none = play(design, a, a, tasks=tasks, reps=reps, seed=seed + 2)
+            if horizon is None:
+                # open-ended like every method: to the horizon at which its power is .9
+                stops = np.sort(found.stop[found.answer == ANSWERS.index(Decision.PROMOTE)])
+                tasks = int(stops[min(math.ceil(0.9 * reps), len(stops)) - 1])
             rows.append(
                 {
                     "method": name,
-                    "horizon": horizon,
-                    "false_promotion": none.share(Decision.PROMOTE),
-                    "power": found.share(Decision.PROMOTE),
-                    "tasks": float(found.stop.mean()),
-                    "ratio": float(found.stop.mean()) / bound.tasks,
-                    "ratio_no_effect": float(none.stop.mean()) / bound.tasks_no_effect,
+                    "horizon": tasks,
+                    "false_promotion": none.share(Decision.PROMOTE, tasks),
+                    "power": found.share(Decision.PROMOTE, tasks),
+                    "tasks": float(np.minimum(found.stop, tasks).mean()),
+                    "ratio": float(np.minimum(found.stop, tasks).mean()) / bound.tasks,
+                    "ratio_no_effect": float(np.minimum(none.stop, tasks).mean()) / bound.tasks_no_effect,
                 }
             )
         note(f"efficiency {a} -> {b}: peers")
@@ -392,7 +404,7 @@ def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
     def row(name: str, design: Design, rate: Per, tasks: int, seed: int, share: Per = 0.5) -> None:
         note(f"false promotion: {name}, {tasks} tasks")
         size = play(design, rate, rate, tasks=tasks, reps=reps, seed=seed, share=share).share(Decision.PROMOTE)
-        sharp, error = tilt(design, rate, tasks=tasks, reps=reps // 4, seed=seed + 50_000, share=share)
+        sharp, error = tilt(design, rate, tasks=tasks, reps=max(reps // 4, 2_000), seed=seed + 50_000, share=share)
         rows.append(
             {
                 "case": name,
@@ -503,18 +515,19 @@ def verification(keep: int) -> int:
 
 
 def promises(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each bound of the issue, what was measured, and whether it held."""
+    """Each bound of the issue, what was measured, and whether it held; None where a quick run is too small to tell."""
     found: list[dict[str, Any]] = []
 
-    def promise(text: str, value: float, bound: float) -> None:
-        found.append({"promise": text, "measured": value, "bound": bound, "held": bool(value <= bound)})
+    def promise(text: str, value: float, bound: float, *, sharp: bool = True) -> None:
+        held = None if report["quick"] and not sharp else bool(value <= bound)
+        found.append({"promise": text, "measured": value, "bound": bound, "held": held})
 
     worst = max(report["false_promotion"], key=lambda r: r["importance_sampled"])
     name = f"{worst['case']}, {worst['tasks']} tasks"
     promise(f"false promotion, worst case by importance sampling ({name})", worst["importance_sampled"], 0.05)
     worst = max(report["false_promotion"], key=lambda r: r["upper_99"])
     name = f"{worst['case']}, {worst['tasks']} tasks"
-    promise(f"false promotion, worst 99% upper bound by counting ({name})", worst["upper_99"], 0.055)
+    promise(f"false promotion, worst 99% upper bound by counting ({name})", worst["upper_99"], 0.055, sharp=False)
     for n in (100, 500, 2_000):
         for baseline in (0.67, 0.93):
             none, worse = (r for r in report["harmful"] if r["N"] == n and r["baseline"] == baseline)
@@ -524,16 +537,17 @@ def promises(report: dict[str, Any]) -> list[dict[str, Any]]:
                 none["promoted"],
             )
             if (baseline, n) == (0.93, 2_000):
-                promise("5 points worse promoted at .93, N = 2,000", worse["promoted"], 0.002)
+                promise("5 points worse promoted at .93, N = 2,000", worse["promoted"], 0.002, sharp=False)
     for section in report["efficiency"]:
         known, open_ended = section["rows"][0], section["rows"][1]
         limit = 1.15 if section["effect"] == "0.67 -> 0.94" else 1.20
         promise(f"tasks over SPRT, {section['effect']}, horizon known", known["ratio"], limit)
-        promise(f"power .9 missed by, {section['effect']}, horizon known", max(0.0, 0.9 - known["power"]), 0.0)
+        missed = max(0.0, 0.9 - known["power"])
+        promise(f"power .9 missed by, {section['effect']}, horizon known", missed, 0.0, sharp=False)
         promise(f"tasks over SPRT, {section['effect']}, open-ended", open_ended["ratio"], 1.30)
         promise(f"tasks over SPRT under no effect, {section['effect']}", known["ratio_no_effect"], 1.25)
     wrong = max(report["wrong_predictions"], key=lambda r: r["upper_99"])
-    promise("false promotion with a wrong prediction, 99% upper bound", wrong["upper_99"], 0.055)
+    promise("false promotion with a wrong prediction, 99% upper bound", wrong["upper_99"], 0.055, sharp=False)
     return found
 
 

@@ -25,7 +25,8 @@ def refusal(
         return f"expected a declared parameter ({known}), but {proposal.parameter} came"
     declared = state.declaration
     if task_type and task_type not in declared.task_types:
-        return f"expected a parameter that touches {task_type}, but {declared.key} touches {', '.join(declared.task_types)}"
+        touched = ", ".join(declared.task_types)
+        return f"expected a parameter that touches {task_type}, but {declared.key} touches {touched}"
     if proposal.base_version != state.version:
         return f"expected base version {state.version} of {declared.key}, but {proposal.base_version} came"
     if (wrong := declared.refusal(proposal.value)) is not None:
@@ -41,8 +42,8 @@ def refusal(
     gain = proposal.predicted_rate - baseline_rate
     if gain < minimum_effect - 1e-9:
         return (
-            f"expected a predicted rate of at least {baseline_rate + minimum_effect:.3f} "
-            f"(baseline {baseline_rate:.3f} and {minimum_effect:g} worth having), but {proposal.predicted_rate:.3f} came"
+            f"expected a predicted rate of at least {baseline_rate + minimum_effect:.3f} (baseline {baseline_rate:.3f} "
+            f"and {minimum_effect:g} worth having), but {proposal.predicted_rate:.3f} came"
         )
     return None
 

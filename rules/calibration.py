@@ -32,9 +32,10 @@ SEED = 20_261_122
 MARGIN = 0.95  # of alpha: .0475 for .05, which leaves room for two standard errors of the simulation
 RATE_SHIFTS = (-0.05, 0.0, 0.05)
 PATHS = 1_000
-# A microsecond a step keeps the cold call near five seconds. Long horizons get fewer paths, and too few to trust, none.
-STEPS = 5_000_000
+# A microsecond or two a step: some five seconds cold. Long horizons get fewer paths, and where too few, 1 / alpha.
+STEPS = 3_000_000
 FEWEST_PATHS = 100
+LONGEST_HORIZON = 100_000  # beyond it a path could take minutes, and the horizon hardly binds
 
 
 @lru_cache(maxsize=1024)
@@ -76,6 +77,8 @@ def log_factors(bets: tuple[Bet, ...], share: float) -> tuple[tuple[float, float
 @lru_cache(maxsize=256)
 def calibrated_log_threshold(bets: tuple[Bet, ...], rate: float, alpha: float, max_tasks: int) -> float:
     """Log of the least threshold for `max_tasks` at 50/50, never above ln(1 / alpha); under 15 s cold."""
+    if max_tasks > LONGEST_HORIZON:
+        return -log(alpha)
     worst = max(
         _least_threshold(_maxima(bets, shifted, 1 / alpha, max_tasks), MARGIN * alpha)
         for shifted in {min(max(rate + shift, 0.001), 0.999) for shift in RATE_SHIFTS}

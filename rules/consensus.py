@@ -35,7 +35,7 @@ def capped_weights(voters: Sequence[Voter], cap_share: float) -> dict[str, float
 
 
 def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, rules: CycleRules) -> Tally:
-    """Count `ballots` (by agent id, all of them the electorate's) and say whether any open ballot could still matter."""
+    """Count `ballots` (by agent id, all the electorate's) and say whether any open ballot could still matter."""
     weights = capped_weights(voters, rules.operator_weight_cap)
     counts = dict.fromkeys(Choice, 0)
     cast = dict.fromkeys(Choice, 0.0)

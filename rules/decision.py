@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import exp, fsum, inf, lgamma, log
-from operator import mul
 
 from rules.calibration import (
     Bet,
@@ -85,7 +84,8 @@ class Design:
 
     `max_tasks` counts the tasks of both arms. With it, one stratum at 50/50 and not `extended`, the threshold of
     promotion is calibrated to that horizon; otherwise it is 1 / alpha. Set `extended` once `max_tasks` was raised after
-    the start: a calibrated threshold is not always-valid.
+    the start: a calibrated threshold c is not always-valid, and whoever extends because of the evidence so far promotes
+    a no-op with probability up to alpha (1.95 - .95 alpha c) (what was spent by then, and Ville for what was left).
     """
 
     baseline_rate: float
@@ -269,26 +269,30 @@ def difference_interval(design: Design, strata: Sequence[Stratum]) -> tuple[floa
 
 
 def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[Tally]) -> float:
-    """The greatest difference rejected from below, to 1e-5; -1 if none is.
+    """The greatest difference rejected from below, to a hundredth of a point; -1 if none is.
 
     A bet's factor is 1 + l X with X = (A / pi - (1 - A) / (1 - pi)) (Y - m), whose conditional mean is the rate
     difference, and l = pi (r_B(1) - r_B(0)). So the factor less l d is the same bet against a difference of d.
     """
-    factors = [[[exp(x) for x in row] for row in log_factors(bets, share)] for share, *_ in tallies]
+    factors = [[tuple(map(exp, row)) for row in log_factors(bets, share)] for share, *_ in tallies]
 
     def rejected(d: float) -> bool:
         logs = []
         for j in range(len(bets)):
             total = 0.0
-            for (share, *counts), rows in zip(tallies, factors, strict=True):
-                loss = share * (rows[j][0] - rows[j][1]) * d
-                # A bet that could lose more than it has is off, its weight lost, so that E stays nonnegative.
-                total += -inf if min(rows[j]) <= loss else sum(map(mul, counts, (log(r - loss) for r in rows[j])))
+            for (share, ts, tf, cs, cf), rows in zip(tallies, factors, strict=True):
+                w, x, y, z = rows[j]
+                loss = share * (w - x) * d
+                if x <= loss or y <= loss:
+                    # A bet that could lose more than it has is off, its weight lost, so that E stays nonnegative.
+                    total = -inf
+                    break
+                total += ts * log(w - loss) + tf * log(x - loss) + cs * log(y - loss) + cf * log(z - loss)
             logs.append(total)
         return _log_mean(bets, logs) >= level
 
     low, high = -1.0, 1.0
-    for _ in range(18):
+    for _ in range(15):
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) else (low, middle)
     return low

@@ -39,6 +39,7 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         harm_alpha=rules.harm_alpha,
         treatment_share=EVEN,
         max_tasks=rules.max_tasks,
+        minimum_tasks=rules.minimum_tasks,
         pending_cutoff_s=rules.pending_cutoff_s,
     )
 

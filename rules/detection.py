@@ -12,10 +12,10 @@ Must never: read a clock, take missing tasks for good news, or report one cause 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import median
 
 from schema.messages.base import Instant, Message
@@ -29,7 +29,12 @@ DELTAS = (0.05, 0.10)  # drops worth finding; a misfit of the baseline below hal
 PRIOR_TASKS = 100  # weight of the coarser level in the finer one, and the fewest tasks that make a baseline
 BANK = 1.2  # the CUSUMs of one direction rise together: three cross about as often as 1.2 alone (benchmarks.detection)
 ESTIMATION = 1.5  # standard errors of the baseline that are not held against the series (benchmarks.detection)
+VALUES_BASELINE_S = 4 * WEEK_S  # a plain value has no count to weigh it by: an hour of the week needs several
+MINIMUM_ROWS = 30
+CLIP = 8.0
 CLOSING = math.log(100)  # an alarm closes at odds of 100 to 1 for health: hysteresis against its own threshold
+TURN = [2 * math.pi * hour / 24 for hour in range(24)]
+WAVES = ([1.0] * 24, [math.sin(t) for t in TURN], [math.cos(t) for t in TURN])
 PLATFORM = "platform"
 Span = tuple[Instant, Instant]
 
@@ -229,17 +234,15 @@ def baseline(at: datetime, track: Track, rules: ObservatoryRules, excluded: Sequ
 
 
 def _daily_wave(tasks: Sequence[int], successes: Sequence[int], rate: float) -> list[float]:
-    """The rate as one sine of the day: ridge regression by coordinate descent, weighted by tasks."""
-    turn = [2 * math.pi * hour / 24 for hour in range(24)]
-    waves = [([1.0] * 24, 0), ([math.sin(t) for t in turn], PRIOR_TASKS), ([math.cos(t) for t in turn], PRIOR_TASKS)]
-    fit = [rate] * 24
+    """The rate as one sine of the day: ridge regression weighted by tasks, normal equations by Gauss-Seidel."""
+    pull = [sum(w * (k - n * rate) for w, n, k in zip(wave, tasks, successes, strict=True)) for wave in WAVES]
+    gram = [[sum(n * a * b for n, a, b in zip(tasks, one, other, strict=True)) for other in WAVES] for one in WAVES]
     size = [0.0, 0.0, 0.0]
     for _ in range(12):  # the waves are nearly orthogonal: each round leaves about a tenth of the error
-        for j, (wave, prior) in enumerate(waves):
-            slope = sum(w * (k - n * f) for w, n, k, f in zip(wave, tasks, successes, fit, strict=True))
-            move = (slope - prior * size[j]) / (sum(n * w * w for n, w in zip(tasks, wave, strict=True)) + prior)
-            size[j] += move
-            fit = [f + move * w for f, w in zip(fit, wave, strict=True)]
+        for i, prior in enumerate((1, PRIOR_TASKS, PRIOR_TASKS)):
+            rest = sum(gram[i][j] * size[j] for j in range(3) if j != i)
+            size[i] = (pull[i] - rest) / (gram[i][i] + prior)
+    fit = [rate + sum(a * w for a, w in zip(size, at, strict=True)) for at in zip(*WAVES, strict=True)]
     return [min(max(f, rate / 2), (1 + rate) / 2) for f in fit]
 
 
@@ -315,7 +318,8 @@ def step(
         else:
             oldest = start - timedelta(seconds=rules.baseline_s + rules.guard_s)
             episodes = (*(e for e in episodes if e[1] > oldest), (alarm.onset, start))
-            frozen = None
+    if not any(alarm.kind is Kind.SHIFT or (alarm.kind is Kind.FLOOR and not alarm.standing) for alarm in alarms):
+        frozen = None
     evidence, raised = state.evidence, None
     is_open = {alarm.kind: alarm for alarm in alarms}
     standing = Kind.FLOOR in is_open and is_open[Kind.FLOOR].standing
@@ -496,10 +500,10 @@ class _Look:
         self.raised: list[Anomaly] = []
         self.closed: list[str] = []
         self.baselines: dict[tuple[object, ...], Baseline | None] = {}
-        unseen = at - timedelta(seconds=max(self.rules.guard_s, self.rules.floor_window_s))
-        self.seen = {name: self.state(name).seen or unseen for name in history}
-        # Nothing before the oldest baseline that is needed is touched: the cost does not grow with the history.
-        reach = timedelta(seconds=self.rules.baseline_s + max(self.rules.guard_s, self.rules.floor_window_s))
+        recent = timedelta(seconds=max(self.rules.guard_s, self.rules.floor_window_s))
+        reach = timedelta(seconds=self.rules.baseline_s) + recent
+        # After a pause longer than a baseline, what lies before it is history: the cost never grows with the pause.
+        self.seen = {name: max(self.state(name).seen or at - recent, at - reach) for name in history}
         oldest = min((*self.seen.values(), at)) - reach
         self.tracks: dict[str, Track] = {}
         for name, intervals in history.items():
@@ -547,11 +551,8 @@ class _Look:
 
     def judge(self, start: datetime) -> None:
         """Judge one interval: each type by itself, then the platform without the types whose alarm is already open."""
-        free = [
-            n
-            for n in self.tracks
-            if not any(a.kind is not Kind.NO_DATA and not a.part_of for a in self.state(n).alarms)
-        ]
+        # Not those that are part of the platform's alarm either: as they recover one by one, so does the platform.
+        free = [n for n in self.tracks if self.state(n).alarm(Kind.SHIFT, Kind.FLOOR) is None]
         fresh: dict[str, Alarm] = {}
         for name, track in self.tracks.items():
             if start > self.seen[name]:
@@ -608,19 +609,25 @@ class _Look:
 
     def merged(self, names: Sequence[str], start: datetime) -> Track:
         """The newest intervals of several types as one, as far back as the floor looks."""
-        rows: dict[datetime, tuple[int, int]] = {}
+        tasks: dict[datetime, int] = {}
+        successes: dict[datetime, int] = {}
         for track in (self.tracks[name] for name in names):
             first = bisect_left(track.starts, start - timedelta(seconds=self.rules.floor_window_s))
             for i in range(first, bisect_right(track.starts, start)):
-                counts, (tasks, successes) = track.between(i, i + 1), rows.get(track.starts[i], (0, 0))
-                rows[track.starts[i]] = (tasks + counts.tasks, successes + counts.successes)
-        return Track.of((at, Counts(tasks=n, successes=k)) for at, (n, k) in sorted(rows.items()))
+                at = track.starts[i]
+                tasks[at] = tasks.get(at, 0) + track.tasks[i + 1] - track.tasks[i]
+                successes[at] = successes.get(at, 0) + track.successes[i + 1] - track.successes[i]
+        starts = sorted(tasks)
+        n = accumulate((tasks[at] for at in starts), initial=0)
+        return Track(starts, list(n), list(accumulate((successes[at] for at in starts), initial=0)))
 
     def explain(self, whole: Alarm, names: Sequence[str], start: datetime) -> str | None:
         """The one type without which the rest has not moved: its odds of having moved are under 3 to 1."""
         evidence = dict.fromkeys(names, 0.0)
         for name in names:
             track, normal = self.tracks[name], self.normal(name, start)
+            if whole.kind is Kind.SHIFT and normal is None:
+                continue  # it was no part of what the platform was judged by
             for i in range(bisect_left(track.starts, whole.onset), bisect_right(track.starts, start)):
                 usual = (
                     self.rules.success_floor
@@ -648,8 +655,13 @@ class _Look:
 
     def listen(self) -> None:
         """Raise and close silence, for the whole platform where every type that has a baseline is silent."""
-        at = datetime.fromtimestamp(self.at.timestamp() // self.rules.interval_s * self.rules.interval_s, UTC)
-        at = at if self.at.tzinfo else self.at
+        last = self.at - 2 * self.width
+        if not any(s.alarm(Kind.NO_DATA) for s in self.states.values()) and all(
+            track.tasks[-1] > track.tasks[bisect_right(track.starts, last)] for track in self.tracks.values()
+        ):
+            return  # every type had tasks in the newest interval: no baseline is needed to hear that
+        # On the grid of intervals, so that the same silence has the same name whenever it is looked at.
+        at = self.at - (self.at - datetime(1970, 1, 1, tzinfo=self.at.tzinfo)) % self.width
         silent: dict[str, Alarm] = {}
         for name, track in self.tracks.items():
             state, normal = self.state(name), self.normal(name, self.at)
@@ -738,7 +750,8 @@ def detect_rates(rows: Iterable[tuple[datetime, int, int]]) -> list[SeriesAlarm]
     for i, at in enumerate(track.starts):
         alarm = state.alarm(Kind.SHIFT)
         if alarm is not None and (at - alarm.onset).total_seconds() > rules.baseline_s + rules.guard_s:
-            state, alarm, past = Series(), None, ((track.starts[0], alarm.onset),)
+            past = ((track.starts[0], alarm.onset),)
+            state, alarm = Series(), None
         now = (at.replace(minute=0, second=0, microsecond=0), len(state.episodes))
         if alarm is None and fitted != now:
             normal, fitted = baseline(at, track, rules, (*past, *state.episodes)), now
@@ -750,106 +763,159 @@ def detect_rates(rows: Iterable[tuple[datetime, int, int]]) -> list[SeriesAlarm]
 
 @dataclass(frozen=True)
 class _Level:
-    """What is normal of a value: by hour of the week (or flat), its spread, and how slowly it moves."""
+    """What is normal of a value by hour of the week, its spread, and how slowly it moves."""
 
     levels: list[float]
+    phase_s: float  # where in the hour its rows are in the mean
     scale: float
     rows: int
-    inflation: float
-
-    def at(self, start: datetime) -> float:
-        return self.levels[hour_of_week(start) % len(self.levels)]
+    memory: float = 0.0  # correlation of a row with the one before
+    noise: float = 1.0  # spread of what is new in a row, in spreads of the rows
 
     @classmethod
     def of(cls, rows: Sequence[tuple[datetime, float]]) -> "_Level | None":
-        """Median by hour of the day, then of the week, each shrunk by two rows; spread of the residuals by MAD."""
-        if len(rows) < 20:
+        """Median by hour of the day, by weekday or weekend, by hour of the week: as far as each foretells the rows.
+
+        A finer level is kept where it lowers the spread of the rows that were left out of its medians. The spread is
+        that of left-out rows, too: in its own rows a median of seven looks better than it is.
+        """
+        if len(rows) < MINIMUM_ROWS:
             return None
-        levels = [median(value for _, value in rows)]
+        levels = [median(value for _, value in rows)] * HOURS
+        thin = rows[:: len(rows) // 2_000 + 1]
+        hours = [hour_of_week(at) for at, _ in thin]
+        residuals = [value - levels[hour] for hour, (_, value) in zip(hours, thin, strict=True)]
         if (rows[-1][0] - rows[0][0]).total_seconds() >= WEEK_S - 43_200:
-            for bins in (24, HOURS):
-                left: list[list[float]] = [[] for _ in range(bins)]
-                for at, value in rows:
-                    left[hour_of_week(at) % bins].append(value - levels[hour_of_week(at) % len(levels)])
-                levels = [
-                    levels[b % len(levels)] + (median(left[b]) * len(left[b]) / (len(left[b]) + 2) if left[b] else 0.0)
-                    for b in range(bins)
-                ]
-        residuals = [value - levels[hour_of_week(at) % len(levels)] for at, value in rows]
-        spread = sorted(abs(r) for r in residuals)
-        # 1.4826 MAD is a standard deviation of normal noise; the 99% point guards against heavier tails than that.
-        scale = max(
-            1.4826 * median(spread), spread[int(0.99 * (len(spread) - 1))] / 2.576, abs(levels[0]) * 1e-3, 1e-12
+            for bins in (
+                [h % 24 for h in range(HOURS)],
+                [h % 24 + 24 * (h >= 120) for h in range(HOURS)],
+                range(HOURS),
+            ):
+                groups: list[list[tuple[float, int]]] = [[] for _ in range(HOURS)]
+                for i, hour in enumerate(hours):
+                    groups[bins[hour]].append((thin[i][1] - levels[hour], i))
+                middles, left_out = [0.0] * HOURS, list(residuals)
+                for b, group in enumerate(groups):
+                    group.sort()
+                    middles[b] = _median_without(group, len(group))
+                    for position, (value, i) in enumerate(group):
+                        left_out[i] = value - _median_without(group, position)
+                if _spread(left_out) < 0.95 * _spread(residuals):
+                    levels = [level + middles[bins[hour]] for hour, level in enumerate(levels)]
+                    residuals = left_out
+        phase_s = median(at.minute * 60 + at.second for at, _ in thin)
+        level = cls(levels, phase_s, max(_spread(residuals), abs(levels[0]) * 1e-3, 1e-12), len(rows))
+        near = [level.score(at, value) for at, value in rows[-1_000:]]
+        power = sum(min(z * z, 9.0) for z in near) or 1.0
+        memory = sum(max(-9.0, min(9.0, a * b)) for a, b in pairwise(near)) / power
+        memory = min(0.95, max(0.0, memory))
+        return replace(level, memory=memory, noise=max(_spread([b - memory * a for a, b in pairwise(near)]), 1e-3))
+
+    def usual(self, at: datetime) -> float:
+        """The level at an instant: between two hours it is between their levels, or every full hour would be a jump."""
+        hour = hour_of_week(at)
+        part = (at.minute * 60 + at.second - self.phase_s) / 3_600
+        return self.levels[hour] * (1 - abs(part)) + self.levels[(hour + (1 if part > 0 else -1)) % HOURS] * abs(part)
+
+    def score(self, at: datetime, value: float) -> float:
+        """Spreads from normal, clipped so that one wild row says no more than a bad one."""
+        return max(-CLIP, min(CLIP, (value - self.usual(at)) / self.scale))
+
+
+def _median_without(group: Sequence[tuple[float, int]], position: int) -> float:
+    """Median of sorted values but the one at `position` (none is left out at the end); 0 where nothing remains."""
+    size = len(group) - (position < len(group))
+    if not size:
+        return 0.0
+    low, high = (size - 1) // 2, size // 2
+    return (group[low + (low >= position)][0] + group[high + (high >= position)][0]) / 2
+
+
+def _spread(residuals: Sequence[float]) -> float:
+    """1.4826 MAD is the standard deviation of normal noise; the 99.5% point guards against tails heavier than that."""
+    sizes = sorted(abs(r) for r in residuals)
+    return max(1.4826 * median(sizes), sizes[int(0.995 * (len(sizes) - 1))] / 2.81)
+
+
+class _Values:
+    """Gaussian CUSUMs (Page 1954) both ways: of what is new in each row, for shifts of one spread and of three."""
+
+    def __init__(self, rows: Sequence[tuple[datetime, float]], rules: ObservatoryRules) -> None:
+        self.rows, self.times, self.rules = rows, [at for at, _ in rows], rules
+        # 0.2 is the peak of the crossings in `threshold`; two directions with two CUSUMs each.
+        self.limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * 4 / BUDGET), CLOSING)
+        self.kept_out: list[tuple[int, int]] = []
+        self.first = 0
+
+    def level(self, i: int) -> _Level | None:
+        end = self.times[i] - timedelta(seconds=self.rules.guard_s)
+        first = max(self.first, bisect_left(self.times, end - timedelta(seconds=VALUES_BASELINE_S)))
+        within = range(first, bisect_left(self.times, end))
+        return _Level.of([self.rows[j] for j in within if not any(a <= j < b for a, b in self.kept_out)])
+
+    def run(self) -> list[SeriesAlarm]:
+        found: list[SeriesAlarm] = []
+        watched = [(sign, shift) for sign in (-1.0, 1.0) for shift in (1.0, 3.0)]
+        sums, onsets = [0.0] * 4, [0] * 4
+        level: _Level | None = None
+        fitted: datetime | None = None
+        opened: tuple[int, float] | None = None  # where the open episode began, and its signed size in innovations
+        recovery, last = 0.0, 0.0
+        refit_s = min(86_400, max(self.rules.guard_s, 10 * self.rules.interval_s))
+        for i, (at, value) in enumerate(self.rows):
+            if opened and (at - self.times[opened[0]]).total_seconds() > self.rules.baseline_s + self.rules.guard_s:
+                self.first, opened, fitted = opened[0], None, None
+            if not opened and (fitted is None or (at - fitted).total_seconds() >= refit_s):
+                level, fitted = self.level(i), at
+            if level is None:
+                fitted = None
+                continue
+            # Rows remember the one before: only what is new in a row is evidence (a first-order autoregression).
+            score = level.score(at, value)
+            news = max(-CLIP, min(CLIP, (score - level.memory * last) / level.noise))
+            last = score
+            if opened:
+                recovery = max(0.0, recovery - opened[1] * news + opened[1] ** 2 / 2)
+                if recovery >= CLOSING:
+                    self.kept_out.append((opened[0], i + 1))
+                    opened, fitted = None, None
+                continue
+            error = ESTIMATION * 1.25 / math.sqrt(level.rows)  # of a median
+            steps = [shift * (sign * news - error) - shift * shift / 2 for sign, shift in watched]
+            for c, gain in enumerate(steps):
+                onsets[c] = onsets[c] if sums[c] else i
+                sums[c] = max(0.0, sums[c] + gain)
+            c = max(range(4), key=lambda c: sums[c])
+            if sums[c] >= self.limit:
+                found.append(self.alarm(onsets[c], i, watched[c][0], sums[c], level))
+                # A lasting shift shows in the innovations as this much of itself.
+                lasting = (1 - level.memory) / level.noise
+                size = min(3.0, max(1.0, abs(found[-1].size) / level.scale)) * lasting
+                opened, recovery, sums = (onsets[c], math.copysign(size, watched[c][0])), 0.0, [0.0] * 4
+        return found
+
+    def alarm(self, onset: int, last: int, sign: float, evidence: float, level: _Level) -> SeriesAlarm:
+        new = [value for _, value in self.rows[onset : last + 1]]
+        usual = [level.usual(at) for at in self.times[onset : last + 1]]
+        observed, expected = sum(new) / len(new), sum(usual) / len(new)
+        reason = (
+            f"mean {observed:.4g} over {len(new)} rows, against {expected:.4g} usual at that time of the week "
+            f"({(observed - expected) / level.scale:+.1f} spreads); "
+            f"log likelihood ratio {evidence:.1f}, alarm at {self.limit:.1f}"
         )
-        clipped = [max(-3.0, min(3.0, r / scale)) for r in residuals]
-        power = sum(z * z for z in clipped) or 1.0
-        memory = min(0.99, max(0.0, sum(a * b for a, b in pairwise(clipped)) / power))
-        # The sum of an AR(1) series varies (1 + rho) / (1 - rho) times as much as that of independent values.
-        return cls(levels, scale, len(rows), math.sqrt((1 + memory) / (1 - memory)))
+        direction = Direction.DOWN if sign < 0 else Direction.UP
+        return SeriesAlarm(self.times[last], self.times[onset], direction, observed - expected, reason)
 
 
 def detect_values(rows: Iterable[tuple[datetime, float]]) -> list[SeriesAlarm]:
     """Episodes in rows of (timestamp, value), oldest first, both ways; a value that is NaN or infinite is no data.
 
-    A Gaussian CUSUM (Page 1954) of the robust z score, for a shift of one spread (slowed by the series' own memory) and
-    for a jump of three; z is clipped at 8, so that one wild row says no more than a bad one.
+    The baseline is the median by time of the week over at most four weeks before the guard gap; with less than a week
+    there is none of a day. A level that lasts longer than a week and the gap becomes the new normal.
     """
-    rows = [(at, value) for at, value in rows]
+    rows = list(rows)
     rules = _rules_for([at for at, _ in rows])
-    rows = [(at, value) for at, value in rows if math.isfinite(value)]
-    times = [at for at, _ in rows]
-    limit = math.log(WEEK_S / rules.interval_s * 0.2 * 4 / BUDGET)  # 0.2: the peak in `threshold`; four CUSUMs
-    limit = max(limit, CLOSING)
-    found: list[SeriesAlarm] = []
-    skip: list[bool] = [False] * len(rows)
-    level: _Level | None = None
-    fitted: datetime | None = None
-    first_row = 0
-    shifts = [(sign, shift) for sign in (-1.0, 1.0) for shift in (1.0, 3.0)]
-    sums, onsets = [0.0] * 4, [0] * 4
-    opened: tuple[int, float, float] | None = None
-    recovery = 0.0
-    for i, (at, value) in enumerate(rows):
-        if opened is not None and (at - times[opened[0]]).total_seconds() > rules.baseline_s + rules.guard_s:
-            first_row, opened, level, fitted = opened[0], None, None, None
-            skip[first_row:i] = [False] * (i - first_row)
-            sums = [0.0] * 4
-        hour = at.replace(minute=0, second=0, microsecond=0)
-        if opened is None and fitted != hour:
-            end = at - timedelta(seconds=rules.guard_s)
-            first = max(first_row, bisect_left(times, end - timedelta(seconds=rules.baseline_s)))
-            level, fitted = _Level.of([rows[j] for j in range(first, bisect_left(times, end)) if not skip[j]]), hour
-        if level is None:
-            continue
-        z = max(-8.0, min(8.0, (value - level.at(at)) / level.scale))
-        if opened is not None:
-            skip[i] = True
-            sign, shift = opened[1], opened[2]
-            x = z / level.inflation if shift == 1 else z
-            recovery = max(0.0, recovery - (shift * sign * x - shift * shift / 2))
-            if recovery >= CLOSING:
-                opened, sums = None, [0.0] * 4
-            continue
-        for c, (sign, shift) in enumerate(shifts):
-            x = z / level.inflation if shift == 1 else z
-            if sums[c] == 0:
-                onsets[c] = i
-            sums[c] = max(0.0, sums[c] + shift * sign * x - shift * shift / 2)
-        c = max(range(4), key=lambda c: sums[c])
-        if sums[c] >= limit:
-            onset, (sign, shift) = onsets[c], shifts[c]
-            new = [rows[j][1] for j in range(onset, i + 1)]
-            usual = [level.at(times[j]) for j in range(onset, i + 1)]
-            size = (sum(new) - sum(usual)) / len(new)
-            reason = (
-                f"mean {sum(new) / len(new):.4g} over {len(new)} rows against {sum(usual) / len(usual):.4g} usual for "
-                f"the hour, {abs(size) / level.scale:.1f} spreads; "
-                f"log likelihood ratio {sums[c]:.1f}, alarm at {limit:.1f}"
-            )
-            found.append(SeriesAlarm(at, times[onset], Direction.DOWN if sign < 0 else Direction.UP, size, reason))
-            opened, recovery, sums = (onset, sign, shift), 0.0, [0.0] * 4
-            skip[onset : i + 1] = [True] * (i + 1 - onset)
-    return found
+    return _Values([(at, value) for at, value in rows if math.isfinite(value)], rules).run()
 
 
 def _rules_for(times: Sequence[datetime]) -> ObservatoryRules:

@@ -1,16 +1,16 @@
 """The small client: all that an agent needs, over Temporal alone. Built-in agents enter by this door too.
 
-    client = await NautilusClient.connect()
-    for task in await client.meta_tasks(Phase.BIDDING):
-        await client.place_bid(task.workflow_id, Bid(message_id="b-1", agent_id="me", price=40, eta_s=60))
+client = await NautilusClient.connect()
+for task in await client.meta_tasks(Phase.BIDDING):
+    await client.place_bid(task.workflow_id, Bid(message_id="b-1", agent_id="me", price=40, eta_s=60))
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
-from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
@@ -52,7 +52,9 @@ class NautilusClient:
 
     async def meta_tasks(self, phase: Phase) -> list[MetaTask]:
         """The running cycles in this phase, oldest first."""
-        query = f"WorkflowType='{wire.IMPROVEMENT_CYCLE}' AND ExecutionStatus='Running' AND {wire.PHASE}='{phase.value}'"
+        query = (
+            f"WorkflowType='{wire.IMPROVEMENT_CYCLE}' AND ExecutionStatus='Running' AND {wire.PHASE}='{phase.value}'"
+        )
         found = [execution async for execution in self.temporal.list_workflows(query)]
         metric = SearchAttributeKey.for_keyword(wire.METRIC)
         return [
@@ -63,11 +65,12 @@ class NautilusClient:
     async def status(self, cycle: str) -> CycleStatus:
         """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is none."""
         try:
-            return await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
+            status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise Refused(f"expected a cycle, but there is no workflow {cycle}") from None
             raise
+        return status
 
     async def diagnose(self, subject: str, window_s: int = 86_400) -> Diagnosis:
         """The facts about a subject, over the trailing window."""
@@ -98,7 +101,8 @@ class NautilusClient:
 
     async def receipts(self, cycle: str) -> list[Receipt]:
         """What became of the latest messages to a cycle."""
-        return await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
+        found: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
+        return found
 
     async def open_cycle(self, proposal: Proposal) -> str:
         """Open a cycle at the vote, with a proposal of one's own; its workflow id."""
@@ -115,12 +119,12 @@ class NautilusClient:
 
     async def abort(self, cycle: str, who: str, why: str) -> None:
         """End a cycle, as a person; raises Refused."""
-        await self._send(cycle, wire.ABORT, Abort(message_id=str(uuid4()), who=who, why=why), Receipt | None)
+        await self._send(cycle, wire.ABORT, Abort(message_id=str(uuid4()), who=who, why=why))
 
     async def result(self, cycle: str) -> CycleResult:
         """Wait for the end of a cycle."""
-        handle = self.temporal.get_workflow_handle(cycle, result_type=CycleResult)
-        return await handle.result()
+        result: CycleResult = await self.temporal.get_workflow_handle(cycle, result_type=CycleResult).result()
+        return result
 
     async def follow(self, cycle: str, every_s: float = 1.0) -> AsyncIterator[CycleStatus]:
         """Each new state of a cycle until it has ended."""
@@ -133,18 +137,18 @@ class NautilusClient:
             else:
                 await asyncio.sleep(every_s)
 
-    def _handle(self, cycle: str):  # type: ignore[no-untyped-def]
+    def _handle(self, cycle: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(cycle)
 
-    async def _send(self, cycle: str, name: str, message: object, result_type: object = Receipt) -> Receipt:
+    async def _send(self, cycle: str, name: str, message: object) -> Receipt:
         try:
-            receipt = await self._handle(cycle).execute_update(name, message, result_type=result_type)
+            receipt: Receipt = await self._handle(cycle).execute_update(name, message, result_type=Receipt)
         except WorkflowUpdateFailedError as error:
             raise Refused(str(error.cause)) from None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise Refused(f"expected a running cycle, but {cycle} is not running") from None
             raise
-        if receipt is not None and not receipt.accepted:
+        if not receipt.accepted:
             raise Refused(receipt.reason)
         return receipt

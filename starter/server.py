@@ -16,8 +16,8 @@ from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     RegisterNamespaceRequest,
@@ -66,7 +66,6 @@ def free_port() -> int:
 @asynccontextmanager
 async def dev_server(home: Path, port: int, ui_port: int, database_file: bool = True) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file."""
-    home.mkdir(parents=True, exist_ok=True)
     log = home / "temporal.log"
     arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
     arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
@@ -75,7 +74,12 @@ async def dev_server(home: Path, port: int, ui_port: int, database_file: bool = 
         arguments += ["--db-filename", str(home / "temporal.db")]
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
-            str(binary()), *arguments, stdout=sink, stderr=sink, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            str(binary()),
+            *arguments,
+            stdout=sink,
+            stderr=sink,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}", log)
@@ -97,7 +101,9 @@ async def _until_up(server: Server, process: asyncio.subprocess.Process) -> None
             await Client.connect(server.address, namespace=wire.NAMESPACE)
         except RuntimeError as error:
             if asyncio.get_running_loop().time() > deadline:
-                raise ServerError(f"expected a Temporal server on {server.address} within {START_TIMEOUT_S:g} s: {error}") from None
+                raise ServerError(
+                    f"expected a Temporal server on {server.address} within {START_TIMEOUT_S:g} s: {error}"
+                ) from None
             await asyncio.sleep(0.1)
         else:
             return
@@ -122,7 +128,9 @@ async def prepare(client: Client) -> None:
         await client.workflow_service.register_namespace(
             RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
         )
-    known = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
+    known = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
     missing = {
         name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
         for name in wire.SEARCH_ATTRIBUTES

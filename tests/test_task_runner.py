@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from activities.task_runner import RESULT_LIMIT_BYTES, RunnerStopped, TaskRunner, UnknownTaskType
-from activities.task_types import InvalidResult, TaskPayload, TaskResult
+from activities.task_runner import RESULT_LIMIT_BYTES, RunnerStopped, TaskRunner, UnknownTaskType, measure
+from activities.task_types import InvalidResult, TaskPayload, TaskResult, TaskType
 from activities.task_types.monte_carlo import MonteCarlo
 from schema.messages.base import Value
 from schema.messages.observatory import FailureKind
@@ -116,7 +116,7 @@ def everyone_hung_up(call: socket.socket) -> bool:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskRunner]:
-    types = {"probe": Probe(), "unprepared": Unprepared(), "monte_carlo": MonteCarlo()}
+    types: dict[str, TaskType] = {"probe": Probe(), "unprepared": Unprepared(), "monte_carlo": MonteCarlo()}
     with TaskRunner(types, tmp_path_factory.mktemp("cache")) as runner:
         yield runner
 
@@ -164,6 +164,16 @@ def test_a_failure_has_a_kind_and_a_reason(runner: TaskRunner, act: str, failure
     assert execution.failure is failure
     assert detail in execution.detail
     assert execution.result is None
+
+
+def test_measuring_gives_durations_in_order_or_the_failure(runner: TaskRunner) -> None:
+    durations = measure(runner, MonteCarlo(), tasks=4, at_once=2)
+
+    assert durations == sorted(durations)
+    assert len(durations) == 4
+    assert durations[0] > 0
+    with pytest.raises(InvalidResult, match="measuring unprepared: error: .* the disk is full"):
+        measure(runner, Unprepared(), tasks=1, at_once=1)
 
 
 def test_a_task_is_killed_at_its_limit(runner: TaskRunner, line: Line) -> None:

@@ -135,8 +135,8 @@ def test_the_size_of_research_is_log_normal() -> None:
     sizes = [q.breadth * q.depth for q in map(ResearchSynthesis().sample, map(str, range(2000)))]
     median = statistics.median(sizes)
 
-    assert 0.38 < statistics.stdev(map(math.log, sizes)) < 0.48
-    assert 0.92 < sum(size <= 2 * median for size in sizes) / len(sizes) < 0.97
+    assert 0.36 < statistics.stdev(map(math.log, sizes)) < 0.46
+    assert 0.93 < sum(size <= 2 * median for size in sizes) / len(sizes) < 0.97
 
 
 def test_payloads_are_strict_and_frozen() -> None:

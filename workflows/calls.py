@@ -1,8 +1,8 @@
 """Calls: the activities that workflows ask for, with their timeouts and retries, and nothing else.
 
 Short writes and reads are retried for as long as it takes: a database that is away for an hour delays a cycle and
-decides nothing. Polls are short activities that ask to be retried while there is nothing to report; the attempts are not
-history and hold no worker's slot.
+decides nothing. Polls are short activities that ask to be retried while there is nothing to report; the attempts are
+not history and hold no worker's slot.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,7 @@ every ending is in the ledger. The workflow id is the lock: one cycle at a time 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -38,11 +39,12 @@ from schema.messages.cycle import (
 )
 from schema.messages.experiment import ExperimentDesign, Look, Promotion, PromotionResult, Purpose, Reading
 from schema.messages.market import Award, AwardResult, Bid, RankedBid, Standing
+from schema.messages.platform import ParameterState
 from schema.messages.proposals import Ballot, Electorate, Proposal
 from workflows.calls import call, start
 from workflows.page import render
 from workflows.receipts import Receipts
-from workflows.windows import BallotBox, BidWindow, ProposalWindow, proposal_refusal
+from workflows.windows import BallotBox, BidWindow, ProposalWindow, Window, proposal_refusal
 
 Result = TypeVar("Result")
 AgentWord = Bid | Proposal | Ballot
@@ -139,7 +141,7 @@ class ImprovementCycle:
         window = BidWindow(self._known, self._in(self._known.rules.bid_window_s))
         self._bid_window = window
         self._enter(Phase.BIDDING, window.deadline)
-        await self._until(lambda: window.complete, lambda: window.deadline, "bids close")
+        await self._until(window, lambda: window.complete, "bids close")
         if not window.bids:
             raise CycleOver(Ending.NO_BIDS, "nobody bid on the meta-task")
         agents = {agent.agent_id: agent for agent in self._known.agents}
@@ -154,7 +156,7 @@ class ImprovementCycle:
             window = ProposalWindow(self._known, award, self._task_type)
             self._proposal_window = window
             self._enter(Phase.PROPOSING, window.deadline)
-            await self._until(lambda w=window: w.proposal is not None, lambda w=window: w.deadline, "proposal due")  # type: ignore[misc]
+            await self._until(window, lambda w=window: w.proposal is not None, "proposal due")  # type: ignore[misc]
             if window.proposal is not None:
                 self._accept(window.proposal)
                 return
@@ -163,12 +165,16 @@ class ImprovementCycle:
 
     async def _wait_for_votes(self) -> None:
         electorate: Electorate = await call(
-            ProposalActivities.open_vote, self._known.cycle_id, self._proposed, workflow.now(), summary="freeze the electorate"
+            ProposalActivities.open_vote,
+            self._known.cycle_id,
+            self._proposed,
+            workflow.now(),
+            summary="freeze the electorate",
         )
         box = BallotBox(self._known, electorate, self._parameter.declaration.risk)
         self._ballot_box = box
         self._enter(Phase.VOTING, box.deadline)
-        await self._until(lambda: box.tally.decided, lambda: box.deadline, "voting closes")
+        await self._until(box, lambda: box.tally.decided, "voting closes")
         tally = box.tally
         self._note(f"vote: {tally.approve} for, {tally.reject} against, {tally.abstain} abstained; {tally.reason}")
         record = VoteRecord(
@@ -187,10 +193,14 @@ class ImprovementCycle:
         until = self._in(self._known.rules.experiment_window_s)
         self._design = design
         self._enter(Phase.QUEUED, until)
-        await self._poll(ExperimentActivities.open_experiment, design, workflow.now(), until=until, summary="register the design")
+        await self._poll(
+            ExperimentActivities.open_experiment, design, workflow.now(), until=until, summary="register the design"
+        )
         self._enter(Phase.EXPERIMENT, until)
         reading = await self._poll(
-            ExperimentActivities.read_experiment, Look(design=design, until=until), summary="half the tasks on each value"
+            ExperimentActivities.read_experiment,
+            Look(design=design, until=until),
+            summary="half the tasks on each value",
         )
         self._reading = reading
         self._note(reading.reason)
@@ -342,8 +352,9 @@ class ImprovementCycle:
         await self._take(wire.CAST_BALLOT, ballot)
 
     @workflow.update(name=wire.ABORT, description="End the cycle; who and why go to the ledger.")
-    async def abort(self, abort: Abort) -> None:
+    async def abort(self, abort: Abort) -> Receipt:
         self._abort = abort
+        return self._receipts.add(abort.message_id, wire.ABORT, None)
 
     @abort.validator
     def _check_abort(self, abort: Abort) -> None:
@@ -382,20 +393,22 @@ class ImprovementCycle:
     def _refusal(self, word: AgentWord) -> str | None:
         """Why this word cannot be taken now, or None."""
         match word:
-            case Bid() if self._phase is Phase.BIDDING and self._bid_window is not None:
+            case Bid() if self._bid_window is not None and self._bid_window.open:
                 return self._bid_window.refusal(word)
-            case Proposal() if self._phase is Phase.PROPOSING and self._proposal_window is not None:
+            case Proposal() if self._proposal_window is not None and self._proposal_window.open:
                 return self._proposal_window.refusal(word)
-            case Ballot() if self._phase is Phase.VOTING and self._ballot_box is not None:
+            case Ballot() if self._ballot_box is not None and self._ballot_box.open:
                 return self._ballot_box.refusal(word)
         wanted = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}[type(word)]
-        return f"expected a cycle in phase {wanted.value}, but {self._request.subject} is in phase {self._phase.value}"
+        stands = f"{self._phase.value}, and the window is closed" if self._phase is wanted else self._phase.value
+        return f"expected a cycle in phase {wanted.value}, but {self._request.subject} is in phase {stands}"
 
     def _refuse_bad(self, kind: str, word: AgentWord) -> None:
-        """A validator: refuses before anything enters history. What comes while the cycle opens waits in the handler."""
-        if self._phase is not Phase.OPENING and self._receipts.of(word.message_id) is None:
-            if (refusal := self._refusal(word)) is not None:
-                raise ApplicationError(refusal, type=kind)
+        """A validator: refuses before anything enters history. What comes while the cycle opens waits in `_take`."""
+        if self._phase is Phase.OPENING or self._receipts.of(word.message_id) is not None:
+            return
+        if (refusal := self._refusal(word)) is not None:
+            raise ApplicationError(refusal, type=kind)
 
     async def _take(self, kind: str, word: AgentWord) -> Receipt:
         # A message may arrive before the first step of the story: it must not be lost for being early.
@@ -419,29 +432,33 @@ class ImprovementCycle:
 
     # ---- waiting
 
-    async def _until(self, condition: Callable[[], bool], deadline: Callable[[], datetime], summary: str) -> None:
-        """Wait for a condition or a deadline that may move; a person's abort ends the story here."""
-        while not condition() and (left := deadline() - workflow.now()) > timedelta(0):
-            seen = deadline()
-            try:
+    async def _until(self, window: Window, condition: Callable[[], bool], summary: str) -> None:
+        """Wait for a condition or the window's deadline, which may move; then the window is closed."""
+        while not condition() and (left := window.deadline - workflow.now()) > timedelta(0):
+            seen = self._deadline = window.deadline
+            with suppress(TimeoutError):
                 await workflow.wait_condition(
-                    lambda s=seen: condition() or self._abort is not None or deadline() != s,  # type: ignore[misc]
+                    lambda s=seen: condition() or self._abort is not None or window.deadline != s,  # type: ignore[misc]
                     timeout=left,
                     timeout_summary=summary,
                 )
-            except TimeoutError:
-                continue
             self._heed_abort()
-            self._deadline = deadline()
+        window.open = False
 
     async def _poll(
-        self, activity: Callable[..., Awaitable[Result]] | Callable[..., Result], *args: object, until: datetime | None = None, summary: str
+        self,
+        activity: Callable[..., Awaitable[Result]] | Callable[..., Result],
+        *args: object,
+        until: datetime | None = None,
+        summary: str,
     ) -> Result:
         """Wait for an activity that reports when it is ready; a person's abort cancels it."""
         handle = start(activity, *args, summary=summary)
         left = until - workflow.now() if until else None
         try:
-            await workflow.wait_condition(lambda: handle.done() or self._abort is not None, timeout=left, timeout_summary=summary)
+            await workflow.wait_condition(
+                lambda: handle.done() or self._abort is not None, timeout=left, timeout_summary=summary
+            )
         except TimeoutError:
             handle.cancel()
             raise CycleOver(Ending.INCONCLUSIVE, f"time ran out: {summary}") from None
@@ -474,7 +491,7 @@ class ImprovementCycle:
         return self._design, self._reading
 
     @property
-    def _parameter(self):  # type: ignore[no-untyped-def]
+    def _parameter(self) -> ParameterState:
         return {state.declaration.key: state for state in self._known.parameters}[self._proposed.parameter]
 
     @property
@@ -491,7 +508,9 @@ class ImprovementCycle:
 
     def _note(self, line: str) -> None:
         self._story.append(f"{workflow.now():%H:%M:%S} {line}")
-        workflow.logger.info("cycle.story", extra={"cycle_id": self._briefing.cycle_id if self._briefing else "", "line": line})
+        workflow.logger.info(
+            "cycle.story", extra={"cycle_id": self._briefing.cycle_id if self._briefing else "", "line": line}
+        )
         self._show()
 
     def _upsert(self, name: str, value: str) -> None:

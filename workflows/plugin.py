@@ -43,7 +43,9 @@ def _runner(runner: WorkflowRunner | None) -> WorkflowRunner:
     if isinstance(runner, SandboxedWorkflowRunner):
         restrictions = runner.restrictions.with_passthrough_modules(*PASS_THROUGH)
         return dataclasses.replace(runner, restrictions=restrictions)
-    return runner or SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH))
+    return runner or SandboxedWorkflowRunner(
+        restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
+    )
 
 
 def plugin() -> SimplePlugin:
@@ -55,5 +57,3 @@ def plugin() -> SimplePlugin:
         interceptors=interceptors,
         workflow_runner=_runner,
     )
-
-

@@ -14,11 +14,19 @@ from schema.messages.platform import Risk
 from schema.messages.proposals import Ballot, Electorate, Proposal, Tally
 
 
-class BidWindow:
+class Window:
+    """Open from its making until the story goes on; what comes while the next step is being recorded comes too late."""
+
+    def __init__(self, deadline: datetime) -> None:
+        self.deadline = deadline
+        self.open = True
+
+
+class BidWindow(Window):
     """Bids on one meta-task: one per agent, the first one stands."""
 
     def __init__(self, briefing: Briefing, deadline: datetime) -> None:
-        self.deadline = deadline
+        super().__init__(deadline)
         self.bids: dict[str, Bid] = {}
         self._agents = {agent.agent_id: agent for agent in briefing.agents}
         self._reward = briefing.rules.reward
@@ -37,11 +45,11 @@ class BidWindow:
         self.bids[bid.agent_id] = bid
 
 
-class ProposalWindow:
+class ProposalWindow(Window):
     """The awarded agent's time to hand in its proposal."""
 
     def __init__(self, briefing: Briefing, award: Award, task_type: str) -> None:
-        self.deadline = award.deadline
+        super().__init__(award.deadline)
         self.proposal: Proposal | None = None
         self._award = award
         self._briefing = briefing
@@ -65,18 +73,18 @@ def proposal_refusal(proposal: Proposal, briefing: Briefing, task_type: str) -> 
     return bounds.refusal(proposal, parameters, task_type, rate, briefing.rules.minimum_effect)
 
 
-class BallotBox:
+class BallotBox(Window):
     """Ballots on one proposal by a frozen electorate: one per voter, the first one stands.
 
     A quorum met late extends the vote once, so that nobody is outvoted in the last second.
     """
 
     def __init__(self, briefing: Briefing, electorate: Electorate, risk: Risk) -> None:
+        super().__init__(electorate.opened_at + timedelta(seconds=briefing.rules.voting_window_s))
         self._rules = briefing.rules
         self._risk = risk
         self.electorate = electorate
         self.ballots: dict[str, Ballot] = {}
-        self.deadline = electorate.opened_at + timedelta(seconds=self._rules.voting_window_s)
         self.extended = False
         self._voters = {voter.agent_id for voter in electorate.voters}
 

@@ -50,8 +50,8 @@ class TaskType(Protocol):
     name: ClassVar[str]
 
     @property
-    def Payload(self) -> type[BaseModel]:  # noqa: N802 - a class attribute that holds a class; frozen and strict
-        """The model of what a task of this type is asked to do."""
+    def Payload(self) -> type[BaseModel]:
+        """The model of what a task is asked to do, frozen and strict; in an implementation, a class attribute."""
 
     def prepare(self, cache: Path, /) -> None:
         """Load, or build under `cache`, what many tasks share. Called once, before any task of the process tree."""

@@ -62,7 +62,7 @@ class PhysicsSimulation:
         if not drift <= payload.allowed_drift:
             raise InvalidResult(f"expected energy and angular momentum within {payload.allowed_drift:g}, but {drift:g}")
         return TaskResult(
-            summary=f"{payload.planets} planets, {payload.years:g} years; energy and angular momentum drift {drift:.1g}.",
+            summary=f"{payload.planets} planets, {payload.years:g} years; what is conserved drifts by {drift:.1g}.",
             quality=round(min(1.0, -log10(max(drift, 1e-16)) / DIGITS), 4),
             details={"drift": drift, "steps": len(path.t) - 1, "end": path.y[:, -1].tolist()},
         )

@@ -132,7 +132,7 @@ class ResearchSynthesis:
         draw = dice(self.name, unit_id)
         question = f"How are {draw.choice(SUBJECTS)} {draw.choice(CONCERNS)}?"
         depth = draw.choice((1, 2, 2, 3))
-        sub_questions = draw.lognormvariate(2.5, 0.42)  # a median of 12
+        sub_questions = draw.lognormvariate(2.5, 0.4)  # a median of 12
         return ResearchQuestion(question=question, breadth=min(40, max(1, round(sub_questions / depth))), depth=depth)
 
 

@@ -26,7 +26,7 @@ class Message(BaseModel):
 class AgentMessage(Message):
     """What an agent sends to a cycle: strict, because a misspelt field must be refused and not lost.
 
-    `message_id` names the receipt. `signature` is Ed25519 over the canonical JSON of (workflow id, kind, agent, content).
+    `message_id` names the receipt. `signature` is Ed25519 over canonical JSON of workflow id, kind, agent and content.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -81,8 +81,8 @@ class CycleOpening(Message):
 class Briefing(Message):
     """What a cycle knows when it opens: frozen, so that nothing changes the rules under a running cycle.
 
-    `baseline` are the affected tasks since the onset, `healthy` those of the baseline window before it. `duplicate` says
-    that another run has had this request.
+    `baseline` are the affected tasks since the onset, `healthy` those of the baseline window before it. `duplicate`
+    says that another run has had this request.
     """
 
     cycle_id: Identifier
@@ -169,5 +169,3 @@ class CycleResult(Message):
     status: CycleStatus
     end: CycleEnd | None
     page: str = ""
-
-

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Any
 
+from pydantic import Field
+
 from .base import Instant, Message
 
 
@@ -29,5 +31,5 @@ class Event(Message):
     type: EventType
     subject: str
     at: Instant
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     sequence: int = 0

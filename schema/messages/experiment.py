@@ -31,6 +31,7 @@ class ExperimentDesign(Message):
     harm_alpha: float
     treatment_share: float
     max_tasks: int | None
+    minimum_tasks: int
     pending_cutoff_s: float
     healthy: Counts | None = None
 

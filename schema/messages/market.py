@@ -8,7 +8,7 @@ from .base import AgentMessage, Identifier, Instant, Message, Text
 
 
 class Bid(AgentMessage):
-    """An offer to investigate a meta-task for `price` (whole credits, paid on promotion only) within `eta_s` seconds."""
+    """An offer to investigate a meta-task within `eta_s` seconds for `price` whole credits, paid on promotion only."""
 
     price: int = Field(ge=0, le=1_000_000)
     eta_s: float = Field(gt=0, le=30 * 86_400)

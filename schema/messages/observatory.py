@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from .base import Identifier, Instant, Message, Name, Text, Value
 from .platform import ParameterState
 
@@ -46,7 +48,7 @@ class Interval(Message):
 
     start: Instant
     counts: Counts
-    failures: dict[FailureKind, int] = {}
+    failures: dict[FailureKind, int] = Field(default_factory=dict)
     mean_duration_s: float | None = None
     mean_quality: float | None = None
 

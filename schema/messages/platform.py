@@ -67,15 +67,22 @@ class Parameter(Declaration):
             case ParameterKind.BOOLEAN:
                 return None if isinstance(value, bool) else f"expected true or false, but {value!r} came"
             case ParameterKind.CHOICE:
-                return None if value in self.choices else f"expected one of {', '.join(self.choices)}, but {value!r} came"
+                return (
+                    None if value in self.choices else f"expected one of {', '.join(self.choices)}, but {value!r} came"
+                )
             case ParameterKind.INTEGER if not isinstance(value, int) or isinstance(value, bool):
                 return f"expected a whole number, but {value!r} came"
             case ParameterKind.FLOAT if not isinstance(value, int | float) or isinstance(value, bool):
                 return f"expected a number, but {value!r} came"
-        assert self.minimum is not None and self.maximum is not None and not isinstance(value, str)
+        assert self.minimum is not None
+        assert self.maximum is not None
+        assert not isinstance(value, str)
         # Written so that NaN, which compares false with everything, is refused too.
         if not self.minimum <= value <= self.maximum:
-            return f"expected a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip() + f", but {value!r} came"
+            return (
+                f"expected a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip()
+                + f", but {value!r} came"
+            )
         return None
 
 
@@ -111,7 +118,11 @@ class ScheduleDeclaration(Declaration):
 
 
 class CycleRules(Declaration):
-    """The rules of the game for every improvement cycle. Durations in seconds."""
+    """The rules of the game for every improvement cycle. Durations in seconds.
+
+    No change is promoted before each arm has finished `minimum_tasks`, however strong the evidence: what is right about
+    the sign may still be far off about the size. `max_tasks` counts both arms.
+    """
 
     bid_window_s: float = Field(default=600, gt=0)
     proposal_window_s: float = Field(default=1_800, gt=0)
@@ -125,6 +136,7 @@ class CycleRules(Declaration):
     retry_cooldown_s: float = Field(default=1_800, ge=0)
     attempts_before_escalation: int = Field(default=6, ge=1)
     max_tasks: int = Field(default=2_000, ge=20)
+    minimum_tasks: int = Field(default=20, ge=1)
     minimum_effect: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     beta: float = Field(default=0.1, gt=0, lt=0.5)
@@ -134,6 +146,13 @@ class CycleRules(Declaration):
     high_risk_approval_share: float = Field(default=2 / 3, gt=0.5, le=1)
     operator_weight_cap: float = Field(default=1 / 3, gt=0, le=1)
     reward: int = Field(default=100, ge=0)
+
+    @model_validator(mode="after")
+    def _room_for_both_arms(self) -> Self:
+        # With less room than twice the need, chance alone could leave one arm short at the end.
+        if self.max_tasks < 4 * self.minimum_tasks:
+            raise ValueError(f"expected max_tasks of at least 4 x minimum_tasks ({4 * self.minimum_tasks})")
+        return self
 
 
 class ObservatoryRules(Declaration):
@@ -176,5 +195,7 @@ class Platform(Declaration):
                 raise ValueError(f"parameter {parameter.key}: expected a declared task type, but {unknown} came")
         for declared in self.task_types:
             if declared.timeout_parameter is not None and declared.timeout_parameter not in keys:
-                raise ValueError(f"task type {declared.name}: expected a declared parameter, but {declared.timeout_parameter} came")
+                raise ValueError(
+                    f"task type {declared.name}: expected a declared parameter, but {declared.timeout_parameter} came"
+                )
         return self

@@ -14,7 +14,7 @@ class Evidence(Message):
     """One claim and the figures it rests on, so that a voter can check it against the same records."""
 
     claim: Text
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class Proposal(AgentMessage):

@@ -1,0 +1,1 @@
+"""Built-in agents: six investigators with methods of their own, who enter by the client's door like everybody else."""

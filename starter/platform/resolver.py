@@ -58,7 +58,7 @@ class ParameterResolver:
         if experiment is None:
             return self._values[key]
         arm = variant(experiment.experiment_id, unit_id, experiment.treatment_share)
-        return experiment.treatment if arm == Variant.TREATMENT else experiment.control
+        return experiment.treatment if arm == "treatment" else experiment.control
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
@@ -87,7 +87,9 @@ class ParameterResolver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _install(self, read: Configuration) -> None:

@@ -1,0 +1,180 @@
+"""Evidence: what the records of one case say, before anybody has an opinion.
+
+Pure functions and values. A limit is any declared number of seconds (or of a multiple of seconds) that touches the task
+type; it is a suspect when the tasks that timed out were cut off at its value. Values are legal by construction: within
+the declared bounds, on a step, no further away than the largest change.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from schema.messages.base import Value
+from schema.messages.cycle import CycleStatus
+from schema.messages.observatory import Counts, Diagnosis, DurationSample, FailureKind, TaskTypeDiagnosis
+from schema.messages.platform import ParameterKind, ParameterState
+
+SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
+# A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
+EARLY, LATE, LATE_S = 0.02, 0.15, 0.05
+# How a change can have ended so that it is not worth the same try again.
+FAILED = frozenset({"futile", "harmful", "rejected", "inconclusive", "rolled_back"})
+# What an experiment has refuted, as against what a vote has only turned down.
+REFUTED = frozenset({"futile", "harmful", "rolled_back"})
+ALIKE = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cycle and the records about it. `recent` starts at the anomaly's onset, `history` a day ago or earlier."""
+
+    status: CycleStatus
+    recent: Diagnosis
+    history: Diagnosis
+
+    @cached_property
+    def records(self) -> TaskTypeDiagnosis | None:
+        """The task type in question: the anomaly's, or of those in question the one that fails most."""
+        anomaly, proposal = self.status.anomaly, self.status.proposal
+        types = {t.task_type: t for t in self.recent.task_types}
+        if anomaly is not None and anomaly.task_type:
+            return types.get(anomaly.task_type)
+        if anomaly is None and proposal is not None and (state := self.state(proposal.parameter)) is not None:
+            types = {name: t for name, t in types.items() if name in state.declaration.task_types}
+        return max(types.values(), key=lambda t: (t.counts.tasks - t.counts.successes, t.task_type), default=None)
+
+    @property
+    def samples(self) -> Sequence[DurationSample]:
+        return self.records.samples if self.records else ()
+
+    @cached_property
+    def baseline(self) -> Counts:
+        """What the cycle is measured by: the tasks of its type, or where none is named of all of them."""
+        if self.status.anomaly is not None and not self.status.anomaly.task_type:
+            counts = [t.counts for t in self.recent.task_types]
+            return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
+        return self.records.counts if self.records else Counts()
+
+    @property
+    def before(self) -> Counts:
+        """The same task type before the onset, as far as the history goes."""
+        counts = next((t.counts for t in self.history.task_types if t.task_type == self.task_type), Counts())
+        now = self.records.counts if self.records else Counts()
+        return Counts(
+            tasks=max(0, counts.tasks - now.tasks),
+            successes=max(0, min(counts.successes - now.successes, counts.tasks)),
+        )
+
+    def state(self, parameter: str) -> ParameterState | None:
+        """The parameter as production runs on it."""
+        return next((s for s in self.recent.parameters if s.declaration.key == parameter), None)
+
+    def limits(self) -> list["Limit"]:
+        """Every limit of the task type, the one that explains most failures first."""
+        found = [Limit(state, self.samples) for state in self.recent.parameters if is_limit(state, self.task_type)]
+        return sorted(found, key=lambda limit: (-limit.explained, limit.distance, limit.key))
+
+    def failed_before(self, parameter: str, value: Value, current: Value) -> str | None:
+        """How a change like this one has ended before, or None. What refutes a longer way refutes its first part."""
+        for past in self.recent.endings:
+            if past.parameter != parameter or past.ending not in FAILED or past.value is None:
+                continue
+            if value == past.value:
+                return past.ending
+            if _is_number(value) and _is_number(past.value) and _is_number(current):
+                part = (float(value) - float(current)) / (float(past.value) - float(current) or math.inf)
+                if abs(part - 1) <= ALIKE or (past.ending in REFUTED and 0 < part < 1):
+                    return past.ending
+        return None
+
+    @property
+    def task_type(self) -> str:
+        return self.records.task_type if self.records else ""
+
+    @property
+    def longest(self) -> float:
+        """The longest duration in seconds that ended by itself; 0 where none did."""
+        ended = (s.duration_s for s in self.samples if s.failure in (None, FailureKind.INVALID_RESULT))
+        return max(ended, default=0.0)
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_limit(state: ParameterState, task_type: str) -> bool:
+    """Whether a parameter is a time that touches the task type."""
+    declared = state.declaration
+    numeric = declared.kind in (ParameterKind.FLOAT, ParameterKind.INTEGER)
+    return numeric and declared.unit in SECONDS and task_type in declared.task_types
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A declared time, and the failures that ended at it."""
+
+    state: ParameterState
+    samples: Sequence[DurationSample]
+
+    @property
+    def key(self) -> str:
+        return self.state.declaration.key
+
+    @property
+    def seconds(self) -> float:
+        return self.in_seconds(self.state.value)
+
+    def in_seconds(self, value: Value) -> float:
+        return float(value) * SECONDS[self.state.declaration.unit]
+
+    @cached_property
+    def at_limit(self) -> list[float]:
+        """Durations of the timeouts that were cut off at the value in force."""
+        low, high = self.seconds * (1 - EARLY), self.seconds + max(LATE * self.seconds, LATE_S)
+        return [s.duration_s for s in self.samples if s.failure is FailureKind.TIMEOUT and low <= s.duration_s <= high]
+
+    @cached_property
+    def failures(self) -> int:
+        return sum(s.failure is not None for s in self.samples)
+
+    @property
+    def explained(self) -> float:
+        """The share of the failures that ended at this limit."""
+        return len(self.at_limit) / self.failures if self.failures else 0.0
+
+    @property
+    def distance(self) -> float:
+        """How far from the limit they ended on average, relative to it: tells two limits of like values apart."""
+        return sum(abs(d / self.seconds - 1) for d in self.at_limit) / len(self.at_limit) if self.at_limit else math.inf
+
+    def candidates(self) -> list[int | float]:
+        """Legal longer values, ascending and dense enough that the best is never far."""
+        current = float(self.state.value)
+        reach = {snap(self.state, current * 1.05**n) for n in range(1, 60)} | {snap(self.state, math.inf)}
+        return sorted(value for value in reach if value is not None and value > current)
+
+
+def snap(state: ParameterState, wanted: float) -> int | float | None:
+    """The legal value nearest to `wanted` among readable ones, or None where nothing but the present value is legal."""
+    declared, current = state.declaration, float(state.value)
+    assert declared.minimum is not None
+    assert declared.maximum is not None
+    largest = declared.largest_change if declared.largest_change is not None else math.inf
+    low, high = max(declared.minimum, current - largest), min(declared.maximum, current + largest)
+    whole = declared.kind is ParameterKind.INTEGER
+    wanted = min(max(wanted, low), high)
+    if not math.isfinite(wanted):
+        return None
+    if declared.step is None and not whole:
+        value: int | float = min(max(float(f"{wanted:.3g}"), low), high)
+        return value if value != current else None
+    step, origin = (declared.step, declared.minimum) if declared.step is not None else (1.0, 0.0)
+    # The steps nearest to what is wanted, going outwards: a whole number may lie on few steps, or on none.
+    nearest = round((wanted - origin) / step)
+    for away in range(200):
+        for place in (nearest - away, nearest + away):
+            exact = float(f"{origin + place * step:.12g}")
+            if low <= exact <= high and exact != current and (not whole or exact == int(exact)):
+                return int(exact) if whole else exact
+    return None

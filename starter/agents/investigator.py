@@ -1,0 +1,227 @@
+"""Investigator: what one agent makes of a case. Pure; the figures it speaks of are its own.
+
+It looks before it bids, proposes what its own method supports, and votes by checking the claim against the same records
+with that method. Two investigators disagree because they estimate differently and ask for different certainty.
+"""
+
+import math
+from dataclasses import dataclass
+
+from schema.messages.market import Bid
+from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+
+from .estimators import Estimate, Method, Model
+from .evidence import REFUTED, Case, Limit, is_limit
+
+# The rules' own default. Nothing tells an agent the operator's figure, which may be larger: then the cycle refuses.
+WORTH_HAVING = 0.05
+# A limit is the cause where at least half the failures, and more than a few, ended at it.
+ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
+# How much longer than anything ended so far the records can speak of at all.
+BEYOND_THE_RECORDS = 3.0
+# Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
+SLACK = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Investigator:
+    """An agent's identity, method and temperament.
+
+    `doubt` is how many standard errors it takes off its own estimate. `content` is the share of the attainable gain at
+    which it stops lengthening a limit, and `boldness` the factor it lengthens by at least. A proposal must hold, by
+    its own estimate less its doubt, the share `bar` of the gain that is claimed. `reach` is the longest extrapolation
+    it judges, as a multiple of the longest duration that ended. Price and eta are what it asks where it is certain.
+    """
+
+    agent_id: str
+    operator: str
+    method: Method
+    method_name: str
+    price: int
+    eta_s: float
+    doubt: float = 1.28
+    content: float = 0.9
+    boldness: float = 1.0
+    bar: float = 0.0
+    reach: float = BEYOND_THE_RECORDS
+    fewest: int = 20
+
+    def bid(self, case: Case) -> Bid | None:
+        """An offer, where the records point to a cause that this agent can remove."""
+        finding = self._finding(case)
+        if finding is None:
+            return None
+        certainty = finding.limit.explained * min(1.0, finding.gain_held / finding.gain)
+        return Bid(
+            message_id=f"bid:{case.status.cycle_id}:{self.agent_id}",
+            agent_id=self.agent_id,
+            price=round(self.price * (1.5 - certainty / 2)),
+            eta_s=self.eta_s,
+            pitch=f"{finding.cause}; by {self.method_name} a longer limit gains {finding.gain:+.0%}",
+        )
+
+    def proposal(self, case: Case) -> Proposal | None:
+        """The change that this agent's method supports best, or None where it supports none."""
+        finding = self._finding(case)
+        if finding is None:
+            return None
+        limit, state, records = finding.limit, finding.limit.state, case.baseline
+        unit = state.declaration.unit
+        return Proposal(
+            message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
+            agent_id=self.agent_id,
+            parameter=limit.key,
+            base_version=state.version,
+            value=finding.value,
+            root_cause=f"{finding.cause}: they were killed at {limit.key} = {state.value:g} {unit} before they could end",
+            evidence=(
+                Evidence(
+                    claim=f"{records.successes} of {records.tasks} tasks succeeded since the onset",
+                    figures={"success_rate": round(finding.baseline, 4), "tasks": records.tasks},
+                ),
+                Evidence(
+                    claim=finding.cause,
+                    figures={
+                        "share_of_failures_at_limit": round(limit.explained, 4),
+                        "timeouts_at_limit": len(limit.at_limit),
+                        "limit_s": limit.seconds,
+                    },
+                ),
+                Evidence(
+                    claim=f"by {self.method_name} {finding.estimate.rate:.1%} would succeed within {finding.value:g} {unit}",
+                    figures={
+                        "predicted_rate": round(finding.estimate.rate, 4),
+                        "standard_error": round(finding.estimate.error, 4),
+                    },
+                ),
+            ),
+            predicted_rate=round(finding.estimate.rate, 4),
+            way_back=f"set {limit.key} back to {state.value:g} {unit}",
+        )
+
+    def ballot(self, case: Case) -> Ballot:
+        """This agent's verdict on the open proposal, with the figures it rests on."""
+        proposal = case.status.proposal
+        assert proposal is not None
+        choice, reason = self._verdict(case, proposal)
+        return Ballot(
+            message_id=f"ballot:{case.status.cycle_id}:{self.agent_id}",
+            agent_id=self.agent_id,
+            proposal_id=proposal.proposal_id,
+            choice=choice,
+            reason=f"{self.method_name}: {reason}",
+        )
+
+    def _verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
+        state, tasks, baseline = case.state(proposal.parameter), case.baseline.tasks, case.baseline.rate
+        if state is None or state.version != proposal.base_version:
+            version = state.version if state else "none"
+            return (
+                Choice.REJECT,
+                f"expected version {version} of {proposal.parameter}, but {proposal.base_version} came",
+            )
+        if baseline is None or len(case.samples) < self.fewest:
+            return (
+                Choice.ABSTAIN,
+                f"{len(case.samples)} tasks are recorded, and {self.fewest} are the fewest I judge by",
+            )
+        limit = Limit(state, case.samples) if is_limit(state, case.task_type) else None
+        if (wrong := contradiction(proposal, case, limit)) is not None:
+            return Choice.REJECT, wrong
+        if (ending := case.failed_before(proposal.parameter, proposal.value, state.value)) in REFUTED:
+            return Choice.REJECT, f"an experiment on a change like this has ended {ending}"
+        if limit is None:
+            return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
+        if (cause := explanation(limit)) is None:
+            return (
+                Choice.REJECT,
+                f"{len(limit.at_limit)} of {limit.failures} failures ended at {limit.key}: not the cause",
+            )
+        if (model := self.method(case.samples)) is None:
+            return Choice.ABSTAIN, "it does not describe the durations on record"
+        estimate = model(limit.in_seconds(proposal.value))
+        gain, held, claimed = estimate.rate - baseline, estimate.lower(self.doubt) - baseline, proposal.predicted_rate
+        mine = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {proposal.value} against {baseline:.1%} of {tasks} now"
+        if gain < WORTH_HAVING:
+            return Choice.REJECT, f"{mine}: no gain worth having"
+        if claimed > estimate.upper(2 * self.doubt) + WORTH_HAVING:
+            return Choice.REJECT, f"{mine}: the claimed {claimed:.1%} is exaggerated"
+        if (times := limit.in_seconds(proposal.value) / case.longest) > self.reach:
+            return Choice.ABSTAIN, f"{mine}, but no task has ended within {times:.1f} times less, too far to tell"
+        if held < WORTH_HAVING:
+            return Choice.ABSTAIN, f"{mine}: too uncertain to tell"
+        if held < self.bar * (claimed - baseline):
+            return Choice.REJECT, f"{mine}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
+        return Choice.APPROVE, f"{mine}; {cause}"
+
+    def _finding(self, case: Case) -> "Finding | None":
+        """The cause that explains most, and the value this agent would try; None where there is none to be had."""
+        metric = case.status.anomaly.metric if case.status.anomaly else "success_rate"
+        baseline = case.baseline.rate
+        if metric != "success_rate" or baseline is None or len(case.samples) < self.fewest:
+            return None
+        model = self.method(case.samples)
+        for limit in case.limits():
+            if model is not None and (cause := explanation(limit)) is not None:
+                finding = self._choose(case, limit, model, cause, baseline)
+                if finding is not None:
+                    return finding
+        return None
+
+    def _choose(self, case: Case, limit: Limit, model: Model, cause: str, baseline: float) -> "Finding | None":
+        furthest = min(self.reach, BEYOND_THE_RECORDS) * case.longest
+        open_ = [
+            Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
+            for value in limit.candidates()
+            if limit.in_seconds(value) <= furthest and not case.failed_before(limit.key, value, limit.state.value)
+        ]
+        good = [finding for finding in open_ if finding.gain_held >= WORTH_HAVING and finding.estimate.rate < 1]
+        if not good:
+            return None
+        enough = self.content * max(finding.gain for finding in good)
+        least = self.boldness * limit.seconds
+        return next(
+            (f for f in good if f.gain >= enough and limit.in_seconds(f.value) >= least),
+            good[-1],
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A limit that is the cause, a value for it, and what one method expects of that value."""
+
+    limit: Limit
+    cause: str
+    value: int | float
+    estimate: Estimate
+    baseline: float
+    doubt: float
+
+    @property
+    def gain(self) -> float:
+        return self.estimate.rate - self.baseline
+
+    @property
+    def gain_held(self) -> float:
+        """The gain that remains when the doubt is taken off."""
+        return self.estimate.lower(self.doubt) - self.baseline
+
+
+def explanation(limit: Limit) -> str | None:
+    """Say in what way the limit is the cause of the failures, or None where it is not."""
+    if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
+        return None
+    return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
+
+
+def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
+    """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
+    known = {"success_rate": case.baseline.rate}
+    if limit is not None:
+        known |= {"share_of_failures_at_limit": limit.explained}
+    for evidence in proposal.evidence:
+        for name, claimed in evidence.figures.items():
+            recorded = known.get(name)
+            if recorded is not None and abs(claimed - recorded) > SLACK + 1.5 / math.sqrt(len(case.samples)):
+                return f"the proposal says {name} {claimed:.3g}, the records say {recorded:.3g}"
+    return None

@@ -1,0 +1,342 @@
+"""The command line: thin commands over the same code that workers and agents use.
+
+Mistakes are one line on stderr and an exit code; `--json` prints one JSON document on stdout.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+from temporalio.service import RPCError
+
+from activities import ledger, market
+from activities.database import Database, migrate
+from activities.experiment import parameter_states
+from activities.observatory import latest_snapshot
+from schema.declaration import DeclarationError, read_platform
+from schema.messages.cycle import workflow_id
+from schema.messages.observatory import TaskOutcome
+from schema.settings import Settings
+from starter.client import NautilusClient, Refused
+from starter.server import ServerError
+from workflows.page import render
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A platform that improves itself, on Temporal.")
+cycle_app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
+params_app = typer.Typer(no_args_is_help=True, help="Production configuration.")
+ledger_app = typer.Typer(no_args_is_help=True, help="The record.")
+agent_app = typer.Typer(no_args_is_help=True, help="Agents.")
+outcomes_app = typer.Typer(no_args_is_help=True, help="Outcomes of tasks.")
+for name, group in (
+    ("cycle", cycle_app),
+    ("params", params_app),
+    ("ledger", ledger_app),
+    ("agent", agent_app),
+    ("outcomes", outcomes_app),
+):
+    app.add_typer(group, name=name)
+
+out, err = Console(), Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+class CommandError(Exception):
+    """A mistake that the person at the keyboard can mend; the message is one line."""
+
+
+def main() -> None:
+    """Run a command; what a person can mend becomes one line and exit code 1."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        app()
+    except (CommandError, DeclarationError, ServerError, Refused, ValueError) as error:
+        _fail(str(error))
+    except SQLAlchemyError as error:
+        _fail(f"the database cannot be used: {getattr(error, 'orig', None) or error}")
+    except (RPCError, RuntimeError) as error:
+        _fail(f"Temporal: {error}")
+
+
+def _fail(line: str) -> None:
+    err.print(f"nautilus: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _emit(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _database() -> Database:
+    """The database that exists; reading commands never make an empty one."""
+    settings = Settings()
+    database = Database(settings.database)
+    path = database.url.database
+    if database.url.drivername == "sqlite" and not (path and Path(path).exists()):
+        raise CommandError(
+            f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
+        )
+    return database
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+) -> None:
+    """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
+    from starter import demo as story  # loads numpy's neighbours; no other command should wait for them
+
+    async def wait(stack: Any) -> None:
+        for key, value in stack.environment.items():
+            err.print(f"export {key}={value}", highlight=False, soft_wrap=True)
+        err.print("still running; Ctrl-C ends it")
+        await asyncio.Event().wait()
+
+    try:
+        told = _run(story.demo(err if as_json else out, wait if keep else None))
+    except story.DemoError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        _emit(told.summary)
+        raise typer.Exit(0 if told.summary["outcome"] == "promoted" else 1)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the embedded Temporal server.")] = 7233,
+    ui_port: Annotated[int, typer.Option(help="Port of its web UI.")] = 8233,
+) -> None:
+    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
+    from starter.stack import Ports, running
+
+    async def serve() -> None:
+        async with running(Settings(), Ports(port, ui_port)) as stack:
+            err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
+            await asyncio.Event().wait()
+
+    _run(serve())
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker; the same as `python worker.py`."""
+    from worker import run
+
+    _run(run(Settings()))
+
+
+@app.command()
+def health(as_json: AsJson = False) -> None:
+    """The latest snapshot: the health score and what it is made of."""
+    snapshot = latest_snapshot(_database())
+    if snapshot is None:
+        raise CommandError("expected a snapshot, but none was taken yet; the schedule metrics_snapshot takes them")
+    if as_json:
+        _emit(snapshot.model_dump(mode="json"))
+        return
+    score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
+    out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
+    table = Table("task type", "tasks", "successes", "rate")
+    for name, counts in sorted(snapshot.task_types.items()):
+        table.add_row(name, str(counts.tasks), str(counts.successes), f"{counts.rate:.1%}" if counts.tasks else "-")
+    out.print(table)
+
+
+@cycle_app.command("show")
+def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")], as_json: AsJson = False) -> None:
+    """Where a cycle stands."""
+
+    async def ask() -> Any:
+        return await (await NautilusClient.connect()).status(_workflow(cycle))
+
+    status = _run(ask())
+    if as_json:
+        _emit(status.model_dump(mode="json"))
+    else:
+        out.print(Markdown(render(status)))
+
+
+@cycle_app.command("watch")
+def cycle_watch(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")]) -> None:
+    """Follow a cycle until it ends."""
+
+    async def follow() -> None:
+        told = 0
+        async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
+            for line in status.story[told:]:
+                out.print(f"{status.phase.value:>10}  {line}", highlight=False)
+            told = len(status.story)
+
+    _run(follow())
+
+
+def _workflow(cycle: str) -> str:
+    return cycle if cycle.startswith("cycle:") else workflow_id(cycle)
+
+
+@params_app.command("list")
+def params_list(as_json: AsJson = False) -> None:
+    """Every declared parameter with the value production runs on."""
+    states = _states()
+    if as_json:
+        _emit([state.model_dump(mode="json") for state in states])
+        return
+    table = Table("parameter", "value", "unit", "version", "default", "bounds", "risk")
+    for state in states:
+        d = state.declaration
+        bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
+        table.add_row(d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value)
+    out.print(table)
+
+
+@params_app.command("show")
+def params_show(key: str, as_json: AsJson = False) -> None:
+    """One parameter: its declaration, its value, and every entry of the ledger about it."""
+    state = next((state for state in _states() if state.declaration.key == key), None)
+    if state is None:
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    record = ledger.entries(_database(), subject=key)
+    if as_json:
+        _emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
+        return
+    out.print(
+        f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
+    )
+    _show_entries(record)
+
+
+def _states() -> Any:
+    platform = read_platform(Settings().platform)
+    with _database().reading() as session:
+        return parameter_states(session, platform)
+
+
+@ledger_app.command("list")
+def ledger_list(
+    latest: Annotated[int, typer.Option(min=1, help="How many of the newest entries.")] = 50, as_json: AsJson = False
+) -> None:
+    """The newest entries, oldest of them first."""
+    found = ledger.entries(_database(), latest=latest)
+    if as_json:
+        _emit([entry.model_dump(mode="json") for entry in found])
+    else:
+        _show_entries(found)
+
+
+def _show_entries(found: list[Any]) -> None:
+    table = Table("entry", "at", "kind", "subject", "what", "digest")
+    for e in found:
+        what = e.body.get("ending") or e.body.get("value") or e.body.get("treatment") or ""
+        table.add_row(str(e.sequence), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind.value, e.subject, str(what), e.digest[:12])
+    out.print(table)
+
+
+@ledger_app.command("verify")
+def ledger_verify(as_json: AsJson = False) -> None:
+    """Recompute the whole chain; exit code 1 where it is broken."""
+    count, head, broken = ledger.verify(_database())
+    if as_json:
+        _emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
+    elif broken is None:
+        out.print(f"{count} entries, unbroken; head {head}", highlight=False, soft_wrap=True)
+    if broken is not None:
+        if not as_json:
+            raise CommandError(broken)
+        raise typer.Exit(1)
+
+
+@agent_app.command("run")
+def agent_run(
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the market.")] = 1.0,
+) -> None:
+    """Run the six built-in agents until Ctrl-C."""
+    import signal
+
+    from starter.agents import run_agents
+    from starter.agents.roster import ROSTER
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run_agents(await NautilusClient.connect(), ROSTER, stop, every_s)
+
+    _run(serve())
+
+
+@agent_app.command("register")
+def agent_register(agent_id: str, operator: Annotated[str, typer.Option(help="Who answers for the agent.")]) -> None:
+    """Let an agent bid and vote."""
+    if not market.register_agent(_database(), agent_id, operator, datetime.now(UTC)):
+        raise CommandError(f"expected a new agent, but {agent_id} is registered already")
+    out.print(f"{agent_id} of {operator} may bid and vote", highlight=False)
+
+
+@agent_app.command("list")
+def agent_list(as_json: AsJson = False) -> None:
+    """Every agent: standing, record, balance."""
+    with _database().reading() as session:
+        rows = [(agent, market.balance(session, agent.agent_id)) for agent in market.roster(session)]
+    if as_json:
+        _emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
+        return
+    table = Table("agent", "operator", "standing", "promoted", "attempts", "balance")
+    for a, balance in rows:
+        table.add_row(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance))
+    out.print(table)
+
+
+@outcomes_app.command("import")
+def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one outcome each.")]) -> None:
+    """Bring history: each line one outcome (task_id, task_type, started_at, finished_at, duration_s, failure).
+
+    The same file twice imports nothing twice. A bad line stops the import before anything is written.
+    """
+    from starter.platform.recorder import Recorder
+
+    outcomes = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    outcomes.append(_outcome(file, number, line))
+    except OSError as error:
+        raise CommandError(f"expected a file of outcomes, but {error}") from None
+    settings = Settings()
+    platform = read_platform(settings.platform)
+    declared = {t.name for t in platform.task_types}
+    if unknown := next((o.task_type for o in outcomes if o.task_type not in declared), None):
+        raise CommandError(f"{file}: expected a declared task type, but {unknown} came")
+    database = Database(settings.database)
+    migrate(database)
+    with Progress(console=err) as progress, Recorder(database, platform.observatory.interval_s) as recorder:
+        for waiting in progress.track([recorder.record(outcome) for outcome in outcomes], description="importing"):
+            waiting.result()
+    out.print(f"{len(outcomes)} outcomes are recorded")
+
+
+def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
+    try:
+        return TaskOutcome.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CommandError(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

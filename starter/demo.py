@@ -1,0 +1,309 @@
+"""The demo: the article's story on this machine, with real tasks, a real fault and nobody's help.
+
+The fault is a limit that is too short: the research work is timed here, and the limit declared near its median. Every
+step after that is the product's own: it detects, agents investigate, vote, half the tasks get the new limit, the
+evidence decides. Windows last seconds instead of hours; nothing is back-dated and no outcome is decided beforehand.
+"""
+
+import asyncio
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from activities import ledger
+from activities.observatory import counts_since
+from activities.task_runner import TaskRunner
+from activities.task_types import installed
+from schema import wire
+from schema.messages.cycle import CycleResult, CycleStatus, Phase
+from schema.messages.observatory import Counts
+from schema.settings import Settings
+from starter.client import NautilusClient
+from starter.server import free_port
+from starter.stack import Ports, Stack, running
+from workflows.page import percent, wilson
+
+RESEARCH, OTHER = "research_synthesis", "monte_carlo"
+PARAMETER = f"{RESEARCH}.timeout_s"
+TIMED_TASKS = 40
+CONCURRENCY = 2
+# Two of three tasks are research; a limit at the median cuts off half of those: two of three succeed, as in the story.
+PER_SECOND = {RESEARCH: 2.4, OTHER: 1.2}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DETECTION_TIMEOUT_S = 120.0
+CYCLE_TIMEOUT_S = 240.0
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How the demo went: the object that `--json` prints, and the cycle's result."""
+
+    summary: dict[str, Any]
+    result: CycleResult
+
+
+def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
+    """Durations of real research tasks on this machine, as many at a time as the traffic will run, without a limit."""
+    types = {name: type_ for name, type_ in installed().items() if name in PER_SECOND}
+    with TaskRunner(types, home / "cache") as runner, ThreadPoolExecutor(CONCURRENCY) as pool:
+
+        def timed(number: int) -> float:
+            execution = runner.run(RESEARCH, types[RESEARCH].sample(f"timing-{number}"), {}, 60.0)
+            advance()
+            if execution.result is None:
+                raise DemoError(f"expected research to work here, but: {execution.failure} {execution.detail}")
+            return execution.duration_s
+
+        return list(pool.map(timed, range(TIMED_TASKS)))
+
+
+def declaration(limit_s: float) -> str:
+    """The demo's `platform.toml`: the article's platform with windows in seconds."""
+    return f"""\
+# Written by `nautilus demo`: {limit_s:g} s is about the median of what research takes here, so it is too short.
+[[task_types]]
+name = "{RESEARCH}"
+timeout_parameter = "{PARAMETER}"
+
+[[task_types]]
+name = "{OTHER}"
+timeout_parameter = "{OTHER}.timeout_s"
+
+[[parameters]]
+key = "{PARAMETER}"
+description = "a research task is cut off after this long"
+kind = "float"
+unit = "s"
+default = {limit_s:g}
+minimum = {limit_s / 4:g}
+maximum = {limit_s * 10:g}
+largest_change = {limit_s * 1.5:g}
+task_types = ["{RESEARCH}"]
+
+[[parameters]]
+key = "{RESEARCH}.passages"
+description = "passages read for each sub-question"
+kind = "integer"
+default = 40
+minimum = 10
+maximum = 200
+largest_change = 40
+task_types = ["{RESEARCH}"]
+
+[[parameters]]
+key = "{OTHER}.timeout_s"
+description = "a simulation is cut off after this long"
+kind = "float"
+unit = "s"
+default = 10.0
+minimum = 1.0
+maximum = 60.0
+largest_change = 10.0
+task_types = ["{OTHER}"]
+
+[[schedules]]
+id = "metrics_snapshot"
+every_s = 5
+budget_s = 30
+
+[observatory]
+interval_s = 5
+guard_s = 60
+floor_window_s = 600
+
+[cycle]
+bid_window_s = 15
+proposal_window_s = 20
+voting_window_s = 20
+late_quorum_extension_s = 3
+experiment_window_s = 180
+pending_cutoff_s = 30
+counter_poll_s = 1
+bake_window_s = 10
+retry_cooldown_s = 5
+max_tasks = 100
+
+[traffic]
+concurrency = {CONCURRENCY}
+per_second = {{ {", ".join(f"{name} = {rate}" for name, rate in PER_SECOND.items())} }}
+"""
+
+
+async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> Told:
+    """Run the story; `console` shows it as it happens. With `keep`, everything runs on until that returns."""
+    started = monotonic()
+    with tempfile.TemporaryDirectory(prefix="nautilus-demo-") as folder:
+        home = Path(folder)
+        limit_s = await _declared_limit(console, home)
+        settings = Settings(home=home, platform=home / "platform.toml", database_url="")
+        settings.platform.write_text(declaration(limit_s))
+        async with _everything(console, settings) as stack:
+            client = NautilusClient(stack.client)
+            cycle = await _detected(console, client, stack)
+            result = await asyncio.wait_for(_followed(console, client, cycle), CYCLE_TIMEOUT_S)
+            told = Told(await _summary(stack, cycle, result, monotonic() - started), result)
+            _show_end(console, told)
+            if keep is not None:
+                await keep(stack)
+    return told
+
+
+async def _declared_limit(console: Console, home: Path) -> float:
+    with _progress(console) as progress:
+        shown = progress.add_task("building the corpus from the installed documentation", total=None)
+
+        def advance() -> None:
+            progress.update(shown, description="timing research tasks on this machine", total=TIMED_TASKS, advance=1)
+
+        durations = await asyncio.to_thread(time_the_work, home, advance)
+    median = statistics.median(durations)
+    limit_s = float(f"{median:.2g}")
+    slowest = max(durations)
+    console.print(
+        f"research takes {median:.2f} s here (median of {TIMED_TASKS}, slowest {slowest:.2f} s); "
+        f"declared limit: [bold]{limit_s:g} s[/bold] - too short for about half of it"
+    )
+    return limit_s
+
+
+@asynccontextmanager
+async def _everything(console: Console, settings: Settings) -> AsyncIterator[Stack]:
+    with _progress(console) as progress:
+        progress.add_task("starting Temporal, a worker, six agents, and the platform's traffic")
+        context = running(settings, Ports(free_port(), free_port(), embedded=True))
+        stack = await context.__aenter__()
+    try:
+        console.print(f"Temporal web UI: {stack.web_ui}")
+        yield stack
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+async def _detected(console: Console, client: NautilusClient, stack: Stack) -> str:
+    """Wait until the Observatory has raised an anomaly and the bus has opened its cycle; the cycle's workflow id."""
+    deadline = monotonic() + DETECTION_TIMEOUT_S
+    with _progress(console) as progress:
+        shown = progress.add_task("")
+        while monotonic() < deadline:
+            cycles = [e async for e in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'")]
+            if cycles:
+                return cycles[0].id
+            with stack.database.reading() as session:
+                counts = counts_since(session, [RESEARCH, OTHER], EPOCH)
+            progress.update(shown, description=f"tasks run: {counts.tasks}, succeeded: {percent(counts)}")
+            await asyncio.sleep(0.5)
+    raise DemoError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
+
+
+async def _followed(console: Console, client: NautilusClient, cycle: str) -> CycleResult:
+    """Show each line of the cycle's story as it happens, and the arms while they fill."""
+    told = 0
+    with _progress(console) as progress:
+        shown = progress.add_task("")
+        async for status in client.follow(cycle, every_s=0.3):
+            for line in status.story[told:]:
+                progress.console.print(f"[cyan]{status.phase.value:>10}[/cyan]  {line}", highlight=False)
+            told = len(status.story)
+            progress.update(shown, description=_waiting(status))
+    return await client.result(cycle)
+
+
+def _waiting(status: CycleStatus) -> str:
+    match status.phase:
+        case Phase.BIDDING:
+            return f"bidding: {len(status.bids)} bids"
+        case Phase.PROPOSING:
+            return f"proposing: {status.award.agent_id if status.award else ''} investigates"
+        case Phase.VOTING:
+            return f"voting: {len(status.ballots)} of {len(status.voters)} ballots"
+        case _:
+            return status.phase.value
+
+
+async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float) -> dict[str, Any]:
+    status, end = result.status, result.end
+    described = await stack.client.get_workflow_handle(cycle).describe()
+    entries, head, broken = ledger.verify(stack.database)
+    if broken is not None:
+        raise DemoError(f"expected a ledger that holds, but {broken}")
+    design, reading, tally = status.design, end.reading if end else None, status.tally
+    return {
+        "outcome": status.ending.value if status.ending else "none",
+        "workflow_id": cycle,
+        "run_id": described.run_id,
+        "web_ui": page_url(stack.web_ui, cycle, described.run_id),
+        "metric": status.anomaly.metric if status.anomaly else None,
+        "task_type": status.anomaly.task_type if status.anomaly else None,
+        "parameter": design.parameter if design else None,
+        "from": design.control if design else None,
+        "to": design.treatment if design else None,
+        "before": _counts(design.baseline if design else status.anomaly.observed if status.anomaly else None),
+        "control": _counts(reading.control if reading else None),
+        "treatment": _counts(reading.treatment if reading else None),
+        "bids": len(status.bids),
+        "ballots": {
+            "approve": tally.approve if tally else 0,
+            "reject": tally.reject if tally else 0,
+            "abstain": tally.abstain if tally else 0,
+        },
+        "decision": {
+            "log_e": reading.log_e if reading else None,
+            "reason": reading.reason if reading else status.reason,
+        },
+        "history_events": described.history_length,
+        "ledger": {"entries": entries, "head": head},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _counts(counts: Counts | None) -> dict[str, int]:
+    return {"tasks": counts.tasks, "successes": counts.successes} if counts else {"tasks": 0, "successes": 0}
+
+
+def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
+    """The address of a cycle's page in the web UI."""
+    return f"{web_ui}/namespaces/{wire.NAMESPACE}/workflows/{quote(workflow_id, safe='')}/{run_id}/history"
+
+
+def _show_end(console: Console, told: Told) -> None:
+    s, status = told.summary, told.result.status
+    table = Table(title=f"{s['outcome']} in {s['seconds']:g} s", title_justify="left", show_header=False)
+    if s["parameter"]:
+        table.add_row("change", f"{s['parameter']} {s['from']:g} -> {s['to']:g}")
+    for name in ("before", "control", "treatment"):
+        counts = Counts(**s[name])
+        low, high = wilson(counts)
+        table.add_row(name, f"{counts.successes} of {counts.tasks} = {percent(counts)} (95 %: {low:.0%} to {high:.0%})")
+    reading = told.result.end.reading if told.result.end else None
+    if reading and reading.interval:
+        low, high = reading.interval
+        table.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
+    for ballot in status.ballots:
+        table.add_row(f"vote of {ballot.agent_id}", f"{ballot.choice.value}: {ballot.reason}")
+    table.add_row("decision", s["decision"]["reason"])
+    table.add_row("history", f"{s['history_events']} events")
+    table.add_row("ledger", f"{s['ledger']['entries']} entries, verified, head {s['ledger']['head'][:16]}")
+    table.add_row("page", s["web_ui"])
+    console.print(table)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    )

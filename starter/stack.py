@@ -1,0 +1,164 @@
+"""The stack: everything that `nautilus up` runs, as processes of its own that are started again when they die.
+
+Server, worker, built-in agents and, where declared, traffic. Whatever crashes loses nothing: the story is in Temporal,
+the facts are in the database, and each process finds them again.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.envconfig import ClientConfig
+
+from activities import schedules
+from activities.database import Database, migrate
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from rules.subscriptions import Subscriber
+from schema import wire
+from schema.declaration import read_platform
+from schema.settings import Settings
+from starter.agents.roster import ROSTER
+from starter.server import Server, dev_server, prepare, retain
+from workflows.plugin import plugin
+
+log = structlog.get_logger()
+
+STOP_TIMEOUT_S = 15.0
+# A process that dies at once would otherwise be started hundreds of times a minute.
+RESTART_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the embedded server listens; `embedded` uses it even where another server is configured."""
+
+    server: int = 7233
+    web_ui: int = 8233
+    embedded: bool = False
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What runs, and the environment in which further commands find it."""
+
+    client: Client
+    database: Database
+    web_ui: str
+    environment: Mapping[str, str]
+
+
+async def own_or_running_server(home: Path, ports: Ports, stack: AsyncExitStack) -> Server:
+    """The server that the SDK's configuration names, else (or where `ports` insist) the embedded one."""
+    named = ClientConfig.load_client_connect_config().get("target_host")
+    if named and not ports.embedded:
+        return Server(named, "", home / "temporal.log")
+    server = await stack.enter_async_context(dev_server(home, ports.server, ports.web_ui))
+    await retain(await Client.connect(server.address, namespace=wire.NAMESPACE))
+    return server
+
+
+async def connect(server: Server) -> Client:
+    """A client of our namespace on `server`, with namespace and search attributes in place."""
+    config = ClientConfig.load_client_connect_config()
+    if config.get("target_host") != server.address:
+        config = {"target_host": server.address}
+    config.setdefault("namespace", wire.NAMESPACE)
+    client = await Client.connect(**config, plugins=[plugin()])
+    await prepare(client)
+    return client
+
+
+@asynccontextmanager
+async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
+    """Set everything up and run it for the length of the context."""
+    platform = read_platform(settings.platform)
+    wanted = schedules.jobs(platform)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        server = await own_or_running_server(settings.home, ports, stack)
+        client = await connect(server)
+        database = Database(settings.database)
+        stack.callback(database.close)
+        await asyncio.to_thread(migrate, database)
+        now = datetime.now(UTC)
+        declare_parameters(database, platform, now)
+        for agent in ROSTER:
+            register_agent(database, agent.agent_id, agent.operator, now)
+        await schedules.apply(client, wanted)
+        await start_bus(client)
+        environment = {
+            "TEMPORAL_ADDRESS": server.address,
+            "TEMPORAL_NAMESPACE": client.namespace,
+            "NAUTILUS_HOME": str(settings.home.resolve()),
+            "NAUTILUS_PLATFORM": str(settings.platform.resolve()),
+            "NAUTILUS_DATABASE_URL": settings.database,
+        }
+        commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run"]}
+        if platform.traffic is not None:
+            commands["traffic"] = ["-m", "simulation.traffic"]
+        for name, command in commands.items():
+            task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
+            stack.push_async_callback(_stopped, task)
+        yield Stack(client, database, server.web_ui, environment)
+
+
+async def start_bus(client: Client) -> None:
+    """One dispatcher for each subscriber; the id makes it one."""
+    for subscriber in Subscriber:
+        await client.start_workflow(
+            wire.EVENT_BUS,
+            subscriber,
+            id=f"event-bus:{subscriber.value}",
+            task_queue=wire.TASK_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"Event bus: hands the outbox to {subscriber.value}",
+        )
+
+
+async def _supervise(name: str, command: Sequence[str], environment: Mapping[str, str], path: Path) -> None:
+    while True:
+        with path.open("ab") as sink:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *command,
+                env=os.environ | environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                # Of a group of its own: Ctrl-C reaches the supervisor, which stops its processes in order.
+                start_new_session=True,
+            )
+            try:
+                code = await process.wait()
+            finally:
+                await _stop(process)
+        log.warning("process.restarted", name=name, exit_code=code, log=str(path))
+        await asyncio.sleep(RESTART_PAUSE_S)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,407 @@
+"""Detection finds what changed, says it once, and holds its tongue otherwise."""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rules.detection import (
+    SLOW_SHARE,
+    SUCCESS_RATE,
+    Detection,
+    Direction,
+    Metric,
+    Series,
+    Settings,
+    Track,
+    baseline,
+    binomial_tail,
+    detect,
+    detect_rates,
+    detect_values,
+    step,
+)
+from schema.messages.observatory import Anomaly, Counts, Interval
+from schema.messages.platform import ObservatoryRules
+
+MONDAY = datetime(2026, 11, 2, tzinfo=UTC)
+RULES = ObservatoryRules()
+CHANGE_H = 9 * 24  # an hour with a whole week of baseline behind the guard gap
+Rate = Callable[[int], float | None]  # the true rate of an hour; None is an hour without tasks
+
+
+class Watch:
+    """A platform that is looked at after every interval, with the state carried as JSON, as a snapshot does."""
+
+    def __init__(self, rules: ObservatoryRules = RULES, metric: Metric = SUCCESS_RATE) -> None:
+        self.rules, self.metric = rules, metric
+        self.history: dict[str, list[Interval]] = {}
+        self.states: dict[str, Series] = {}
+        self.raised: list[tuple[int, Anomaly]] = []
+        self.closed: list[tuple[int, str]] = []
+
+    def run(
+        self, hours: int, rates: Mapping[str, Rate], tasks: int = 20, looks_from: int = 192, seed: int = 1
+    ) -> "Watch":
+        dice = random.Random(seed)
+        for hour in range(hours):
+            start = MONDAY + timedelta(seconds=hour * self.rules.interval_s)
+            for name, rate in rates.items():
+                if (p := rate(hour)) is not None:
+                    # Whole numbers with a random remainder: less noise than a platform has, so that a test is short.
+                    successes = math.floor(p * tasks + dice.random())
+                    counts = Counts(tasks=tasks, successes=min(tasks, successes))
+                    self.history.setdefault(name, []).append(Interval(start=start, counts=counts))
+            if hour >= looks_from:
+                self.look(hour, start + timedelta(seconds=self.rules.interval_s))
+        return self
+
+    def look(self, hour: int, at: datetime) -> Detection:
+        carried = {name: Series.model_validate_json(state.model_dump_json()) for name, state in self.states.items()}
+        detection = detect(at, self.history, carried, self.rules, self.metric)
+        self.states = detection.states
+        self.raised += [(hour, anomaly) for anomaly in detection.raised]
+        self.closed += [(hour, anomaly_id) for anomaly_id in detection.closed]
+        return detection
+
+
+def always(rate: float) -> Rate:
+    return lambda _hour: rate
+
+
+def until(hour: int, before: float | None, after: float | None) -> Rate:
+    return lambda now: before if now < hour else after
+
+
+@pytest.mark.parametrize(
+    ("rates", "subjects"),
+    [
+        # Nothing has changed.
+        ({"a": always(0.9), "b": always(0.9), "c": always(0.9)}, []),
+        # One type has dropped: it is named, and the platform that it pulls down is not named as well.
+        ({"a": until(CHANGE_H, 0.9, 0.7), "b": always(0.9), "c": always(0.9)}, ["success_rate:a"]),
+        # All types have dropped together: one cause, one anomaly.
+        (dict.fromkeys("abc", until(CHANGE_H, 0.9, 0.7)), ["success_rate:platform"]),
+        # Every task fails.
+        ({"a": until(CHANGE_H, 0.95, 0.0), "b": always(0.95), "c": always(0.95)}, ["success_rate:a"]),
+        # One type has fallen silent.
+        ({"a": until(CHANGE_H, 0.9, None), "b": always(0.9), "c": always(0.9)}, ["no_data:a"]),
+        # The whole platform has.
+        (dict.fromkeys("abc", until(CHANGE_H, 0.9, None)), ["no_data:platform"]),
+        # A rise is no anomaly of a success rate.
+        ({"a": until(CHANGE_H, 0.8, 0.95), "b": always(0.9), "c": always(0.9)}, []),
+        # A baseline that is under the floor already is one standing anomaly.
+        ({"a": always(0.6), "b": always(0.9), "c": always(0.9)}, ["success_rate:a"]),
+        # A type that only runs in the day is not silent at night.
+        ({"a": lambda h: 0.9 if 8 <= h % 24 < 18 else None, "b": always(0.9)}, []),
+        # A job that goes badly every night is the normal of that hour.
+        ({"a": lambda h: 0.72 if h % 24 == 3 else 0.95, "b": always(0.9)}, []),
+    ],
+)
+def test_one_cause_is_one_anomaly_on_the_subject_that_explains_it(
+    rates: Mapping[str, Rate], subjects: list[str]
+) -> None:
+    watch = Watch().run(CHANGE_H + 48, rates)
+
+    assert [anomaly.subject for _, anomaly in watch.raised] == subjects
+
+
+def test_an_anomaly_carries_the_counts_since_its_onset_and_the_healthy_week() -> None:
+    watch = Watch().run(CHANGE_H + 24, {"a": until(CHANGE_H, 0.9, 0.6), "b": always(0.9)})
+
+    [(hour, anomaly)] = watch.raised
+    assert anomaly.onset == MONDAY + timedelta(hours=CHANGE_H)
+    assert hour - CHANGE_H <= 3
+    assert anomaly.detected_at == MONDAY + timedelta(hours=hour + 1)
+    assert anomaly.observed.tasks == 20 * (hour - CHANGE_H + 1)
+    assert anomaly.baseline is not None
+    assert anomaly.baseline.tasks == 168 * 20
+    assert anomaly.baseline.rate == pytest.approx(0.9, abs=0.01)
+    assert anomaly.anomaly_id == f"success_rate:a#{anomaly.detected_at - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
+    assert "against 90" in anomaly.reason
+
+
+def test_an_alarm_closes_once_health_is_back_and_a_second_drop_is_a_second_anomaly() -> None:
+    back, again = CHANGE_H + 30, CHANGE_H + 120
+    watch = Watch().run(again + 30, {"a": lambda h: 0.65 if CHANGE_H <= h < back or h >= again else 0.9})
+
+    (_, first), (second_hour, second) = watch.raised
+    [(closed_hour, closed)] = watch.closed
+    assert closed == first.anomaly_id
+    assert back < closed_hour < back + 24
+    assert again <= second_hour < again + 6
+    assert second.baseline is not None
+    assert second.baseline.rate == pytest.approx(0.9, abs=0.01)  # the first episode is no part of what is normal
+
+
+def test_an_open_alarm_keeps_its_baseline_however_long_it_lasts() -> None:
+    watch = Watch().run(CHANGE_H + 20 * 24, {"a": until(CHANGE_H, 0.9, 0.8)})
+
+    assert len(watch.raised) == 1
+    assert watch.closed == []
+
+
+def test_missing_tasks_never_close_an_alarm() -> None:
+    watch = Watch().run(
+        CHANGE_H + 72, {"a": lambda h: 0.9 if h < CHANGE_H else (0.6 if h < CHANGE_H + 6 else None), "b": always(0.9)}
+    )
+
+    assert [anomaly.subject for _, anomaly in watch.raised] == ["success_rate:a", "no_data:a"]
+    assert watch.closed == []
+
+
+def test_silence_is_over_when_tasks_come_again() -> None:
+    watch = Watch().run(CHANGE_H + 24, {"a": lambda h: None if CHANGE_H <= h < CHANGE_H + 6 else 0.9, "b": always(0.9)})
+
+    [(_, silence)] = watch.raised
+    assert watch.closed == [(CHANGE_H + 6, silence.anomaly_id)]
+
+
+def test_a_type_that_is_still_bad_when_the_platform_has_recovered_is_not_lost() -> None:
+    back = CHANGE_H + 12
+    watch = Watch().run(
+        back + 72,
+        {"a": until(CHANGE_H, 0.9, 0.6)} | dict.fromkeys("bcdef", lambda h: 0.6 if CHANGE_H <= h < back else 0.9),
+    )
+
+    assert [anomaly.subject for _, anomaly in watch.raised] == ["success_rate:platform", "success_rate:a"]
+
+
+def test_a_change_of_the_mix_alone_is_no_anomaly() -> None:
+    watch = Watch()
+    dice = random.Random(4)
+    for hour in range(CHANGE_H + 72):
+        start = MONDAY + timedelta(hours=hour)
+        for name, rate, tasks in (("hard", 0.75, 5 if hour < CHANGE_H else 60), ("easy", 0.98, 60)):
+            counts = Counts(tasks=tasks, successes=sum(dice.random() < rate for _ in range(tasks)))
+            watch.history.setdefault(name, []).append(Interval(start=start, counts=counts))
+        if hour >= 192:
+            watch.look(hour, start + timedelta(hours=1))
+
+    assert watch.raised == []
+
+
+def test_a_look_that_was_missed_is_made_up_for() -> None:
+    rates = {"a": until(CHANGE_H, 0.9, 0.6), "b": always(0.9)}
+    every_hour = Watch().run(CHANGE_H + 24, rates)
+    late = Watch().run(CHANGE_H + 24, rates, looks_from=CHANGE_H - 10)
+    late.states = {}
+    late.raised = []
+    late.look(0, MONDAY + timedelta(hours=CHANGE_H + 20))
+
+    assert [a for _, a in late.raised] == [a for _, a in every_hour.raised]
+
+
+def test_a_look_at_the_same_history_changes_nothing() -> None:
+    watch = Watch().run(CHANGE_H + 24, {"a": until(CHANGE_H, 0.9, 0.6), "b": always(0.9)})
+    before = dict(watch.states)
+
+    again = watch.look(0, MONDAY + timedelta(hours=CHANGE_H + 24))
+
+    assert again == Detection(before)
+
+
+def test_experiments_are_kept_out_of_the_baseline() -> None:
+    track = Track.of(
+        (MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18 if h < 100 else 2)) for h in range(192)
+    )
+    span = (MONDAY + timedelta(hours=100), MONDAY + timedelta(hours=192))
+
+    normal = baseline(MONDAY + timedelta(hours=192), track, RULES, [span])
+
+    assert normal is not None
+    assert normal.counts == Counts(tasks=2_000, successes=1_800)
+
+
+def test_a_share_of_slow_tasks_alarms_when_it_rises() -> None:
+    def slow(hour: int) -> float:
+        return 0.05 if hour < CHANGE_H else 0.20
+
+    watch = Watch(metric=SLOW_SHARE).run(CHANGE_H + 24, {"a": slow})
+
+    [(_, anomaly)] = watch.raised
+    assert anomaly.subject == "slow_share:a"
+
+
+@pytest.mark.parametrize(
+    ("successes", "tasks", "rate", "chance"),
+    [
+        (0, 10, 0.5, 0.5**10),  # one term
+        (1, 10, 0.5, 11 * 0.5**10),  # two
+        (27, 50, 0.7, 0.0123),  # the floor's first window; R: pbinom(27, 50, 0.7) = 0.01234
+        (9, 10, 0.5, 1.0),  # not a shortfall
+        (0, 100_000, 0.7, 0.0),  # below the smallest float, and no error
+    ],
+)
+def test_the_binomial_tail_is_exact(successes: int, tasks: int, rate: float, chance: float) -> None:
+    assert binomial_tail(successes, tasks, rate) == pytest.approx(chance, rel=0.02)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.05, 0.95))
+def test_the_binomial_tail_is_a_probability_that_sums_its_terms(counts: tuple[int, int], rate: float) -> None:
+    successes, tasks = counts
+    tail = binomial_tail(successes, tasks, rate)
+
+    assert 0 <= tail <= 1 + 1e-9
+    if successes < tasks * rate:
+        terms = (math.comb(tasks, k) * rate**k * (1 - rate) ** (tasks - k) for k in range(successes + 1))
+        assert tail == pytest.approx(math.fsum(terms), rel=1e-9)
+
+
+def day_one(rate: float, seed: int, tasks: int = 80, types: int = 3) -> int | None:
+    """Tasks of the type before the floor raises on a new installation that looks every five seconds."""
+    dice = random.Random(seed)
+    rules = ObservatoryRules(interval_s=5)
+    history: dict[str, list[Interval]] = {f"type_{i}": [] for i in range(types)}
+    states: dict[str, Series] = {}
+    for i in range(tasks):
+        start = MONDAY + timedelta(seconds=5 * i)
+        for name, rows in history.items():
+            succeeded = dice.random() < (rate if name == "type_0" else 0.93)
+            rows.append(Interval(start=start, counts=Counts(tasks=1, successes=int(succeeded))))
+        detection = detect(start + timedelta(seconds=5), history, states, rules)
+        states = detection.states
+        if detection.raised:
+            assert [a.subject for a in detection.raised] == ["success_rate:type_0"]
+            assert all(a.baseline is None and a.observed.tasks >= 50 for a in detection.raised)
+            return i + 1
+    return None
+
+
+def test_on_day_one_a_coin_flip_is_under_the_floor_within_eighty_tasks() -> None:
+    raised = [day_one(0.5, seed) for seed in range(30)]
+
+    assert sum(tasks is not None for tasks in raised) >= 27
+
+
+def test_on_day_one_a_rate_of_80_is_not_under_the_floor() -> None:
+    assert [day_one(0.8, seed) for seed in range(30)] == [None] * 30
+
+
+def test_the_floor_cannot_be_judged_on_fewer_tasks_than_its_window() -> None:
+    assert day_one(0.0, seed=1, tasks=49) is None
+    assert day_one(0.0, seed=1, tasks=50) == 50
+
+
+def test_more_series_share_one_budget_so_each_takes_more_evidence() -> None:
+    def hours_to_alarm(series_count: int) -> int:
+        track = Track.of((MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18)) for h in range(192))
+        normal = baseline(MONDAY + timedelta(hours=192), track, RULES)
+        state, known = Series(), Settings(SUCCESS_RATE, RULES, series_count)
+        for hour in range(1, 100):
+            at = MONDAY + timedelta(hours=192 + hour)
+            state, alarm = step(state, at, Counts(tasks=20, successes=16), normal, known)
+            if alarm is not None:
+                return hour
+        raise AssertionError("expected an alarm within 100 hours")
+
+    assert hours_to_alarm(1) < hours_to_alarm(24) < hours_to_alarm(1_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), min_size=1, max_size=60), st.integers(0, 50))
+def test_empty_intervals_change_no_evidence(rows: list[tuple[int, float]], holes: int) -> None:
+    track = Track.of((MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18)) for h in range(192))
+    normal = baseline(MONDAY + timedelta(hours=192), track, RULES)
+    known = Settings(SUCCESS_RATE, RULES)
+    full = holed = Series()
+    for i, (tasks, share) in enumerate(rows):
+        at = MONDAY + timedelta(hours=192 + i)
+        counts = Counts(tasks=tasks, successes=round(tasks * share))
+        full, _ = step(full, at, counts, normal, known)
+        for minute in range(1, 1 + holes % 3):
+            holed, _ = step(holed, at - timedelta(minutes=minute), Counts(), normal, known)
+        holed, _ = step(holed, at, counts, normal, known)
+
+    assert holed == full
+
+
+def test_a_steady_rate_keeps_the_false_alarm_budget() -> None:
+    dice = random.Random(20)
+    alarms = 0
+    for _ in range(8):
+        rows = [Counts(tasks=20, successes=sum(dice.random() < 0.9 for _ in range(20))) for _ in range(528)]
+        history = {"a": [Interval(start=MONDAY + timedelta(hours=h), counts=row) for h, row in enumerate(rows)]}
+        first = MONDAY + timedelta(hours=191)
+        seen = {"success_rate:a": Series(seen=first)}
+        # One late look judges two weeks of hours: the same code path as 336 looks, in less time.
+        alarms += len(detect(MONDAY + timedelta(hours=528), history, seen, RULES, series_count=1).raised)
+
+    assert alarms <= 5  # 2.4 are in the budget for 16 weeks; benchmarks.detection measures it
+
+
+def rate_rows(hours: int, rate: Rate, total: int = 20, seed: int = 3) -> list[tuple[datetime, int, int]]:
+    dice = random.Random(seed)
+    rows = []
+    for hour in range(hours):
+        p = rate(hour)
+        n = 0 if p is None else total
+        rows.append((MONDAY + timedelta(hours=hour), sum(dice.random() < (p or 0.0) for _ in range(n)), n))
+    return rows
+
+
+def test_a_file_of_rates_tells_each_episode_once_with_its_onset() -> None:
+    drop, rise = 400, 600
+    alarms = detect_rates(rate_rows(700, lambda h: 0.5 if drop <= h < drop + 24 else 0.98 if h >= rise else 0.8))
+
+    assert [alarm.direction for alarm in alarms] == [Direction.DOWN, Direction.UP]
+    for alarm, at in zip(alarms, (drop, rise), strict=True):
+        assert abs((alarm.onset - MONDAY) / timedelta(hours=1) - at) <= 3
+        assert 0 <= (alarm.timestamp - MONDAY) / timedelta(hours=1) - at <= 12
+    assert alarms[0].size == pytest.approx(-0.3, abs=0.15)
+
+
+def test_rows_without_tasks_are_no_data() -> None:
+    with_holes = rate_rows(500, lambda h: None if h % 5 == 0 or 300 < h < 340 else 0.9)
+
+    assert detect_rates(with_holes) == []
+
+
+def value_rows(hours: int, level: Callable[[int], float], seed: int = 5) -> list[tuple[datetime, float]]:
+    dice = random.Random(seed)
+    return [(MONDAY + timedelta(hours=hour), level(hour) + dice.gauss(0, 1)) for hour in range(hours)]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (lambda _h: 50.0, []),  # nothing
+        (lambda h: 50 + 8 * math.sin(h / 24 * 2 * math.pi), []),  # a day has its shape
+        (lambda h: 50.0 if h < 400 else 54.0, [(Direction.UP, 400)]),  # a level shift
+        (lambda h: 50.0 if not 400 <= h < 412 else 40.0, [(Direction.DOWN, 400)]),  # half a day, and back
+        (lambda h: math.nan if 300 < h < 330 else 50.0, []),  # no data
+        (lambda h: 50.0 if h < 60 else 58.0, [(Direction.UP, 60)]),  # less than a week of history
+    ],
+)
+def test_a_file_of_values_tells_each_episode_once(
+    level: Callable[[int], float], expected: list[tuple[Direction, int]]
+) -> None:
+    alarms = detect_values(value_rows(500, level))
+
+    assert [alarm.direction for alarm in alarms] == [direction for direction, _ in expected]
+    for alarm, (_, at) in zip(alarms, expected, strict=True):
+        assert abs((alarm.onset - MONDAY) / timedelta(hours=1) - at) <= 3
+        assert alarm.onset <= alarm.timestamp <= alarm.onset + timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(MONDAY, 3, 2)], "expected 0 <= successes <= total"),  # more successes than tasks
+        ([(MONDAY, -1, 2)], "expected 0 <= successes <= total"),  # fewer than none
+        ([(MONDAY, 1, 2), (MONDAY, 1, 2)], "expected ascending timestamps"),  # the same row twice
+        ([(MONDAY, 1, 2), (MONDAY.replace(tzinfo=None), 1, 2)], "expected ascending timestamps"),  # no common clock
+    ],
+)
+def test_rows_that_cannot_be_are_refused_with_the_row(rows: list[tuple[datetime, int, int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detect_rates(rows)
+
+
+def test_a_file_without_rows_has_no_alarms() -> None:
+    assert detect_rates([]) == []
+    assert detect_values([]) == []
