@@ -50,13 +50,16 @@ def activities(database: Database, client: Client, platform: Platform, settings:
     events = EventActivities(database, client, settings.event_poll_s)
     return [
         experiment.open_experiment,
+        experiment.await_verdict,
         experiment.read_experiment,
+        experiment.hold_experiment,
         experiment.conclude_experiment,
         experiment.promote,
         experiment.roll_back,
         market.open_meta_task,
         market.record_award,
         market.record_missed_award,
+        market.record_act,
         market.end_cycle,
         observatory.take_snapshot,
         observatory.diagnose,

@@ -84,6 +84,8 @@ class EventActivities:
             session.add(cursor)
 
     async def _start_cycle(self, event: Event) -> None:
+        if event.data["attempt"] is None:
+            return  # the platform only observes
         anomaly = Anomaly.model_validate(event.data["anomaly"])
         request = CycleRequest(request_id=event.key, anomaly=anomaly)
         await self._client.start_workflow(

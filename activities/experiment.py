@@ -58,6 +58,7 @@ def parameter_states(session: Session, platform: Platform) -> tuple[ParameterSta
             declaration=p,
             value=in_force(p.refusal(rows[p.key].value), rows[p.key].value, p.default),
             version=rows[p.key].version,
+            mode=p.mode or platform.mode,
         )
         for p in platform.parameters
         if p.key in rows
@@ -118,22 +119,38 @@ class ExperimentActivities:
             )
 
     @activity.defn
-    def read_experiment(self, look: Look) -> Reading:
+    def await_verdict(self, look: Look) -> Reading:
         """Look at the counters and decide; while undecided, ask to be retried with the progress as the message.
 
-        A verdict is a function of the design and the counts alone, so it can be computed again by anybody. At the
-        deadline the reading is returned as it stands.
+        A verdict is a function of the design and the counts alone, so it can be computed again by anybody.
         """
         # The server's clock, which simulated time moves; the workflow's own is as old as the first attempt.
-        at = activity.info().current_attempt_scheduled_time
-        reading = self._read(look.design, at)
-        if at < look.until and not _settled(look, reading):
+        reading = self.read_experiment(look, activity.info().current_attempt_scheduled_time)
+        if not _settled(look, reading):
             raise ApplicationError(
                 progress(reading),
                 next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
                 category=ApplicationErrorCategory.BENIGN,
             )
         return reading
+
+    @activity.defn
+    def read_experiment(self, look: Look, at: datetime) -> Reading:
+        """One look, settled or not: what stands when time has run out."""
+        design = look.design
+        with self._database.transaction() as session:
+            _fail_lost(session, design.experiment_id, at - timedelta(seconds=design.pending_cutoff_s))
+            strata = counters(session, design.experiment_id)
+        return judged(design, strata, at)
+
+    @activity.defn
+    def hold_experiment(self, experiment_id: str, held: bool) -> None:
+        """Stop assigning while a person has paused the cycle, or go on; the arms keep what they have."""
+        with self._database.transaction() as session:
+            row = session.get(ExperimentRow, experiment_id)
+            if row is not None and row.closed_at is None:
+                row.open = not held
+                session.add(row)
 
     @activity.defn
     def conclude_experiment(self, design: ExperimentDesign, reading: Reading) -> None:
@@ -168,12 +185,6 @@ class ExperimentActivities:
         """Swap the parameter back; refused, like a promotion, where somebody else has changed it since."""
         with self._database.transaction() as session:
             return _swap(session, promotion, EntryKind.PARAMETER_ROLLED_BACK, EventType.PARAMETER_ROLLED_BACK, at)
-
-    def _read(self, design: ExperimentDesign, at: datetime) -> Reading:
-        with self._database.transaction() as session:
-            _fail_lost(session, design.experiment_id, at - timedelta(seconds=design.pending_cutoff_s))
-            strata = counters(session, design.experiment_id)
-        return judged(design, strata, at)
 
 
 def _settled(look: Look, reading: Reading) -> bool:
@@ -266,7 +277,7 @@ def release(session: Session, cycle_id: str, at: datetime) -> None:
 
 
 def _close(session: Session, row: ExperimentRow, at: datetime) -> None:
-    if row.open:
+    if row.closed_at is None:
         row.open, row.closed_at = False, at
         session.add(row)
 

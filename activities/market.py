@@ -16,7 +16,7 @@ from activities.events import emit
 from activities.experiment import parameter_states, release
 from activities.observatory import counts_since, healthy_counts
 from rules import standing as standings
-from schema.messages.cycle import Briefing, CycleEnd, CycleOpening
+from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, RecordedAct
 from schema.messages.events import EventType
 from schema.messages.ledger import EntryKind
 from schema.messages.market import Agent, Award, AwardResult, Standing
@@ -160,6 +160,15 @@ class MarketActivities:
             _move_standing(session, missed)
             key = f"{missed.cycle_id}:{missed.agent_id}"
             emit(session, EventType.AWARD_MISSED, missed.cycle_id, key, missed.at, agent_id=missed.agent_id)
+
+    @activity.defn
+    def record_act(self, recorded: RecordedAct) -> None:
+        """Write down what a person did to a cycle, and why."""
+        key = f"{recorded.cycle_id}:{recorded.act.message_id}"
+        with self._database.transaction() as session:
+            if ledger.append(session, EntryKind.PERSON_ACTED, key, recorded.cycle_id, recorded.at, recorded):
+                body = recorded.model_dump(mode="json")
+                emit(session, EventType.PERSON_ACTED, recorded.cycle_id, key, recorded.at, act=body)
 
     @activity.defn
     def end_cycle(self, end: CycleEnd) -> None:

@@ -32,7 +32,7 @@ from schema.messages.observatory import (
     TaskOutcome,
     TaskTypeDiagnosis,
 )
-from schema.messages.platform import ObservatoryRules, Platform
+from schema.messages.platform import Mode, ObservatoryRules, Platform
 from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RollupRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
@@ -165,6 +165,9 @@ class ObservatoryActivities:
                 row.closed_at = at
                 session.add(row)
                 emit(session, EventType.ANOMALY_CLOSED, row.subject, row.anomaly_id, at, anomaly_id=row.anomaly_id)
+            elif self._platform.mode is Mode.OBSERVE:
+                key = f"{row.anomaly_id}:observed"
+                emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=None)
             elif (attempt := self._due_attempt(session, row.subject, at)) is not None:
                 key = f"{row.anomaly_id}:{attempt}"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=attempt)

@@ -146,16 +146,14 @@ class TaskRunner:
         request = json.dumps(
             {"task_type": task_type, "payload": content, "parameters": dict(parameters), "limit_s": limit_s}
         ).encode()
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            child = self._fork(theirs)
-            theirs.close()  # or the child's end would never be seen as the end of the stream
-            try:
-                execution = _attend(ours, request, limit_s)
-            finally:
-                # The leader lives, or is a zombie until `_reap`: its number is still its own.
-                _kill_group(child.pid)
-                exit_code = self._reap(child)
+        child, task = self._fork()
+        try:
+            with task:
+                execution = _attend(task, request, limit_s)
+        finally:
+            # The leader lives, or is a zombie until `_reap`: its number is still its own.
+            _kill_group(child.pid)
+            exit_code = self._reap(child)
         return execution if execution.detail or execution.result else execution._replace(detail=_last_words(exit_code))
 
     @property
@@ -163,19 +161,25 @@ class TaskRunner:
         """The process that forks the tasks, for a person who looks at the machine."""
         return self._zygote.pid if self._zygote else None
 
-    def _fork(self, task: socket.socket) -> _Child:
+    def _fork(self) -> tuple[_Child, socket.socket]:
+        """A child that waits for its request, and the line to it."""
         with self._lock:
             for attempt in (1, 2):
                 zygote, control = self._ensure_zygote()
+                # A new line each time: a zygote that dies between fork and answer leaves a child that nobody knows.
+                # It must find its line closed, and not take the request of the next.
+                ours, theirs = socket.socketpair()
                 try:
-                    socket.send_fds(control, [_FORK], [task.fileno()])
+                    with theirs:
+                        socket.send_fds(control, [_FORK], [theirs.fileno()])
                     child = _Child(_number(control), zygote)
                 except OSError as error:
                     log.warning("task_runner.zygote_died", attempt=attempt, error=repr(error))
+                    ours.close()
                     self._discard_zygote()
                 else:
                     self._running.add(child)
-                    return child
+                    return child, ours
         raise RunnerStopped("the zygote died twice when it was asked for a child")
 
     def _reap(self, child: _Child) -> int | None:
@@ -213,9 +217,11 @@ class TaskRunner:
             _send(control, json.dumps(self._order).encode())
             not_prepared: dict[str, str] = json.loads(_receive(control))
             control.settimeout(START_LIMIT_S)
-        except OSError as error:
-            self._discard_zygote()
-            raise RunnerStopped(f"expected a zygote that is ready, but {error!r}; its reason is on stderr") from error
+        except BaseException as error:
+            self._discard_zygote()  # on Ctrl-C too: what is not ready must not be taken for it later
+            if isinstance(error, OSError):
+                raise RunnerStopped(f"expected a zygote that is ready, but {error!r}; see standard error") from error
+            raise
         for name, reason in not_prepared.items():
             log.error("task_type.not_prepared", task_type=name, reason=reason)
         return zygote, control
@@ -279,7 +285,7 @@ def _last_words(exit_code: int | None) -> str:
     if exit_code >= 0:
         return f"the process ended without a report, with exit code {exit_code}"
     why = ", as the system does to a process that takes too much memory" if -exit_code == signal.SIGKILL else ""
-    return f"the process died by {signal.Signals(-exit_code).name}{why}"
+    return f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)}){why}"
 
 
 # -- in the zygote, and in the children it forks

@@ -167,14 +167,18 @@ def measure(case: Case, seed: int, series: int, weeks: int, drops: int) -> dict[
         # The product's alarms have episodes of their own: each counts.
         count = len if name == "nautilus" else episodes
         alarms = sum(count(judge(hours)) for hours in quiet)
-        delays = []
+        delays: list[int | None] = []
         for onset, hours in zip(onsets, dropped, strict=True):
-            # An alarm is raised when its hour is over.
-            delays.append(next((hour + 1 - onset for hour in judge(hours) if hour >= onset), None))
+            raised = judge(hours)
+            # An open alarm is not raised twice: a drop into a false alarm, counted above, has no delay (Pollak 1985).
+            if name != "nautilus" or not any(hour < onset for hour in raised):
+                # An alarm is raised when its hour is over.
+                delays.append(next((hour + 1 - onset for hour in raised if hour >= onset), None))
         found = [delay for delay in delays if delay is not None and delay <= 24]
         result[name] = {
             "false_alarms_per_week": round(alarms / (series * weeks), 4),
-            "found_within_24h": round(len(found) / drops, 4),
+            "found_within_24h": round(len(found) / len(delays), 4),
+            "drops": len(delays),
             "median_delay_h": float(np.median([DROP_H + 1 if delay is None else delay for delay in delays])),
         }
         print(f"{case.name}: {name} {result[name]} {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)

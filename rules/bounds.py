@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from schema.messages.platform import ParameterState
+from schema.messages.platform import Mode, ParameterState
 from schema.messages.proposals import Proposal
 
 
@@ -27,6 +27,8 @@ def refusal(
     if task_type and task_type not in declared.task_types:
         touched = ", ".join(declared.task_types)
         return f"expected a parameter that touches {task_type}, but {declared.key} touches {touched}"
+    if state.mode is Mode.OBSERVE:
+        return f"expected a parameter that may be tuned, but {declared.key} is only observed"
     if proposal.base_version != state.version:
         return f"expected base version {state.version} of {declared.key}, but {proposal.base_version} came"
     if (wrong := declared.refusal(proposal.value)) is not None:

@@ -12,7 +12,7 @@ Must never: read a clock, take missing tasks for good news, or report one cause 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import accumulate, pairwise
@@ -27,7 +27,6 @@ HOURS = 168  # in a week
 BUDGET = 0.15  # false alarms a week, shared by all series of a platform (issue 5)
 DELTAS = (0.05, 0.10)  # drops worth finding; a misfit of the baseline below half the smaller one never accumulates
 PRIOR_TASKS = 100  # weight of the coarser level in the finer one, and the fewest tasks that make a baseline
-BANK = 1.2  # the CUSUMs of one direction rise together: three cross about as often as 1.2 alone (benchmarks.detection)
 ESTIMATION = 1.5  # standard errors of the baseline that are not held against the series (benchmarks.detection)
 VALUES_BASELINE_S = 4 * WEEK_S  # a plain value has no count to weigh it by: an hour of the week needs several
 MINIMUM_ROWS = 30
@@ -280,7 +279,7 @@ def threshold(tasks_per_interval: float, null: float, alternative: float, settin
     )
     information = min(tasks_per_interval * information, 1.47)
     crossings = WEEK_S / settings.rules.interval_s * information * math.exp(-1.166 * math.sqrt(2 * information))
-    share = BUDGET / (settings.series_count * directions * BANK)
+    share = BUDGET / (settings.series_count * directions)  # the CUSUMs of one direction cross together: they are one
     return max(math.log(crossings / share), CLOSING)
 
 
@@ -328,7 +327,8 @@ def step(
     elif Kind.SHIFT not in is_open and (Kind.FLOOR not in is_open or standing) and normal is not None:
         evidence, raised = _weigh(state.evidence, start, counts, normal, settings)
     if raised is None and not is_open.keys() & {Kind.SHIFT, Kind.FLOOR} and settings.metric.floor and track is not None:
-        raised = _floor(track, start, normal, settings)
+        # What an episode that is over left in the window must not raise it again.
+        raised = _floor(track, start, normal, settings, episodes[-1][1] if episodes else None)
     if raised is not None:
         alarms.append(raised)
         evidence = ()
@@ -345,7 +345,8 @@ def _weigh(
     watched = deltas(settings)
     rate = normal.rate_at(start)
     error = math.sqrt(rate * (1 - rate) / normal.counts.tasks)
-    per_interval = settings.rules.interval_s / 3_600 * sum(normal.tasks_per_h) / len(normal.tasks_per_h)
+    # Twice the mean, because most of the evidence comes in the busy hours.
+    per_interval = 2 * settings.rules.interval_s / 3_600 * sum(normal.tasks_per_h) / len(normal.tasks_per_h)
     after, margin, found = [], 0.0, None
     for delta, before in zip(watched, evidence or [Evidence()] * len(watched), strict=True):
         # The baseline is estimated: its error towards the departure is not held against the series.
@@ -386,7 +387,9 @@ def _weigh(
     return tuple(after), alarm
 
 
-def _floor(track: Track, start: datetime, normal: Baseline | None, settings: Settings) -> Alarm | None:
+def _floor(
+    track: Track, start: datetime, normal: Baseline | None, settings: Settings, since: datetime | None
+) -> Alarm | None:
     """The article's floor over the newest 50, 100, 200, ... tasks, at most `floor_window_s` back, beyond chance.
 
     The level is the budget over the disjoint windows of a week. On day one there has been one window, so fifty tasks
@@ -395,6 +398,7 @@ def _floor(track: Track, start: datetime, normal: Baseline | None, settings: Set
     rules = settings.rules
     floor, last = rules.success_floor, bisect_left(track.starts, start) + 1
     first = bisect_left(track.starts, start - timedelta(seconds=rules.floor_window_s))
+    first = max(first, bisect_left(track.starts, since)) if since else first
     recent = track.between(first, last)
     looked_at = max(normal.counts.tasks if normal else 0, recent.tasks)
     # Twice the windows of the smallest size, because 1 + 1/2 + 1/4 + ... of them are looked at.
@@ -608,11 +612,13 @@ class _Look:
         return self.advance("", start, total, normal, self.merged(free, start))
 
     def merged(self, names: Sequence[str], start: datetime) -> Track:
-        """The newest intervals of several types as one, as far back as the floor looks."""
+        """The newest intervals of several types as one, as far back as the floor looks, without what is over."""
         tasks: dict[datetime, int] = {}
         successes: dict[datetime, int] = {}
-        for track in (self.tracks[name] for name in names):
+        for name in names:
+            track, episodes = self.tracks[name], self.state(name).episodes
             first = bisect_left(track.starts, start - timedelta(seconds=self.rules.floor_window_s))
+            first = max(first, bisect_left(track.starts, episodes[-1][1])) if episodes else first
             for i in range(first, bisect_right(track.starts, start)):
                 at = track.starts[i]
                 tasks[at] = tasks.get(at, 0) + track.tasks[i + 1] - track.tasks[i]
@@ -769,8 +775,8 @@ class _Level:
     phase_s: float  # where in the hour its rows are in the mean
     scale: float
     rows: int
-    memory: float = 0.0  # correlation of a row with the one before
-    noise: float = 1.0  # spread of what is new in a row, in spreads of the rows
+    memory: float  # correlation of a row with the one before
+    noise: float  # spread of what is new in a row, in spreads of the rows
 
     @classmethod
     def of(cls, rows: Sequence[tuple[datetime, float]]) -> "_Level | None":
@@ -782,9 +788,16 @@ class _Level:
         if len(rows) < MINIMUM_ROWS:
             return None
         levels = [median(value for _, value in rows)] * HOURS
-        thin = rows[:: len(rows) // 2_000 + 1]
-        hours = [hour_of_week(at) for at, _ in thin]
-        residuals = [value - levels[hour] for hour, (_, value) in zip(hours, thin, strict=True)]
+        # One value an hour, because rows of one hour resemble each other: leaving out a row would not leave it out.
+        hours: list[tuple[datetime, list[float]]] = []
+        for at, value in rows:
+            hour = at.replace(minute=0, second=0, microsecond=0)
+            if not hours or hours[-1][0] != hour:
+                hours.append((hour, []))
+            hours[-1][1].append(value)
+        middle = [median(values) for _, values in hours]
+        slots = [hour_of_week(at) for at, _ in hours]
+        residuals = [value - levels[slot] for slot, value in zip(slots, middle, strict=True)]
         if (rows[-1][0] - rows[0][0]).total_seconds() >= WEEK_S - 43_200:
             for bins in (
                 [h % 24 for h in range(HOURS)],
@@ -792,24 +805,26 @@ class _Level:
                 range(HOURS),
             ):
                 groups: list[list[tuple[float, int]]] = [[] for _ in range(HOURS)]
-                for i, hour in enumerate(hours):
-                    groups[bins[hour]].append((thin[i][1] - levels[hour], i))
-                middles, left_out = [0.0] * HOURS, list(residuals)
+                for i, slot in enumerate(slots):
+                    groups[bins[slot]].append((middle[i] - levels[slot], i))
+                medians, left_out = [0.0] * HOURS, list(residuals)
                 for b, group in enumerate(groups):
                     group.sort()
-                    middles[b] = _median_without(group, len(group))
+                    medians[b] = _median_without(group, len(group))
                     for position, (value, i) in enumerate(group):
                         left_out[i] = value - _median_without(group, position)
                 if _spread(left_out) < 0.95 * _spread(residuals):
-                    levels = [level + middles[bins[hour]] for hour, level in enumerate(levels)]
+                    levels = [level + medians[bins[slot]] for slot, level in enumerate(levels)]
                     residuals = left_out
-        phase_s = median(at.minute * 60 + at.second for at, _ in thin)
-        level = cls(levels, phase_s, max(_spread(residuals), abs(levels[0]) * 1e-3, 1e-12), len(rows))
-        near = [level.score(at, value) for at, value in rows[-1_000:]]
+        honest = [v - middle[i] + residuals[i] for i, (_, values) in enumerate(hours) for v in values]
+        scale = max(_spread(honest), abs(levels[0]) * 1e-3, 1e-12)
+        phase_s = median(at.minute * 60 + at.second for at, _ in rows)
+        # The rows left out once more: how each row follows from the one before, and what is new in it.
+        near = [max(-CLIP, min(CLIP, value / scale)) for value in honest[-1_000:]]
         power = sum(min(z * z, 9.0) for z in near) or 1.0
-        memory = sum(max(-9.0, min(9.0, a * b)) for a, b in pairwise(near)) / power
-        memory = min(0.95, max(0.0, memory))
-        return replace(level, memory=memory, noise=max(_spread([b - memory * a for a, b in pairwise(near)]), 1e-3))
+        memory = min(0.95, max(0.0, sum(max(-9.0, min(9.0, a * b)) for a, b in pairwise(near)) / power))
+        noise = max(_spread([b - memory * a for a, b in pairwise(near)]), math.sqrt(1 - memory**2))
+        return cls(levels, phase_s, scale, len(rows), memory, noise)
 
     def usual(self, at: datetime) -> float:
         """The level at an instant: between two hours it is between their levels, or every full hour would be a jump."""

@@ -16,7 +16,14 @@ DIAGNOSTICS = "Diagnostics"
 PLACE_BID = "place_bid"
 SUBMIT_PROPOSAL = "submit_proposal"
 CAST_BALLOT = "cast_ballot"
+
+# Updates for people
+PAUSE = "pause"
+RESUME = "resume"
 ABORT = "abort"
+VETO = "veto"
+EXTEND = "extend"
+PROMOTE = "promote"
 
 # Queries
 STATUS = "status"

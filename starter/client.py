@@ -17,7 +17,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from schema import wire
-from schema.messages.cycle import Abort, CycleRequest, CycleResult, CycleStatus, Phase, Receipt, workflow_id
+from schema.messages.cycle import Act, CycleRequest, CycleResult, CycleStatus, Phase, Receipt, workflow_id
 from schema.messages.market import Bid
 from schema.messages.observatory import Diagnosis, DiagnosisRequest
 from schema.messages.proposals import Ballot, Proposal
@@ -117,9 +117,9 @@ class NautilusClient:
         )
         return handle.id
 
-    async def abort(self, cycle: str, who: str, why: str) -> None:
-        """End a cycle, as a person; raises Refused."""
-        await self._send(cycle, wire.ABORT, Abort(message_id=str(uuid4()), who=who, why=why))
+    async def act(self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None) -> Receipt:
+        """Steer a cycle, as a person; `kind` is pause, resume, abort, veto, extend or promote. Raises Refused."""
+        return await self._send(cycle, kind, Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds))
 
     async def result(self, cycle: str) -> CycleResult:
         """Wait for the end of a cycle."""

@@ -76,6 +76,8 @@ def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
 def declaration(limit_s: float) -> str:
     """The demo's `platform.toml`: the article's platform with windows in seconds."""
     return f"""\
+mode = "autonomous"
+
 # Written by `nautilus demo`: {limit_s:g} s is about the median of what research takes here, so it is too short.
 [[task_types]]
 name = "{RESEARCH}"
@@ -100,8 +102,8 @@ task_types = ["{RESEARCH}"]
 key = "{RESEARCH}.passages"
 description = "passages read for each sub-question"
 kind = "integer"
-default = 40
-minimum = 10
+default = 32
+minimum = 8
 maximum = 200
 largest_change = 40
 task_types = ["{RESEARCH}"]

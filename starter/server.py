@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import socket
 import sysconfig
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,12 +64,15 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def dev_server(home: Path, port: int, ui_port: int, database_file: bool = True) -> AsyncIterator[Server]:
-    """Run the dev server for the length of the context; stopping it keeps its database file."""
+async def dev_server(
+    home: Path, port: int, ui_port: int, database_file: bool = True, options: Sequence[str] = ()
+) -> AsyncIterator[Server]:
+    """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
     log = home / "temporal.log"
     arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
     arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
     arguments += [part for name in wire.SEARCH_ATTRIBUTES for part in ("--search-attribute", f"{name}=Keyword")]
+    arguments += options
     if database_file:
         arguments += ["--db-filename", str(home / "temporal.db")]
     with log.open("ab") as sink:

@@ -53,6 +53,7 @@ def rules(**changes: Any) -> CycleRules:
 
 def platform(**changes: Any) -> Platform:
     fields: dict[str, Any] = {
+        "mode": "autonomous",
         "task_types": (
             TaskTypeDeclaration(name="research_synthesis", timeout_parameter=TIMEOUT),
             TaskTypeDeclaration(name="monte_carlo"),

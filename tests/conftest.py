@@ -15,6 +15,14 @@ from workflows.plugin import plugin
 
 os.environ.pop("TEMPORAL_ADDRESS", None)
 
+# A cycle of some 150 events is untouched; one that is flooded continues as new after hundreds and not thousands.
+SERVER_OPTIONS = (
+    "--dynamic-config-value",
+    "limit.historyCount.suggestContinueAsNew=400",
+    "--dynamic-config-value",
+    'history.workflowIdReuseMinimalInterval="0s"',
+)
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
@@ -27,7 +35,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
     home = tmp_path_factory.mktemp("temporal")
-    async with dev_server(home, free_port(), free_port(), database_file=False) as server:
+    async with dev_server(home, free_port(), free_port(), database_file=False, options=SERVER_OPTIONS) as server:
         client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
         await prepare(client)
         yield client

@@ -205,6 +205,23 @@ def test_a_look_at_the_same_history_changes_nothing() -> None:
     assert again == Detection(before)
 
 
+def test_what_lies_before_the_baseline_is_never_read() -> None:
+    class Guarded(list[Interval]):
+        read = 0
+
+        def __getitem__(self, key):  # type: ignore[no-untyped-def]
+            found = super().__getitem__(key)
+            Guarded.read += len(found) if isinstance(key, slice) else 1
+            return found
+
+    rows = [Interval(start=MONDAY + timedelta(hours=h), counts=Counts(tasks=20, successes=18)) for h in range(365 * 24)]
+    at = MONDAY + timedelta(hours=365 * 24)
+
+    detect(at, {"a": Guarded(rows)}, {"success_rate:a": Series(seen=at - timedelta(hours=2))}, RULES)
+
+    assert Guarded.read < 9 * 24
+
+
 def test_experiments_are_kept_out_of_the_baseline() -> None:
     track = Track.of(
         (MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18 if h < 100 else 2)) for h in range(192)
@@ -280,6 +297,20 @@ def test_on_day_one_a_coin_flip_is_under_the_floor_within_eighty_tasks() -> None
 
 def test_on_day_one_a_rate_of_80_is_not_under_the_floor() -> None:
     assert [day_one(0.8, seed) for seed in range(30)] == [None] * 30
+
+
+@pytest.mark.parametrize("mended", [90, 400])  # 400: the bad tasks are still in the window, and must not raise again
+def test_on_day_one_the_anomaly_of_the_floor_closes_once_the_type_is_mended(mended: int) -> None:
+    watch = Watch(ObservatoryRules(interval_s=5)).run(
+        mended + 160, {"a": until(mended, 0.5, 0.94), "b": always(0.93)}, tasks=1, looks_from=0
+    )
+
+    [(raised_at, anomaly)] = watch.raised
+    [(closed_at, closed)] = watch.closed
+    assert anomaly.subject == "success_rate:a"
+    assert closed == anomaly.anomaly_id
+    assert raised_at < 80
+    assert mended < closed_at < mended + 150
 
 
 def test_the_floor_cannot_be_judged_on_fewer_tasks_than_its_window() -> None:

@@ -18,7 +18,7 @@ from activities.observatory import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.ledger import EntryKind
-from schema.messages.platform import Platform
+from schema.messages.platform import Mode, Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
 from schema.tables.experiment import ParameterRow, TaskTypeLockRow
@@ -96,8 +96,8 @@ class Stage:
 @pytest.fixture
 def on_stage(temporal: Client, database: Database, task_queue: str):  # type: ignore[no-untyped-def]
     @asynccontextmanager
-    async def stage(**changes: object) -> AsyncIterator[Stage]:
-        platform = builders.platform(cycle=builders.rules(**changes))
+    async def stage(mode: Mode = Mode.AUTONOMOUS, **changes: object) -> AsyncIterator[Stage]:
+        platform = builders.platform(cycle=builders.rules(**changes), mode=mode)
         now = datetime.now(UTC)
         declare_parameters(database, platform, now)
         for agent in AGENTS:
@@ -203,7 +203,7 @@ async def test_a_person_aborts_a_running_experiment(on_stage) -> None:  # type: 
     async with on_stage() as stage:
         await stage.approved()
         await stage.reach(Phase.EXPERIMENT)
-        await stage.client.abort(stage.cycle, "olga", "maintenance")
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "maintenance")
         result = await stage.result()
 
     assert result.end.ending is Ending.ABORTED
@@ -240,7 +240,7 @@ async def test_what_cannot_be_taken_is_refused_with_a_reason(on_stage) -> None: 
                 await stage.client.submit_proposal(stage.cycle, builders.proposal("ada", **wrong))
         with pytest.raises(Refused, match="has the award"):
             await stage.client.submit_proposal(stage.cycle, builders.proposal("bob"))
-        await stage.client.abort(stage.cycle, "olga", "enough")
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
         await stage.result()
 
 
@@ -251,8 +251,97 @@ async def test_signals_are_taken_and_leave_receipts(on_stage) -> None:  # type: 
         await stage.client.signal(stage.cycle, wire.PLACE_BID, bad)
         await stage.reach(Phase.BIDDING)
         receipts = {receipt.message_id: receipt for receipt in await stage.client.receipts(stage.cycle)}
-        await stage.client.abort(stage.cycle, "olga", "enough")
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
         await stage.result()
 
     assert receipts[good.message_id].accepted
     assert "expected an agent" in receipts[bad.message_id].reason
+
+
+async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=60, voting_window_s=60, proposal_window_s=60) as stage:
+        await stage.bids("ada", "bob")
+        handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+        run_id = (await handle.describe()).run_id
+        for _ in range(10):
+            await asyncio.gather(*(handle.signal(wire.PLACE_BID, {"junk": n}) for n in range(60)))
+        await stage.bids("cyd", "dee", "eve", "fay")
+        proposal_id = await stage.proposes("ada")
+        await stage.votes(proposal_id, bob=Choice.REJECT, cyd=Choice.REJECT, dee=Choice.REJECT)
+        result = await stage.result()
+        last = await handle.describe()
+
+    assert last.run_id != run_id
+    assert result.status.refused == 600
+    assert {bid.agent_id for bid in result.status.bids} == set(AGENTS)
+    assert result.end.ending is Ending.REJECTED
+    assert [e.kind for e in ledger.entries(stage.database)] == [EntryKind.CYCLE_ENDED]
+
+
+async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=1) as stage:
+        await stage.reach(Phase.BIDDING)
+        await stage.client.act(stage.cycle, wire.PAUSE, "olga", "looking into it")
+        before = await stage.client.status(stage.cycle)
+        await asyncio.to_thread(_outlast, before.deadline)
+        still = await stage.client.status(stage.cycle)
+        with pytest.raises(Refused, match="it is paused"):
+            await stage.client.act(stage.cycle, wire.PAUSE, "olga", "again")
+        await stage.client.act(stage.cycle, wire.RESUME, "olga", "fine")
+        after = await stage.client.status(stage.cycle)
+        result = await stage.result()
+
+    assert still.phase is Phase.BIDDING
+    assert after.deadline > before.deadline
+    assert result.end.ending is Ending.NO_BIDS
+    kinds = [entry.kind for entry in ledger.entries(stage.database)]
+    assert kinds == [EntryKind.PERSON_ACTED, EntryKind.PERSON_ACTED, EntryKind.CYCLE_ENDED]
+
+
+def _outlast(deadline: datetime) -> None:
+    while datetime.now(UTC) <= deadline + timedelta(milliseconds=100):
+        pass
+
+
+async def test_a_veto_ends_a_running_experiment(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        await stage.reach(Phase.BIDDING)
+        with pytest.raises(Refused, match="not promoted yet"):
+            await stage.client.act(stage.cycle, wire.VETO, "olga", "no")
+        await stage.approved()
+        await stage.reach(Phase.EXPERIMENT)
+        await stage.client.act(stage.cycle, wire.VETO, "olga", "not this week")
+        result = await stage.result()
+
+    assert result.end.ending is Ending.REJECTED
+    assert result.end.reason == "vetoed by olga: not this week"
+
+
+async def test_an_extended_window_closes_later(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=1) as stage:
+        await stage.reach(Phase.BIDDING)
+        before = await stage.client.status(stage.cycle)
+        await stage.client.act(stage.cycle, wire.EXTEND, "olga", "give them time", seconds=1)
+        after = await stage.client.status(stage.cycle)
+        result = await stage.result()
+
+    assert after.deadline - before.deadline == timedelta(seconds=1)
+    assert result.end.at >= after.deadline
+
+
+async def test_recommend_waits_for_a_person_to_promote(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(mode=Mode.RECOMMEND) as stage:
+        await stage.approved()
+        done = asyncio.Event()
+        traffic = asyncio.create_task(stage.runs_tasks(limited, done))
+        await stage.reach(Phase.APPROVAL)
+        with stage.database.reading() as session:
+            assert session.get_one(ParameterRow, builders.TIMEOUT).version == 1
+        await stage.client.act(stage.cycle, wire.PROMOTE, "olga", "the evidence is clear")
+        result = await stage.result()
+        done.set()
+        await traffic
+
+    assert result.end.ending is Ending.PROMOTED
+    with stage.database.reading() as session:
+        assert session.get_one(ParameterRow, builders.TIMEOUT).version == 2

@@ -3,16 +3,19 @@
 It asks activities for facts, rules for decisions, and activities to record them. Whatever an agent or a person sends is
 taken or refused by the window that is open; nothing anybody sends can stop the cycle. Every wait has a deadline and
 every ending is in the ledger. The workflow id is the lock: one cycle at a time is about one subject.
+
+Each step of the story fills in its product in the state and is not taken again where the product is there; so a cycle
+that receives more messages than a history holds continues as new where it was.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
+from temporalio.common import RawValue, SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -25,29 +28,27 @@ from rules import design as designs
 from rules.rewards import result_of
 from schema import wire
 from schema.messages.cycle import (
-    Abort,
-    Briefing,
+    Act,
     CycleEnd,
     CycleOpening,
     CycleRequest,
     CycleResult,
+    CycleState,
     CycleStatus,
     Ending,
     Phase,
     Receipt,
+    RecordedAct,
     VoteRecord,
 )
-from schema.messages.experiment import ExperimentDesign, Look, Promotion, PromotionResult, Purpose, Reading
+from schema.messages.experiment import Look, Promotion, Purpose, Reading
 from schema.messages.market import Award, AwardResult, Bid, RankedBid, Standing
-from schema.messages.platform import ParameterState
-from schema.messages.proposals import Ballot, Electorate, Proposal
+from schema.messages.platform import Mode
+from schema.messages.proposals import Ballot, Proposal
+from workflows import receipts, windows
 from workflows.calls import call, start
 from workflows.page import render
-from workflows.receipts import Receipts
-from workflows.windows import BallotBox, BidWindow, ProposalWindow, Window, proposal_refusal
-
-Result = TypeVar("Result")
-AgentWord = Bid | Proposal | Ballot
+from workflows.windows import Word
 
 
 class CycleOver(Exception):
@@ -64,43 +65,28 @@ class ImprovementCycle:
     """Detect, open a meta-task, await bids, collect a proposal, wait for votes, experiment, promote, watch."""
 
     @workflow.init
-    def __init__(self, request: CycleRequest) -> None:
-        self._request = request
-        self._task_type = request.anomaly.task_type if request.anomaly else ""
-        self._phase = Phase.OPENING
-        self._deadline: datetime | None = None
-        self._receipts = Receipts()
-        self._abort: Abort | None = None
-        self._story: list[str] = []
-        self._briefing: Briefing | None = None
-        self._bid_window: BidWindow | None = None
-        self._award: Award | None = None
-        self._proposal_window: ProposalWindow | None = None
-        self._proposal: Proposal | None = None
-        self._ballot_box: BallotBox | None = None
-        self._design: ExperimentDesign | None = None
-        self._reading: Reading | None = None
-        self._watch_reading: Reading | None = None
-        self._end: CycleEnd | None = None
+    def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
+        self._state = carried or CycleState(request=request)
 
     # ---- the story
 
     @workflow.run
-    async def run(self, request: CycleRequest) -> CycleResult:
+    async def run(self, request: CycleRequest, carried: CycleState | None = None) -> CycleResult:
         telling = asyncio.create_task(self._tell())
         while not telling.done():
             try:
                 await asyncio.shield(telling)
             except asyncio.CancelledError:
                 # `temporal workflow cancel` is a person who wants it to end: it ends in the ledger like all others.
-                self._abort = Abort(message_id="temporal-cancel", who="temporal", why="the workflow was cancelled")
+                self._state.abort = Act(message_id="cancel", who="temporal", why="the workflow was cancelled")
         await workflow.wait_condition(workflow.all_handlers_finished)
-        return CycleResult(status=self.status(), end=self._end, page=self._page())
+        return CycleResult(status=self.status(), end=self._state.end, page=self._page())
 
     async def _tell(self) -> None:
         if await self._open_meta_task():
             try:
-                await self._await_bids_and_collect_proposal()
+                await self._await_bids()
+                await self._collect_proposal()
                 await self._wait_for_votes()
                 await self._run_experiment()
                 await self._promote_the_winner()
@@ -108,103 +94,240 @@ class ImprovementCycle:
                 over = CycleOver(Ending.PROMOTED, "promoted, and the watch found no harm")
             except CycleOver as early:
                 over = early
-            await self._close(over)
+            await self._write_the_ledger(over)
         self._enter(Phase.ENDED)
 
     async def _open_meta_task(self) -> bool:
         """False where this request has had its cycle: events are delivered at least once."""
-        info = workflow.info()
-        self._upsert(wire.METRIC, self._metric)
-        opening = CycleOpening(
-            request=self._request, workflow_id=info.workflow_id, run_id=info.first_execution_run_id, at=workflow.now()
-        )
-        self._briefing = await call(MarketActivities.open_meta_task, opening, summary="open the meta-task")
-        if self._known.duplicate:
-            self._note("this request has had its cycle")
-            return False
-        if self._request.anomaly is not None:
-            self._note(self._request.anomaly.reason)
-        return True
+        state, info = self._state, workflow.info()
+        if state.briefing is None:
+            self._upsert(wire.METRIC, self._metric)
+            opening = CycleOpening(
+                request=state.request,
+                workflow_id=info.workflow_id,
+                run_id=info.first_execution_run_id,
+                at=workflow.now(),
+            )
+            state.briefing = await call(MarketActivities.open_meta_task, opening, summary="open the meta-task")
+            if state.known.duplicate:
+                self._note("this request has had its cycle")
+            elif state.request.anomaly is not None:
+                self._note(state.request.anomaly.reason)
+        return not state.known.duplicate
 
-    async def _await_bids_and_collect_proposal(self) -> None:
-        rules = self._known.rules
-        if self._known.failed_attempts >= rules.attempts_before_escalation:
-            raise CycleOver(Ending.ESCALATED, f"{self._known.failed_attempts} attempts in a row promoted nothing")
-        if not self._known.baseline.tasks:
-            raise CycleOver(Ending.ESCALATED, "no outcome was recorded since the onset, so no change could be judged")
-        if self._request.proposal is not None:
-            self._adopt(self._request.proposal)
-        else:
-            await self._collect_proposal(await self._await_bids())
-
-    async def _await_bids(self) -> tuple[RankedBid, ...]:
-        window = BidWindow(self._known, self._in(self._known.rules.bid_window_s))
-        self._bid_window = window
-        self._enter(Phase.BIDDING, window.deadline)
-        await self._until(window, lambda: window.complete, "bids close")
-        if not window.bids:
+    async def _await_bids(self) -> None:
+        state = self._state
+        if state.ranked is not None or state.proposal is not None:
+            return
+        self._refuse_hopeless()
+        if state.request.proposal is not None:
+            self._adopt(state.request.proposal)
+            return
+        self._enter(Phase.BIDDING, state.known.rules.bid_window_s)
+        await self._until(lambda: windows.bids_complete(state), "bids close")
+        if not state.bids:
             raise CycleOver(Ending.NO_BIDS, "nobody bid on the meta-task")
-        agents = {agent.agent_id: agent for agent in self._known.agents}
-        ranked = bidding.rank(self._known.cycle_id, tuple(window.bids.values()), agents, self._known.rules.reward)
+        agents = {agent.agent_id: agent for agent in state.known.agents}
+        ranked = bidding.rank(state.known.cycle_id, tuple(state.bids.values()), agents, state.known.rules.reward)
+        state.ranked = list(ranked)
         self._note(f"{len(ranked)} bids; best is {ranked[0].bid.agent_id} ({ranked[0].score:.2f}: {ranked[0].reason})")
-        return ranked
 
-    async def _collect_proposal(self, ranked: tuple[RankedBid, ...]) -> None:
+    async def _collect_proposal(self) -> None:
         """Award to the best bid; who misses the deadline loses standing and the next one is awarded."""
-        for candidate in ranked:
-            award = await self._award_to(candidate)
-            window = ProposalWindow(self._known, award, self._task_type)
-            self._proposal_window = window
-            self._enter(Phase.PROPOSING, window.deadline)
-            await self._until(window, lambda w=window: w.proposal is not None, "proposal due")  # type: ignore[misc]
-            if window.proposal is not None:
-                self._accept(window.proposal)
-                return
-            await self._record_missed(award)
-        raise CycleOver(Ending.NO_PROPOSAL, f"none of {len(ranked)} bidders handed in a proposal in time")
+        state = self._state
+        while state.proposal is None:
+            if not state.ranked:
+                raise CycleOver(Ending.NO_PROPOSAL, f"none of {len(state.bids)} bidders handed in a proposal in time")
+            if state.award is None:
+                await self._award_to(state.ranked[0])
+            self._enter(Phase.PROPOSING, state.known.rules.proposal_window_s)
+            await self._until(lambda: state.proposal is not None, "proposal due")
+            if state.proposal is None:
+                await self._pass_on_the_award()
+            else:
+                self._introduce(state.proposal)
 
     async def _wait_for_votes(self) -> None:
-        electorate: Electorate = await call(
-            ProposalActivities.open_vote,
-            self._known.cycle_id,
-            self._proposed,
-            workflow.now(),
-            summary="freeze the electorate",
-        )
-        box = BallotBox(self._known, electorate, self._parameter.declaration.risk)
-        self._ballot_box = box
-        self._enter(Phase.VOTING, box.deadline)
-        await self._until(box, lambda: box.tally.decided, "voting closes")
-        tally = box.tally
-        self._note(f"vote: {tally.approve} for, {tally.reject} against, {tally.abstain} abstained; {tally.reason}")
+        state, rules = self._state, self._state.known.rules
+        if state.tally is not None:
+            return
+        if state.electorate is None:
+            state.electorate = await call(
+                ProposalActivities.open_vote,
+                state.known.cycle_id,
+                state.proposed,
+                workflow.now(),
+                summary="freeze the electorate",
+            )
+        self._enter(Phase.VOTING, rules.voting_window_s)
+        await self._until(lambda: windows.tally(state).decided, "voting closes")
+        tally = windows.tally(state)
         record = VoteRecord(
-            cycle_id=self._known.cycle_id,
-            proposal_id=electorate.proposal_id,
-            ballots=tuple(box.ballots.values()),
+            cycle_id=state.known.cycle_id,
+            proposal_id=state.proposed.proposal_id,
+            ballots=tuple(state.ballots.values()),
             tally=tally,
             at=workflow.now(),
         )
         await call(ProposalActivities.record_vote, record, summary="record the vote")
+        state.tally = tally
+        self._note(f"vote: {tally.approve} for, {tally.reject} against, {tally.abstain} abstained; {tally.reason}")
         if not tally.accepted:
             raise CycleOver(Ending.REJECTED, tally.reason)
 
     async def _run_experiment(self) -> None:
-        design = designs.experiment(self._known, self._proposed, self._metric)
-        until = self._in(self._known.rules.experiment_window_s)
-        self._design = design
-        self._enter(Phase.QUEUED, until)
-        await self._poll(
-            ExperimentActivities.open_experiment, design, workflow.now(), until=until, summary="register the design"
+        state = self._state
+        if state.reading is not None:
+            return
+        state.design = state.design or designs.experiment(state.known, state.proposed, self._metric)
+        look = Look(design=state.design)
+        if not state.registered:
+            self._enter(Phase.QUEUED, state.known.rules.experiment_window_s)
+            done, _ = await self._poll(
+                ExperimentActivities.open_experiment, state.design, workflow.now(), summary="register the design"
+            )
+            if not done:
+                raise CycleOver(Ending.INCONCLUSIVE, "other experiments held its task types until its time ran out")
+            state.registered = True
+        self._enter(Phase.EXPERIMENT, state.known.rules.experiment_window_s)
+        done, reading = await self._poll(
+            ExperimentActivities.await_verdict, look, summary=f"half the tasks get {state.design.treatment}"
         )
-        self._enter(Phase.EXPERIMENT, until)
-        reading = await self._poll(
-            ExperimentActivities.read_experiment,
-            Look(design=design, until=until),
-            summary="half the tasks on each value",
+        if not done:
+            reading = await self._read_now(look)
+        await self._learn(reading)
+
+    async def _promote_the_winner(self) -> None:
+        state, design = self._state, self._state.design
+        if state.promotion is not None:
+            return
+        assert design is not None
+        assert state.reading is not None
+        if state.parameter.mode is Mode.RECOMMEND:
+            await self._await_approval()
+        self._enter(Phase.PROMOTING)
+        promotion = Promotion(
+            cycle_id=state.known.cycle_id,
+            parameter=design.parameter,
+            expected_version=design.base_version,
+            value=design.treatment,
+            reason=state.reading.reason,
         )
-        self._reading = reading
-        self._note(reading.reason)
+        watch = designs.watch(design, state.known.rules.holdback_share)
+        state.promotion = await call(
+            ExperimentActivities.promote, promotion, watch, workflow.now(), summary=f"promote {design.treatment}"
+        )
+        if not state.promotion.swapped:
+            raise CycleOver(Ending.INVALID, f"stale: {state.promotion.reason}")
+        self._note(f"{design.parameter} is {design.treatment} in production (version {state.promotion.version})")
+
+    async def _watch_it(self) -> None:
+        state, design = self._state, self._state.design
+        assert design is not None
+        watch = designs.watch(design, state.known.rules.holdback_share)
+        look = Look(design=watch, purpose=Purpose.WATCH)
+        self._enter(Phase.WATCHING, state.known.rules.bake_window_s)
+        done, reading = await self._poll(ExperimentActivities.await_verdict, look, summary="watch for harm")
+        state.watch = reading if done else await self._read_now(look)
+        if not designs.is_harmful(watch, state.watch):
+            return
+        back = Promotion(
+            cycle_id=state.known.cycle_id,
+            parameter=design.parameter,
+            expected_version=design.base_version + 1,
+            value=design.control,
+            reason=state.watch.reason,
+        )
+        swap = await call(
+            ExperimentActivities.roll_back, back, workflow.now(), summary=f"roll back to {design.control}"
+        )
+        if not swap.swapped:
+            raise CycleOver(Ending.ESCALATED, f"harm found, but not rolled back: {swap.reason}")
+        raise CycleOver(Ending.ROLLED_BACK, state.watch.reason)
+
+    async def _write_the_ledger(self, over: CycleOver) -> None:
+        state, proposal = self._state, self._state.proposal
+        promoted = over.ending is Ending.PROMOTED
+        reward = state.award.price if state.award else state.known.rules.reward
+        state.end = CycleEnd(
+            cycle_id=state.known.cycle_id,
+            subject=state.request.subject,
+            ending=over.ending,
+            reason=over.reason,
+            at=workflow.now(),
+            agent_id=proposal.agent_id if proposal else None,
+            result=result_of(over.ending) if proposal else None,
+            reward=reward if promoted else 0,
+            proposal=proposal,
+            tally=state.tally,
+            reading=state.reading,
+            watch=state.watch,
+        )
+        await call(MarketActivities.end_cycle, state.end, summary=f"{over.ending.value}: write the ledger, settle")
+        self._upsert(wire.OUTCOME, over.ending.value)
+        self._note(f"{over.ending.value}: {over.reason}")
+
+    # ---- steps of the story
+
+    def _refuse_hopeless(self) -> None:
+        known = self._state.known
+        if known.failed_attempts >= known.rules.attempts_before_escalation:
+            raise CycleOver(Ending.ESCALATED, f"{known.failed_attempts} attempts in a row promoted nothing")
+        if not known.baseline.tasks:
+            raise CycleOver(Ending.ESCALATED, "no outcome was recorded since the onset, so no change could be judged")
+
+    def _adopt(self, proposal: Proposal) -> None:
+        """An agent opened the cycle with a proposal of its own: it is held to the same bounds."""
+        if (refusal := windows.out_of_bounds(self._state, proposal)) is not None:
+            raise CycleOver(Ending.INVALID, refusal)
+        if all(proposal.agent_id != agent.agent_id for agent in self._state.known.agents):
+            raise CycleOver(Ending.INVALID, f"expected a registered agent, but {proposal.agent_id} proposed")
+        self._state.proposal = proposal
+        self._introduce(proposal)
+
+    def _introduce(self, proposal: Proposal) -> None:
+        self._upsert(wire.PARAMETER, proposal.parameter)
+        change = f"{proposal.parameter} {self._state.parameter.value} -> {proposal.value}"
+        self._note(
+            f"{proposal.agent_id} proposes {change} (predicts {proposal.predicted_rate:.0%}): {proposal.root_cause}"
+        )
+
+    async def _award_to(self, candidate: RankedBid) -> None:
+        state = self._state
+        award = Award(
+            cycle_id=state.known.cycle_id,
+            agent_id=candidate.bid.agent_id,
+            price=candidate.bid.price,
+            score=candidate.score,
+            reason=candidate.reason,
+            deadline=workflow.now() + timedelta(seconds=state.known.rules.proposal_window_s),
+        )
+        await call(MarketActivities.record_award, award, workflow.now(), summary=f"award to {award.agent_id}")
+        state.award = award
+        self._note(f"awarded to {award.agent_id} for {award.price} credits")
+
+    async def _pass_on_the_award(self) -> None:
+        state = self._state
+        assert state.award is not None
+        assert state.ranked is not None
+        missed = Standing(
+            cycle_id=state.known.cycle_id,
+            agent_id=state.award.agent_id,
+            result=AwardResult.MISSED,
+            at=workflow.now(),
+        )
+        await call(MarketActivities.record_missed_award, missed, summary=f"{missed.agent_id} missed its deadline")
+        self._note(f"{missed.agent_id} missed its deadline")
+        # Without a deadline, the next award opens a window of its own.
+        state.award, state.deadline, state.ranked = None, None, state.ranked[1:]
+
+    async def _learn(self, reading: Reading) -> None:
+        """Record the verdict; only evidence for the change lets the story go on."""
+        design = self._state.design
+        assert design is not None
         await call(ExperimentActivities.conclude_experiment, design, reading, summary="record the verdict")
+        self._state.reading = reading
+        self._note(reading.reason)
         match reading.decision:
             case "promote":
                 return
@@ -214,106 +337,20 @@ class ImprovementCycle:
                 raise CycleOver(Ending.INCONCLUSIVE, f"undecided when its time ran out: {reading.reason}")
         raise ValueError(f"expected a decision, but {reading.decision!r} came")
 
-    async def _promote_the_winner(self) -> None:
-        design, reading = self._tested
-        self._enter(Phase.PROMOTING)
-        promotion = Promotion(
-            cycle_id=self._known.cycle_id,
-            parameter=design.parameter,
-            expected_version=design.base_version,
-            value=design.treatment,
-            reason=reading.reason,
+    async def _read_now(self, look: Look) -> Reading:
+        reading: Reading = await call(
+            ExperimentActivities.read_experiment, look, workflow.now(), summary="a last look at the deadline"
         )
-        watch = designs.watch(design, self._known.rules.holdback_share)
-        swap: PromotionResult = await call(
-            ExperimentActivities.promote, promotion, watch, workflow.now(), summary=f"promote {design.treatment}"
-        )
-        if not swap.swapped:
-            raise CycleOver(Ending.INVALID, f"stale: {swap.reason}")
-        self._note(f"{design.parameter} is {design.treatment} in production (version {swap.version})")
+        return reading
 
-    async def _watch_it(self) -> None:
-        design, _ = self._tested
-        until = self._in(self._known.rules.bake_window_s)
-        self._enter(Phase.WATCHING, until)
-        watch = designs.watch(design, self._known.rules.holdback_share)
-        look = Look(design=watch, until=until, purpose=Purpose.WATCH)
-        reading = await self._poll(ExperimentActivities.read_experiment, look, summary="watch for harm")
-        self._watch_reading = reading
-        if not designs.is_harmful(watch, reading):
-            return
-        back = Promotion(
-            cycle_id=self._known.cycle_id,
-            parameter=design.parameter,
-            expected_version=design.base_version + 1,
-            value=design.control,
-            reason=reading.reason,
-        )
-        swap: PromotionResult = await call(
-            ExperimentActivities.roll_back, back, workflow.now(), summary=f"roll back to {design.control}"
-        )
-        raise CycleOver(Ending.ROLLED_BACK, f"{reading.reason}; {swap.reason}" if not swap.swapped else reading.reason)
+    async def _await_approval(self) -> None:
+        state = self._state
+        self._enter(Phase.APPROVAL, state.known.rules.approval_window_s)
+        await self._until(lambda: state.approval is not None, "a person promotes")
+        if state.approval is None:
+            raise CycleOver(Ending.ESCALATED, "the evidence is for the change, but nobody promoted it in time")
 
-    async def _close(self, over: CycleOver) -> None:
-        proposer = self._proposal.agent_id if self._proposal else None
-        promoted = over.ending is Ending.PROMOTED
-        reward = self._award.price if self._award else self._known.rules.reward
-        self._end = CycleEnd(
-            cycle_id=self._known.cycle_id,
-            subject=self._request.subject,
-            ending=over.ending,
-            reason=over.reason,
-            at=workflow.now(),
-            agent_id=proposer,
-            result=result_of(over.ending) if proposer else None,
-            reward=reward if promoted and proposer else 0,
-            proposal=self._proposal,
-            tally=self._ballot_box.tally if self._ballot_box else None,
-            reading=self._reading,
-            watch=self._watch_reading,
-        )
-        await call(MarketActivities.end_cycle, self._end, summary=f"{over.ending.value}: write the ledger, settle")
-        self._upsert(wire.OUTCOME, over.ending.value)
-        self._note(f"{over.ending.value}: {over.reason}")
-
-    # ---- steps of the story
-
-    async def _award_to(self, candidate: RankedBid) -> Award:
-        award = Award(
-            cycle_id=self._known.cycle_id,
-            agent_id=candidate.bid.agent_id,
-            price=candidate.bid.price,
-            score=candidate.score,
-            reason=candidate.reason,
-            deadline=self._in(self._known.rules.proposal_window_s),
-        )
-        await call(MarketActivities.record_award, award, workflow.now(), summary=f"award to {award.agent_id}")
-        self._award = award
-        self._note(f"awarded to {award.agent_id} for {award.price} credits")
-        return award
-
-    async def _record_missed(self, award: Award) -> None:
-        missed = Standing(
-            cycle_id=award.cycle_id, agent_id=award.agent_id, result=AwardResult.MISSED, at=workflow.now()
-        )
-        self._note(f"{award.agent_id} missed its deadline")
-        await call(MarketActivities.record_missed_award, missed, summary=f"{award.agent_id} missed its deadline")
-
-    def _adopt(self, proposal: Proposal) -> None:
-        """An agent opened the cycle with a proposal of its own: it is held to the same bounds."""
-        if (refusal := proposal_refusal(proposal, self._known, self._task_type)) is not None:
-            raise CycleOver(Ending.INVALID, refusal)
-        self._accept(proposal)
-
-    def _accept(self, proposal: Proposal) -> None:
-        self._proposal = proposal
-        self._upsert(wire.PARAMETER, proposal.parameter)
-        self._note(
-            f"{proposal.agent_id} proposes {proposal.parameter} {self._parameter.value} -> {proposal.value} "
-            f"(predicts {proposal.predicted_rate:.0%}): {proposal.root_cause}"
-        )
-
-    # ---- messages: each is one line onto a window
+    # ---- messages: each is one line onto the window that is open
 
     @workflow.update(name=wire.PLACE_BID, description="Offer to investigate this meta-task.")
     async def place_bid(self, bid: Bid) -> Receipt:
@@ -324,8 +361,8 @@ class ImprovementCycle:
         self._refuse_bad(wire.PLACE_BID, bid)
 
     @workflow.signal(name=wire.PLACE_BID, description="The same as the update; see the query receipts.")
-    async def place_bid_signal(self, bid: Bid) -> None:
-        await self._take(wire.PLACE_BID, bid)
+    async def place_bid_signal(self, sent: RawValue) -> None:
+        await self._hear(wire.PLACE_BID, Bid, sent)
 
     @workflow.update(name=wire.SUBMIT_PROPOSAL, description="Hand in the proposal that was awarded.")
     async def submit_proposal(self, proposal: Proposal) -> Receipt:
@@ -336,8 +373,8 @@ class ImprovementCycle:
         self._refuse_bad(wire.SUBMIT_PROPOSAL, proposal)
 
     @workflow.signal(name=wire.SUBMIT_PROPOSAL, description="The same as the update; see the query receipts.")
-    async def submit_proposal_signal(self, proposal: Proposal) -> None:
-        await self._take(wire.SUBMIT_PROPOSAL, proposal)
+    async def submit_proposal_signal(self, sent: RawValue) -> None:
+        await self._hear(wire.SUBMIT_PROPOSAL, Proposal, sent)
 
     @workflow.update(name=wire.CAST_BALLOT, description="Vote on the open proposal.")
     async def cast_ballot(self, ballot: Ballot) -> Receipt:
@@ -348,169 +385,215 @@ class ImprovementCycle:
         self._refuse_bad(wire.CAST_BALLOT, ballot)
 
     @workflow.signal(name=wire.CAST_BALLOT, description="The same as the update; see the query receipts.")
-    async def cast_ballot_signal(self, ballot: Ballot) -> None:
-        await self._take(wire.CAST_BALLOT, ballot)
+    async def cast_ballot_signal(self, sent: RawValue) -> None:
+        await self._hear(wire.CAST_BALLOT, Ballot, sent)
 
-    @workflow.update(name=wire.ABORT, description="End the cycle; who and why go to the ledger.")
-    async def abort(self, abort: Abort) -> Receipt:
-        self._abort = abort
-        return self._receipts.add(abort.message_id, wire.ABORT, None)
+    @workflow.update(name=wire.PAUSE, description="Hold the cycle; its deadlines wait.")
+    async def pause(self, act: Act) -> Receipt:
+        return await self._act(wire.PAUSE, act)
+
+    @pause.validator
+    def _check_pause(self, act: Act) -> None:
+        self._refuse_bad_act(wire.PAUSE, act)
+
+    @workflow.update(name=wire.RESUME, description="Let a paused cycle go on.")
+    async def resume(self, act: Act) -> Receipt:
+        return await self._act(wire.RESUME, act)
+
+    @resume.validator
+    def _check_resume(self, act: Act) -> None:
+        self._refuse_bad_act(wire.RESUME, act)
+
+    @workflow.update(name=wire.ABORT, description="End the cycle.")
+    async def abort(self, act: Act) -> Receipt:
+        return await self._act(wire.ABORT, act)
 
     @abort.validator
-    def _check_abort(self, abort: Abort) -> None:
-        if self._phase in (Phase.PROMOTING, Phase.ENDED):
-            raise ApplicationError(f"expected a cycle that can still be aborted, but it is {self._phase.value}")
+    def _check_abort(self, act: Act) -> None:
+        self._refuse_bad_act(wire.ABORT, act)
+
+    @workflow.update(name=wire.VETO, description="Reject the proposal, whatever the vote or the evidence says.")
+    async def veto(self, act: Act) -> Receipt:
+        return await self._act(wire.VETO, act)
+
+    @veto.validator
+    def _check_veto(self, act: Act) -> None:
+        self._refuse_bad_act(wire.VETO, act)
+
+    @workflow.update(name=wire.EXTEND, description="Move the open deadline by some seconds.")
+    async def extend(self, act: Act) -> Receipt:
+        return await self._act(wire.EXTEND, act)
+
+    @extend.validator
+    def _check_extend(self, act: Act) -> None:
+        self._refuse_bad_act(wire.EXTEND, act)
+
+    @workflow.update(name=wire.PROMOTE, description="Promote what the evidence recommends (mode recommend).")
+    async def promote(self, act: Act) -> Receipt:
+        return await self._act(wire.PROMOTE, act)
+
+    @promote.validator
+    def _check_promote(self, act: Act) -> None:
+        self._refuse_bad_act(wire.PROMOTE, act)
 
     @workflow.query(name=wire.STATUS, description="Where the cycle stands.")
     def status(self) -> CycleStatus:
-        box = self._ballot_box
-        briefing = self._briefing
+        state = self._state
+        voting = state.electorate is not None and state.tally is None
         return CycleStatus(
             workflow_id=workflow.info().workflow_id,
-            cycle_id=briefing.cycle_id if briefing else "",
-            subject=self._request.subject,
-            phase=self._phase,
-            attempt=briefing.attempt if briefing else 0,
-            deadline=self._deadline,
-            anomaly=self._request.anomaly,
-            bids=tuple(self._bid_window.bids.values()) if self._bid_window else (),
-            award=self._award,
-            proposal=self._proposal,
-            ballots=tuple(box.ballots.values()) if box else (),
-            voters=tuple(voter.agent_id for voter in box.electorate.voters) if box else (),
-            tally=box.tally if box else None,
-            design=self._design,
-            reading=self._watch_reading or self._reading,
-            ending=self._end.ending if self._end else None,
-            reason=self._end.reason if self._end else "",
-            story=tuple(self._story),
+            cycle_id=state.briefing.cycle_id if state.briefing else "",
+            subject=state.request.subject,
+            phase=state.phase,
+            attempt=state.briefing.attempt if state.briefing else 0,
+            deadline=state.deadline,
+            anomaly=state.request.anomaly,
+            bids=tuple(state.bids.values()),
+            award=state.award,
+            proposal=state.proposal,
+            ballots=tuple(state.ballots.values()),
+            voters=tuple(voter.agent_id for voter in state.electorate.voters) if state.electorate else (),
+            tally=windows.tally(state) if voting else state.tally,
+            design=state.design,
+            reading=state.watch or state.reading,
+            ending=state.end.ending if state.end else None,
+            reason=state.end.reason if state.end else "",
+            story=tuple(state.story),
+            paused=state.paused_at is not None,
+            refused=state.refused,
+            unread=state.unread,
         )
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
     def receipts(self) -> list[Receipt]:
-        return self._receipts.latest
+        return list(self._state.receipts.values())
 
-    def _refusal(self, word: AgentWord) -> str | None:
-        """Why this word cannot be taken now, or None."""
-        match word:
-            case Bid() if self._bid_window is not None and self._bid_window.open:
-                return self._bid_window.refusal(word)
-            case Proposal() if self._proposal_window is not None and self._proposal_window.open:
-                return self._proposal_window.refusal(word)
-            case Ballot() if self._ballot_box is not None and self._ballot_box.open:
-                return self._ballot_box.refusal(word)
-        wanted = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}[type(word)]
-        stands = f"{self._phase.value}, and the window is closed" if self._phase is wanted else self._phase.value
-        return f"expected a cycle in phase {wanted.value}, but {self._request.subject} is in phase {stands}"
+    def refuse_signal(self, name: str, reason: str) -> None:
+        """A signal that could not even be read; the interceptor and `_hear` say so."""
+        self._state.refused += 1
+        self._state.unread = f"{name}: {reason}"[:500]
 
-    def _refuse_bad(self, kind: str, word: AgentWord) -> None:
+    async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
+        """A signal: what cannot be read is refused and counted like everything else; the SDK would drop it unseen."""
+        try:
+            word = workflow.payload_converter().from_payload(sent.payload, word_type)
+        except ValueError as error:
+            self.refuse_signal(kind, str(error))
+        else:
+            await self._take(kind, word)
+
+    def _refuse_bad(self, kind: str, word: Word) -> None:
         """A validator: refuses before anything enters history. What comes while the cycle opens waits in `_take`."""
-        if self._phase is Phase.OPENING or self._receipts.of(word.message_id) is not None:
+        state = self._state
+        if state.phase is Phase.OPENING or receipts.of(state, word.agent_id, word.message_id) is not None:
             return
-        if (refusal := self._refusal(word)) is not None:
+        if (refusal := windows.refusal(state, word)) is not None:
             raise ApplicationError(refusal, type=kind)
 
-    async def _take(self, kind: str, word: AgentWord) -> Receipt:
+    async def _take(self, kind: str, word: Word) -> Receipt:
+        state = self._state
         # A message may arrive before the first step of the story: it must not be lost for being early.
-        await workflow.wait_condition(lambda: self._phase is not Phase.OPENING)
-        if (known := self._receipts.of(word.message_id)) is not None:
+        await workflow.wait_condition(lambda: state.phase is not Phase.OPENING)
+        if (known := receipts.of(state, word.agent_id, word.message_id)) is not None:
             return known
-        refusal = self._refusal(word)
+        refusal = windows.refusal(state, word)
         if refusal is None:
-            match word:
-                case Bid():
-                    assert self._bid_window is not None
-                    self._bid_window.take(word)
-                case Proposal():
-                    assert self._proposal_window is not None
-                    self._proposal_window.take(word)
-                case Ballot():
-                    assert self._ballot_box is not None
-                    self._ballot_box.take(word, workflow.now())
+            windows.take(state, word, workflow.now())
             self._show()
-        return self._receipts.add(word.message_id, kind, refusal)
+        return receipts.add(state, word.agent_id, word.message_id, kind, refusal)
+
+    def _refuse_bad_act(self, kind: str, act: Act) -> None:
+        if receipts.of(self._state, act.who, act.message_id) is not None:
+            return
+        if (refusal := windows.act_refusal(self._state, kind, act)) is not None:
+            raise ApplicationError(refusal, type=kind)
+
+    async def _act(self, kind: str, act: Act) -> Receipt:
+        """Do what a person asks, at once, and write it to the ledger before answering."""
+        state = self._state
+        if (known := receipts.of(state, act.who, act.message_id)) is not None:
+            return known
+        refusal = windows.act_refusal(state, kind, act)
+        receipt = receipts.add(state, act.who, act.message_id, kind, refusal)
+        if refusal is None:
+            windows.apply(state, kind, act, workflow.now())
+            self._note(f"{act.who}: {kind} ({act.why})")
+            recorded = RecordedAct(cycle_id=state.known.cycle_id, kind=kind, act=act, at=workflow.now())
+            await call(MarketActivities.record_act, recorded, summary=f"{act.who}: {kind}")
+            if kind in (wire.PAUSE, wire.RESUME) and state.phase is Phase.EXPERIMENT and state.design is not None:
+                held = state.paused_at is not None
+                await call(ExperimentActivities.hold_experiment, state.design.experiment_id, held, summary=kind)
+        return receipt
 
     # ---- waiting
 
-    async def _until(self, window: Window, condition: Callable[[], bool], summary: str) -> None:
-        """Wait for a condition or the window's deadline, which may move; then the window is closed."""
-        while not condition() and (left := window.deadline - workflow.now()) > timedelta(0):
-            seen = self._deadline = window.deadline
+    async def _until(self, condition: Callable[[], bool], summary: str) -> None:
+        """Wait for a condition or the deadline, which may move; then the window is closed."""
+        state = self._state
+        while state.paused_at is not None or not (condition() or workflow.now() >= self._deadline):
+            seen = (state.deadline, state.paused_at)
+            left = None if state.paused_at is not None else self._deadline - workflow.now()
             with suppress(TimeoutError):
                 await workflow.wait_condition(
-                    lambda s=seen: condition() or self._abort is not None or window.deadline != s,  # type: ignore[misc]
+                    lambda s=seen: (
+                        self._interrupted()  # type: ignore[misc]
+                        or (state.deadline, state.paused_at) != s
+                        or (state.paused_at is None and condition())
+                    ),
                     timeout=left,
                     timeout_summary=summary,
                 )
-            self._heed_abort()
-        window.open = False
+            await self._heed()
+        state.window_open = False
 
-    async def _poll(
-        self,
-        activity: Callable[..., Awaitable[Result]] | Callable[..., Result],
-        *args: object,
-        until: datetime | None = None,
-        summary: str,
-    ) -> Result:
-        """Wait for an activity that reports when it is ready; a person's abort cancels it."""
+    async def _poll(self, activity: Callable[..., Any], *args: Any, summary: str) -> tuple[bool, Any]:
+        """Wait for an activity that reports when it is ready: (True, its result), or (False, None) at the deadline."""
         handle = start(activity, *args, summary=summary)
-        left = until - workflow.now() if until else None
         try:
-            await workflow.wait_condition(
-                lambda: handle.done() or self._abort is not None, timeout=left, timeout_summary=summary
-            )
-        except TimeoutError:
-            handle.cancel()
-            raise CycleOver(Ending.INCONCLUSIVE, f"time ran out: {summary}") from None
-        if not handle.done():
-            handle.cancel()
-        self._heed_abort()
-        result: Result = await handle
-        return result
+            await self._until(handle.done, f"deadline: {summary}")
+            return (True, await handle) if handle.done() else (False, None)
+        finally:
+            if not handle.done():
+                handle.cancel()
 
-    def _heed_abort(self) -> None:
-        if self._abort is not None:
-            raise CycleOver(Ending.ABORTED, f"{self._abort.who}: {self._abort.why}")
+    def _interrupted(self) -> bool:
+        state = self._state
+        return state.abort is not None or state.veto is not None or workflow.info().is_continue_as_new_suggested()
+
+    async def _heed(self) -> None:
+        """What ends or interrupts every wait: a person's abort or veto, or a history that has grown long."""
+        state = self._state
+        if state.abort is not None:
+            raise CycleOver(Ending.ABORTED, f"{state.abort.who}: {state.abort.why}")
+        if state.veto is not None:
+            raise CycleOver(Ending.REJECTED, f"vetoed by {state.veto.who}: {state.veto.why}")
+        if workflow.info().is_continue_as_new_suggested():
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            workflow.continue_as_new(args=[state.request, state])
 
     # ---- what everything above reads
 
     @property
-    def _known(self) -> Briefing:
-        assert self._briefing is not None
-        return self._briefing
-
-    @property
-    def _proposed(self) -> Proposal:
-        assert self._proposal is not None
-        return self._proposal
-
-    @property
-    def _tested(self) -> tuple[ExperimentDesign, Reading]:
-        assert self._design is not None
-        assert self._reading is not None
-        return self._design, self._reading
-
-    @property
-    def _parameter(self) -> ParameterState:
-        return {state.declaration.key: state for state in self._known.parameters}[self._proposed.parameter]
+    def _deadline(self) -> datetime:
+        assert self._state.deadline is not None
+        return self._state.deadline
 
     @property
     def _metric(self) -> str:
-        return self._request.anomaly.metric if self._request.anomaly else "success_rate"
+        return self._state.request.anomaly.metric if self._state.request.anomaly else "success_rate"
 
-    def _in(self, seconds: float) -> datetime:
-        return workflow.now() + timedelta(seconds=seconds)
-
-    def _enter(self, phase: Phase, deadline: datetime | None = None) -> None:
-        self._phase, self._deadline = phase, deadline
-        self._upsert(wire.PHASE, phase.value)
+    def _enter(self, phase: Phase, window_s: float | None = None) -> None:
+        """Open the window of a phase; a cycle that continues as new is in it already and keeps its deadline."""
+        state = self._state
+        if state.phase is not phase or state.deadline is None:
+            state.phase, state.window_open = phase, window_s is not None
+            state.deadline = workflow.now() + timedelta(seconds=window_s) if window_s is not None else None
+            self._upsert(wire.PHASE, phase.value)
         self._show()
 
     def _note(self, line: str) -> None:
-        self._story.append(f"{workflow.now():%H:%M:%S} {line}")
-        workflow.logger.info(
-            "cycle.story", extra={"cycle_id": self._briefing.cycle_id if self._briefing else "", "line": line}
-        )
+        self._state.story.append(f"{workflow.now():%H:%M:%S} {line}")
+        workflow.logger.info("cycle.story", extra={"line": line})
         self._show()
 
     def _upsert(self, name: str, value: str) -> None:

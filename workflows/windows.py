@@ -1,109 +1,149 @@
-"""Windows: the open periods of a cycle, in which agents may send something.
+"""Windows: what a cycle takes from agents and people, and why it refuses the rest.
 
-Each window refuses with a reason or takes a message; it decides nothing and runs no command, so that it can be asked
-from an update's validator. Deadlines are instants of the workflow's clock.
+One window at a time is open and the phase says which. Nothing here runs a command, so everything can be asked from an
+update's validator; only `take` and `apply` change the state. Deadlines are instants of the workflow's clock.
 """
 
 from datetime import datetime, timedelta
 
 from rules import bidding, bounds, consensus
 from rules.design import baseline_rate
-from schema.messages.cycle import Briefing
-from schema.messages.market import Award, Bid
-from schema.messages.platform import Risk
-from schema.messages.proposals import Ballot, Electorate, Proposal, Tally
+from schema import wire
+from schema.messages.cycle import Act, CycleState, Phase
+from schema.messages.market import Bid
+from schema.messages.proposals import Ballot, Proposal, Tally
+
+Word = Bid | Proposal | Ballot
+
+WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
 
 
-class Window:
-    """Open from its making until the story goes on; what comes while the next step is being recorded comes too late."""
-
-    def __init__(self, deadline: datetime) -> None:
-        self.deadline = deadline
-        self.open = True
-
-
-class BidWindow(Window):
-    """Bids on one meta-task: one per agent, the first one stands."""
-
-    def __init__(self, briefing: Briefing, deadline: datetime) -> None:
-        super().__init__(deadline)
-        self.bids: dict[str, Bid] = {}
-        self._agents = {agent.agent_id: agent for agent in briefing.agents}
-        self._reward = briefing.rules.reward
-
-    @property
-    def complete(self) -> bool:
-        """Whether every agent that may bid has done so."""
-        return all(agent.suspended or agent.agent_id in self.bids for agent in self._agents.values())
-
-    def refusal(self, bid: Bid) -> str | None:
-        if bid.agent_id in self.bids:
-            return f"expected one bid of {bid.agent_id}, but it has bid already"
-        return bidding.refusal(bid, self._agents, self._reward)
-
-    def take(self, bid: Bid) -> None:
-        self.bids[bid.agent_id] = bid
+def refusal(state: CycleState, word: Word) -> str | None:
+    """Why what an agent sent cannot be taken now, or None."""
+    wanted = WANTED[type(word)]
+    if state.phase is not wanted or not state.window_open:
+        stands = f"{state.phase.value}, and the window is closed" if state.phase is wanted else state.phase.value
+        return f"expected a cycle in phase {wanted.value}, but {state.request.subject} is in phase {stands}"
+    match word:
+        case Bid():
+            return _bid_refusal(state, word)
+        case Proposal():
+            return _proposal_refusal(state, word)
+        case Ballot():
+            return _ballot_refusal(state, word)
 
 
-class ProposalWindow(Window):
-    """The awarded agent's time to hand in its proposal."""
-
-    def __init__(self, briefing: Briefing, award: Award, task_type: str) -> None:
-        super().__init__(award.deadline)
-        self.proposal: Proposal | None = None
-        self._award = award
-        self._briefing = briefing
-        self._task_type = task_type
-
-    def refusal(self, proposal: Proposal) -> str | None:
-        if proposal.agent_id != self._award.agent_id:
-            return f"expected a proposal of {self._award.agent_id}, who has the award, but {proposal.agent_id} sent one"
-        if self.proposal is not None:
-            return f"expected one proposal, but {self.proposal.proposal_id} is there already"
-        return proposal_refusal(proposal, self._briefing, self._task_type)
-
-    def take(self, proposal: Proposal) -> None:
-        self.proposal = proposal
+def take(state: CycleState, word: Word, now: datetime) -> None:
+    """Take what was not refused: the first one of each agent stands."""
+    match word:
+        case Bid():
+            state.bids[word.agent_id] = word
+        case Proposal():
+            state.proposal = word
+        case Ballot():
+            _cast(state, word, now)
 
 
-def proposal_refusal(proposal: Proposal, briefing: Briefing, task_type: str) -> str | None:
-    """Why a proposal cannot be put to the vote under this briefing, or None."""
-    parameters = {state.declaration.key: state for state in briefing.parameters}
-    rate = baseline_rate(briefing.baseline)
-    return bounds.refusal(proposal, parameters, task_type, rate, briefing.rules.minimum_effect)
+def bids_complete(state: CycleState) -> bool:
+    """Whether every agent that may bid has done so."""
+    return all(agent.suspended or agent.agent_id in state.bids for agent in state.known.agents)
 
 
-class BallotBox(Window):
-    """Ballots on one proposal by a frozen electorate: one per voter, the first one stands.
+def tally(state: CycleState) -> Tally:
+    """Where the vote stands, by the electorate that was frozen when it opened."""
+    assert state.electorate is not None
+    return consensus.tally(state.electorate.voters, state.ballots, state.parameter.declaration.risk, state.known.rules)
 
-    A quorum met late extends the vote once, so that nobody is outvoted in the last second.
-    """
 
-    def __init__(self, briefing: Briefing, electorate: Electorate, risk: Risk) -> None:
-        super().__init__(electorate.opened_at + timedelta(seconds=briefing.rules.voting_window_s))
-        self._rules = briefing.rules
-        self._risk = risk
-        self.electorate = electorate
-        self.ballots: dict[str, Ballot] = {}
-        self.extended = False
-        self._voters = {voter.agent_id for voter in electorate.voters}
+def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
+    """Why a proposal cannot be put to the vote under this cycle's briefing, or None."""
+    briefing, anomaly = state.known, state.request.anomaly
+    parameters = {parameter.declaration.key: parameter for parameter in briefing.parameters}
+    task_type = anomaly.task_type if anomaly else ""
+    return bounds.refusal(
+        proposal, parameters, task_type, baseline_rate(briefing.baseline), briefing.rules.minimum_effect
+    )
 
-    @property
-    def tally(self) -> Tally:
-        return consensus.tally(self.electorate.voters, self.ballots, self._risk, self._rules)
 
-    def refusal(self, ballot: Ballot) -> str | None:
-        if ballot.proposal_id != self.electorate.proposal_id:
-            return f"expected a ballot on proposal {self.electorate.proposal_id}, but it names {ballot.proposal_id}"
-        if ballot.agent_id not in self._voters:
-            return f"expected a voter of the electorate that was frozen when voting opened, but {ballot.agent_id} came"
-        if ballot.agent_id in self.ballots:
-            return f"expected one ballot of {ballot.agent_id}, but it has voted already"
-        return None
+def _bid_refusal(state: CycleState, bid: Bid) -> str | None:
+    if bid.agent_id in state.bids:
+        return f"expected one bid of {bid.agent_id}, but it has bid already"
+    agents = {agent.agent_id: agent for agent in state.known.agents}
+    return bidding.refusal(bid, agents, state.known.rules.reward)
 
-    def take(self, ballot: Ballot, now: datetime) -> None:
-        had_quorum = self.tally.quorum
-        self.ballots[ballot.agent_id] = ballot
-        extension = timedelta(seconds=self._rules.late_quorum_extension_s)
-        if not had_quorum and self.tally.quorum and not self.extended and self.deadline - now < extension:
-            self.extended, self.deadline = True, now + extension
+
+def _proposal_refusal(state: CycleState, proposal: Proposal) -> str | None:
+    assert state.award is not None
+    if proposal.agent_id != state.award.agent_id:
+        return f"expected a proposal of {state.award.agent_id}, who has the award, but {proposal.agent_id} sent one"
+    if state.proposal is not None:
+        return f"expected one proposal, but {state.proposal.proposal_id} is there already"
+    return out_of_bounds(state, proposal)
+
+
+def _ballot_refusal(state: CycleState, ballot: Ballot) -> str | None:
+    assert state.electorate is not None
+    if ballot.proposal_id != state.electorate.proposal_id:
+        return f"expected a ballot on proposal {state.electorate.proposal_id}, but it names {ballot.proposal_id}"
+    if all(ballot.agent_id != voter.agent_id for voter in state.electorate.voters):
+        return f"expected a voter of the electorate that was frozen when voting opened, but {ballot.agent_id} came"
+    if ballot.agent_id in state.ballots:
+        return f"expected one ballot of {ballot.agent_id}, but it has voted already"
+    return None
+
+
+def _cast(state: CycleState, ballot: Ballot, now: datetime) -> None:
+    """A quorum met late extends the vote once, so that nobody is outvoted in the last second."""
+    had_quorum = tally(state).quorum
+    state.ballots[ballot.agent_id] = ballot
+    extension = timedelta(seconds=state.known.rules.late_quorum_extension_s)
+    assert state.deadline is not None
+    if not had_quorum and tally(state).quorum and not state.extended and state.deadline - now < extension:
+        state.extended, state.deadline = True, now + extension
+
+
+def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
+    """Why what a person asks cannot be done now, or None."""
+    if state.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
+        return f"expected a cycle that can be steered, but {state.request.subject} is in phase {state.phase.value}"
+    stands = f"but {state.request.subject} is in phase {state.phase.value}"
+    match kind:
+        case wire.PAUSE:
+            return "expected a cycle that runs, but it is paused" if state.paused_at is not None else None
+        case wire.RESUME:
+            return "expected a paused cycle, but it runs" if state.paused_at is None else None
+        case wire.ABORT:
+            return None
+        case wire.VETO:
+            vetoable = (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL)
+            return None if state.phase in vetoable else f"expected a proposal that is not promoted yet, {stands}"
+        case wire.EXTEND:
+            return "expected how many seconds to extend by, but none came" if act.seconds is None else None
+        case wire.PROMOTE:
+            return None if state.phase is Phase.APPROVAL else f"expected a cycle that waits for approval, {stands}"
+    raise ValueError(f"expected a kind of act, but {kind!r} came")
+
+
+def apply(state: CycleState, kind: str, act: Act, now: datetime) -> None:
+    """Do what a person asked and was not refused."""
+    match kind:
+        case wire.PAUSE:
+            state.paused_at = now
+        case wire.RESUME:
+            assert state.paused_at is not None
+            if state.deadline is not None:
+                # The pause is not held against anybody's time.
+                state.deadline += now - state.paused_at
+            state.paused_at = None
+        case wire.ABORT:
+            state.abort = act
+        case wire.VETO:
+            state.veto = act
+        case wire.EXTEND:
+            assert act.seconds is not None
+            if state.deadline is not None:
+                state.deadline += timedelta(seconds=act.seconds)
+        case wire.PROMOTE:
+            state.approval = act
+        case _:
+            raise ValueError(f"expected a kind of act, but {kind!r} came")

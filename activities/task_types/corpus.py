@@ -32,6 +32,7 @@ NOT_PROSE = re.compile(
     r"licen[cs]e|copying|authors|notice|(^|/)(tests?|data|timezonesets)/|requirements|tlds-|sql_features"
 )
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "pydoc_data"}
+SIGN = re.compile(r"[\W\d_](?<!\s)")
 WORD = re.compile(r"[a-z][a-z0-9_]{2,}")
 STOP_WORDS = frozenset(
     WORD.findall("""
@@ -44,6 +45,8 @@ STOP_WORDS = frozenset(
     """)
 )
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Progress = Callable[[str, int], None]
 
 
@@ -196,11 +199,14 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             return  # not everything that is called .py is Python of today
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= SHORTEST_DOCSTRING_CHARS:
-                yield f"python:{module}" + ("" if isinstance(node, ast.Module) else f".{node.name}"), text
+    waiting: list[tuple[str, Documented]] = [(module, tree)]
+    for name, node in waiting:
+        text = ast.get_docstring(node)
+        if text and len(text) >= SHORTEST_DOCSTRING_CHARS:
+            yield f"python:{name}", text
+        if isinstance(node, ast.Module | ast.ClassDef):
+            # Not `ast.walk`, which visits every expression and triples the time.
+            waiting += [(f"{name}.{inner.name}", inner) for inner in node.body if isinstance(inner, DEFINITIONS)]
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -209,8 +215,7 @@ def _cut(text: str) -> Iterator[str]:
     for paragraph in [*re.split(r"\n\s*\n", text), ""]:
         clean = " ".join(paragraph.split())
         if gathered and (not clean or len(gathered) + len(clean) > PASSAGE_CHARS):
-            letters = sum(c.isalpha() or c.isspace() for c in gathered)
-            if len(gathered) >= 60 and letters >= 0.75 * len(gathered):
+            if len(gathered) >= 60 and len(SIGN.findall(gathered)) <= 0.25 * len(gathered):
                 yield gathered
             gathered = ""
         if clean:

@@ -1,16 +1,16 @@
 """The cycle: what starts it, where it stands, how it ended."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from .base import Identifier, Instant, Message, Text
-from .experiment import ExperimentDesign, Reading
-from .market import Agent, Award, AwardResult, Bid
+from .experiment import ExperimentDesign, PromotionResult, Reading
+from .market import Agent, Award, AwardResult, Bid, RankedBid
 from .observatory import Anomaly, Counts
 from .platform import CycleRules, ParameterState
-from .proposals import Ballot, Proposal, Tally
+from .proposals import Ballot, Electorate, Proposal, Tally
 
 
 class Phase(StrEnum):
@@ -20,6 +20,7 @@ class Phase(StrEnum):
     VOTING = "voting"
     QUEUED = "queued"
     EXPERIMENT = "experiment"
+    APPROVAL = "approval"
     PROMOTING = "promoting"
     WATCHING = "watching"
     ENDED = "ended"
@@ -96,12 +97,24 @@ class Briefing(Message):
     duplicate: bool = False
 
 
-class Abort(Message):
-    """A person ends the cycle, and says why."""
+class Act(Message):
+    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend` alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     message_id: Identifier
     who: Identifier
-    why: Text
+    why: Annotated[Text, StringConstraints(min_length=1)]
+    seconds: float | None = Field(default=None, gt=0, le=366 * 86_400)
+
+
+class RecordedAct(Message):
+    """An act as the ledger keeps it."""
+
+    cycle_id: Identifier
+    kind: str
+    act: Act
+    at: Instant
 
 
 class Receipt(Message):
@@ -113,8 +126,81 @@ class Receipt(Message):
     reason: str = ""
 
 
+class CycleEnd(Message):
+    """The ending as the ledger records it, with what the winner earns."""
+
+    cycle_id: Identifier
+    subject: str
+    ending: Ending
+    reason: str
+    at: Instant
+    agent_id: str | None = None
+    result: AwardResult | None = None
+    reward: int = 0
+    proposal: Proposal | None = None
+    tally: Tally | None = None
+    reading: Reading | None = None
+    watch: Reading | None = None
+
+
+class CycleState(BaseModel):
+    """All that a cycle remembers, and what it carries over when it continues as new. Only its workflow changes it.
+
+    One window at a time is open; `phase` says which and `deadline` until when. Each step of the story fills in its
+    product, and a step whose product is there is not taken again.
+    """
+
+    request: CycleRequest
+    phase: Phase = Phase.OPENING
+    deadline: Instant | None = None
+    window_open: bool = False
+    briefing: Briefing | None = None
+    bids: dict[str, Bid] = Field(default_factory=dict)
+    ranked: list[RankedBid] | None = None
+    award: Award | None = None
+    proposal: Proposal | None = None
+    electorate: Electorate | None = None
+    ballots: dict[str, Ballot] = Field(default_factory=dict)
+    extended: bool = False
+    tally: Tally | None = None
+    design: ExperimentDesign | None = None
+    registered: bool = False
+    reading: Reading | None = None
+    approval: Act | None = None
+    promotion: PromotionResult | None = None
+    watch: Reading | None = None
+    end: CycleEnd | None = None
+    paused_at: Instant | None = None
+    abort: Act | None = None
+    veto: Act | None = None
+    story: list[str] = Field(default_factory=list)
+    receipts: dict[str, Receipt] = Field(default_factory=dict)
+    refused: int = 0
+    unread: str = ""
+
+    @property
+    def known(self) -> Briefing:
+        """The briefing of a cycle that has opened."""
+        assert self.briefing is not None
+        return self.briefing
+
+    @property
+    def proposed(self) -> Proposal:
+        """The proposal of a cycle that has one."""
+        assert self.proposal is not None
+        return self.proposal
+
+    @property
+    def parameter(self) -> ParameterState:
+        """The parameter that the proposal is about, as it was when the cycle opened."""
+        return next(p for p in self.known.parameters if p.declaration.key == self.proposed.parameter)
+
+
 class CycleStatus(Message):
-    """Where a cycle stands: the answer to the query `status`."""
+    """Where a cycle stands: the answer to the query `status`.
+
+    `refused` counts messages that were not taken; `unread` is the latest one that could not even be read.
+    """
 
     workflow_id: str
     cycle_id: str
@@ -134,23 +220,9 @@ class CycleStatus(Message):
     ending: Ending | None = None
     reason: str = ""
     story: tuple[str, ...] = ()
-
-
-class CycleEnd(Message):
-    """The ending as the ledger records it, with what the winner earns."""
-
-    cycle_id: Identifier
-    subject: str
-    ending: Ending
-    reason: str
-    at: Instant
-    agent_id: str | None = None
-    result: AwardResult | None = None
-    reward: int = 0
-    proposal: Proposal | None = None
-    tally: Tally | None = None
-    reading: Reading | None = None
-    watch: Reading | None = None
+    paused: bool = False
+    refused: int = 0
+    unread: str = ""
 
 
 class VoteRecord(Message):

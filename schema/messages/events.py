@@ -21,6 +21,7 @@ class EventType(StrEnum):
     EXPERIMENT_CONCLUDED = "experiment.concluded"
     PARAMETER_PROMOTED = "parameter.promoted"
     PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
 
 

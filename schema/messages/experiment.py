@@ -72,10 +72,9 @@ class Purpose(StrEnum):
 
 
 class Look(Message):
-    """Look at an experiment again and again, until it is decided or `until` is reached."""
+    """Look at an experiment; `await_verdict` does so again and again until it is settled for its purpose."""
 
     design: ExperimentDesign
-    until: Instant
     purpose: Purpose = Purpose.EXPERIMENT
 
 

@@ -10,6 +10,7 @@ class EntryKind(StrEnum):
     EXPERIMENT_DESIGNED = "experiment.designed"
     PARAMETER_PROMOTED = "parameter.promoted"
     PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
 
 

@@ -34,8 +34,23 @@ class Risk(StrEnum):
     HIGH = "high"
 
 
+class Mode(StrEnum):
+    """How far the platform goes by itself.
+
+    `observe`: anomalies are detected and recorded, nothing else. `recommend`: a cycle runs, and a person promotes at its
+    end. `autonomous`: no person is needed.
+    """
+
+    OBSERVE = "observe"
+    RECOMMEND = "recommend"
+    AUTONOMOUS = "autonomous"
+
+
 class Parameter(Declaration):
-    """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal."""
+    """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal.
+
+    `mode` overrides the platform's for this parameter.
+    """
 
     key: ParameterKey
     kind: ParameterKind
@@ -49,6 +64,7 @@ class Parameter(Declaration):
     step: float | None = Field(default=None, gt=0)
     largest_change: float | None = Field(default=None, gt=0)
     risk: Risk = Risk.LOW
+    mode: Mode | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -92,6 +108,7 @@ class ParameterState(Message):
     declaration: Parameter
     value: Value
     version: int
+    mode: Mode = Mode.AUTONOMOUS
 
 
 class TaskTypeDeclaration(Declaration):
@@ -131,6 +148,7 @@ class CycleRules(Declaration):
     experiment_window_s: float = Field(default=14 * 86_400, gt=0)
     pending_cutoff_s: float = Field(default=3_600, gt=0)
     counter_poll_s: float = Field(default=30, gt=0)
+    approval_window_s: float = Field(default=7 * 86_400, gt=0)
     bake_window_s: float = Field(default=86_400, gt=0)
     holdback_share: float = Field(default=0.1, gt=0, lt=1)
     retry_cooldown_s: float = Field(default=1_800, ge=0)
@@ -176,6 +194,7 @@ class Traffic(Declaration):
 class Platform(Declaration):
     """The whole of `platform.toml`."""
 
+    mode: Mode = Mode.RECOMMEND
     task_types: tuple[TaskTypeDeclaration, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     schedules: tuple[ScheduleDeclaration, ...] = ()

@@ -122,6 +122,7 @@ class Fit(NamedTuple):
     scale: float
     shift: float
     covariance: tuple[float, float, float]
+    likelihood: float
 
     def finished(self, seconds: float) -> Estimate:
         """The share of tasks that end within `seconds`; its error by the delta method."""
@@ -163,7 +164,7 @@ def fit(family: Family, exact: Sequence[float], censored: Sequence[float]) -> Fi
             return None
         step_a, step_b = (bb * slope_a - ab * slope_b) / determinant, (aa * slope_b - ab * slope_a) / determinant
         if slope_a * step_a + slope_b * step_b < 1e-9:  # Newton's decrement: twice what is left to gain
-            return Fit(family, scale, shift, (bb / determinant, -ab / determinant, aa / determinant))
+            return Fit(family, scale, shift, (bb / determinant, -ab / determinant, aa / determinant), best)
         part = 1.0
         while scale + part * step_a <= 0 or likelihood(scale + part * step_a, shift + part * step_b) < best:
             part /= 2
@@ -194,27 +195,53 @@ def kaplan_meier(exact: Sequence[float], censored: Sequence[float]) -> list[Step
     return steps
 
 
-def parametric(family: Family) -> Method:
-    """The family's maximum likelihood fit, unless it does not describe the durations that were seen."""
+def describes(found: Fit, durations: Durations) -> bool:
+    """Whether the durations could have come from the fit, as a whole and, where it is extrapolated, at the end."""
+    everything = durations.exact + durations.censored
+    # Kolmogorov & Smirnov at 1%, and three points that no real distribution is asked to hit.
+    allowed = 1.63 / math.sqrt(len(everything)) + 0.03
+    steps = kaplan_meier(durations.exact, durations.censored)
+    if any(abs(found.finished(step.seconds).rate - 1 + step.survival) > allowed for step in steps):
+        return False
+    # Tasks that hang make a long plateau that a fit bridges: fewer ended in the last stretch than it expects.
+    start, end = TAIL_FROM * max(everything), max(everything)
+    expected = len(everything) * (found.finished(end).rate - found.finished(start).rate)
+    ended = sum(d > start for d in durations.exact)
+    return _poisson_at_most(ended, expected) > 0.05
+
+
+def _poisson_at_most(count: int, mean: float) -> float:
+    return (
+        math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
+        if mean > 0
+        else 1.0
+    )
+
+
+def fitted(*families: Family) -> Method:
+    """The families that describe the durations seen, averaged by Akaike's weights, their disagreement in the error.
+
+    Buckland, Burnham & Augustin 1997. All have two parameters, so the weights are the likelihoods.
+    """
 
     def method(samples: Sequence[DurationSample]) -> Model | None:
         durations = Durations.of(samples)
-        found = fit(family, durations.exact, durations.censored)
-        if found is None:
+        fits = [fit(family, durations.exact, durations.censored) for family in families]
+        fits = [found for found in fits if found is not None and describes(found, durations)]
+        if not fits:
             return None
-        # Kolmogorov & Smirnov at 1%, and three points that no real distribution is asked to hit.
-        allowed = 1.63 / math.sqrt(len(samples)) + 0.03
-        steps = kaplan_meier(durations.exact, durations.censored)
-        if any(abs(found.finished(step.seconds).rate - (1 - step.survival)) > allowed for step in steps):
-            return None
-        return lambda limit: durations.estimate(*found.finished(limit))
+        best = max(f.likelihood for f in fits)
+        weights = [math.exp(f.likelihood - best) for f in fits]
+
+        def model(limit: float) -> Estimate:
+            each = [f.finished(limit) for f in fits]
+            rate = sum(w * e.rate for w, e in zip(weights, each, strict=True)) / sum(weights)
+            errors = [w * math.hypot(e.error, e.rate - rate) for w, e in zip(weights, each, strict=True)]
+            return durations.estimate(rate, sum(errors) / sum(weights))
+
+        return model
 
     return method
-
-
-log_normal = parametric(LOG_NORMAL)
-weibull = parametric(WEIBULL)
-log_logistic = parametric(LOG_LOGISTIC)
 
 
 def observed_tail(samples: Sequence[DurationSample]) -> Model | None:
@@ -243,8 +270,8 @@ def observed_tail(samples: Sequence[DurationSample]) -> Model | None:
 
 
 def newest_half(method: Method) -> Method:
-    """The method on the newer half of the samples: what has changed lately is not averaged away."""
-    return lambda samples: method(samples[: max(2 * FEWEST_EXACT, len(samples) // 2)])
+    """The method on the newer half of the samples, or on some forty: what has changed lately is not averaged away."""
+    return lambda samples: method(samples[: max(5 * FEWEST_EXACT, len(samples) // 2)])
 
 
 def worst_of(*methods: Method) -> Method:

@@ -7,6 +7,7 @@ with that method. Two investigators disagree because they estimate differently a
 import math
 from dataclasses import dataclass
 
+from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 
@@ -19,6 +20,8 @@ WORTH_HAVING = 0.05
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
 # How much longer than anything ended so far the records can speak of at all.
 BEYOND_THE_RECORDS = 3.0
+# No forecast is certain, and none is given to more than four digits.
+CERTAIN, DIGITS = 0.9999, 4
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
 
@@ -46,6 +49,18 @@ class Investigator:
     reach: float = BEYOND_THE_RECORDS
     fewest: int = 20
 
+    def word(self, case: Case) -> Bid | Proposal | Ballot | None:
+        """What the agent has to say in the phase the cycle is in; None where it has no explanation."""
+        match case.status.phase:
+            case Phase.BIDDING:
+                return self.bid(case)
+            case Phase.PROPOSING:
+                return self.proposal(case)
+            case Phase.VOTING:
+                return self.ballot(case)
+            case phase:
+                raise ValueError(f"expected a cycle that waits for agents, but it is in phase {phase.value}")
+
     def bid(self, case: Case) -> Bid | None:
         """An offer, where the records point to a cause that this agent can remove."""
         finding = self._finding(case)
@@ -65,38 +80,26 @@ class Investigator:
         finding = self._finding(case)
         if finding is None:
             return None
-        limit, state, records = finding.limit, finding.limit.state, case.baseline
-        unit = state.declaration.unit
+        limit, unit, now, before = finding.limit, finding.limit.state.declaration.unit, case.baseline, case.before
+        rate, error = round(finding.estimate.rate, DIGITS), round(finding.estimate.error, DIGITS)
+        present = limit.state.value
+        since = f"{now.successes} of {now.tasks} tasks succeeded since the onset"
+        earlier = f", {before.successes} of {before.tasks} before" if before.tasks else ""
+        forecast = f"by {self.method_name} {rate:.1%} would succeed within {finding.value:g} {unit}"
         return Proposal(
             message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
             parameter=limit.key,
-            base_version=state.version,
+            base_version=limit.state.version,
             value=finding.value,
-            root_cause=f"{finding.cause}: they were killed at {limit.key} = {state.value:g} {unit} before they could end",
+            root_cause=f"{finding.cause} and were killed at {present:g} {unit}, before they could end",
             evidence=(
-                Evidence(
-                    claim=f"{records.successes} of {records.tasks} tasks succeeded since the onset",
-                    figures={"success_rate": round(finding.baseline, 4), "tasks": records.tasks},
-                ),
-                Evidence(
-                    claim=finding.cause,
-                    figures={
-                        "share_of_failures_at_limit": round(limit.explained, 4),
-                        "timeouts_at_limit": len(limit.at_limit),
-                        "limit_s": limit.seconds,
-                    },
-                ),
-                Evidence(
-                    claim=f"by {self.method_name} {finding.estimate.rate:.1%} would succeed within {finding.value:g} {unit}",
-                    figures={
-                        "predicted_rate": round(finding.estimate.rate, 4),
-                        "standard_error": round(finding.estimate.error, 4),
-                    },
-                ),
+                Evidence(claim=since + earlier, figures={"success_rate": round(finding.baseline, DIGITS)}),
+                Evidence(claim=finding.cause, figures={"share_of_failures_at_limit": round(limit.explained, DIGITS)}),
+                Evidence(claim=forecast, figures={"predicted_rate": rate, "standard_error": error}),
             ),
-            predicted_rate=round(finding.estimate.rate, 4),
-            way_back=f"set {limit.key} back to {state.value:g} {unit}",
+            predicted_rate=rate,
+            way_back=f"set {limit.key} back to {present:g} {unit}",
         )
 
     def ballot(self, case: Case) -> Ballot:
@@ -115,16 +118,9 @@ class Investigator:
     def _verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
         state, tasks, baseline = case.state(proposal.parameter), case.baseline.tasks, case.baseline.rate
         if state is None or state.version != proposal.base_version:
-            version = state.version if state else "none"
-            return (
-                Choice.REJECT,
-                f"expected version {version} of {proposal.parameter}, but {proposal.base_version} came",
-            )
+            return Choice.REJECT, f"{proposal.parameter} is not what it was: version {proposal.base_version} is meant"
         if baseline is None or len(case.samples) < self.fewest:
-            return (
-                Choice.ABSTAIN,
-                f"{len(case.samples)} tasks are recorded, and {self.fewest} are the fewest I judge by",
-            )
+            return Choice.ABSTAIN, f"{len(case.samples)} tasks are recorded, too few for me ({self.fewest})"
         limit = Limit(state, case.samples) if is_limit(state, case.task_type) else None
         if (wrong := contradiction(proposal, case, limit)) is not None:
             return Choice.REJECT, wrong
@@ -133,10 +129,8 @@ class Investigator:
         if limit is None:
             return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
         if (cause := explanation(limit)) is None:
-            return (
-                Choice.REJECT,
-                f"{len(limit.at_limit)} of {limit.failures} failures ended at {limit.key}: not the cause",
-            )
+            ended = f"{len(limit.at_limit)} of {limit.failures} failures"
+            return Choice.REJECT, f"{ended} ended at {limit.key}: it is not the cause"
         if (model := self.method(case.samples)) is None:
             return Choice.ABSTAIN, "it does not describe the durations on record"
         estimate = model(limit.in_seconds(proposal.value))
@@ -144,10 +138,10 @@ class Investigator:
         mine = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {proposal.value} against {baseline:.1%} of {tasks} now"
         if gain < WORTH_HAVING:
             return Choice.REJECT, f"{mine}: no gain worth having"
+        if (times := limit.in_seconds(proposal.value) / case.longest) > self.reach:
+            return Choice.ABSTAIN, f"{mine}, but that is {times:.1f} times the longest task on record: too far for me"
         if claimed > estimate.upper(2 * self.doubt) + WORTH_HAVING:
             return Choice.REJECT, f"{mine}: the claimed {claimed:.1%} is exaggerated"
-        if (times := limit.in_seconds(proposal.value) / case.longest) > self.reach:
-            return Choice.ABSTAIN, f"{mine}, but no task has ended within {times:.1f} times less, too far to tell"
         if held < WORTH_HAVING:
             return Choice.ABSTAIN, f"{mine}: too uncertain to tell"
         if held < self.bar * (claimed - baseline):
@@ -169,21 +163,18 @@ class Investigator:
         return None
 
     def _choose(self, case: Case, limit: Limit, model: Model, cause: str, baseline: float) -> "Finding | None":
-        furthest = min(self.reach, BEYOND_THE_RECORDS) * case.longest
+        furthest = self.reach * case.longest
         open_ = [
             Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
             for value in limit.candidates()
             if limit.in_seconds(value) <= furthest and not case.failed_before(limit.key, value, limit.state.value)
         ]
-        good = [finding for finding in open_ if finding.gain_held >= WORTH_HAVING and finding.estimate.rate < 1]
+        good = [finding for finding in open_ if finding.gain_held >= WORTH_HAVING and finding.estimate.rate < CERTAIN]
         if not good:
             return None
         enough = self.content * max(finding.gain for finding in good)
         least = self.boldness * limit.seconds
-        return next(
-            (f for f in good if f.gain >= enough and limit.in_seconds(f.value) >= least),
-            good[-1],
-        )
+        return next((f for f in good if f.gain >= enough and limit.in_seconds(f.value) >= least), good[-1])
 
 
 @dataclass(frozen=True)

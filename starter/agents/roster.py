@@ -1,9 +1,6 @@
 """Roster: the six, named after ships that went to look. Each has an operator of its own and another way of looking."""
 
-from starter.client import NautilusClient
-
-from .agent import BuiltInAgent
-from .estimators import log_logistic, log_normal, newest_half, observed_tail, weibull, worst_of
+from .estimators import LOG_LOGISTIC, LOG_NORMAL, WEIBULL, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
 
 ROSTER = (
@@ -11,7 +8,7 @@ ROSTER = (
     Investigator(
         agent_id="argo",
         operator="nautilus-argo",
-        method=log_normal,
+        method=fitted(LOG_NORMAL),
         method_name="a log-normal fit",
         price=35,
         eta_s=30,
@@ -24,7 +21,7 @@ ROSTER = (
     Investigator(
         agent_id="beagle",
         operator="nautilus-beagle",
-        method=newest_half(log_normal),
+        method=newest_half(fitted(LOG_NORMAL)),
         method_name="a log-normal fit to the newer half",
         price=40,
         eta_s=90,
@@ -35,7 +32,7 @@ ROSTER = (
     Investigator(
         agent_id="challenger",
         operator="nautilus-challenger",
-        method=worst_of(log_normal, log_logistic, observed_tail),
+        method=worst_of(fitted(LOG_NORMAL), fitted(LOG_LOGISTIC), observed_tail),
         method_name="the worst of three estimates",
         price=60,
         eta_s=120,
@@ -54,34 +51,28 @@ ROSTER = (
         eta_s=120,
         doubt=1.64,
         content=0.8,
-        reach=2.0,
+        reach=1.8,
         fewest=30,
     ),
     # Frugal: expects heavy tails, and takes the smallest change that brings most of the gain.
     Investigator(
         agent_id="fram",
         operator="nautilus-fram",
-        method=log_logistic,
+        method=fitted(LOG_LOGISTIC),
         method_name="a log-logistic fit",
         price=30,
         eta_s=60,
         content=0.85,
     ),
-    # Statistician: the engineer's lifetime distribution.
+    # Statistician: does not choose a model, but averages them, and counts their disagreement as doubt.
     Investigator(
         agent_id="vega",
         operator="nautilus-vega",
-        method=weibull,
-        method_name="a Weibull fit",
+        method=fitted(LOG_NORMAL, WEIBULL, LOG_LOGISTIC),
+        method_name="an average of three fits",
         price=45,
         eta_s=60,
         doubt=1.64,
         content=0.95,
     ),
 )
-
-
-def built_in_agents(client: NautilusClient, *agent_ids: str) -> tuple[BuiltInAgent, ...]:
-    """The six, or those that are named; KeyError for a name that is not theirs."""
-    known = {investigator.agent_id: investigator for investigator in ROSTER}
-    return tuple(BuiltInAgent(client, known[agent_id]) for agent_id in agent_ids or known)

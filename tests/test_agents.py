@@ -1,0 +1,438 @@
+"""Built-in agents: their estimates hold, their proposals are legal, their votes follow the evidence, and they get there."""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from temporalio.client import Client
+
+from activities.database import Database
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from activities.observatory import record_outcomes
+from rules import bounds, consensus
+from schema import wire
+from schema.messages.cycle import CycleRequest, CycleStatus, Ending, Phase, workflow_id
+from schema.messages.observatory import (
+    Counts,
+    Diagnosis,
+    DurationSample,
+    FailureKind,
+    PastEnding,
+    TaskOutcome,
+    TaskTypeDiagnosis,
+)
+from schema.messages.platform import ParameterKind, ParameterState, Risk
+from schema.messages.proposals import Choice, Evidence, Proposal, Tally
+from schema.settings import Settings
+from starter.agents import run_agents
+from starter.agents.estimators import (
+    LOG_LOGISTIC,
+    LOG_NORMAL,
+    WEIBULL,
+    Family,
+    fit,
+    fitted,
+    kaplan_meier,
+    observed_tail,
+)
+from starter.agents.evidence import Case, Limit, snap
+from starter.agents.investigator import Investigator
+from starter.agents.roster import ROSTER
+from starter.client import NautilusClient
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
+from tests import builders
+from worker import worker
+
+RESEARCH = "research_synthesis"
+AGENTS = {agent.agent_id: agent for agent in ROSTER}
+Draw = Callable[[random.Random], DurationSample]
+
+
+def cut(duration_s: float, limit_s: float = 1.0) -> DurationSample:
+    """A task that is killed at its limit, some milliseconds late."""
+    if duration_s <= limit_s:
+        return DurationSample(duration_s=duration_s)
+    return DurationSample(duration_s=limit_s + 0.01, failure=FailureKind.TIMEOUT)
+
+
+def too_short(dice: random.Random) -> Draw:
+    """The demo's fault: log-normal work, and a limit of 1 s near its median."""
+    sigma, median_s = dice.uniform(0.35, 0.6), 1 / dice.uniform(0.8, 1.2)
+    return lambda dice: cut(median_s * dice.lognormvariate(0, sigma))
+
+
+def case(
+    samples: Sequence[DurationSample],
+    parameters: tuple[ParameterState, ...] = (),
+    endings: tuple[PastEnding, ...] = (),
+    proposal: Proposal | None = None,
+) -> Case:
+    """What an agent sees of a cycle about research tasks, beside another type that always succeeds."""
+    counts = Counts(tasks=len(samples), successes=sum(s.failure is None for s in samples))
+    failures = {kind: n for kind in FailureKind if (n := sum(s.failure is kind for s in samples))}
+    other = (DurationSample(duration_s=0.1),) * 50
+    diagnosis = Diagnosis(
+        at=builders.NOW,
+        window_start=builders.NOW - timedelta(hours=1),
+        task_types=(
+            TaskTypeDiagnosis(task_type=RESEARCH, counts=counts, failures=failures, samples=tuple(samples)),
+            TaskTypeDiagnosis(
+                task_type="monte_carlo", counts=Counts(tasks=50, successes=50), failures={}, samples=other
+            ),
+        ),
+        parameters=parameters or (limit_of(1.0),),
+        endings=endings,
+    )
+    status = CycleStatus(
+        workflow_id="cycle:c",
+        cycle_id="c#1",
+        subject=builders.anomaly().subject,
+        phase=Phase.VOTING if proposal else Phase.BIDDING,
+        attempt=1,
+        anomaly=builders.anomaly(),
+        proposal=proposal,
+    )
+    return Case(status, diagnosis, diagnosis)
+
+
+def limit_of(value: float, **changes: object) -> ParameterState:
+    fields = {"default": value, "minimum": value / 4, "maximum": 10 * value, "largest_change": 1.5 * value}
+    return builders.state(value, **(fields | changes))
+
+
+def proposed(value: float, predicted_rate: float, **changes: object) -> Proposal:
+    return builders.proposal("mallory", value=value, predicted_rate=predicted_rate, **changes)
+
+
+def vote(about: Case, proposal: Proposal) -> Tally:
+    """How the others vote on a proposal, each looking for itself."""
+    voting = case(about.samples, about.recent.parameters, about.recent.endings, proposal)
+    ballots = {a.agent_id: a.ballot(voting) for a in ROSTER if a.agent_id != proposal.agent_id}
+    voters = [builders.voter(agent_id) for agent_id in ballots]
+    return consensus.tally(voters, ballots, Risk.LOW, builders.rules())
+
+
+# ---- estimators
+
+
+@pytest.mark.parametrize(
+    ("family", "oracle"),
+    [
+        (LOG_NORMAL, stats.norm),
+        (WEIBULL, stats.gumbel_l),  # the logarithm of a Weibull variable
+        (LOG_LOGISTIC, stats.logistic),
+    ],
+)
+def test_a_fit_is_the_one_that_scipy_finds(family: Family, oracle: stats.rv_continuous) -> None:
+    dice = random.Random(1)
+    samples = [cut(dice.lognormvariate(0, 0.45)) for _ in range(150)]
+    exact = [s.duration_s for s in samples if s.failure is None]
+    censored = [s.duration_s for s in samples if s.failure is not None]
+
+    found = fit(family, exact, censored)
+
+    location, scale = oracle.fit(stats.CensoredData([math.log(d) for d in exact], right=[math.log(d) for d in censored]))
+    assert found is not None
+    assert found.shift / found.scale == pytest.approx(location, abs=1e-3)
+    assert 1 / found.scale == pytest.approx(scale, rel=1e-3)
+    assert found.finished(2.0).rate == pytest.approx(oracle.cdf(math.log(2.0), location, scale), abs=1e-3)
+
+
+def test_the_standard_error_covers_the_truth() -> None:
+    dice, truth, covered = random.Random(2), stats.norm.cdf(math.log(2) / 0.45), 0
+    for _ in range(200):
+        model = fitted(LOG_NORMAL)([cut(dice.lognormvariate(0, 0.45)) for _ in range(120)])
+        estimate = model(2.0) if model else None
+        covered += estimate is not None and estimate.lower(1.96) <= truth <= estimate.upper(1.96)
+
+    assert covered >= 0.86 * 200  # some 5% of the draws give no estimate, by design
+
+
+def test_kaplan_meier_is_the_textbook_one() -> None:
+    exact, censored = [1.0, 2.0, 4.0], [2.0, 3.0]
+
+    steps = kaplan_meier(exact, censored)
+
+    oracle = stats.ecdf(stats.CensoredData(exact, right=censored)).sf
+    assert [step.survival for step in steps] == pytest.approx(list(oracle.probabilities[oracle.quantiles < 5][[0, 1, 3]]))
+
+
+def test_without_censoring_the_tail_estimate_is_the_observed_share() -> None:
+    model = observed_tail([DurationSample(duration_s=n / 10) for n in range(1, 21)])
+
+    assert model is not None
+    assert model(1.0).rate == pytest.approx(0.5)
+
+
+def test_tasks_that_hang_are_not_taken_for_slow_ones() -> None:
+    dice = random.Random(3)
+    samples = [cut(dice.lognormvariate(-1.4, 0.45) if dice.random() < 0.5 else 1e9) for _ in range(120)]
+
+    assert fitted(LOG_NORMAL)(samples) is None
+    tail = observed_tail(samples)
+    assert tail is not None
+    assert tail(2.0).rate == pytest.approx(sum(s.failure is None for s in samples) / 120, abs=0.01)
+
+
+def test_other_failures_stay_failures_under_a_longer_limit() -> None:
+    dice = random.Random(4)
+    samples = [cut(dice.lognormvariate(0, 0.45)) for _ in range(200)]
+    broken = [s.model_copy(update={"failure": FailureKind.INVALID_RESULT}) for s in samples[:40] if not s.failure]
+    model = fitted(LOG_NORMAL)(broken + samples[40:])
+
+    assert model is not None
+    assert model(100.0).rate == pytest.approx(1 - len(broken) / sum(s.failure is None for s in samples), abs=0.08)
+
+
+# ---- values
+
+
+@st.composite
+def states(draw: st.DrawFn) -> ParameterState:
+    """Any numeric parameter that can be declared, at any value that it can have."""
+    kind = draw(st.sampled_from((ParameterKind.FLOAT, ParameterKind.INTEGER)))
+    minimum = draw(st.integers(1, 50)) * draw(st.sampled_from((0.1, 0.5, 1)))
+    maximum = minimum + draw(st.integers(2, 500)) * draw(st.sampled_from((0.1, 1, 7.3)))
+    step = draw(st.sampled_from((None, 0.05, 0.1, 0.3, 0.5, 1, 2.5, 7)))
+    largest = draw(st.sampled_from((None, 0.07, 0.9, 3, 100)))
+    if kind is ParameterKind.INTEGER:
+        maximum = max(maximum, math.ceil(minimum) + 1)
+        value: float = draw(st.integers(math.ceil(minimum), math.floor(maximum)))
+    else:
+        value = draw(st.floats(minimum, maximum))
+    fields = {"kind": kind, "default": value, "minimum": minimum, "maximum": maximum, "step": step}
+    return builders.state(value, **fields, largest_change=largest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(states(), st.floats(0.0, 1e6) | st.just(math.inf))
+def test_a_snapped_value_is_never_refused(state: ParameterState, wanted: float) -> None:
+    value = snap(state, wanted)
+
+    if value is not None:
+        proposal = proposed(value, 0.9)
+        assert bounds.refusal(proposal, {state.declaration.key: state}, RESEARCH, 0.5, 0.05) is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(states(), st.integers(0, 5))
+def test_what_an_agent_proposes_is_never_refused(state: ParameterState, seed: int) -> None:
+    dice, limit_s = random.Random(seed), float(state.value)
+    about = case([cut(limit_s * dice.lognormvariate(0, 0.4), limit_s) for _ in range(80)], (state,))
+    rate = (about.baseline.successes + 0.5) / (about.baseline.tasks + 1)
+    for agent in (AGENTS["argo"], AGENTS["fram"]):
+        proposal = agent.proposal(about)
+        if proposal is not None:
+            assert bounds.refusal(proposal, {state.declaration.key: state}, RESEARCH, rate, 0.05) is None
+
+
+# ---- conclusions
+
+
+def test_the_limit_that_tasks_were_cut_off_at_is_told_from_others() -> None:
+    dice = random.Random(5)
+    others = (limit_of(1.1, key="research_synthesis.idle_s"), limit_of(3.0, key="research_synthesis.grace_s"))
+    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)], (*others, limit_of(1.0)))
+
+    proposals = [agent.proposal(about) for agent in ROSTER]
+
+    assert {p.parameter for p in proposals if p} == {builders.TIMEOUT}
+    assert sum(p is not None for p in proposals) >= 5
+    assert len({p.value for p in proposals if p}) >= 4  # temperaments differ
+
+
+@pytest.mark.parametrize(
+    ("ending", "excluded"),
+    [
+        ("futile", lambda value: value <= 2.0),  # what did not help all the way does not help half the way
+        ("rejected", lambda value: abs(value - 2.0) <= 0.05),  # a vote says nothing about other values
+        ("promoted", lambda value: False),  # noqa: ARG005
+    ],
+)
+def test_what_failed_before_is_not_proposed_again(ending: str, excluded: Callable[[float], bool]) -> None:
+    dice = random.Random(6)
+    past = PastEnding(cycle_id="c#0", ending=ending, parameter=builders.TIMEOUT, value=2.0)
+    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)], endings=(past,))
+
+    values = [float(p.value) for agent in ROSTER if (p := agent.proposal(about)) is not None]
+
+    assert values
+    assert not any(excluded(value) for value in values)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda dice: DurationSample(duration_s=0.5, failure=FailureKind.ERROR if dice.random() < 0.4 else None),
+        lambda dice: cut(0.3) if dice.random() < 0.6 else DurationSample(duration_s=0.3, failure=FailureKind.INVALID_RESULT),
+        lambda dice: cut(dice.uniform(0.1, 0.9)),  # nothing fails
+    ],
+)
+def test_who_has_no_explanation_does_not_bid(draw: Draw) -> None:
+    dice = random.Random(7)
+    about = case([draw(dice) for _ in range(200)])
+
+    assert [agent.bid(about) for agent in ROSTER] == [None] * 6
+
+
+def test_nobody_judges_by_a_handful_of_tasks() -> None:
+    about = case([cut(0.5 + n / 10) for n in range(12)])
+
+    assert [agent.bid(about) for agent in ROSTER] == [None] * 6
+    assert vote(about, proposed(2.0, 0.9)).abstain == 6
+
+
+def test_figures_that_the_records_do_not_bear_out_are_rejected() -> None:
+    dice = random.Random(8)
+    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(200)])
+    forged = (Evidence(claim="it is worse than it is", figures={"success_rate": 0.1}),)
+
+    assert vote(about, proposed(2.0, 0.93)).accepted
+    assert vote(about, proposed(2.0, 0.93, evidence=forged)).reject == 6
+
+
+def test_what_nobody_can_check_is_left_to_others() -> None:
+    dice = random.Random(9)
+    passages = builders.state(32, key="research_synthesis.passages", kind=ParameterKind.INTEGER, unit="", default=32)
+    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(200)], (limit_of(1.0), passages))
+
+    tally = vote(about, proposed(24, 0.9, parameter="research_synthesis.passages"))
+
+    assert (tally.abstain, tally.accepted) == (6, False)
+
+
+def test_a_message_has_the_same_id_after_a_restart() -> None:
+    dice = random.Random(10)
+    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)])
+
+    bids = [AGENTS["fram"].bid(about) for _ in range(2)]
+
+    assert bids[0] == bids[1]
+    assert bids[0] is not None
+    assert bids[0].message_id == "bid:c#1:fram"
+
+
+def test_every_agent_has_an_operator_of_its_own() -> None:
+    assert len(ROSTER) == len(AGENTS) == len({agent.operator for agent in ROSTER}) == 6
+
+
+# ---- votes, simulated
+
+
+def test_the_vote_on_a_limit_that_is_too_short_passes_in_99_of_100_draws() -> None:
+    passed, choices = 0, set()
+    for seed in range(100):
+        dice = random.Random(seed)
+        draw = too_short(dice)
+        about = case([draw(dice) for _ in range(dice.choice((40, 60, 100, 200)))])
+        bidders: list[Investigator] = [agent for agent in ROSTER if agent.bid(about) is not None]
+        proposal = dice.choice(bidders).proposal(about)
+        assert proposal is not None
+        tally = vote(about, proposal)
+        passed += tally.accepted
+        choices.add((tally.approve, tally.reject, tally.abstain))
+
+    assert passed >= 99
+    assert len(choices) >= 3  # ballots differ, and not always alike
+
+
+@pytest.mark.parametrize(
+    ("value", "draw"),
+    [
+        # timeouts at no limit in particular
+        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(0.1, 0.9), failure=FailureKind.TIMEOUT)),
+        # timeouts of something slower than the limit
+        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(1.3, 4.0), failure=FailureKind.TIMEOUT)),
+        # errors
+        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(0.1, 0.9), failure=FailureKind.ERROR)),
+        # tasks that hang: no limit is long enough
+        (2.0, lambda dice: DurationSample(duration_s=1.01, failure=FailureKind.TIMEOUT)),  # noqa: ARG005
+        # the right parameter, and a value that changes next to nothing
+        (1.03, None),
+        # the wrong direction
+        (0.7, None),
+    ],
+)
+def test_the_vote_on_what_would_not_help_fails_in_97_of_100_draws(value: float, draw: Draw | None) -> None:
+    passed = 0
+    for seed in range(100):
+        dice = random.Random(seed)
+        work = too_short(dice)
+        if draw is not None:
+            work = lambda dice: cut(dice.lognormvariate(-1.4, 0.45)) if dice.random() < 0.5 else draw(dice)  # noqa: B023, E731
+        about = case([work(dice) for _ in range(dice.choice((40, 60, 100, 200)))])
+        rate = about.baseline.rate
+        assert rate is not None
+        passed += vote(about, proposed(value, min(0.97, rate + 0.4))).accepted
+
+    assert passed <= 3
+
+
+# ---- the real thing
+
+
+async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
+    temporal: Client, database: Database, task_queue: str
+) -> None:
+    platform = builders.platform(
+        parameters=(limit_of(1.0).declaration,), cycle=builders.rules(bid_window_s=3, bake_window_s=0.2)
+    )
+    now, dice = datetime.now(UTC), random.Random(11)
+    declare_parameters(database, platform, now)
+    for agent in ROSTER:
+        register_agent(database, agent.agent_id, agent.operator, now)
+
+    def outcome(task_id: str, limit_s: float, at: datetime) -> TaskOutcome:
+        sample = cut(dice.lognormvariate(0, 0.45), limit_s)
+        return builders.outcome(task_id, sample.failure is None, at, duration_s=sample.duration_s)
+
+    with database.transaction() as session:
+        record_outcomes(session, [outcome(f"old-{n}", 1.0, now - timedelta(seconds=5)) for n in range(90)], 1)
+    done = asyncio.Event()
+
+    def traffic() -> None:
+        with (
+            ParameterResolver(database, platform, refresh_s=0.05) as resolver,
+            Recorder(database, platform.observatory.interval_s, linger_s=0.01) as recorder,
+        ):
+            for number in range(100_000):
+                if done.is_set():
+                    return
+                at = datetime.now(UTC)
+                resolution = resolver.resolve_task(RESEARCH, f"task-{number}", at)
+                recorder.assigned(resolution.assignments)
+                limit_s = resolution.values[builders.TIMEOUT]
+                assert isinstance(limit_s, float)
+                recorder.record(outcome(f"task-{number}", limit_s, at)).result()
+
+    anomaly = builders.anomaly(now - timedelta(seconds=10))
+    cycle = f"{workflow_id(anomaly.subject)}:{task_queue}"
+    client = NautilusClient(temporal, task_queue)
+    async with worker(temporal, database, platform, Settings(), task_queue):
+        request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
+        await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
+        running = asyncio.create_task(
+            run_agents(client, ROSTER, done, every_s=0.2, mine=lambda task: task.workflow_id == cycle)
+        )
+        platform_runs = asyncio.create_task(asyncio.to_thread(traffic))
+        try:
+            result = await asyncio.wait_for(client.result(cycle), 60)
+        finally:
+            done.set()
+            await asyncio.gather(running, platform_runs)
+
+    assert result.end is not None
+    assert result.end.ending is Ending.PROMOTED, result.end.reason
+    assert len(result.status.bids) == 6
+    assert len({ballot.reason for ballot in result.status.ballots}) == len(result.status.ballots) >= 3
+    assert result.end.proposal is not None
+    assert result.end.proposal.parameter == builders.TIMEOUT
+    assert any(ballot.choice is Choice.APPROVE for ballot in result.status.ballots)
