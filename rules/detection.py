@@ -401,8 +401,9 @@ def _floor(
     first = max(first, bisect_left(track.starts, since)) if since else first
     recent = track.between(first, last)
     looked_at = max(normal.counts.tasks if normal else 0, recent.tasks)
-    # Twice the windows of the smallest size, because 1 + 1/2 + 1/4 + ... of them are looked at.
-    level = BUDGET * rules.floor_window_tasks / (2 * settings.series_count * max(looked_at, rules.floor_window_tasks))
+    # Of n disjoint windows of the smallest size, n / 2 + n / 4 + ... are looked at again as parts of larger ones.
+    windows = max(1, 2 * (looked_at // rules.floor_window_tasks) - 1)
+    level = BUDGET / (settings.series_count * windows)
     size, chance, counts = rules.floor_window_tasks, 1.0, recent
     newest = last
     while size <= recent.tasks and chance > level:
@@ -565,7 +566,10 @@ class _Look:
                     fresh[name] = alarm
         whole = self.whole(free, start) if len(self.tracks) > 1 else None
         if whole is not None and (culprit := self.explain(whole, free, start)) is not None:
-            fresh.setdefault(culprit, self.blame(culprit, whole, start))
+            blamed = self.blame(culprit, whole, start)
+            # A type is held to the floor by a whole window of its own tasks, or not yet.
+            if whole.kind is Kind.SHIFT or blamed.observed.tasks >= self.rules.floor_window_tasks:
+                fresh.setdefault(culprit, blamed)
             self.put("", alarms=tuple(a for a in self.state("").alarms if a != whole), frozen=None)
             whole = None
         if fresh and whole is None:
@@ -577,7 +581,8 @@ class _Look:
             part_of = self.identify("", covering) if covering else ""
             known = alarm.model_copy(update={"part_of": part_of})
             others = tuple(a for a in self.state(name).alarms if a.kind is not alarm.kind)
-            self.put(name, alarms=(*others, known), evidence=())
+            freezes = None if alarm.standing else self.state(name).frozen or self.normal(name, start)
+            self.put(name, alarms=(*others, known), evidence=(), frozen=freezes)
             if not part_of:
                 self.announce(name, alarm)
 
@@ -649,7 +654,6 @@ class _Look:
         track, normal = self.tracks[name], self.normal(name, start)
         observed = track.between(bisect_left(track.starts, whole.onset), bisect_right(track.starts, start))
         usual = normal.rate_at(start) if normal else self.rules.success_floor
-        self.put(name, frozen=None if whole.standing else normal)
         return whole.model_copy(
             update={
                 "observed": observed,

@@ -8,20 +8,21 @@ resolved limit, and records how it went. It knows nothing of anomalies, cycles o
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import islice
 from time import monotonic
 from uuid import uuid4
 
 import structlog
 
 from activities.database import Database
-from activities.task_runner import RunnerStopped, TaskRunner
+from activities.task_runner import TaskRunner
 from activities.task_types import TaskType, installed
 from schema.declaration import read_platform
 from schema.messages.observatory import TaskOutcome
-from schema.messages.platform import Platform
+from schema.messages.platform import Platform, Traffic
 from schema.settings import Settings
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
@@ -69,7 +70,34 @@ class Practice:
         self._recorder.record(outcome).result()
 
 
-def due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str, float]]:
+def paced(
+    traffic: Traffic, stopping: threading.Event, series: str, work: Callable[[str, str], None], most: int | None = None
+) -> None:
+    """Call `work` with (task type, task id) as often as declared, at most `traffic.concurrency` at a time.
+
+    Where the machine is too slow for it, tasks start later: none is left out. Ends when told to stop or after `most`
+    tasks; what `work` raises ends it too.
+    """
+    free = threading.Semaphore(traffic.concurrency)
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
+        for number, (task_type, at) in enumerate(islice(_due(traffic.per_second, monotonic()), most)):
+            if stopping.wait(max(0.0, at - monotonic())):
+                break
+            free.acquire()
+            future = pool.submit(work, task_type, f"{task_type}-{series}-{number}")
+            future.add_done_callback(lambda _: free.release())
+            running = [f for f in running if not _done(f)] + [future]
+    for future in running:
+        future.result()
+
+
+def _done(future: Future[None]) -> bool:
+    """Whether a task is through; raises what it raised."""
+    return future.done() and future.result() is None
+
+
+def _due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str, float]]:
     """Task types with the instant each is due (seconds, monotonic clock), in order, evenly spaced, for ever."""
     next_at = {name: started + 1 / rate for name, rate in per_second.items() if rate > 0}
     while next_at:
@@ -79,42 +107,29 @@ def due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str, 
 
 
 def run(settings: Settings, stopping: threading.Event) -> None:
-    """Keep the declared traffic up until told to stop. Where the machine is too slow for it, tasks start later."""
+    """Keep the declared traffic up until told to stop."""
     platform = read_platform(settings.platform)
     if platform.traffic is None:
         raise ValueError(f"{settings.platform}: traffic: expected a declaration of what to run, but there is none")
-    types = {name: type_ for name, type_ in installed().items() if name in platform.traffic.per_second}
-    if missing := sorted(platform.traffic.per_second.keys() - types.keys()):
-        raise ValueError(
-            f"{settings.platform}: traffic.per_second: expected installed task types, but {missing[0]} is not"
-        )
+    types = wanted_types(platform.traffic)
     database = Database(settings.database)
-    series = uuid4().hex[:8]
-    free = threading.Semaphore(platform.traffic.concurrency)
     with (
         TaskRunner(types, settings.home / "cache") as runner,
         ParameterResolver(database, platform, settings.resolver_refresh_s) as resolver,
         Recorder(database, platform.observatory.interval_s) as recorder,
-        ThreadPoolExecutor(platform.traffic.concurrency, thread_name_prefix="task") as pool,
     ):
-        practice = Practice(platform, runner, types, resolver, recorder)
-
-        def work(task_type: str, task_id: str) -> None:
-            try:
-                practice.run_task(task_type, task_id)
-            except RunnerStopped as error:
-                log.error("traffic.stopped", error=str(error))
-                stopping.set()
-            finally:
-                free.release()
-
         log.info("traffic.started", per_second=dict(platform.traffic.per_second))
-        for number, (task_type, at) in enumerate(due(platform.traffic.per_second, monotonic())):
-            if stopping.wait(max(0.0, at - monotonic())):
-                break
-            free.acquire()
-            pool.submit(work, task_type, f"{task_type}-{series}-{number}")
+        practice = Practice(platform, runner, types, resolver, recorder)
+        paced(platform.traffic, stopping, uuid4().hex[:8], practice.run_task)
     database.close()
+
+
+def wanted_types(traffic: Traffic) -> dict[str, TaskType]:
+    """The installed task types that `traffic` runs; raises ValueError for one that is not installed."""
+    types = installed()
+    if missing := sorted(traffic.per_second.keys() - types.keys()):
+        raise ValueError(f"traffic.per_second: expected installed task types, but {missing[0]} is not one")
+    return {name: types[name] for name in traffic.per_second}
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ evidence decides. Windows last seconds instead of hours; nothing is back-dated a
 """
 
 import asyncio
+import math
 import statistics
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,11 +26,12 @@ from rich.table import Table
 from activities import ledger
 from activities.observatory import counts_since
 from activities.task_runner import TaskRunner
-from activities.task_types import installed
 from schema import wire
 from schema.messages.cycle import CycleResult, CycleStatus, Phase
 from schema.messages.observatory import Counts
+from schema.messages.platform import Traffic
 from schema.settings import Settings
+from simulation.traffic import paced, wanted_types
 from starter.client import NautilusClient
 from starter.server import free_port
 from starter.stack import Ports, Stack, running
@@ -37,10 +39,9 @@ from workflows.page import percent, wilson
 
 RESEARCH, OTHER = "research_synthesis", "monte_carlo"
 PARAMETER = f"{RESEARCH}.timeout_s"
-TIMED_TASKS = 40
-CONCURRENCY = 2
+TIMED_TASKS = 36
 # Two of three tasks are research; a limit at the median cuts off half of those: two of three succeed, as in the story.
-PER_SECOND = {RESEARCH: 2.4, OTHER: 1.2}
+TRAFFIC = Traffic(concurrency=2, per_second={RESEARCH: 2.4, OTHER: 1.2})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DETECTION_TIMEOUT_S = 120.0
 CYCLE_TIMEOUT_S = 240.0
@@ -59,18 +60,24 @@ class Told:
 
 
 def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
-    """Durations of real research tasks on this machine, as many at a time as the traffic will run, without a limit."""
-    types = {name: type_ for name, type_ in installed().items() if name in PER_SECOND}
-    with TaskRunner(types, home / "cache") as runner, ThreadPoolExecutor(CONCURRENCY) as pool:
+    """Durations of real research tasks on this machine, without a limit, at the pace that the traffic will have."""
+    types = wanted_types(TRAFFIC)
+    durations: list[float] = []
+    enough = threading.Event()
+    with TaskRunner(types, home / "cache") as runner:
 
-        def timed(number: int) -> float:
-            execution = runner.run(RESEARCH, types[RESEARCH].sample(f"timing-{number}"), {}, 60.0)
-            advance()
+        def timed(task_type: str, task_id: str) -> None:
+            execution = runner.run(task_type, types[task_type].sample(task_id), {}, 60.0)
             if execution.result is None:
-                raise DemoError(f"expected research to work here, but: {execution.failure} {execution.detail}")
-            return execution.duration_s
+                raise DemoError(f"expected {task_type} to work here, but: {execution.failure} {execution.detail}")
+            if task_type == RESEARCH:
+                durations.append(execution.duration_s)
+                advance()
+            if len(durations) >= TIMED_TASKS:
+                enough.set()
 
-        return list(pool.map(timed, range(TIMED_TASKS)))
+        paced(TRAFFIC, enough, "timing", timed)
+    return durations
 
 
 def declaration(limit_s: float) -> str:
@@ -142,8 +149,8 @@ retry_cooldown_s = 5
 max_tasks = 100
 
 [traffic]
-concurrency = {CONCURRENCY}
-per_second = {{ {", ".join(f"{name} = {rate}" for name, rate in PER_SECOND.items())} }}
+concurrency = {TRAFFIC.concurrency}
+per_second = {{ {", ".join(f"{name} = {rate}" for name, rate in TRAFFIC.per_second.items())} }}
 """
 
 
@@ -175,7 +182,8 @@ async def _declared_limit(console: Console, home: Path) -> float:
 
         durations = await asyncio.to_thread(time_the_work, home, advance)
     median = statistics.median(durations)
-    limit_s = float(f"{median:.2g}")
+    # Two digits are what a person would declare; downwards, because the machine is a little busier from here on.
+    limit_s = math.floor(median * 100) / 100
     slowest = max(durations)
     console.print(
         f"research takes {median:.2f} s here (median of {TIMED_TASKS}, slowest {slowest:.2f} s); "

@@ -117,9 +117,7 @@ def test_every_bid_is_ranked_once_and_scored_between_nothing_and_one(offers: lis
 
 
 @given(agents_of, agents_of, st.integers(1, 20))
-def test_more_success_never_loses_what_was_won(
-    mine: tuple[Agent, int], other: tuple[Agent, int], more: int
-) -> None:
+def test_more_success_never_loses_what_was_won(mine: tuple[Agent, int], other: tuple[Agent, int], more: int) -> None:
     (agent, price), (rival, their_price) = mine, other
     if agent.agent_id == rival.agent_id:
         rival = rival.model_copy(update={"agent_id": "rival"})

@@ -37,7 +37,10 @@ def judge(state: ParameterState, task_type: str = "research_synthesis", **change
         ({"base_version": 2}, "expected base version 1 of research_synthesis.timeout_s, but 2 came"),
         ({"parameter": "cycle.alpha"}, "expected a declared parameter (research_synthesis.timeout_s), but cycle.alpha"),
         ({"predicted_rate": 0.72}, None),  # exactly the smallest effect worth having
-        ({"predicted_rate": 0.719}, "expected a predicted rate of at least 0.720 (baseline 0.670 and 0.05 worth having)"),
+        (
+            {"predicted_rate": 0.719},
+            "expected a predicted rate of at least 0.720 (baseline 0.670 and 0.05 worth having)",
+        ),
         ({"predicted_rate": 0.5}, "expected a predicted rate of at least 0.720"),  # a forecast of harm
     ],
 )
@@ -53,15 +56,35 @@ def test_a_proposal_outside_its_bounds_is_refused_with_what_was_expected(
     ("kind", "declared", "value", "expected"),
     [
         (ParameterKind.INTEGER, {"default": 4, "minimum": 1, "maximum": 8}, 5, None),
-        (ParameterKind.INTEGER, {"default": 4, "minimum": 1, "maximum": 8}, 5.0, "expected a whole number, but 5.0 came"),
+        (
+            ParameterKind.INTEGER,
+            {"default": 4, "minimum": 1, "maximum": 8},
+            5.0,
+            "expected a whole number, but 5.0 came",
+        ),
         (ParameterKind.INTEGER, {"default": 4, "minimum": 1, "maximum": 8}, True, "expected a whole number, but True"),
         (ParameterKind.BOOLEAN, {"default": False}, True, None),
         (ParameterKind.BOOLEAN, {"default": False}, 1, "expected true or false, but 1 came"),
         (ParameterKind.CHOICE, {"default": "fast", "choices": ("fast", "deep")}, "deep", None),
-        (ParameterKind.CHOICE, {"default": "fast", "choices": ("fast", "deep")}, "slow", "expected one of fast, deep, but"),
+        (
+            ParameterKind.CHOICE,
+            {"default": "fast", "choices": ("fast", "deep")},
+            "slow",
+            "expected one of fast, deep, but",
+        ),
         (ParameterKind.FLOAT, {"default": 1.0, "minimum": 0.5, "maximum": 9, "step": 0.5}, 2.5, None),
-        (ParameterKind.FLOAT, {"default": 1.0, "minimum": 0.5, "maximum": 9, "step": 0.5}, 2.6, "in steps of 0.5, but 2.6"),
-        (ParameterKind.FLOAT, {"default": 0.3, "minimum": 0.1, "maximum": 1, "step": 0.1}, 0.7, None),  # floats: 5.999 steps
+        (
+            ParameterKind.FLOAT,
+            {"default": 1.0, "minimum": 0.5, "maximum": 9, "step": 0.5},
+            2.6,
+            "in steps of 0.5, but 2.6",
+        ),
+        (
+            ParameterKind.FLOAT,
+            {"default": 0.3, "minimum": 0.1, "maximum": 1, "step": 0.1},
+            0.7,
+            None,
+        ),  # floats: 5.999 steps
     ],
 )
 def test_every_kind_of_parameter_has_its_own_bounds(
@@ -79,8 +102,7 @@ def test_a_cycle_about_one_task_type_changes_only_what_touches_it() -> None:
     reason = judge(builders.state(), task_type="monte_carlo")
 
     assert reason == (
-        "expected a parameter that touches monte_carlo, "
-        "but research_synthesis.timeout_s touches research_synthesis"
+        "expected a parameter that touches monte_carlo, but research_synthesis.timeout_s touches research_synthesis"
     )
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.consensus import capped_weights, majority, tally
-from schema.messages.cycle import Briefing
+from schema.messages.cycle import Briefing, CycleRequest, CycleState, Phase
 from schema.messages.observatory import Counts
 from schema.messages.platform import CycleRules, Risk
 from schema.messages.proposals import Ballot, Choice, Electorate, Tally, Voter
 from tests import builders
-from workflows.windows import BallotBox
+from workflows import windows
 
 RULES = CycleRules()
 LETTERS = {"a": Choice.APPROVE, "r": Choice.REJECT, "-": Choice.ABSTAIN}
@@ -186,7 +186,9 @@ def test_no_operator_weighs_more_than_its_share_of_the_electorate(voters: tuple[
         own = [voter for voter in voters if voter.operator == operator]
         assert sum(weights[voter.agent_id] for voter in own) <= cap * total + 1e-9
         # The cap scales an operator's voters alike: it never chooses among them.
-        assert all(weights[v.agent_id] * own[0].weight == pytest.approx(weights[own[0].agent_id] * v.weight) for v in own)
+        assert all(
+            weights[v.agent_id] * own[0].weight == pytest.approx(weights[own[0].agent_id] * v.weight) for v in own
+        )
     assert all(0 <= weights[voter.agent_id] <= voter.weight for voter in voters)
 
 
@@ -209,7 +211,9 @@ def test_clones_of_one_operator_never_carry_a_vote_against_everybody_else(clones
 # --- The frozen electorate --------------------------------------------------------------------------------------------
 
 
-def box() -> BallotBox:
+def voting() -> CycleState:
+    """A cycle whose vote has just opened, for a minute."""
+    proposal = builders.proposal("ada")
     briefing = Briefing(
         cycle_id="success_rate:research_synthesis#1",
         attempt=1,
@@ -220,48 +224,73 @@ def box() -> BallotBox:
         baseline=Counts(tasks=60, successes=40),
     )
     voters = tuple(builders.voter(name) for name in NAMES)
-    return BallotBox(briefing, Electorate(proposal_id="p", opened_at=builders.NOW, voters=voters), Risk.LOW)
+    return CycleState(
+        request=CycleRequest(request_id="r", anomaly=builders.anomaly()),
+        phase=Phase.VOTING,
+        window_open=True,
+        briefing=briefing,
+        proposal=proposal,
+        electorate=Electorate(proposal_id=proposal.proposal_id, opened_at=builders.NOW, voters=voters),
+        deadline=builders.NOW + timedelta(seconds=60),
+    )
+
+
+def vote(state: CycleState, agent: str, after_s: float = 0, choice: Choice = Choice.APPROVE) -> None:
+    ballot = builders.ballot(agent, state.proposed.proposal_id, choice)
+    assert windows.refusal(state, ballot) is None
+    windows.take(state, ballot, builders.NOW + timedelta(seconds=after_s))
 
 
 @pytest.mark.parametrize(
-    ("ballot", "expected"),
+    ("agent", "proposal_id", "expected"),
     [
-        (builders.ballot("late-comer"), "frozen when voting opened"),  # registered after the vote opened
-        (builders.ballot("ada"), "frozen when voting opened"),  # the proposer is not among the voters
-        (builders.ballot("bob", "p2"), "names p2"),  # a ballot on an edited proposal
-        (builders.ballot("cyd"), "voted already"),  # the first ballot stands
+        ("late-comer", None, "frozen when voting opened"),  # registered after the vote opened
+        ("ada", None, "frozen when voting opened"),  # the proposer is not among the voters
+        ("bob", "p2", "names p2"),  # a ballot on an edited proposal
+        ("cyd", None, "voted already"),  # the first ballot stands
     ],
 )
-def test_the_box_takes_one_ballot_of_each_voter_of_the_frozen_electorate(ballot: Ballot, expected: str) -> None:
-    votes = box()
-    votes.take(builders.ballot("cyd", choice=Choice.REJECT), builders.NOW)
+def test_one_ballot_of_each_voter_of_the_frozen_electorate_is_taken(
+    agent: str, proposal_id: str | None, expected: str
+) -> None:
+    state = voting()
+    vote(state, "cyd", choice=Choice.REJECT)
 
-    refusal = votes.refusal(ballot)
+    refusal = windows.refusal(state, builders.ballot(agent, proposal_id or state.proposed.proposal_id))
 
     assert refusal is not None
     assert expected in refusal
-    assert votes.tally.reject == 1
+    assert windows.tally(state).reject == 1
+
+
+def test_a_ballot_after_the_vote_closed_is_refused() -> None:
+    state = voting()
+    state.window_open = False
+
+    refusal = windows.refusal(state, builders.ballot("bob", state.proposed.proposal_id))
+
+    assert refusal is not None
+    assert "the window is closed" in refusal
 
 
 def test_a_quorum_met_in_the_last_seconds_extends_the_vote_once() -> None:
-    votes = box()
-    late = builders.NOW + timedelta(seconds=55)
-    for name in ("bob", "cyd"):
-        votes.take(builders.ballot(name), builders.NOW)
-    before = votes.deadline
+    state = voting()
+    vote(state, "bob")
+    vote(state, "cyd")
+    before = state.deadline
 
-    votes.take(builders.ballot("dee"), late)
-    extended = votes.deadline
-    votes.take(builders.ballot("eve"), late + timedelta(seconds=8))
+    vote(state, "dee", after_s=55)
+    extended = state.deadline
+    vote(state, "eve", after_s=63)
 
     assert before == builders.NOW + timedelta(seconds=60)
-    assert extended == late + timedelta(seconds=10)
-    assert votes.deadline == extended
+    assert extended == builders.NOW + timedelta(seconds=65)
+    assert state.deadline == extended
 
 
 def test_a_quorum_met_in_time_extends_nothing() -> None:
-    votes = box()
+    state = voting()
     for name in ("bob", "cyd", "dee", "eve"):
-        votes.take(builders.ballot(name), builders.NOW + timedelta(seconds=20))
+        vote(state, name, after_s=20)
 
-    assert votes.deadline == builders.NOW + timedelta(seconds=60)
+    assert state.deadline == builders.NOW + timedelta(seconds=60)

@@ -110,7 +110,10 @@ def test_a_mistake_in_a_parameter_names_the_key_and_what_was_expected(
         ),
         ('[[schedules]]\nid = "a"\nbudget_s = 1', "schedules.0: expected exactly one of every_s and cron"),
         ('[[schedules]]\nid = "a"\nevery_s = 5\ncron = "0 3 * * *"\nbudget_s = 1', "exactly one of every_s and cron"),
-        ('[[schedules]]\nid = "a"\nevery_s = 5\nbudget_s = 0', "schedules.0.budget_s: expected greater than 0, but 0 came"),
+        (
+            '[[schedules]]\nid = "a"\nevery_s = 5\nbudget_s = 0',
+            "schedules.0.budget_s: expected greater than 0, but 0 came",
+        ),
         ("[cycle]\nalpha = 0.7", "cycle.alpha: expected less than 0.5, but 0.7 came"),
         ("[cycle]\napproval_share = 0.5", "cycle.approval_share: expected greater than 0.5, but 0.5 came"),
         ("[cycle]\nvoting_window_s = nan", "cycle.voting_window_s: expected greater than 0, but nan came"),
@@ -174,9 +177,7 @@ def test_a_file_that_is_not_there_is_one_line_too(tmp_path: Path) -> None:
         ("default = 90.0", "default = [1]", "parameters.0.default: expected"),  # parameters.0.default.bool: ... boolean
     ],
 )
-def test_every_mistake_says_what_was_expected_in_our_grammar(
-    tmp_path: Path, was: str, now: str, expected: str
-) -> None:
+def test_every_mistake_says_what_was_expected_in_our_grammar(tmp_path: Path, was: str, now: str, expected: str) -> None:
     assert expected in mistake(tmp_path, GOOD.replace(was, now, 1))
 
 

@@ -37,8 +37,8 @@ class Risk(StrEnum):
 class Mode(StrEnum):
     """How far the platform goes by itself.
 
-    `observe`: anomalies are detected and recorded, nothing else. `recommend`: a cycle runs, and a person promotes at its
-    end. `autonomous`: no person is needed.
+    `observe`: anomalies are detected and recorded, nothing else. `recommend`: a cycle runs, and a person promotes at
+    its end. `autonomous`: no person is needed.
     """
 
     OBSERVE = "observe"

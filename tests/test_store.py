@@ -1,0 +1,971 @@
+"""The store: the same promises on SQLite and on PostgreSQL, under repetition, concurrency and crashes."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, inspect, text
+from sqlmodel import Session, SQLModel, col, select
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities import ledger
+from activities.database import MIGRATIONS, Database, lock, migrate
+from activities.events import emit
+from activities.experiment import (
+    ExperimentActivities,
+    configuration,
+    counters,
+    declare_parameters,
+    finish_assignments,
+    record_assignments,
+)
+from activities.market import TREASURY, MarketActivities, balance, register_agent, roster
+from activities.observatory import FAILURE_COLUMNS, interval_start, record_outcomes
+from activities.proposals import ProposalActivities
+from rules import design
+from rules.assignment import variant
+from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.events import EventType
+from schema.messages.experiment import Assignment, ExperimentDesign, Look, Promotion, Reading, StratumCounts, Variant
+from schema.messages.ledger import EntryKind
+from schema.messages.market import AwardResult, Standing
+from schema.messages.observatory import Counts, FailureKind, TaskOutcome
+from schema.messages.platform import Platform
+from schema.tables.events import EventRow
+from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow
+from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TransferRow
+from schema.tables.observatory import OutcomeRow, RollupRow
+from schema.tables.proposals import ElectorateRow
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
+from tests import builders
+from tests.builders import NOW, TIMEOUT
+from tests.conftest import on_server
+
+INTERVAL_S = 60
+fresh = count(1)
+# The database outlives an example; every example works under names of its own.
+several = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "postgresql":
+        yield request.getfixturevalue("postgres_database")
+        return
+    path = tmp_path / "store" / "nautilus.db"
+    path.parent.mkdir()
+    shutil.copy(request.getfixturevalue("migrated_file"), path)
+    database = Database(f"sqlite:///{path}")
+    yield database
+    database.close()
+
+
+def is_postgres(database: Database) -> bool:
+    return database.engine.dialect.name == "postgresql"
+
+
+@contextmanager
+def away(database: Database) -> Iterator[None]:
+    """The store is gone for a while: its directory moved, or its server refusing everybody."""
+    if is_postgres(database):
+        name = database.url.database
+        kick = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        on_server(database.url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", kick)
+        yield
+        on_server(database.url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        return
+    assert database.url.database is not None
+    home = Path(database.url.database).parent
+    database.engine.dispose()
+    hidden = home.rename(home.with_name("away"))
+    yield
+    hidden.rename(home)
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within ten seconds; asks a hundred times a second."""
+    never = threading.Event()
+    return any(holds() or never.wait(0.01) for _ in range(1_000))
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Run the calls in threads that start at one moment; their results in order."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+# --- Schema -----------------------------------------------------------------------------------------------------------
+
+
+def alembic(database: Database, step: Callable[[Config], None]) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        step(config)
+
+
+def differences(database: Database) -> list[Any]:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, SQLModel.metadata))
+
+
+def test_the_migrated_schema_is_the_models_schema(database: Database) -> None:
+    assert differences(database) == []
+
+
+def test_the_schema_goes_down_and_up_again(database: Database) -> None:
+    alembic(database, lambda config: command.downgrade(config, "base"))
+    left = inspect(database.engine).get_table_names()
+    alembic(database, lambda config: command.upgrade(config, "head"))
+
+    assert left == ["alembic_version"]
+    assert differences(database) == []
+
+
+def test_migrating_twice_is_migrating_once_and_loses_nothing(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    migrate(database)
+
+    with database.reading() as session:
+        assert [agent.agent_id for agent in roster(session)] == ["ada"]
+
+
+# --- Transactions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.transaction() as session:
+        emit(session, EventType.CYCLE_ENDED, "s", "k", NOW)
+        ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, {})
+        record_outcomes(session, [builders.outcome("t")], INTERVAL_S)
+        raise ZeroDivisionError
+
+    with database.reading() as session:
+        for table in (EventRow, OutcomeRow, RollupRow):
+            assert session.exec(select(func.count()).select_from(table)).one() == 0
+    assert ledger.verify(database)[0] == 0
+
+
+def test_reading_is_a_consistent_view(database: Database, request: pytest.FixtureRequest) -> None:
+    if is_postgres(database):
+        request.applymarker(
+            pytest.mark.xfail(strict=True, reason="READ COMMITTED: each statement of a reading sees another state")
+        )
+    query = select(func.count()).select_from(AgentRow)
+    with database.reading() as session:
+        first = session.exec(query).one()
+        register_agent(database, "ada", "op-ada", NOW)
+        second = session.exec(query).one()
+
+    assert (first, second) == (0, 0)
+
+
+def test_registering_twice_is_registering_once_and_keeps_the_first_operator(database: Database) -> None:
+    assert register_agent(database, "ada", "op-ada", NOW)
+    assert not register_agent(database, "ada", "mallory", NOW)
+
+    with database.reading() as session:
+        assert [agent.operator for agent in roster(session)] == ["op-ada"]
+
+
+@pytest.mark.parametrize("value", [90.0, 90, True, False, "deep", 0.1 + 0.2])
+def test_a_value_comes_back_as_what_it_was(database: Database, value: Any) -> None:
+    with database.transaction() as session:
+        session.add(ParameterRow(key="a.b", value=value, version=1, changed_at=NOW, changed_by="test"))
+    with database.reading() as session:
+        back = session.get_one(ParameterRow, "a.b").value
+
+    assert (back, type(back)) == (value, type(value))
+
+
+def test_an_instant_comes_back_to_the_microsecond_and_a_naive_one_is_refused(database: Database) -> None:
+    at = datetime(2026, 3, 29, 1, 30, 0, 123_456, tzinfo=UTC)
+    register_agent(database, "ada", "op-ada", at)
+
+    with database.reading() as session:
+        assert session.get_one(AgentRow, "ada").registered_at == at
+    with pytest.raises(Exception, match="expected an instant with a time zone"):
+        register_agent(database, "bob", "op-bob", at.replace(tzinfo=None))
+
+
+# --- Outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def recount(session: Session, task_type: str) -> dict[datetime, tuple[float, ...]]:
+    """The roll-ups of a task type, counted from the outcomes themselves."""
+    made: dict[datetime, list[OutcomeRow]] = {}
+    for row in session.exec(select(OutcomeRow).where(OutcomeRow.task_type == task_type)).all():
+        made.setdefault(interval_start(row.finished_at, INTERVAL_S), []).append(row)
+    return {
+        start: (
+            len(rows),
+            sum(row.failure is None for row in rows),
+            *(sum(row.failure == kind.value for row in rows) for kind in FAILURE_COLUMNS),
+            sum(row.quality is not None for row in rows),
+            sum(row.duration_s for row in rows),
+            sum(row.quality or 0.0 for row in rows),
+            sum(row.cost for row in rows),
+        )
+        for start, rows in made.items()
+    }
+
+
+def rolled_up(session: Session, task_type: str) -> dict[datetime, tuple[float, ...]]:
+    rows = session.exec(select(RollupRow).where(RollupRow.task_type == task_type)).all()
+    return {
+        row.start: (
+            row.tasks,
+            row.successes,
+            *(getattr(row, column) for column in FAILURE_COLUMNS.values()),
+            row.rated,
+            row.duration_sum_s,
+            row.quality_sum,
+            row.cost_sum,
+        )
+        for row in rows
+    }
+
+
+def assert_rolled_up(database: Database, task_type: str) -> None:
+    with database.transaction() as session:
+        lock(session, "rollup")  # what a killed writer had sent may still be committing
+        wanted, found = recount(session, task_type), rolled_up(session, task_type)
+    assert found.keys() == wanted.keys()
+    for start, numbers in wanted.items():
+        assert found[start] == pytest.approx(numbers)
+
+
+# Numbers that a sum of floats adds exactly, so that the order of adding is no excuse.
+outcome_fields = st.fixed_dictionaries(
+    {
+        "number": st.integers(0, 25),
+        "minute": st.integers(0, 3),
+        "failure": st.none() | st.sampled_from(FailureKind),
+        "duration_s": st.integers(0, 64).map(lambda n: n / 8),
+        "quality": st.none() | st.integers(0, 8).map(lambda n: n / 8),
+        "cost": st.integers(0, 8).map(lambda n: n / 4),
+    }
+)
+
+
+@several
+@given(batches=st.lists(st.lists(outcome_fields, max_size=12), min_size=1, max_size=4))
+def test_roll_ups_equal_a_recount_of_the_outcomes(database: Database, batches: list[list[dict[str, Any]]]) -> None:
+    task_type = f"t{next(fresh)}"
+    new = 0
+    for batch in batches:
+        outcomes = [
+            TaskOutcome(
+                task_id=f"{task_type}-{fields['number']}",
+                task_type=task_type,
+                started_at=NOW,
+                finished_at=NOW + timedelta(seconds=60 * fields["minute"]),
+                **{name: fields[name] for name in ("failure", "duration_s", "quality", "cost")},
+            )
+            for fields in batch
+        ]
+        with database.transaction() as session:
+            new += record_outcomes(session, outcomes, INTERVAL_S)
+
+    assert_rolled_up(database, task_type)
+    assert new == len({fields["number"] for batch in batches for fields in batch})
+
+
+def test_recording_twice_is_recording_once_and_the_first_word_stands(database: Database) -> None:
+    with database.transaction() as session:
+        assert record_outcomes(session, [builders.outcome("a"), builders.outcome("b", success=False)], INTERVAL_S) == 2
+    with database.transaction() as session:
+        assert record_outcomes(session, [builders.outcome("b"), builders.outcome("c")], INTERVAL_S) == 1
+
+    with database.reading() as session:
+        row = session.exec(select(RollupRow)).one()
+    assert (row.tasks, row.successes, row.timeouts) == (3, 2, 1)
+
+
+def test_an_operator_s_whole_history_is_recorded_at_once(database: Database) -> None:
+    history = [builders.outcome(f"h{n}", n % 3 > 0, NOW - timedelta(seconds=n % 600)) for n in range(1_500)]
+    with database.transaction() as session:
+        assert record_outcomes(session, history, INTERVAL_S) == 1_500
+
+    assert_rolled_up(database, "research_synthesis")
+
+
+def test_two_recorders_count_every_outcome_once(database: Database) -> None:
+    opened(database, experiment())
+
+    def platform(first: int) -> None:
+        with Recorder(database, INTERVAL_S, batch=7, linger_s=0.001) as recorder:
+            for number in range(first, first + 60):
+                recorder.assigned([assignment(number)])
+                recorder.record(builders.outcome(f"task-{number}", number % 4 > 0))
+
+    together(lambda: platform(0), lambda: platform(30))  # thirty tasks are reported by both
+
+    assert_rolled_up(database, "research_synthesis")
+    with database.reading() as session:
+        assert session.exec(select(func.count()).select_from(OutcomeRow)).one() == 90
+    assert_counted(database, "c#1")
+    assert sum(arm.tasks for stratum in arms(database) for arm in (stratum.control, stratum.treatment)) == 90
+
+
+RECORDING = """
+import sys
+from activities.database import Database
+from starter.platform.recorder import Recorder
+from tests import builders
+
+with Recorder(Database(sys.argv[1]), 60, batch=20, linger_s=0.001) as recorder:
+    number = 0
+    while True:
+        number += 1
+        task_id = f"task-{number}"
+        done = recorder.record(builders.outcome(task_id, number % 3 > 0))
+        done.add_done_callback(lambda future, task_id=task_id: print(task_id, flush=True))
+"""
+
+
+def test_what_was_acknowledged_survives_the_death_of_the_recording_process(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    process = subprocess.Popen([sys.executable, "-c", RECORDING, url], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(150)]
+    process.kill()
+    # The last line may have been cut off in the middle of an id.
+    acknowledged += [line.strip() for line in process.stdout.readlines() if line.endswith("\n")]
+    process.stdout.close()
+    process.wait()
+
+    assert_rolled_up(database, "research_synthesis")
+    with database.reading() as session:
+        recorded = set(session.exec(select(OutcomeRow.task_id)).all())
+    assert len(acknowledged) >= 150
+    assert set(acknowledged) <= recorded
+
+
+def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
+    with Recorder(database, INTERVAL_S, linger_s=0.001) as recorder:
+        recorder.record(builders.outcome("before")).result(timeout=10)
+        with away(database):
+            waiting = recorder.record(builders.outcome("meanwhile"))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+        waiting.result(timeout=10)
+
+    with database.reading() as session:
+        assert set(session.exec(select(OutcomeRow.task_id)).all()) == {"before", "meanwhile"}
+
+
+def test_leaving_a_recorder_writes_what_waits_and_a_full_queue_loses_nothing(database: Database) -> None:
+    with Recorder(database, INTERVAL_S, batch=5, linger_s=5) as recorder:
+        done = [recorder.record(builders.outcome(f"t{n}")) for n in range(203)]
+
+    assert all(future.done() and future.exception() is None for future in done)
+    with database.reading() as session:
+        assert session.exec(select(func.count()).select_from(OutcomeRow)).one() == 203
+
+
+def test_a_closed_recorder_says_so(database: Database) -> None:
+    with Recorder(database, INTERVAL_S) as recorder:
+        pass
+
+    with pytest.raises(RuntimeError, match="expected an open recorder, but it was closed"):
+        recorder.record(builders.outcome("late"))
+
+
+@pytest.mark.xfail(strict=True, reason="an outcome that cannot be stored fails everything that shares its batch")
+def test_an_outcome_that_cannot_be_stored_fails_alone(database: Database) -> None:
+    naive = NOW.replace(tzinfo=None)
+    with Recorder(database, INTERVAL_S, linger_s=0.3) as recorder:
+        good = recorder.record(builders.outcome("good"))
+        bad = recorder.record(builders.outcome("bad").model_copy(update={"finished_at": naive}))
+        bad_error = bad.exception(timeout=10)
+        good_error = good.exception(timeout=10)
+
+    assert bad_error is not None
+    assert good_error is None
+
+
+# --- Experiments ------------------------------------------------------------------------------------------------------
+
+
+def experiment(cycle_id: str = "c#1", **changes: Any) -> ExperimentDesign:
+    briefing = Briefing(
+        cycle_id=cycle_id,
+        attempt=1,
+        failed_attempts=0,
+        rules=builders.rules(),
+        parameters=(builders.state(),),
+        agents=(),
+        baseline=Counts(tasks=60, successes=40),
+    )
+    return design.experiment(briefing, builders.proposal(), "success_rate").model_copy(update=changes)
+
+
+def experiments(database: Database, platform: Platform | None = None) -> ExperimentActivities:
+    return ExperimentActivities(database, platform or builders.platform())
+
+
+def opened(database: Database, plan: ExperimentDesign) -> ExperimentDesign:
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).open_experiment(plan, NOW)
+    return plan
+
+
+def assignment(number: int, experiment_id: str = "c#1", at: datetime = NOW) -> Assignment:
+    task_id = f"task-{number}"
+    arm = Variant(variant(experiment_id, task_id, 0.5))
+    return Assignment(experiment_id=experiment_id, task_id=task_id, variant=arm, treatment_share=0.5, assigned_at=at)
+
+
+def arms(database: Database, experiment_id: str = "c#1") -> tuple[StratumCounts, ...]:
+    with database.reading() as session:
+        return counters(session, experiment_id)
+
+
+def look(database: Database, plan: ExperimentDesign, at: datetime) -> Reading:
+    return experiments(database).read_experiment(Look(design=plan, until=at), at)
+
+
+def assert_counted(database: Database, experiment_id: str) -> None:
+    with database.reading() as session:
+        rows = session.exec(select(AssignmentRow).where(AssignmentRow.experiment_id == experiment_id)).all()
+        found = {
+            row.variant: (row.assigned, row.finished, row.successes)
+            for row in session.exec(select(ArmRow).where(ArmRow.experiment_id == experiment_id)).all()
+        }
+    wanted = {
+        arm.value: (
+            sum(row.variant == arm for row in rows),
+            sum(row.variant == arm and row.success is not None for row in rows),
+            sum(row.variant == arm and bool(row.success) for row in rows),
+        )
+        for arm in Variant
+    }
+    assert found == wanted
+
+
+steps = st.one_of(
+    st.tuples(st.just("assign"), st.lists(st.integers(0, 15), max_size=6)),
+    st.tuples(st.just("finish"), st.dictionaries(st.integers(0, 15), st.booleans(), max_size=6)),
+    st.tuples(st.just("look"), st.just(None)),
+)
+
+
+@several
+@given(path=st.lists(steps, max_size=8))
+def test_counters_equal_a_recount_of_the_assignments(database: Database, path: list[tuple[str, Any]]) -> None:
+    name = f"p{next(fresh)}#1"
+    plan = opened(database, experiment(name, task_types=(f"t{name[1:-2]}",)))
+    at = NOW
+    for what, tasks in path:
+        at += timedelta(seconds=45)  # a look after two more steps finds what was assigned before lost
+        with database.transaction() as session:
+            if what == "assign":
+                given_out = [assignment(number, name, at) for number in tasks]
+                record_assignments(
+                    session, [a.model_copy(update={"task_id": f"{name}:{a.task_id}"}) for a in given_out]
+                )
+            elif what == "finish":
+                finish_assignments(session, {f"{name}:task-{number}": success for number, success in tasks.items()})
+        if what == "look":
+            look(database, plan, at)
+
+    assert_counted(database, name)
+
+
+def test_lost_tasks_become_failures_after_the_cut_off_and_stay_failures(database: Database) -> None:
+    plan = opened(database, experiment())
+    with database.transaction() as session:
+        record_assignments(session, [assignment(n) for n in range(20)])
+        record_assignments(session, [assignment(n, at=NOW + timedelta(seconds=30)) for n in range(20, 30)])
+
+    before = look(database, plan, NOW + timedelta(seconds=60))
+    after = look(database, plan, NOW + timedelta(seconds=61))
+    with database.transaction() as session:
+        record_outcomes(session, [builders.outcome("task-3"), builders.outcome("task-25")], INTERVAL_S)
+    late = look(database, plan, NOW + timedelta(seconds=61))
+
+    assert before.control.tasks + before.treatment.tasks == 0  # exactly as old as the cut-off is not yet lost
+    assert (after.control.tasks + after.treatment.tasks, after.control.successes + after.treatment.successes) == (20, 0)
+    # Task 3 was counted as lost: its late success must not make two results of one task. Task 25 was in time.
+    assert (late.control.tasks + late.treatment.tasks, late.control.successes + late.treatment.successes) == (21, 1)
+    assert_counted(database, "c#1")
+
+
+def test_a_task_is_assigned_once_and_a_closed_experiment_takes_nobody(database: Database) -> None:
+    plan = opened(database, experiment())
+    with database.transaction() as session:
+        record_assignments(session, [assignment(1), assignment(1)])
+        record_assignments(session, [assignment(1)])
+    reading = look(database, plan, NOW)
+    experiments(database).conclude_experiment(plan, reading)
+    with database.transaction() as session:
+        record_assignments(session, [assignment(2)])
+        record_outcomes(session, [builders.outcome("task-1")], INTERVAL_S)
+
+    (stratum,) = arms(database)
+    assert stratum.control.pending + stratum.treatment.pending == 1
+    assert stratum.control.tasks + stratum.treatment.tasks == 0
+
+
+def test_an_undecided_look_asks_to_be_retried_with_the_progress_as_its_message(database: Database) -> None:
+    plan = opened(database, experiment())
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
+
+    with pytest.raises(ApplicationError, match="collecting: control 0/0, treatment 0/0, log e") as caught:
+        environment.run(experiments(database).read_experiment, Look(design=plan, until=NOW + timedelta(hours=1)))
+
+    assert caught.value.next_retry_delay == timedelta(seconds=0.1)
+
+
+def test_opening_twice_is_opening_once_and_another_on_the_same_tasks_waits_its_turn(database: Database) -> None:
+    plan = opened(database, experiment())
+    opened(database, plan)
+
+    with pytest.raises(ApplicationError, match="queued: c#1 is testing on research_synthesis"):
+        opened(database, experiment("other#1"))
+
+    with database.reading() as session:
+        assert len(session.exec(select(ExperimentRow)).all()) == 1
+        assert [held.cycle_id for held in session.exec(select(TaskTypeLockRow)).all()] == ["c#1"]
+    assert [entry.key for entry in ledger.entries(database)] == ["c#1"]
+
+
+def test_two_experiments_opened_at_once_on_the_same_tasks_are_one(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+
+    def attempt(cycle_id: str) -> bool:
+        try:
+            experiments(database).open_experiment(experiment(cycle_id, task_types=("b", "a")), NOW)
+        except ApplicationError:
+            return False
+        return True
+
+    assert sorted(together(*(lambda n=n: attempt(f"c{n}#1") for n in range(4)))) == [False, False, False, True]
+
+
+def test_a_lost_task_and_its_late_report_are_counted_once(postgres_database: Database, request: Any) -> None:
+    request.applymarker(
+        pytest.mark.xfail(strict=True, reason="_fail_lost counts what a recorder is just finishing, and does not lock")
+    )
+    database = postgres_database
+    plan = opened(database, experiment())
+    with database.transaction() as session:
+        record_assignments(session, [assignment(1)])
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as session:
+            finish_assignments(session, {"task-1": True})
+            session.flush()
+            looking = pool.submit(look, database, plan, NOW + timedelta(seconds=61))
+            # Commit once the look has counted and waits for the arm, or has ended without waiting.
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            assert eventually(lambda: looking.done() or bool(session.execute(waiting).scalar()))
+        looking.result(timeout=10)
+
+    assert_counted(database, "c#1")
+
+
+# --- Promotions -------------------------------------------------------------------------------------------------------
+
+
+def promotion(cycle_id: str = "c#1", **changes: Any) -> Promotion:
+    fields: dict[str, Any] = {
+        "cycle_id": cycle_id,
+        "parameter": TIMEOUT,
+        "expected_version": 1,
+        "value": 180.0,
+        "reason": "94% against 67%",
+    }
+    return Promotion(**(fields | changes))
+
+
+def watched(cycle_id: str = "c#1") -> ExperimentDesign:
+    return experiment(cycle_id, experiment_id=f"{cycle_id}.watch", treatment_share=0.9, max_tasks=None)
+
+
+def in_force(database: Database) -> tuple[Any, int]:
+    with database.reading() as session:
+        row = session.get_one(ParameterRow, TIMEOUT)
+        return row.value, row.version
+
+
+def events(database: Database) -> list[tuple[str, str]]:
+    with database.reading() as session:
+        rows = session.exec(select(EventRow).order_by(col(EventRow.sequence))).all()
+    return [(row.type, row.subject) for row in rows]
+
+
+def test_a_promotion_retried_means_success_and_happens_once(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    first = experiments(database).promote(promotion(), watched(), NOW)
+    again = experiments(database).promote(promotion(), watched(), NOW + timedelta(seconds=5))
+
+    assert first.swapped
+    assert again.swapped
+    assert in_force(database) == (180.0, 2)
+    assert [entry.kind for entry in ledger.entries(database)] == [EntryKind.PARAMETER_PROMOTED]
+    assert events(database) == [("parameter.promoted", TIMEOUT)]
+
+
+def test_a_promotion_from_a_stale_version_is_refused_and_writes_nothing(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).promote(promotion(), watched(), NOW)
+    entries, announced = ledger.entries(database), events(database)
+
+    stale = experiments(database).promote(promotion("late#1", value=120.0), watched("late#1"), NOW)
+
+    assert not stale.swapped
+    assert stale.reason == "expected research_synthesis.timeout_s at version 1, but c#1 made it 2"
+    assert in_force(database) == (180.0, 2)
+    assert (ledger.entries(database), events(database)) == (entries, announced)
+    with database.reading() as session:
+        assert session.get(ExperimentRow, "late#1.watch") is None
+
+
+def test_of_concurrent_promotions_from_one_version_exactly_one_wins(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+
+    def attempt(number: int) -> bool:
+        cycle_id = f"c{number}#1"
+        made = promotion(cycle_id, value=100.0 + number)
+        return experiments(database).promote(made, watched(cycle_id), NOW).swapped
+
+    won = together(*(lambda n=n: attempt(n) for n in range(4)))
+
+    assert Counter(won) == {True: 1, False: 3}
+    assert in_force(database) == (100.0 + won.index(True), 2)
+    assert len(ledger.entries(database)) == 1
+
+
+def test_a_roll_back_swaps_back_once_and_not_over_somebody_else_s_change(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).promote(promotion(), watched(), NOW)
+    back = promotion(value=90.0, expected_version=2, reason="harm")
+
+    results = [experiments(database).roll_back(back, NOW) for _ in range(2)]
+    too_late = experiments(database).roll_back(promotion("x#1", value=90.0, expected_version=2), NOW)
+
+    assert [result.swapped for result in results] == [True, True]
+    assert not too_late.swapped
+    assert in_force(database) == (90.0, 3)
+    kinds = [EntryKind.PARAMETER_PROMOTED, EntryKind.PARAMETER_ROLLED_BACK]
+    assert [entry.kind for entry in ledger.entries(database)] == kinds
+
+
+def test_declaring_again_keeps_what_was_promoted(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).promote(promotion(), watched(), NOW)
+    declare_parameters(database, builders.platform(), NOW)
+
+    assert in_force(database) == (180.0, 2)
+
+
+def test_a_promoted_value_that_is_now_out_of_bounds_yields_the_default(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).promote(promotion(), watched(), NOW)
+    tighter = builders.platform(parameters=(builders.parameter(maximum=120.0),))
+
+    assert configuration(database, tighter).values == {TIMEOUT: 90.0}
+
+
+# --- The end of a cycle -----------------------------------------------------------------------------------------------
+
+
+def opening(request_id: str = "r1", run_id: str = "run-1") -> CycleOpening:
+    request = CycleRequest(request_id=request_id, anomaly=builders.anomaly())
+    return CycleOpening(request=request, workflow_id="w", run_id=run_id, at=NOW)
+
+
+def end(cycle_id: str, ending: Ending = Ending.PROMOTED, **changes: Any) -> CycleEnd:
+    fields: dict[str, Any] = {
+        "cycle_id": cycle_id,
+        "subject": "success_rate:research_synthesis",
+        "ending": ending,
+        "reason": "it helped",
+        "at": NOW + timedelta(hours=1),
+        "agent_id": "ada",
+        "result": AwardResult.PROMOTED,
+        "reward": 40,
+    }
+    return CycleEnd(**(fields | changes))
+
+
+def market(database: Database) -> MarketActivities:
+    declare_parameters(database, builders.platform(), NOW)
+    register_agent(database, "ada", "op-ada", NOW)
+    return MarketActivities(database, builders.platform())
+
+
+def test_ending_a_cycle_twice_pays_once_and_frees_its_tasks(database: Database) -> None:
+    activities = market(database)
+    cycle_id = activities.open_meta_task(opening()).cycle_id
+    opened(database, experiment(cycle_id))
+
+    for _ in range(2):
+        activities.end_cycle(end(cycle_id))
+
+    with database.reading() as session:
+        ada = session.get_one(AgentRow, "ada")
+        assert (balance(session, "ada"), balance(session, TREASURY)) == (40, -40)
+        assert (ada.standing, ada.attempts, ada.successes) == (pytest.approx(0.6), 1, 1)
+        assert session.exec(select(TaskTypeLockRow)).all() == []
+        assert not session.get_one(ExperimentRow, cycle_id).open
+        assert session.get_one(MetaTaskRow, cycle_id).ending == "promoted"
+        assert len(session.exec(select(TransferRow)).all()) == len(session.exec(select(StandingRow)).all()) == 1
+    assert [kind for kind, _ in events(database)].count("cycle.ended") == 1
+    assert [entry.kind for entry in ledger.entries(database)].count(EntryKind.CYCLE_ENDED) == 1
+
+
+def test_ending_a_cycle_from_two_workers_at_once_pays_once(database: Database) -> None:
+    activities = market(database)
+    cycle_id = activities.open_meta_task(opening()).cycle_id
+
+    together(*[lambda: activities.end_cycle(end(cycle_id))] * 4)
+
+    with database.reading() as session:
+        assert balance(session, "ada") == 40
+        assert session.get_one(AgentRow, "ada").attempts == 1
+
+
+def test_every_transfer_has_two_sides_so_all_balances_add_up_to_nothing(database: Database) -> None:
+    activities = market(database)
+    register_agent(database, "bob", "op-bob", NOW)
+    for number, agent in enumerate(("ada", "bob", "ada")):
+        cycle_id = activities.open_meta_task(opening(f"r{number}")).cycle_id
+        activities.end_cycle(end(cycle_id, agent_id=agent, reward=10 * (number + 1)))
+
+    with database.reading() as session:
+        balances = {account: balance(session, account) for account in ("ada", "bob", TREASURY)}
+    assert balances == {"ada": 40, "bob": 20, TREASURY: -60}
+
+
+def test_a_missed_award_costs_standing_once(database: Database) -> None:
+    activities = market(database)
+    missed = Standing(cycle_id="c#1", agent_id="ada", result=AwardResult.MISSED, at=NOW)
+
+    for _ in range(2):
+        activities.record_missed_award(missed)
+
+    with database.reading() as session:
+        ada = session.get_one(AgentRow, "ada")
+    assert (ada.standing, ada.attempts, ada.suspended) == (pytest.approx(0.4), 1, False)
+
+
+def test_an_agent_that_keeps_failing_is_suspended_and_cannot_vote(database: Database) -> None:
+    activities = market(database)
+    register_agent(database, "bob", "op-bob", NOW)
+    for number in range(10):
+        activities.record_missed_award(
+            Standing(cycle_id=f"c#{number}", agent_id="bob", result=AwardResult.MISSED, at=NOW)
+        )
+
+    electorate = ProposalActivities(database).open_vote("c#99", builders.proposal("cyd"), NOW)
+
+    assert [voter.agent_id for voter in electorate.voters] == ["ada"]
+
+
+def test_a_request_delivered_twice_is_one_attempt_and_the_second_run_is_told(database: Database) -> None:
+    activities = market(database)
+    first = activities.open_meta_task(opening())
+    retried = activities.open_meta_task(opening())
+    other_run = activities.open_meta_task(opening(run_id="run-2"))
+
+    assert first.cycle_id == retried.cycle_id == other_run.cycle_id == "success_rate:research_synthesis#1"
+    assert [b.duplicate for b in (first, retried, other_run)] == [False, False, True]
+
+
+def test_attempts_are_numbered_and_failures_counted_since_the_last_promotion(database: Database) -> None:
+    activities = market(database)
+    told = []
+    endings = (Ending.FUTILE, Ending.PROMOTED, Ending.REJECTED, Ending.HARMFUL, Ending.NO_BIDS)
+    for number, ending in enumerate(endings):
+        briefing = activities.open_meta_task(opening(f"r{number}"))
+        told.append((briefing.attempt, briefing.failed_attempts))
+        activities.end_cycle(end(briefing.cycle_id, ending, agent_id=None, result=None, reward=0))
+
+    assert told == [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]
+
+
+def test_requests_opened_at_once_get_numbers_of_their_own(database: Database) -> None:
+    activities = market(database)
+
+    briefings = together(*(lambda n=n: activities.open_meta_task(opening(f"r{n}")) for n in range(4)))
+
+    assert sorted(briefing.attempt for briefing in briefings) == [1, 2, 3, 4]
+
+
+def test_an_agent_that_registers_after_the_vote_opened_is_no_voter(database: Database) -> None:
+    market(database)
+    proposals, proposal = ProposalActivities(database), builders.proposal("cyd")
+    frozen = proposals.open_vote("c#1", proposal, NOW)
+    register_agent(database, "late", "op-late", NOW)
+
+    assert proposals.open_vote("c#1", proposal, NOW + timedelta(seconds=9)) == frozen
+    with database.reading() as session:
+        assert len(session.exec(select(ElectorateRow)).all()) == 1
+    assert [kind for kind, _ in events(database)] == ["proposal.submitted"]
+
+
+def test_text_that_a_database_may_not_like_is_recorded_all_the_same(database: Database) -> None:
+    market(database)
+    odd = builders.proposal("cyd", root_cause="a\x00b \U0001f9ed 'quoted' \\u0000", way_back="größer")
+
+    ProposalActivities(database).open_vote("c#1", odd, NOW)
+    with database.transaction() as session:
+        ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, odd)
+
+    assert ledger.verify(database)[2] is None
+    assert ledger.entries(database)[0].body["root_cause"] == odd.root_cause
+
+
+# --- Ledger and events ------------------------------------------------------------------------------------------------
+
+
+def test_concurrent_writers_keep_one_chain(database: Database) -> None:
+    def write(name: str) -> None:
+        for number in range(12):
+            with database.transaction() as session:
+                ledger.append(session, EntryKind.CYCLE_ENDED, f"{name}-{number}", name, NOW, {"number": number})
+
+    together(*(lambda name=name: write(name) for name in ("one", "two", "three")))
+
+    count, head, broken = ledger.verify(database)
+    assert (count, broken) == (36, None)
+    assert head == ledger.entries(database, latest=1)[0].digest
+    assert [entry.body["number"] for entry in ledger.entries(database, subject="two")] == list(range(12))
+
+
+def test_appending_under_the_same_key_is_appending_once(database: Database) -> None:
+    added = []
+    for reason in ("first", "second"):
+        with database.transaction() as session:
+            added.append(ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, {"reason": reason}))
+
+    assert added == [True, False]
+    assert [entry.body for entry in ledger.entries(database)] == [{"reason": "first"}]
+
+
+def test_a_reader_that_follows_the_events_while_they_are_written_misses_none(database: Database) -> None:
+    def write(name: str) -> None:
+        for number in range(25):
+            with database.transaction() as session:
+                emit(session, EventType.CYCLE_ENDED, name, f"{name}-{number}", NOW, number=number)
+
+    seen: list[EventRow] = []
+
+    def read() -> None:
+        with database.reading() as session:
+            cursor = (seen[-1].sequence or 0) if seen else 0
+            rows = select(EventRow).where(col(EventRow.sequence) > cursor).order_by(col(EventRow.sequence))
+            seen.extend(session.exec(rows).all())
+
+    with ThreadPoolExecutor(3) as pool:
+        writing = [pool.submit(write, name) for name in ("one", "two", "three")]
+        while not all(writer.done() for writer in writing):
+            read()
+        read()
+
+    assert len(seen) == 75
+    for name in ("one", "two", "three"):
+        assert [row.data["number"] for row in seen if row.subject == name] == list(range(25))
+
+
+def test_an_event_announces_once(database: Database) -> None:
+    for number in range(2):
+        with database.transaction() as session:
+            emit(session, EventType.ANOMALY_DETECTED, "s", "a:1", NOW, number=number)
+            emit(session, EventType.ANOMALY_CLOSED, "s", "a:1", NOW)
+
+    assert events(database) == [("anomaly.detected", "s"), ("anomaly.closed", "s")]
+
+
+# --- Resolving --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_resolves_alike_wherever_and_however_often_it_is_asked(database: Database) -> None:
+    opened(database, experiment())
+    with (
+        ParameterResolver(database, builders.platform()) as here,
+        ParameterResolver(database, builders.platform()) as there,
+    ):
+        for number in range(50):
+            once = here.resolve_task("research_synthesis", f"task-{number}", NOW)
+            assert once == here.resolve_task("research_synthesis", f"task-{number}", NOW)
+            assert once == there.resolve_task("research_synthesis", f"task-{number}", NOW)
+            # What was assigned is what was given out.
+            assert once.values[TIMEOUT] == (180.0 if once.assignments[0].variant is Variant.TREATMENT else 90.0)
+
+
+def test_half_the_tasks_get_the_new_value(database: Database) -> None:
+    opened(database, experiment())
+    with ParameterResolver(database, builders.platform()) as resolver:
+        values = Counter(resolver.resolve(TIMEOUT, f"task-{number}") for number in range(4_000))
+
+    # Binomial(4000, 1/2): five standard deviations are 158.
+    assert abs(values[180.0] - 2_000) < 158
+
+
+def test_a_task_type_resolves_only_what_touches_it(database: Database) -> None:
+    opened(database, experiment())
+    with ParameterResolver(database, builders.platform()) as resolver:
+        assert resolver.resolve_task("monte_carlo", "task-1", NOW) == ({}, ())
+        with pytest.raises(KeyError):
+            resolver.resolve("monte_carlo.samples", "task-1")
+
+
+def test_the_last_good_configuration_is_kept_while_the_store_is_away_and_its_age_shows(database: Database) -> None:
+    opened(database, experiment())
+    with ParameterResolver(database, builders.platform(), refresh_s=0.02) as resolver:
+        before = [resolver.resolve(TIMEOUT, f"task-{number}") for number in range(20)]
+        with away(database):
+            assert eventually(lambda: resolver.age_s > 0.3)
+            assert [resolver.resolve(TIMEOUT, f"task-{number}") for number in range(20)] == before
+        assert eventually(lambda: resolver.age_s < 0.3)  # the store is back, and is read again
+
+
+def test_a_promoted_value_is_what_the_next_task_gets_after_a_refresh(database: Database) -> None:
+    plan = opened(database, experiment())
+    with ParameterResolver(database, builders.platform(), refresh_s=0.02) as resolver:
+        experiments(database).conclude_experiment(plan, look(database, plan, NOW))
+        assert eventually(lambda: {resolver.resolve(TIMEOUT, f"task-{n}") for n in range(20)} == {90.0})
+
+        experiments(database).promote(promotion(), watched(), NOW)
+
+        # Nine of ten tasks: the holdback keeps the old value for the watch.
+        assert eventually(lambda: resolver.resolve_task("research_synthesis", "task-1", NOW).assignments != ())
+        values = Counter(resolver.resolve(TIMEOUT, f"task-{number}") for number in range(1_000))
+        assert 850 < values[180.0] < 950
+
+
+def test_a_platform_never_starts_on_nothing(database: Database) -> None:
+    with away(database), pytest.raises(Exception, match=r"unable to open|not currently accepting|failed"):
+        ParameterResolver(database, builders.platform())
