@@ -2,6 +2,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo up test check format lint types contracts replay lock clean size
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -64,9 +67,14 @@ $(VENV)/bin/python:
 	  { echo "expected Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
+# pip says nothing with -q and everything without: a line that counts the packages tells how far it is.
 define install
-	@echo "building .venv from $(1) ($$(grep -c == $(1)) packages) ..." >&2
-	@$(PIP) install --progress-bar on --no-deps --require-hashes -q -r $(1)
+	@echo "building .venv from $(1): $$(grep -c == $(1)) packages" >&2
+	@$(PIP) install --progress-bar off --no-deps --require-hashes -r $(1) | awk -v all=$$(grep -c == $(1)) \
+	  '/^(Collecting|Requirement already)/ {n++} \
+	   /^ *(Downloading|Using cached)/ && !/metadata/ {f=$$2=="cached" ? $$3 : $$2; sub(/.*\//, "", f); \
+	     printf "\r\033[K  %d of %d  %s %s%s", n, all, f, $$(NF-1), $$NF; fflush()} \
+	   /^Installing/ {printf "\r\033[K  installing %d packages", n; fflush()} END {printf "\r\033[K"}' >&2
 	@$(PIP) install --no-deps --no-build-isolation --no-index -q -e .
 	@rm -f $(VENV)/.$(2)-* && touch $@
 	@du -sh $(VENV) | awk '{print ".venv is ready: " $$1}' >&2

@@ -244,6 +244,14 @@ def progress(reading: Reading) -> str:
     )
 
 
+def progress_of(database: Database, design: ExperimentDesign) -> str:
+    """Where a running experiment stands, for whoever watches it outside of Temporal."""
+    with database.reading() as session:
+        strata = counters(session, design.experiment_id)
+    control, treatment = (sum((getattr(s, v.value).tasks for s in strata), 0) for v in Variant)
+    return f"experiment: {control} tasks with {design.control}, {treatment} with {design.treatment}"
+
+
 def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
     """Both arms of every stratum, by ascending treatment share."""
     strata: dict[float, dict[str, ArmCounts]] = {}

@@ -33,6 +33,7 @@ from schema.messages.observatory import (
     TaskTypeDiagnosis,
 )
 from schema.messages.platform import Mode, ObservatoryRules, Platform
+from schema.tables.experiment import ExperimentRow, ParameterRow
 from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RollupRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
@@ -146,7 +147,7 @@ class ObservatoryActivities:
             known = history(session, since, until)
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             states = {name: Series.model_validate(state) for name, state in last.detector.items()} if last else {}
-            found = detect(until, known, states, rules)
+            found = detect(until, known, states, rules, excluded=_not_normal(session, self._platform, since, until))
             snapshot = _measure(session, at, rules, known, found)
             self._announce(session, found, at)
             detector = {name: state.model_dump(mode="json") for name, state in found.states.items()}
@@ -200,6 +201,22 @@ class ObservatoryActivities:
                 parameters=parameter_states(session, self._platform),
                 endings=_endings(session, request.subject),
             )
+
+
+def _not_normal(
+    session: Session, platform: Platform, since: datetime, until: datetime
+) -> dict[str, list[tuple[datetime, datetime]]]:
+    """Spans by task type that no baseline may learn from: its experiments, and all before its last promotion."""
+    spans: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
+    for experiment in session.exec(select(ExperimentRow).where(col(ExperimentRow.opened_at) >= since)).all():
+        for task_type in experiment.design["task_types"]:
+            spans[task_type].append((experiment.opened_at, experiment.closed_at or until))
+    changed = {row.key: row.changed_at for row in session.exec(select(ParameterRow).where(ParameterRow.version > 1))}
+    for parameter in platform.parameters:
+        if parameter.key in changed:
+            for task_type in parameter.task_types:
+                spans[task_type].append((since, changed[parameter.key]))
+    return spans
 
 
 def _measure(

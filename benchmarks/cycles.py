@@ -199,7 +199,7 @@ async def play_all(cycles: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="nautilus-benchmark-") as folder:
         home = Path(folder)
-        async with dev_server(home / "temporal", free_port(), free_port(), database_file=False) as server:
+        async with dev_server(home, free_port(), free_port(), database_file=False) as server:
             temporal = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
             await prepare(temporal)
             await asyncio.gather(*(one(number) for number in range(cycles)))

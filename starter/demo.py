@@ -24,6 +24,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from activities import ledger
+from activities.experiment import progress_of
 from activities.observatory import counts_since
 from activities.task_runner import TaskRunner
 from schema import wire
@@ -165,7 +166,7 @@ async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> Told:
         async with _everything(console, settings) as stack:
             client = NautilusClient(stack.client)
             cycle = await _detected(console, client, stack)
-            result = await asyncio.wait_for(_followed(console, client, cycle), CYCLE_TIMEOUT_S)
+            result = await asyncio.wait_for(_followed(console, client, stack, cycle), CYCLE_TIMEOUT_S)
             told = Told(await _summary(stack, cycle, result, monotonic() - started), result)
             _show_end(console, told)
             if keep is not None:
@@ -221,21 +222,23 @@ async def _detected(console: Console, client: NautilusClient, stack: Stack) -> s
     raise DemoError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
 
-async def _followed(console: Console, client: NautilusClient, cycle: str) -> CycleResult:
+async def _followed(console: Console, client: NautilusClient, stack: Stack, cycle: str) -> CycleResult:
     """Show each line of the cycle's story as it happens, and the arms while they fill."""
     told = 0
     with _progress(console) as progress:
         shown = progress.add_task("")
         async for status in client.follow(cycle, every_s=0.3):
             for line in status.story[told:]:
-                progress.console.print(f"[cyan]{status.phase.value:>10}[/cyan]  {line}", highlight=False)
+                progress.console.print(line, highlight=False, markup=False)
             told = len(status.story)
-            progress.update(shown, description=_waiting(status))
+            progress.update(shown, description=_waiting(status, stack))
     return await client.result(cycle)
 
 
-def _waiting(status: CycleStatus) -> str:
+def _waiting(status: CycleStatus, stack: Stack) -> str:
     match status.phase:
+        case Phase.EXPERIMENT if status.design is not None:
+            return progress_of(stack.database, status.design)
         case Phase.BIDDING:
             return f"bidding: {len(status.bids)} bids"
         case Phase.PROPOSING:
@@ -309,8 +312,8 @@ def _show_end(console: Console, told: Told) -> None:
     table.add_row("decision", s["decision"]["reason"])
     table.add_row("history", f"{s['history_events']} events")
     table.add_row("ledger", f"{s['ledger']['entries']} entries, verified, head {s['ledger']['head'][:16]}")
-    table.add_row("page", s["web_ui"])
     console.print(table)
+    console.print(f"page: {s['web_ui']}", soft_wrap=True, highlight=False)
 
 
 def _progress(console: Console) -> Progress:

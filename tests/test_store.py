@@ -161,11 +161,15 @@ def test_migrating_twice_is_migrating_once_and_loses_nothing(database: Database)
 
 
 def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.transaction() as session:
-        emit(session, EventType.CYCLE_ENDED, "s", "k", NOW)
-        ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, {})
-        record_outcomes(session, [builders.outcome("t")], INTERVAL_S)
-        raise ZeroDivisionError
+    def fail() -> None:
+        with database.transaction() as session:
+            emit(session, EventType.CYCLE_ENDED, "s", "k", NOW)
+            ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, {})
+            record_outcomes(session, [builders.outcome("t")], INTERVAL_S)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
 
     with database.reading() as session:
         for table in (EventRow, OutcomeRow, RollupRow):
@@ -535,13 +539,41 @@ def test_a_task_is_assigned_once_and_a_closed_experiment_takes_nobody(database: 
     assert stratum.control.tasks + stratum.treatment.tasks == 0
 
 
+@pytest.mark.xfail(
+    strict=True, reason="finish_assignments counts only for experiments that are open, and a hold closes"
+)
+def test_a_task_that_finishes_while_a_person_has_paused_the_cycle_counts(database: Database) -> None:
+    plan = opened(database, experiment())
+    with database.transaction() as session:
+        record_assignments(session, [assignment(1)])
+    experiments(database).hold_experiment(plan.experiment_id, True)
+    with database.transaction() as session:
+        record_outcomes(session, [builders.outcome("task-1")], INTERVAL_S)
+    experiments(database).hold_experiment(plan.experiment_id, False)
+
+    reading = look(database, plan, NOW + timedelta(hours=1))
+
+    assert reading.control.successes + reading.treatment.successes == 1
+
+
+def test_nobody_is_assigned_while_a_person_has_paused_the_cycle(database: Database) -> None:
+    plan = opened(database, experiment())
+    experiments(database).hold_experiment(plan.experiment_id, True)
+    held = configuration(database, builders.platform()).experiments
+    experiments(database).hold_experiment(plan.experiment_id, False)
+    resumed = configuration(database, builders.platform()).experiments
+
+    assert held == ()
+    assert [running.experiment_id for running in resumed] == ["c#1"]
+
+
 def test_an_undecided_look_asks_to_be_retried_with_the_progress_as_its_message(database: Database) -> None:
     plan = opened(database, experiment())
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
 
     with pytest.raises(ApplicationError, match="collecting: control 0/0, treatment 0/0, log e") as caught:
-        environment.run(experiments(database).read_experiment, Look(design=plan, until=NOW + timedelta(hours=1)))
+        environment.run(experiments(database).await_verdict, Look(design=plan, until=NOW + timedelta(hours=1)))
 
     assert caught.value.next_retry_delay == timedelta(seconds=0.1)
 
@@ -736,7 +768,8 @@ def test_ending_a_cycle_twice_pays_once_and_frees_its_tasks(database: Database) 
     with database.reading() as session:
         ada = session.get_one(AgentRow, "ada")
         assert (balance(session, "ada"), balance(session, TREASURY)) == (40, -40)
-        assert (ada.standing, ada.attempts, ada.successes) == (pytest.approx(0.6), 1, 1)
+        assert ada.standing == pytest.approx(0.6)
+        assert (ada.attempts, ada.successes) == (1, 1)
         assert session.exec(select(TaskTypeLockRow)).all() == []
         assert not session.get_one(ExperimentRow, cycle_id).open
         assert session.get_one(MetaTaskRow, cycle_id).ending == "promoted"
@@ -777,7 +810,8 @@ def test_a_missed_award_costs_standing_once(database: Database) -> None:
 
     with database.reading() as session:
         ada = session.get_one(AgentRow, "ada")
-    assert (ada.standing, ada.attempts, ada.suspended) == (pytest.approx(0.4), 1, False)
+    assert ada.standing == pytest.approx(0.4)
+    assert (ada.attempts, ada.suspended) == (1, False)
 
 
 def test_an_agent_that_keeps_failing_is_suspended_and_cannot_vote(database: Database) -> None:

@@ -1,0 +1,443 @@
+"""Kills each process in each phase of a cycle: does it still end, promoted once and paid once?
+
+    python -m benchmarks.phases [--json] [--phase voting] [--killed worker]
+
+Server, worker and agents are real processes, started as an operator starts them and killed with SIGKILL; then the same
+command is run again, on the same files. Tasks last as long as a log-normal draw says, and are cut at the limit that the
+resolver gives them. One run more takes the database away for a minute, with a lock held longer than any writer waits.
+Progress goes to standard error.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import select
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowHandle
+from temporalio.converter import default as default_converter
+
+from activities import ledger
+from activities.database import Database, migrate
+from activities.experiment import counters, declare_parameters
+from activities.market import register_agent
+from activities.observatory import record_outcomes
+from schema import wire
+from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
+from schema.messages.platform import Platform
+from schema.tables.experiment import TaskTypeLockRow
+from schema.tables.market import TransferRow
+from starter.agents.roster import ROSTER
+from starter.demo import PARAMETER, RESEARCH, declaration
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
+from starter.server import Server, dev_server, free_port
+from starter.stack import connect
+
+ROOT = Path(__file__).parent.parent
+SEED = 20_261_122
+# The limit is the median, as in the demo: half the tasks are cut off. The spread leaves 97% within 2.5 times of it.
+LIMIT_S, SPREAD = 1.0, 0.5
+TASKS_BEFORE, TASKS_PER_S = 150, 40
+# Windows close early when everybody has spoken; nobody may be too late because its process was killed: a worker's
+# sticky queue is given up after 10 s, an activity that it was running after 30.
+WINDOWS = {
+    "bid_window_s": 45.0,
+    "proposal_window_s": 45.0,
+    "voting_window_s": 45.0,
+    "late_quorum_extension_s": 0.5,
+    "experiment_window_s": 150.0,
+    "pending_cutoff_s": 120.0,
+    "counter_poll_s": 0.5,
+    "bake_window_s": 4.0,
+    "max_tasks": 400,
+}
+END_TIMEOUT_S = 180.0
+# Longer than a writer waits for a busy database (30 s), so that errors happen.
+DATABASE_AWAY_S = 60.0
+TASKS_IN_AN_EXPERIMENT = 10
+
+PHASES = (
+    Phase.BIDDING,
+    Phase.PROPOSING,
+    Phase.VOTING,
+    Phase.QUEUED,
+    Phase.EXPERIMENT,
+    Phase.PROMOTING,
+    Phase.WATCHING,
+)
+WORKER, AGENTS, SERVER, DATABASE = "worker", "agents", "server", "database"
+RUNS = [(phase, killed) for phase in PHASES for killed in (WORKER, AGENTS, SERVER)] + [(Phase.EXPERIMENT, DATABASE)]
+COMMANDS = {WORKER: ["worker.py"], AGENTS: ["-m", "starter", "agent", "run", "--every-s", "0.5"]}
+
+
+def note(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+class Temporal:
+    """The embedded server with its database file; it can be killed and started again on the same ports and file."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._ports = free_port(), free_port()
+        self._running = AsyncExitStack()
+
+    async def start(self) -> Server:
+        return await self._running.enter_async_context(dev_server(self._home, *self._ports))
+
+    async def kill(self) -> None:
+        os.kill(child_with(f"--port\0{self._ports[0]}\0"), signal.SIGKILL)
+        await self.stop()
+
+    async def stop(self) -> None:
+        await self._running.aclose()
+
+
+def child_with(arguments: str) -> int:
+    """The process of ours that was started with these arguments (as /proc has them, NUL after each)."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and arguments in (entry / "cmdline").read_text():
+                return int(entry.name)
+    raise RuntimeError(f"expected a child process with {arguments!r}, but there is none")
+
+
+class Processes:
+    """Worker and agents as an operator starts them, by name; a killed one is started again by the same command."""
+
+    def __init__(self, home: Path, server: Server) -> None:
+        self._home = home
+        self._environment = os.environ | {
+            "TEMPORAL_ADDRESS": server.address,
+            "TEMPORAL_NAMESPACE": wire.NAMESPACE,
+            "NAUTILUS_HOME": str(home),
+            "NAUTILUS_PLATFORM": str(home / "platform.toml"),
+            "NAUTILUS_DATABASE_URL": "",
+        }
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        with self.log(name).open("ab") as sink:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, *COMMANDS[name]], cwd=ROOT, env=self._environment, stdout=sink, stderr=sink
+            )
+
+    def log(self, name: str) -> Path:
+        return self._home / f"{name}.log"
+
+    def kill(self, name: str) -> None:
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
+    def kill_all(self) -> None:
+        for name in list(self._running):
+            self.kill(name)
+
+
+@dataclass
+class Scene:
+    """One cycle and all that it needs, on a database of its own."""
+
+    home: Path
+    platform: Platform
+    database: Database
+    processes: Processes
+    handle: WorkflowHandle[Any, CycleResult]
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def platform_in(home: Path) -> Platform:
+    """Write the demo's declaration with short windows to `home`, as the file that worker and agents read."""
+    written = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
+    written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in WINDOWS.items())
+    (home / "platform.toml").write_text(written)
+    return Platform.model_validate(tomllib.loads(written))
+
+
+def outcome(task_id: str, limit_s: float, at: datetime) -> TaskOutcome:
+    """A task that would last as long as its id says, cut at its limit."""
+    duration_s = random.Random(f"{SEED}:{task_id}").lognormvariate(math.log(LIMIT_S), SPREAD)
+    return TaskOutcome(
+        task_id=task_id,
+        task_type=RESEARCH,
+        started_at=at,
+        finished_at=at,
+        duration_s=min(duration_s, limit_s + 0.005),
+        failure=FailureKind.TIMEOUT if duration_s > limit_s else None,
+    )
+
+
+def traffic(database: Database, platform: Platform, done: threading.Event) -> None:
+    """The platform's own loop: resolve the limit of a task, do it, record it. Acknowledged means committed."""
+    with (
+        ParameterResolver(database, platform, refresh_s=0.2) as resolver,
+        Recorder(database, platform.observatory.interval_s, linger_s=0.02) as recorder,
+    ):
+        number = 0
+        while not done.wait(1 / TASKS_PER_S):
+            number += 1
+            task_id, at = f"task-{number}", datetime.now(UTC)
+            resolution = resolver.resolve_task(RESEARCH, task_id, at)
+            recorder.assigned(resolution.assignments)
+            limit_s = resolution.values[PARAMETER]
+            assert isinstance(limit_s, float)
+            recorder.record(outcome(task_id, limit_s, at)).result()
+
+
+def the_anomaly(onset: datetime, observed: Counts) -> Anomaly:
+    """Research fails: what the Observatory would have raised."""
+    return Anomaly(
+        anomaly_id=f"success_rate:{RESEARCH}@{onset.isoformat()}",
+        metric="success_rate",
+        task_type=RESEARCH,
+        onset=onset,
+        detected_at=onset,
+        observed=observed,
+        baseline=None,
+        reason=f"success_rate {observed.successes} of {observed.tasks} tasks, under the floor of 70%",
+    )
+
+
+def failing_platform(database: Database, platform: Platform) -> Anomaly:
+    """Declare, register and record what was before: half the research tasks ran into their limit."""
+    now = datetime.now(UTC)
+    before = now - timedelta(seconds=3)
+    declare_parameters(database, platform, now)
+    for agent in ROSTER:
+        register_agent(database, agent.agent_id, agent.operator, now)
+    outcomes = [outcome(f"old-{n}", LIMIT_S, before) for n in range(TASKS_BEFORE)]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, platform.observatory.interval_s)
+    observed = Counts(tasks=len(outcomes), successes=sum(o.failure is None for o in outcomes))
+    return the_anomaly(before - timedelta(seconds=2 * platform.observatory.interval_s), observed)
+
+
+@asynccontextmanager
+async def scene(home: Path, client: Client, server: Server, name: str) -> AsyncIterator[Scene]:
+    """A cycle that has just been started, with worker, agents and traffic; all are gone at the end."""
+    home.mkdir(parents=True)
+    platform = platform_in(home)
+    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    await asyncio.to_thread(migrate, database)
+    anomaly = failing_platform(database, platform)
+    processes = Processes(home, server)
+    handle = await client.start_workflow(
+        wire.IMPROVEMENT_CYCLE,
+        CycleRequest(request_id=f"phases:{name}", anomaly=anomaly),
+        id=f"{workflow_id(anomaly.subject)}:{name}",
+        task_queue=wire.TASK_QUEUE,
+        result_type=CycleResult,
+    )
+    on_stage = Scene(home, platform, database, processes, handle)
+    tasks = asyncio.create_task(asyncio.to_thread(traffic, database, platform, on_stage.done))
+    try:
+        for process in COMMANDS:
+            processes.start(process)
+        yield on_stage
+    finally:
+        on_stage.done.set()
+        processes.kill_all()
+        await tasks
+        database.close()
+
+
+# ---- the moment
+
+
+async def reached(scene: Scene, phase: Phase) -> None:
+    """Return in the middle of a phase: after its first message, or as soon as it has something to lose."""
+    inside = False
+    async for event in scene.handle.fetch_history_events(wait_new_event=True):
+        inside = inside or phase.value in entered(event)
+        match phase:
+            case Phase.BIDDING | Phase.VOTING:
+                here = event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED
+            case Phase.PROMOTING:
+                here = event.activity_task_scheduled_event_attributes.activity_type.name == "promote"
+            case _:
+                here = True
+        if inside and here:
+            break
+    else:
+        raise RuntimeError(f"expected a cycle that reaches {phase.value}, but it ended")
+    if phase is Phase.EXPERIMENT:
+        while await asyncio.to_thread(_finished, scene) < TASKS_IN_AN_EXPERIMENT:
+            await asyncio.sleep(0.05)
+
+
+def entered(event: HistoryEvent) -> Sequence[str]:
+    """The phase that an event says the cycle has entered, if any."""
+    changed = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+    if wire.PHASE not in changed:
+        return ()
+    found: list[str] = default_converter().payload_converter.from_payloads([changed[wire.PHASE]])
+    return found
+
+
+def _finished(scene: Scene) -> int:
+    with scene.database.reading() as session:
+        row = ledger_design(scene)
+        strata = counters(session, row) if row else ()
+    return sum(s.control.tasks + s.treatment.tasks for s in strata)
+
+
+def ledger_design(scene: Scene) -> str | None:
+    """The id of the experiment that the ledger has a design of."""
+    designed = [e.key for e in ledger.entries(scene.database) if e.kind is EntryKind.EXPERIMENT_DESIGNED]
+    return designed[-1] if designed else None
+
+
+@asynccontextmanager
+async def task_type_held(scene: Scene, wanted: bool) -> AsyncIterator[None]:
+    """Another cycle experiments on the task type, so that ours has to queue."""
+    if not wanted:
+        yield
+        return
+    with scene.database.transaction() as session:
+        session.add(TaskTypeLockRow(task_type=RESEARCH, cycle_id="somebody-else#1"))
+    try:
+        yield
+    finally:
+        with scene.database.transaction() as session:
+            session.delete(session.get_one(TaskTypeLockRow, RESEARCH))
+
+
+def lock_database(path: Path, seconds: float) -> None:
+    """Let another process hold the write lock, so that every writer waits in vain and fails."""
+    hold = (
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None); "
+        "c.execute('BEGIN EXCLUSIVE'); time.sleep(float(sys.argv[2])); c.execute('ROLLBACK')"
+    )
+    subprocess.run([sys.executable, "-c", hold, str(path), str(seconds)], check=True)
+
+
+# ---- a run
+
+
+async def play(temporal: Temporal, client: Client, server: Server, home: Path, phase: Phase, killed: str) -> Any:
+    """Kill one thing in one phase, start it again, and see how the cycle ends."""
+    started = time.perf_counter()
+    async with scene(home, client, server, f"{phase.value}-{killed}") as on_stage:
+        async with task_type_held(on_stage, phase is Phase.QUEUED):
+            await asyncio.wait_for(reached(on_stage, phase), END_TIMEOUT_S)
+            note(f"{phase.value}: killing {killed}")
+            await _kill(killed, temporal, on_stage)
+            if phase is Phase.QUEUED:
+                await asyncio.sleep(2)
+        result = None
+        try:
+            result = await asyncio.wait_for(_ending(on_stage.handle), END_TIMEOUT_S)
+        except TimeoutError:
+            await on_stage.handle.terminate("the benchmark waited in vain")
+        report = {"phase": phase.value, "killed": killed} | judged(on_stage.database, result)
+        if killed == DATABASE:
+            report["errors_of_the_store"] = on_stage.processes.log(WORKER).read_text().count("database is locked")
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    return report
+
+
+async def _kill(killed: str, temporal: Temporal, scene: Scene) -> None:
+    match killed:
+        case "server":
+            await temporal.kill()
+            await temporal.start()
+        case "database":
+            await asyncio.to_thread(lock_database, scene.home / "nautilus.db", DATABASE_AWAY_S)
+        case name:
+            scene.processes.kill(name)
+            scene.processes.start(name)
+
+
+async def _ending(handle: WorkflowHandle[Any, CycleResult]) -> CycleResult:
+    return await handle.result()
+
+
+def judged(database: Database, result: CycleResult | None) -> dict[str, Any]:
+    """How often a cycle promoted and paid, by the records and not by what it says of itself."""
+    kinds = [entry.kind for entry in ledger.entries(database)]
+    with database.reading() as session:
+        payments = len(session.exec(select(TransferRow)).all())
+    return {
+        "ended": result is not None,
+        "ending": result.end.ending.value if result and result.end else None,
+        "promotions": kinds.count(EntryKind.PARAMETER_PROMOTED),
+        "payments": payments,
+        "endings": kinds.count(EntryKind.CYCLE_ENDED),
+        "ledger_ok": ledger.verify(database)[2] is None,
+    }
+
+
+def as_promised(run: dict[str, Any]) -> bool:
+    """Whether a run ended as every run must: promoted once, paid once, one chain."""
+    return run["ended"] and run["ledger_ok"] and run["promotions"] == run["payments"] == run["endings"] == 1
+
+
+async def play_all(runs: Sequence[tuple[Phase, str]], folder: Path) -> list[dict[str, Any]]:
+    temporal, reports = Temporal(folder / "temporal"), []
+    (folder / "temporal").mkdir()
+    server = await temporal.start()
+    try:
+        client = await connect(server)
+        for number, (phase, killed) in enumerate(runs, 1):
+            home = folder / f"{phase.value}-{killed}"
+            report = await play(temporal, client, server, home, phase, killed)
+            reports.append(report)
+            verdict = "as promised" if as_promised(report) else f"NOT as promised, see {home}"
+            note(f"{number} of {len(runs)}: {phase.value}, {killed} killed: {verdict} {report}")
+    finally:
+        await temporal.stop()
+    return reports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--phase", choices=[phase.value for phase in PHASES])
+    parser.add_argument("--killed", choices=[WORKER, AGENTS, SERVER, DATABASE])
+    parser.add_argument("--keep", action="store_true", help="leave homes and logs in place")
+    arguments = parser.parse_args()
+    runs = [
+        (phase, killed)
+        for phase, killed in RUNS
+        if arguments.phase in (None, phase.value) and arguments.killed in (None, killed)
+    ]
+    folder = Path(tempfile.mkdtemp(prefix="nautilus-phases-"))
+    reports = asyncio.run(play_all(runs, folder))
+    kept = arguments.keep or not all(map(as_promised, reports))
+    if kept:
+        note(f"homes and logs are in {folder}")
+    else:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+    if arguments.json:
+        print(json.dumps({"runs": reports}))
+    else:
+        for run in reports:
+            print(" ".join(f"{name}={value}" for name, value in run.items()))
+    sys.exit(0 if all(map(as_promised, reports)) else 1)
+
+
+if __name__ == "__main__":
+    main()

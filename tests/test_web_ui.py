@@ -1,0 +1,134 @@
+"""The Temporal web UI, in a browser: what a person must be able to read of a running and of a finished cycle.
+
+With NAUTILUS_PICTURES set to a folder, the pages are saved there as pictures (`docs/images` has them).
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus
+
+from activities.database import Database
+from activities.events import emit
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from activities.observatory import record_outcomes
+from schema import wire
+from schema.messages.cycle import Ending, Phase, workflow_id
+from schema.messages.events import EventType
+from schema.messages.platform import Mode, Platform
+from schema.messages.proposals import Choice, Evidence
+from schema.settings import Settings
+from starter.client import NautilusClient
+from starter.demo import page_url
+from starter.server import Server, dev_server, free_port, prepare
+from starter.stack import start_bus
+from tests import builders
+from tests.browser import Page, browser, chromium
+from tests.test_improvement_cycle import AGENTS, Stage, limited
+from worker import worker
+from workflows.plugin import plugin
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="expected Chromium (apt-get install chromium) on this machine")
+
+WORDS = {
+    "root_cause": "a third of the research tasks is cut off at 90 s, while the finished ones need up to 170 s",
+    "evidence": (
+        Evidence(claim="cut off at the limit", figures={"tasks": 60, "timeouts": 20}),
+        Evidence(claim="share of tasks that 180 s would finish", figures={"share": 0.94}),
+    ),
+    "way_back": "set it back to 90 s",
+}
+REASONS = {
+    "bob": (Choice.APPROVE, "my own count of the timeouts agrees"),
+    "cyd": (Choice.APPROVE, "the durations end well below 180 s"),
+    "dee": (Choice.REJECT, "every slow task holds a worker twice as long"),
+    "eve": (Choice.APPROVE, "worth a test; the way back is clear"),
+}
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with dev_server(tmp_path, free_port(), free_port(), database_file=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def tab(tmp_path: Path) -> AsyncIterator[Page]:
+    executable = chromium()
+    assert executable is not None
+    async with browser(executable, tmp_path / "chromium") as page:
+        yield page
+
+
+async def announced(client: Client, database: Database, platform: Platform) -> str:
+    """An anomaly in the outbox, as the Observatory leaves it there; the bus opens the cycle."""
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    for agent in AGENTS:
+        register_agent(database, agent, f"op-{agent}", now)
+    anomaly = builders.anomaly(now - timedelta(seconds=10))
+    with database.transaction() as session:
+        outcomes = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(60)]
+        record_outcomes(session, outcomes, 1)
+        emit(
+            session,
+            EventType.ANOMALY_DETECTED,
+            anomaly.subject,
+            "1",
+            now,
+            anomaly=anomaly.model_dump(mode="json"),
+            attempt=1,
+        )
+    await start_bus(client)
+    return workflow_id(anomaly.subject)
+
+
+async def picture(tab: Page, name: str) -> None:
+    if folder := os.environ.get("NAUTILUS_PICTURES"):
+        await tab.picture(Path(folder) / f"{name}.png")
+
+
+async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, database: Database) -> None:
+    client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
+    await prepare(client)
+    platform = builders.platform(
+        cycle=builders.rules(bid_window_s=60, proposal_window_s=60, voting_window_s=60), mode=Mode.RECOMMEND
+    )
+    enough = asyncio.Event()
+    async with worker(client, database, platform, Settings(event_poll_s=0.1)):
+        cycle = await announced(client, database, platform)
+        stage = Stage(NautilusClient(client), database, platform, cycle)
+        await _opened(stage)
+        await stage.bids(*AGENTS)
+        proposal_id = await stage.proposes("ada", **WORDS)
+        await stage.reach(Phase.VOTING)
+        for agent in ("bob", "dee"):
+            choice, reason = REASONS[agent]
+            await stage.client.cast_ballot(cycle, builders.ballot(agent, proposal_id, choice, reason))
+        run_id = (await client.get_workflow_handle(cycle).describe()).run_id
+        url = page_url(server.web_ui, cycle, run_id)
+
+        await tab.open(url)
+        await tab.shows("Improvement cycle: success_rate of research_synthesis")
+        await picture(tab, "cycle-running")
+        await tab.open(url.replace("/history", "/metadata"))
+        await asyncio.sleep(3)
+        await picture(tab, "cycle-running2")
+        print(await tab.text())
+        raise AssertionError
+
+
+async def _opened(stage: Stage) -> None:
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+    while True:
+        try:
+            await handle.describe()
+        except Exception:
+            await asyncio.sleep(0.1)
+        else:
+            return
