@@ -11,8 +11,10 @@ in the demo. Progress goes to standard error.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -124,14 +126,18 @@ def traffic(database: Database, platform: Platform, work: Work, done: threading.
             recorder.record(work.outcome(task_id, limit_s, at)).result()
 
 
-async def play(temporal: Client, home: Path, recorded: Sequence[float], number: int) -> CycleResult:
-    """One cycle from the anomaly to its ending."""
-    database = Database(f"sqlite:///{home / f'cycle-{number}.db'}")
-    try:
-        await asyncio.to_thread(migrate, database)
+async def play(temporal: Client, empty: Path, recorded: Sequence[float], number: int) -> CycleResult:
+    """One cycle from the anomaly to its ending, on a copy of the empty database."""
+    path = shutil.copy(empty, empty.with_name(f"cycle-{number}.db"))
+    with contextlib.closing(Database(f"sqlite:///{path}")) as database:
         return await _play(temporal, database, recorded, number)
-    finally:
-        database.close()
+
+
+def empty_database(path: Path) -> Path:
+    """A migrated database without a row. Once for all cycles: Alembic migrates one database at a time in a process."""
+    with contextlib.closing(Database(f"sqlite:///{path}")) as database:
+        migrate(database)
+    return path
 
 
 async def _play(temporal: Client, database: Database, recorded: Sequence[float], number: int) -> CycleResult:
@@ -186,7 +192,7 @@ async def play_all(cycles: int) -> dict[str, Any]:
 
     async def one(number: int) -> None:
         async with turns:
-            result = await play(temporal, home, recorded, number)
+            result = await play(temporal, empty, recorded, number)
         assert result.end is not None
         end = result.end
         endings[end.ending.value] += 1
@@ -199,10 +205,14 @@ async def play_all(cycles: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="nautilus-benchmark-") as folder:
         home = Path(folder)
+        empty = empty_database(home / "empty.db")
         async with dev_server(home, free_port(), free_port(), database_file=False) as server:
             temporal = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
             await prepare(temporal)
-            await asyncio.gather(*(one(number) for number in range(cycles)))
+            # A group: when one fails, the others end before their server does.
+            async with asyncio.TaskGroup() as group:
+                for number in range(cycles):
+                    group.create_task(one(number))
     return {
         "cycles": cycles,
         "promoted": endings[Ending.PROMOTED.value],

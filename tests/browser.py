@@ -15,12 +15,20 @@ from typing import Any
 
 PATIENCE_S = 30.0
 # The protocol speaks on descriptors 3 and 4, which must not be the ones that the parent happens to use.
-LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+LAUNCH = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def chromium() -> str | None:
     """The browser of this machine, where there is one."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+
+
+class ProtocolError(RuntimeError):
+    """The browser cannot do what was asked."""
 
 
 class Page:
@@ -47,11 +55,23 @@ class Page:
         await self._ask("Page.navigate", url=url)
 
     async def text(self) -> str:
-        """What a person can read on the page now."""
-        return str(await self.run("document.body.innerText"))
+        """What a person can read on the page now, frames included: the web UI shows markdown in frames."""
+        tree = (await self._ask("Page.getFrameTree"))["frameTree"]
+        frames = [tree["frame"], *(child["frame"] for child in tree.get("childFrames", ()))]
+        return "\n".join([await self._text_of(frame["id"]) for frame in frames])
+
+    async def _text_of(self, frame: str) -> str:
+        # A world of its own reads the frame whatever its page forbids to other scripts.
+        script = "document.body ? document.body.innerText : ''"
+        try:
+            world = (await self._ask("Page.createIsolatedWorld", frameId=frame))["executionContextId"]
+            answer = await self._ask("Runtime.evaluate", expression=script, contextId=world, returnByValue=True)
+        except ProtocolError:
+            return ""  # the frame is loading something else by now
+        return str(answer["result"].get("value", ""))
 
     async def run(self, script: str) -> Any:
-        answer = await self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = await self._ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -59,14 +79,15 @@ class Page:
         """Wait until the page shows all of it; the page's text."""
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while missing := [words for words in expected if words not in (text := await self.text())]:
-            assert asyncio.get_running_loop().time() < deadline, f"expected {missing} on the page, but it shows:\n{text}"
+            assert asyncio.get_running_loop().time() < deadline, (
+                f"expected {missing} on the page, but it shows:\n{text}"
+            )
             await asyncio.sleep(0.1)
         return text
 
     async def picture(self, path: Path) -> None:
         shot = await self._ask("Page.captureScreenshot", format="png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
 
     async def _ask(self, method: str, **parameters: Any) -> Any:
         self._number += 1
@@ -75,15 +96,16 @@ class Page:
         while True:
             answer = json.loads((await asyncio.wait_for(self._reader.readuntil(b"\0"), PATIENCE_S))[:-1])
             if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
+                if "error" in answer:
+                    raise ProtocolError(f"{method}: {answer['error']}")
                 return answer["result"]
 
 
 @asynccontextmanager
-async def browser(executable: str, profile: Path, width: int = 1280, height: int = 1400) -> AsyncIterator[Page]:
+async def browser(executable: str, profile: Path, width: int = 1440, height: int = 1500) -> AsyncIterator[Page]:
     """A browser with one tab, for the length of the context."""
     to_browser, our_end = os.pipe()
-    their_end, from_browser = (os.pipe()[::-1])
+    their_end, from_browser = os.pipe()[::-1]
     low = [to_browser, their_end]
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in low]
     options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")

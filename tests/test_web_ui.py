@@ -8,9 +8,10 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from activities.database import Database
 from activities.events import emit
@@ -21,7 +22,7 @@ from schema import wire
 from schema.messages.cycle import Ending, Phase, workflow_id
 from schema.messages.events import EventType
 from schema.messages.platform import Mode, Platform
-from schema.messages.proposals import Choice, Evidence
+from schema.messages.proposals import Ballot, Choice, Evidence
 from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.demo import page_url
@@ -33,7 +34,9 @@ from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
 from workflows.plugin import plugin
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="expected Chromium (apt-get install chromium) on this machine")
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="expected Chromium (apt-get install chromium) on this machine"
+)
 
 WORDS = {
     "root_cause": "a third of the research tasks is cut off at 90 s, while the finished ones need up to 170 s",
@@ -88,6 +91,11 @@ async def announced(client: Client, database: Database, platform: Platform) -> s
     return workflow_id(anomaly.subject)
 
 
+def ballot(agent: str, proposal_id: str) -> Ballot:
+    choice, reason = REASONS[agent]
+    return Ballot(message_id=agent, agent_id=agent, proposal_id=proposal_id, choice=choice, reason=reason)
+
+
 async def picture(tab: Page, name: str) -> None:
     if folder := os.environ.get("NAUTILUS_PICTURES"):
         await tab.picture(Path(folder) / f"{name}.png")
@@ -96,39 +104,73 @@ async def picture(tab: Page, name: str) -> None:
 async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, database: Database) -> None:
     client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
     await prepare(client)
-    platform = builders.platform(
-        cycle=builders.rules(bid_window_s=60, proposal_window_s=60, voting_window_s=60), mode=Mode.RECOMMEND
-    )
+    rules = builders.rules(bid_window_s=60, proposal_window_s=60, voting_window_s=60)
+    platform = builders.platform(cycle=rules, mode=Mode.RECOMMEND)
     enough = asyncio.Event()
     async with worker(client, database, platform, Settings(event_poll_s=0.1)):
-        cycle = await announced(client, database, platform)
-        stage = Stage(NautilusClient(client), database, platform, cycle)
-        await _opened(stage)
+        stage = Stage(NautilusClient(client), database, platform, await announced(client, database, platform))
+        handle = await opened(client, stage.cycle)
         await stage.bids(*AGENTS)
         proposal_id = await stage.proposes("ada", **WORDS)
         await stage.reach(Phase.VOTING)
         for agent in ("bob", "dee"):
-            choice, reason = REASONS[agent]
-            await stage.client.cast_ballot(cycle, builders.ballot(agent, proposal_id, choice, reason))
-        run_id = (await client.get_workflow_handle(cycle).describe()).run_id
-        url = page_url(server.web_ui, cycle, run_id)
+            await stage.client.cast_ballot(stage.cycle, ballot(agent, proposal_id))
+        url = page_url(server.web_ui, stage.cycle, (await handle.describe()).run_id)
 
-        await tab.open(url)
-        await tab.shows("Improvement cycle: success_rate of research_synthesis")
+        await tab.open(url.replace("/history", "/user-metadata"))
+        await tab.shows(
+            # Summary and details; what follows are the current details.
+            "Improvement cycle: success_rate of research_synthesis",
+            "success_rate 66.7% (40 of 60 tasks), under the floor of 70%",
+            "Now: voting",
+            "next deadline",
+            "ada proposes research_synthesis.timeout_s: 180, and predicts 94% success.",
+            str(WORDS["root_cause"]),
+            "cut off at the limit: tasks 60, timeouts 20",
+            "1 for, 1 against, 0 abstained of 5",
+            "bob: approve - my own count of the timeouts agrees",
+            "cyd: no ballot",
+            "dee: reject - every slow task holds a worker twice as long",
+            "--name veto --namespace nautilus",
+            f"--workflow-id {stage.cycle}",
+            "awarded to ada for 10 credits",
+        )
         await picture(tab, "cycle-running")
-        await tab.open(url.replace("/history", "/metadata"))
-        await asyncio.sleep(3)
-        await picture(tab, "cycle-running2")
-        print(await tab.text())
-        raise AssertionError
+        await tab.open(url.replace("/history", "/search-attributes"))
+        await tab.shows("NautilusMetric", "NautilusPhase", "voting", "NautilusParameter", builders.TIMEOUT)
+        await tab.open(url)
+        # The list draws only what is in view: make it tall. These are the summaries of activities and timers.
+        await tab.resize(1440, 6000)
+        await tab.shows("open the meta-task", "award to ada", "freeze the electorate", "voting closes", "cast_ballot")
+        await tab.resize(1440, 1500)
+
+        for agent in ("cyd", "eve"):
+            await stage.client.cast_ballot(stage.cycle, ballot(agent, proposal_id))
+        traffic = asyncio.create_task(stage.runs_tasks(limited, enough))
+        await stage.reach(Phase.APPROVAL)
+        await stage.client.act(stage.cycle, wire.PROMOTE, "olga", "the evidence is clear")
+        await stage.result()
+        enough.set()
+        await traffic
+
+        await tab.open(url.replace("/history", "/user-metadata"))
+        await tab.shows(
+            "Ended: promoted", "90 → 180", "Verdict: ", "treatment", "olga: promote (the evidence is clear)"
+        )
+        await picture(tab, "cycle-finished")
+        await tab.open(url.replace("/history", "/search-attributes"))
+        await tab.shows("NautilusOutcome", "promoted")
+
+    # No worker runs from here on: the page is in the result.
+    await tab.open(url)
+    await tab.shows("COMPLETED", "## Ended: promoted", "the evidence is clear", "Result")
+    assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
+    assert (await stage.result()).end.ending is Ending.PROMOTED
 
 
-async def _opened(stage: Stage) -> None:
-    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
-    while True:
-        try:
-            await handle.describe()
-        except Exception:
-            await asyncio.sleep(0.1)
-        else:
-            return
+async def opened(client: Client, cycle: str) -> WorkflowHandle[Any, Any]:
+    """The cycle, as soon as the bus has opened it."""
+    async with asyncio.timeout(20):
+        while not [e async for e in client.list_workflows(f"WorkflowId='{cycle}'")]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return client.get_workflow_handle(cycle)

@@ -109,18 +109,13 @@ def _vote(status: CycleStatus) -> list[str]:
     if (t := status.tally) is not None:
         counts = f"**{t.approve} for, {t.reject} against, {t.abstain} abstained** of {len(status.voters)}"
         lines += [f"{counts}: {plain(t.reason)}", ""]
-    return [
-        *lines,
-        "| voter | choice | reason |",
-        "|---|---|---|",
-        *(_ballot(voter, cast.get(voter)) for voter in status.voters),
-        "",
-    ]
+    return [*lines, *(_ballot(voter, cast.get(voter)) for voter in status.voters), ""]
 
 
 def _ballot(voter: str, ballot: Ballot | None) -> str:
-    choice, reason = (ballot.choice.value, plain(ballot.reason)) if ballot else ("-", "")
-    return f"| {plain(voter)} | {choice} | {reason} |"
+    if ballot is None:
+        return f"- {plain(voter)}: no ballot"
+    return f"- {plain(voter)}: **{ballot.choice.value}**{f' - {plain(ballot.reason)}' if ballot.reason else ''}"
 
 
 def _experiment(status: CycleStatus) -> list[str]:
@@ -150,8 +145,8 @@ def _experiment(status: CycleStatus) -> list[str]:
     ]
     return [
         *lines,
-        "| arm | value | tasks | successes | rate | 95 % |",
-        "|---|---|---|---|---|---|",
+        _row("arm", "value", "tasks", "successes", "rate", "95 %"),
+        "|---" * 6 + "|",
         *(_arm(name, value, counts) for name, value, counts in rows),
         "",
         *_verdict(reading),
@@ -161,7 +156,12 @@ def _experiment(status: CycleStatus) -> list[str]:
 def _arm(name: str, value: Value, counts: Counts) -> str:
     low, high = wilson(counts)
     between = f"{low:.0%} to {high:.0%}" if counts.tasks else "-"
-    return f"| {name} | {_value(value)} | {counts.tasks} | {counts.successes} | {percent(counts)} | {between} |"
+    return _row(name, _value(value), str(counts.tasks), str(counts.successes), percent(counts), between)
+
+
+def _row(*cells: str) -> str:
+    # The web UI draws tables without any space between the columns; a space that does not break keeps them apart.
+    return "|" + "|".join(f"\u00a0 {cell} \u00a0" for cell in cells) + "|"
 
 
 def _verdict(reading: Reading) -> list[str]:
@@ -183,7 +183,9 @@ def _act(status: CycleStatus, kind: str) -> str:
     act: dict[str, str | int] = {"message_id": f"{kind}-{len(status.story)}", "who": "YOU", "why": "WHY"}
     if kind == wire.EXTEND:
         act["seconds"] = 600
-    return f"temporal workflow update execute{_address(status)} --name {kind} --input '{json.dumps(act)}'"
+    # Three lines, because the web UI cuts off what is wider than half its page.
+    where = _address(status).replace(" --workflow-id", " \\\n  --workflow-id", 1)
+    return f"temporal workflow update execute --name {kind}{where} \\\n  --input '{json.dumps(act)}'"
 
 
 def _address(status: CycleStatus) -> str:

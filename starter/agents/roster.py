@@ -10,7 +10,7 @@ ROSTER = (
         operator="nautilus-argo",
         method=fitted(LOG_NORMAL),
         method_name="a log-normal fit",
-        price=35,
+        price=25,
         eta_s=30,
         doubt=1.0,
         content=0.98,
@@ -60,9 +60,9 @@ ROSTER = (
         operator="nautilus-fram",
         method=fitted(LOG_LOGISTIC),
         method_name="a log-logistic fit",
-        price=30,
+        price=38,
         eta_s=60,
-        content=0.85,
+        content=0.9,
     ),
     # Statistician: does not choose a model, but averages them, and counts their disagreement as doubt.
     Investigator(

@@ -1,0 +1,349 @@
+"""What anybody may send to a cycle: taken, or refused with a line that says what was expected; nothing stops the cycle.
+
+Sent with the `temporal` command and with the client, against cycles that run on a real server.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateFailedError
+
+from activities.database import Database, migrate
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from activities.observatory import record_outcomes
+from schema import wire
+from schema.messages.cycle import Act, CycleRequest, Ending, Phase, Receipt
+from schema.messages.market import Bid
+from schema.messages.proposals import Ballot, Choice, Proposal
+from schema.settings import Settings
+from starter.client import NautilusClient, Refused
+from starter.server import binary
+from tests import builders
+from tests.test_improvement_cycle import AGENTS, Stage, limited, on_stage  # noqa: F401  (a fixture)
+from worker import worker
+
+Word = Bid | Proposal | Ballot
+NAMES = {Bid: wire.PLACE_BID, Proposal: wire.SUBMIT_PROPOSAL, Ballot: wire.CAST_BALLOT}
+PROPOSAL = builders.proposal("ada").proposal_id
+
+
+async def command(client: Client, *arguments: str) -> str:
+    """Run the real `temporal` command against the test's server; what it printed."""
+    address = client.service_client.config.target_host
+    process = await asyncio.create_subprocess_exec(
+        str(binary()),
+        *(*arguments, "--address", address, "--namespace", client.namespace),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed = (await process.communicate())[0].decode()
+    assert process.returncode == 0, printed
+    return printed
+
+
+async def signal(stage: Stage, name: str, *arguments: str) -> None:
+    await command(stage.client.temporal, "workflow", "signal", "--workflow-id", stage.cycle, "--name", name, *arguments)
+
+
+async def say(stage: Stage, word: Word) -> None:
+    """A message as somebody without our client sends it."""
+    await signal(stage, NAMES[type(word)], "--input", word.model_dump_json(exclude_none=True))
+
+
+async def ask(stage: Stage, word: Word) -> Receipt:
+    match word:
+        case Bid():
+            return await stage.client.place_bid(stage.cycle, word)
+        case Proposal():
+            return await stage.client.submit_proposal(stage.cycle, word)
+        case Ballot():
+            return await stage.client.cast_ballot(stage.cycle, word)
+
+
+async def receipt_of(stage: Stage, word: Word) -> Receipt:
+    return next(r for r in await stage.client.receipts(stage.cycle) if r.message_id == word.message_id)
+
+
+def ready(database: Database, **windows: float) -> tuple[Any, CycleRequest]:
+    """A platform with agents and failing tasks, and the request for a cycle about it."""
+    platform = builders.platform(cycle=builders.rules(**windows))
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    for agent in AGENTS:
+        register_agent(database, agent, f"op-{agent}", now)
+    with database.transaction() as session:
+        old = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
+        record_outcomes(session, old, 1)
+    anomaly = builders.anomaly(now - timedelta(seconds=10))
+    return platform, CycleRequest(request_id="test:messages", anomaly=anomaly)
+
+
+@pytest.fixture(scope="module")
+async def stage(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """One cycle for all the tests that send it something bad: they find it running and leave it so."""
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('messages') / 'nautilus.db'}")
+    migrate(database)
+    platform, request = ready(database, bid_window_s=300, proposal_window_s=300, voting_window_s=300)
+    async with worker(temporal, database, platform, Settings(), "messages"):
+        cycle = "cycle:messages"
+        await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue="messages")
+        stage = Stage(NautilusClient(temporal, "messages"), database, platform, cycle)
+        await stage.reach(Phase.BIDDING)
+        await stage.client.place_bid(cycle, builders.bid("ada", price=1))
+        yield stage
+        await temporal.get_workflow_handle(cycle).terminate("the tests are over") if await _runs(stage) else None
+    database.close()
+
+
+async def _runs(stage: Stage) -> bool:
+    described = await stage.client.temporal.get_workflow_handle(stage.cycle).describe()
+    return described.status is WorkflowExecutionStatus.RUNNING
+
+
+async def at(stage: Stage, phase: Phase) -> None:
+    """Bring the cycle on to a phase, by messages that are taken."""
+    if (await stage.client.status(stage.cycle)).phase is Phase.BIDDING and phase is not Phase.BIDDING:
+        await stage.bids(*AGENTS[1:])
+        await stage.reach(Phase.PROPOSING)
+    if (await stage.client.status(stage.cycle)).phase is Phase.PROPOSING and phase is Phase.VOTING:
+        await stage.proposes("ada")
+        await stage.reach(Phase.VOTING)
+        await stage.client.cast_ballot(stage.cycle, builders.ballot("bob", PROPOSAL, Choice.REJECT))
+
+
+BID = builders.bid("bob").model_dump(mode="json", exclude_none=True)
+
+UNREADABLE = {
+    # the table of what a bad signal does: fails validation
+    "a misspelt field": ((json.dumps(BID | {"agnet_id": "bob"}),), "agnet_id"),
+    "a missing field": ((json.dumps({"message_id": "m", "agent_id": "bob"}),), "price"),
+    "a wrong type": ((json.dumps(BID | {"price": "cheap"}),), "price"),
+    "a negative price": ((json.dumps(BID | {"price": -1}),), "price"),
+    "a hostile id": ((json.dumps(BID | {"agent_id": "../../bob\n"}),), "agent_id"),
+    "not an object": (("42",), "Bid"),
+    "null": (("null",), "Bid"),
+    "a list": ((json.dumps([BID]),), "Bid"),
+    "nested too deep": (("[" * 300 + "]" * 300,), "Bid"),
+    # wrong number of arguments: by default poison for ever
+    "no argument": ((), "place_bid"),
+    "two arguments": ((json.dumps(BID), json.dumps(BID)), "place_bid"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "says"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_signal_that_cannot_be_read_is_refused_and_counted(
+    stage: Stage, inputs: tuple[str, ...], says: str
+) -> None:
+    before = await stage.client.status(stage.cycle)
+
+    await signal(stage, wire.PLACE_BID, *(part for text in inputs for part in ("--input", text)))
+
+    after = await stage.client.status(stage.cycle)
+    assert after.refused == before.refused + 1
+    assert says in after.unread
+    assert after.bids == before.bids
+
+
+@pytest.mark.parametrize("encoding", ["binary/plain", "binary/null", "json/plain", "binary/encrypted", "json/protobuf"])
+async def test_a_signal_in_another_encoding_is_refused_and_counted(stage: Stage, encoding: str) -> None:
+    before = await stage.client.status(stage.cycle)
+
+    junk = ("--input", "{{{", "--input-meta", f"encoding={encoding}")
+    await signal(stage, wire.PLACE_BID, *junk)
+
+    after = await stage.client.status(stage.cycle)
+    assert after.refused == before.refused + 1
+    assert after.unread.startswith("place_bid: ")
+
+
+NOT_TAKEN = {
+    "an unknown agent's bid": (Phase.BIDDING, builders.bid("mallory"), "expected an agent that was registered"),
+    "a second bid": (Phase.BIDDING, builders.bid("ada", 2), "expected one bid of ada"),
+    "a price out of bounds": (Phase.BIDDING, builders.bid("bob", 101), "expected a price of at most 100"),
+    "an early proposal": (Phase.BIDDING, builders.proposal("ada"), "expected a cycle in phase proposing"),
+    "an early ballot": (Phase.BIDDING, builders.ballot("bob"), "expected a cycle in phase voting"),
+    "a late bid": (Phase.PROPOSING, builders.bid("ada"), "expected a cycle in phase bidding"),
+    "a proposal of who has no award": (Phase.PROPOSING, builders.proposal("bob"), "expected a proposal of ada"),
+    "a value out of bounds": (Phase.PROPOSING, builders.proposal(value=9.0), "expected a value between 10 and 600"),
+    "a change too large": (Phase.PROPOSING, builders.proposal(value=300.0), "by at most 120"),
+    "no change": (Phase.PROPOSING, builders.proposal(value=90.0), "expected a change"),
+    "a value of another kind": (Phase.PROPOSING, builders.proposal(value="180"), "expected a number"),
+    "a parameter that nobody declared": (
+        Phase.PROPOSING,
+        builders.proposal(parameter="cycle.alpha"),
+        "expected a declared parameter",
+    ),
+    "a version of yesterday": (Phase.PROPOSING, builders.proposal(base_version=7), "expected base version 1"),
+    "too little promised": (Phase.PROPOSING, builders.proposal(predicted_rate=0.67), "expected a predicted rate"),
+    "a late proposal": (Phase.VOTING, builders.proposal("ada", value=170.0), "expected a cycle in phase proposing"),
+    "a ballot of a stranger": (Phase.VOTING, builders.ballot("mallory", PROPOSAL), "expected a voter of the electorate"),
+    "a ballot of the proposer": (Phase.VOTING, builders.ballot("ada", PROPOSAL), "expected a voter of the electorate"),
+    "a second ballot": (Phase.VOTING, builders.ballot("bob", PROPOSAL), "expected one ballot of bob"),
+    "a ballot on something else": (Phase.VOTING, builders.ballot("cyd", "other"), f"expected a ballot on proposal {PROPOSAL}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("phase", "word", "says"), NOT_TAKEN.values(), ids=NOT_TAKEN)
+async def test_what_is_not_taken_is_refused_with_a_reason(stage: Stage, phase: Phase, word: Word, says: str) -> None:
+    await at(stage, phase)
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+    before, events = await stage.client.status(stage.cycle), (await handle.describe()).history_length
+
+    with pytest.raises(Refused, match=says):
+        await ask(stage, word)
+    assert (await handle.describe()).history_length == events  # an update is refused before anything enters history
+    await say(stage, word)
+
+    after, receipt = await stage.client.status(stage.cycle), await receipt_of(stage, word)
+    assert after.refused == before.refused + 1
+    assert not receipt.accepted
+    assert says in receipt.reason
+    assert after.model_copy(update={"refused": before.refused}) == before
+
+
+async def test_a_message_that_comes_twice_is_taken_once(stage: Stage) -> None:
+    await at(stage, Phase.VOTING)
+    before = await stage.client.status(stage.cycle)
+    ballot = builders.ballot("fay", PROPOSAL, Choice.ABSTAIN)
+
+    await say(stage, ballot)
+    await say(stage, ballot)
+    again = await ask(stage, ballot)
+
+    after = await stage.client.status(stage.cycle)
+    assert again.accepted
+    assert after.refused == before.refused
+    assert after.ballots == (*before.ballots, ballot)
+
+
+BAD_UPDATES = {
+    "a misspelt field": (wire.CAST_BALLOT, [{"message_id": "m", "agent": "bob"}], "agent_id"),
+    "not an object": (wire.CAST_BALLOT, ["yes"], "Ballot"),
+    "no argument": (wire.CAST_BALLOT, [], "cast_ballot|argument"),
+    "two arguments": (wire.CAST_BALLOT, [BID, BID], "cast_ballot|argument"),
+    "an unknown update": ("cast_balot", [BID], "cast_ballot"),
+    "an act without a reason": (wire.PAUSE, [{"message_id": "m", "who": "olga", "why": ""}], "why"),
+    "an act of nobody": (wire.PAUSE, [{"message_id": "m", "why": "because"}], "who"),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments", "says"), BAD_UPDATES.values(), ids=BAD_UPDATES)
+async def test_a_bad_update_is_refused_to_its_sender(stage: Stage, name: str, arguments: list[Any], says: str) -> None:
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+    events = (await handle.describe()).history_length
+
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await asyncio.wait_for(handle.execute_update(name, args=arguments), 10)
+
+    assert any(words in str(refused.value.cause) for words in says.split("|"))
+    assert (await handle.describe()).history_length == events
+
+
+BAD_ACTS = {
+    "nothing to resume": (wire.RESUME, None, "expected a paused cycle"),
+    "nothing to promote": (wire.PROMOTE, None, "expected a cycle that waits for approval"),
+    "an extension by nothing": (wire.EXTEND, None, "expected how many seconds"),
+}
+
+
+@pytest.mark.parametrize(("kind", "seconds", "says"), BAD_ACTS.values(), ids=BAD_ACTS)
+async def test_an_act_that_cannot_be_done_now_is_refused(
+    stage: Stage, kind: str, seconds: float | None, says: str
+) -> None:
+    with pytest.raises(Refused, match=says):
+        await stage.client.act(stage.cycle, kind, "olga", "because", seconds)
+
+
+async def test_after_all_of_it_the_cycle_ends_properly(stage: Stage) -> None:
+    await at(stage, Phase.VOTING)
+
+    await stage.votes(PROPOSAL, cyd=Choice.REJECT, dee=Choice.REJECT, eve=Choice.REJECT)
+    result = await stage.result()
+
+    assert result.end is not None
+    assert result.end.ending is Ending.REJECTED
+    with pytest.raises(Refused, match="is not running"):
+        await ask(stage, builders.ballot("fay", PROPOSAL))
+    with pytest.raises(Refused, match="is not running"):
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "too late")
+
+
+async def hear(stage: Stage, word: Word) -> None:
+    await stage.client.signal(stage.cycle, NAMES[type(word)], word)
+
+
+@pytest.mark.parametrize("send", [say, hear], ids=["by temporal workflow signal", "by client.signal"])
+async def test_the_story_is_told_by_signals_only(
+    on_stage: Any,  # noqa: F811
+    send: Callable[[Stage, Word], Awaitable[None]],
+) -> None:
+    done = asyncio.Event()
+    async with on_stage(bid_window_s=60, proposal_window_s=60, voting_window_s=60) as stage:
+        bids = [builders.bid(agent, 10 + 10 * number) for number, agent in enumerate(AGENTS)]
+        await asyncio.gather(*(send(stage, bid) for bid in bids))
+        await stage.reach(Phase.PROPOSING)
+        proposal = builders.proposal("ada")
+        await send(stage, proposal)
+        await stage.reach(Phase.VOTING)
+        choices = {"bob": Choice.APPROVE, "cyd": Choice.REJECT, "dee": Choice.APPROVE, "eve": Choice.APPROVE}
+        ballots = [builders.ballot(agent, proposal.proposal_id, choice) for agent, choice in choices.items()]
+        await asyncio.gather(*(send(stage, ballot) for ballot in ballots))
+        traffic = asyncio.create_task(stage.runs_tasks(limited, done))
+        result = await stage.result()
+        done.set()
+        await traffic
+        receipts = {receipt.message_id for receipt in await stage.client.receipts(stage.cycle) if receipt.accepted}
+
+    assert result.end.ending is Ending.PROMOTED, result.end.reason
+    assert receipts == {word.message_id for word in (*bids, proposal, *ballots)}
+    assert result.status.refused == 0
+
+
+async def test_signals_wait_for_a_worker(temporal: Client, database: Database, task_queue: str) -> None:
+    platform, request = ready(database, bid_window_s=60)
+    cycle = f"cycle:{task_queue}"
+    await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
+    stage = Stage(NautilusClient(temporal, task_queue), database, platform, cycle)
+    bid, junk = builders.bid("ada"), json.dumps({"junk": 1})
+
+    await say(stage, bid)
+    await signal(stage, wire.PLACE_BID, "--input", junk)
+    async with worker(temporal, database, platform, Settings(), task_queue):
+        await stage.reach(Phase.BIDDING)
+        status, receipt = await stage.client.status(cycle), await receipt_of(stage, bid)
+        await stage.client.act(cycle, wire.ABORT, "olga", "enough")
+        await stage.result()
+
+    assert receipt.accepted
+    assert status.bids == (bid,)
+    assert status.refused == 1
+
+
+BAD_INPUTS = {
+    "nonsense": ('{"nonsense": 1}',),
+    "not an object": ("42",),
+    "neither anomaly nor proposal": ('{"request_id": "r"}',),
+    "nothing": (),
+    "a state that nobody carried": ('{"request_id": "r"}', '{"phase": "promoting"}'),
+}
+
+
+@pytest.mark.parametrize("inputs", BAD_INPUTS.values(), ids=BAD_INPUTS)
+async def test_a_cycle_with_bad_input_fails_at_once(stage: Stage, inputs: tuple[str, ...], task_queue: str) -> None:
+    client = stage.client.temporal
+    arguments = [part for text in inputs for part in ("--input", text)]
+
+    start = ("workflow", "start", "--type", wire.IMPROVEMENT_CYCLE, "--task-queue", "messages")
+    await command(client, *start, "--workflow-id", task_queue, *arguments)
+    async with asyncio.timeout(10):
+        while (described := await client.get_workflow_handle(task_queue).describe()).close_time is None:
+            await asyncio.sleep(0.05)
+
+    assert described.status is WorkflowExecutionStatus.FAILED
+    assert described.history_length <= 5
