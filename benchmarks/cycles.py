@@ -60,12 +60,14 @@ TASKS_BEFORE = 60
 # Few: every cycle has a worker, six agents and traffic of its own, all in this process.
 AT_ONCE = 2
 CYCLE_TIMEOUT_S = 120.0
+# Between two tasks: few finish between two looks at the counters, as in the demo.
+PAUSE_S = 0.02
 WINDOWS = {
     "bid_window_s": 4.0,
     "proposal_window_s": 4.0,
     "voting_window_s": 4.0,
     "late_quorum_extension_s": 0.5,
-    "counter_poll_s": 0.2,
+    "counter_poll_s": 0.1,
     "bake_window_s": 0.5,
 }
 
@@ -116,7 +118,7 @@ def traffic(database: Database, platform: Platform, work: Work, done: threading.
         Recorder(database, platform.observatory.interval_s, linger_s=0.02) as recorder,
     ):
         number = 0
-        while not done.is_set():
+        while not done.wait(PAUSE_S):
             number += 1
             task_id, at = f"task-{number}", datetime.now(UTC)
             resolution = resolver.resolve_task(RESEARCH, task_id, at)

@@ -55,17 +55,18 @@ from starter.server import Server, dev_server, free_port
 from starter.stack import connect
 
 ROOT = Path(__file__).parent.parent
-SEED = 20_261_122
+# One whose draws look like what they are drawn from, to all the agents; an unlucky one costs half a minute a run.
+SEED = 3
 # The article's fault: a third of the tasks would last longer than the limit; 99% end within 2.5 times of it.
 LIMIT_S, MEDIAN_S, SPREAD = 1.0, 0.8, 0.5
 # So many that every agent has an explanation at its first look.
-TASKS_BEFORE, TASKS_PER_S = 1_000, 40
+TASKS_BEFORE, TASKS_PER_S = 400, 30
 # Windows close early when everybody has spoken; nobody may be too late because its process was killed: a worker's
 # sticky queue is given up after 10 s, an activity that it was running after 30.
 WINDOWS = {
-    "bid_window_s": 45.0,
+    "bid_window_s": 25.0,
     "proposal_window_s": 45.0,
-    "voting_window_s": 45.0,
+    "voting_window_s": 25.0,
     "late_quorum_extension_s": 0.5,
     "experiment_window_s": 150.0,
     "pending_cutoff_s": 120.0,
@@ -128,25 +129,29 @@ def child_with(arguments: str) -> int:
 class Processes:
     """Worker and agents as an operator starts them, by name; a killed one is started again by the same command."""
 
-    def __init__(self, home: Path, server: Server) -> None:
-        self._home = home
-        self._environment = os.environ | {
-            "TEMPORAL_ADDRESS": server.address,
-            "TEMPORAL_NAMESPACE": wire.NAMESPACE,
+    def __init__(self, server: Server, logs: Path) -> None:
+        self._logs = logs
+        self._server = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": wire.NAMESPACE}
+        self._home: dict[str, str] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def use(self, home: Path) -> None:
+        """What is started from now on works for the platform in `home`."""
+        self._home = {
             "NAUTILUS_HOME": str(home),
             "NAUTILUS_PLATFORM": str(home / "platform.toml"),
             "NAUTILUS_DATABASE_URL": "",
         }
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
+        environment = os.environ | self._server | self._home
         with self.log(name).open("ab") as sink:
             self._running[name] = subprocess.Popen(
-                [sys.executable, *COMMANDS[name]], cwd=ROOT, env=self._environment, stdout=sink, stderr=sink
+                [sys.executable, *COMMANDS[name]], cwd=ROOT, env=environment, stdout=sink, stderr=sink
             )
 
     def log(self, name: str) -> Path:
-        return self._home / f"{name}.log"
+        return self._logs / f"{name}.log"
 
     def kill(self, name: str) -> None:
         process = self._running.pop(name)
@@ -163,7 +168,7 @@ class Scene:
     """One cycle and all that it needs, on a database of its own."""
 
     home: Path
-    platform: Platform
+    subject: str
     database: Database
     processes: Processes
     handle: WorkflowHandle[Any, CycleResult]
@@ -171,7 +176,8 @@ class Scene:
 
 
 def platform_in(home: Path) -> Platform:
-    """Write the demo's declaration with short windows to `home`, as the file that worker and agents read."""
+    """Make `home`, with the demo's declaration with short windows as the file that worker and agents read."""
+    home.mkdir()
     written = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
     written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in WINDOWS.items())
     (home / "platform.toml").write_text(written)
@@ -237,14 +243,14 @@ def failing_platform(database: Database, platform: Platform) -> Anomaly:
 
 
 @asynccontextmanager
-async def scene(home: Path, client: Client, server: Server, name: str) -> AsyncIterator[Scene]:
-    """A cycle that has just been started, with worker, agents and traffic; all are gone at the end."""
-    home.mkdir(parents=True)
+async def scene(home: Path, client: Client, processes: Processes, name: str) -> AsyncIterator[Scene]:
+    """A cycle that has just been started, with worker and traffic; both are gone at the end."""
     platform = platform_in(home)
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    processes.use(home)
     await asyncio.to_thread(migrate, database)
     anomaly = failing_platform(database, platform)
-    processes = Processes(home, server)
+    processes.start(WORKER)
     handle = await client.start_workflow(
         wire.IMPROVEMENT_CYCLE,
         CycleRequest(request_id=f"phases:{name}", anomaly=anomaly),
@@ -252,15 +258,13 @@ async def scene(home: Path, client: Client, server: Server, name: str) -> AsyncI
         task_queue=wire.TASK_QUEUE,
         result_type=CycleResult,
     )
-    on_stage = Scene(home, platform, database, processes, handle)
+    on_stage = Scene(home, anomaly.subject, database, processes, handle)
     tasks = asyncio.create_task(asyncio.to_thread(traffic, database, platform, on_stage.done))
     try:
-        for process in COMMANDS:
-            processes.start(process)
         yield on_stage
     finally:
         on_stage.done.set()
-        processes.kill_all()
+        processes.kill(WORKER)
         await tasks
         database.close()
 
@@ -285,8 +289,7 @@ async def reached(scene: Scene, phase: Phase) -> None:
     else:
         raise RuntimeError(f"expected a cycle that reaches {phase.value}, but it ended")
     if phase is Phase.EXPERIMENT:
-        while await asyncio.to_thread(_finished, scene) < TASKS_IN_AN_EXPERIMENT:
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(_await_tasks, scene)
 
 
 def entered(event: HistoryEvent) -> Sequence[str]:
@@ -298,17 +301,15 @@ def entered(event: HistoryEvent) -> Sequence[str]:
     return found
 
 
-def _finished(scene: Scene) -> int:
-    with scene.database.reading() as session:
-        row = ledger_design(scene)
-        strata = counters(session, row) if row else ()
-    return sum(s.control.tasks + s.treatment.tasks for s in strata)
-
-
-def ledger_design(scene: Scene) -> str | None:
-    """The id of the experiment that the ledger has a design of."""
-    designed = [e.key for e in ledger.entries(scene.database) if e.kind is EntryKind.EXPERIMENT_DESIGNED]
-    return designed[-1] if designed else None
+def _await_tasks(scene: Scene) -> None:
+    """Return when the experiment has some tasks to lose."""
+    cycle_id = f"{scene.subject}#1"
+    while True:
+        with scene.database.reading() as session:
+            arms = [arm for s in counters(session, cycle_id) for arm in (s.control, s.treatment)]
+        if sum(arm.tasks for arm in arms) >= TASKS_IN_AN_EXPERIMENT:
+            return
+        time.sleep(0.05)
 
 
 @asynccontextmanager
@@ -338,10 +339,12 @@ def lock_database(path: Path, seconds: float) -> None:
 # ---- a run
 
 
-async def play(temporal: Temporal, client: Client, server: Server, home: Path, phase: Phase, killed: str) -> Any:
+async def play(
+    temporal: Temporal, client: Client, processes: Processes, home: Path, phase: Phase, killed: str
+) -> dict[str, Any]:
     """Kill one thing in one phase, start it again, and see how the cycle ends."""
     started = time.perf_counter()
-    async with scene(home, client, server, f"{phase.value}-{killed}") as on_stage:
+    async with scene(home, client, processes, f"{phase.value}-{killed}") as on_stage:
         async with task_type_held(on_stage, phase is Phase.QUEUED):
             await asyncio.wait_for(reached(on_stage, phase), END_TIMEOUT_S)
             note(f"{phase.value}: killing {killed}")
@@ -393,22 +396,26 @@ def judged(database: Database, result: CycleResult | None) -> dict[str, Any]:
 
 def as_promised(run: dict[str, Any]) -> bool:
     """Whether a run ended as every run must: promoted once, paid once, one chain."""
-    return run["ended"] and run["ledger_ok"] and run["promotions"] == run["payments"] == run["endings"] == 1
+    once = run["promotions"] == run["payments"] == run["endings"] == 1
+    return bool(run["ended"] and run["ledger_ok"] and once)
 
 
 async def play_all(runs: Sequence[tuple[Phase, str]], folder: Path) -> list[dict[str, Any]]:
-    temporal, reports = Temporal(folder / "temporal"), []
-    (folder / "temporal").mkdir()
+    """Play the runs on one server with one set of agents; each has a home, a database and a worker of its own."""
+    temporal, reports = Temporal(folder), list[dict[str, Any]]()
     server = await temporal.start()
+    processes = Processes(server, folder)
     try:
         client = await connect(server)
+        processes.start(AGENTS)
         for number, (phase, killed) in enumerate(runs, 1):
             home = folder / f"{phase.value}-{killed}"
-            report = await play(temporal, client, server, home, phase, killed)
+            report = await play(temporal, client, processes, home, phase, killed)
             reports.append(report)
             verdict = "as promised" if as_promised(report) else f"NOT as promised, see {home}"
             note(f"{number} of {len(runs)}: {phase.value}, {killed} killed: {verdict} {report}")
     finally:
+        processes.kill_all()
         await temporal.stop()
     return reports
 

@@ -7,26 +7,32 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
 import typer
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 from rich.table import Table
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from temporalio.service import RPCError
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
+from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities import ledger, market
 from activities.database import Database, migrate
 from activities.experiment import parameter_states
 from activities.observatory import latest_snapshot
+from schema import wire
 from schema.declaration import DeclarationError, read_platform
-from schema.messages.cycle import workflow_id
+from schema.messages.base import Identifier
+from schema.messages.cycle import CycleStatus, Phase, workflow_id
 from schema.messages.observatory import TaskOutcome
 from schema.settings import Settings
 from starter.client import NautilusClient, Refused
@@ -48,7 +54,10 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 
-out, err = Console(), Console(stderr=True)
+# Agents and people write what is shown here; nothing of it is markup.
+out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
+# Where a query waits for a worker, a person should not wait much longer.
+PATIENCE = timedelta(seconds=5)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -61,21 +70,35 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, but {first['input']!r} came")
     except (CommandError, DeclarationError, ServerError, Refused, ValueError) as error:
         _fail(str(error))
     except SQLAlchemyError as error:
         _fail(f"the database cannot be used: {getattr(error, 'orig', None) or error}")
     except (RPCError, RuntimeError) as error:
-        _fail(f"Temporal: {error}")
+        _fail(_temporal(error))
+    except OSError as error:
+        _fail(f"expected to read and write files, but {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _temporal(error: RPCError | RuntimeError) -> str:
+    if "ConnectError" in str(error):
+        return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"
+    return f"Temporal: {error}"
 
 
 def _fail(line: str) -> None:
-    err.print(f"nautilus: {' '.join(line.split())}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
     sys.exit(1)
 
 
 def _emit(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    # Flushed here, where a closed pipe is an answer; at the interpreter's exit it would be a complaint.
+    print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -88,13 +111,15 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 def _database() -> Database:
     """The database that exists; reading commands never make an empty one."""
     settings = Settings()
-    database = Database(settings.database)
-    path = database.url.database
-    if database.url.drivername == "sqlite" and not (path and Path(path).exists()):
+    url = make_url(settings.database)
+    if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
         raise CommandError(
-            f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
+            f"expected a database at {url.database}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
         )
-    return database
+    try:
+        return Database(settings.database)
+    except ImportError as error:
+        raise CommandError(f"expected a driver for {url.drivername}, but {error}") from None
 
 
 @app.command()
@@ -107,12 +132,12 @@ def demo(
 
     async def wait(stack: Any) -> None:
         for key, value in stack.environment.items():
-            err.print(f"export {key}={value}", highlight=False, soft_wrap=True)
+            err.print(f"export {key}={value}", soft_wrap=True)
         err.print("still running; Ctrl-C ends it")
         await asyncio.Event().wait()
 
     try:
-        told = _run(story.demo(err if as_json else out, wait if keep else None))
+        told = _run(story.demo(Console(stderr=as_json), wait if keep else None))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
@@ -161,18 +186,99 @@ def health(as_json: AsJson = False) -> None:
     out.print(table)
 
 
+@cycle_app.command("list")
+def cycle_list(
+    every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
+) -> None:
+    """The cycles that are open, newest first."""
+    query = f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'" + ("" if every else " AND ExecutionStatus='Running'")
+
+    async def ask() -> list[dict[str, str]]:
+        client = await NautilusClient.connect()
+        return [_listed(execution) async for execution in client.temporal.list_workflows(query, limit=200)]
+
+    rows = _run(ask())
+    if as_json:
+        _emit(rows)
+        return
+    table = Table("cycle", "opened", "phase", "parameter", "outcome")
+    for row in rows:
+        table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
+    out.print(table if rows else "no cycle is open; --all lists the ended ones")
+
+
+def _listed(execution: WorkflowExecution) -> dict[str, str]:
+    def attribute(name: str) -> str:
+        return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
+
+    return {
+        "workflow_id": execution.id,
+        "opened": execution.start_time.isoformat(),
+        "phase": attribute(wire.PHASE),
+        "parameter": attribute(wire.PARAMETER),
+        "outcome": attribute(wire.OUTCOME),
+    }
+
+
 @cycle_app.command("show")
 def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")], as_json: AsJson = False) -> None:
-    """Where a cycle stands."""
-
-    async def ask() -> Any:
-        return await (await NautilusClient.connect()).status(_workflow(cycle))
-
-    status = _run(ask())
+    """Where a cycle stands, or how it ended."""
+    status = _run(_status(_workflow(cycle)))
     if as_json:
         _emit(status.model_dump(mode="json"))
     else:
         out.print(Markdown(render(status)))
+
+
+async def _status(cycle: str) -> CycleStatus:
+    """From the result where the cycle has ended, which needs no worker."""
+    client = await NautilusClient.connect()
+    try:
+        described = await client.temporal.get_workflow_handle(cycle).describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND or "amespace" in str(error):
+            raise
+        raise CommandError(f"expected a cycle, but there is no {cycle}; `nautilus cycle list` shows them") from None
+    if described.workflow_type != wire.IMPROVEMENT_CYCLE:
+        raise CommandError(f"expected a cycle, but {cycle} is of type {described.workflow_type}")
+    if described.status is WorkflowExecutionStatus.COMPLETED:
+        return (await client.result(cycle)).status
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        how = described.status.name.lower() if described.status else "gone"
+        raise CommandError(f"expected a cycle that runs or has ended, but {cycle} is {how}")
+    try:
+        return await asyncio.wait_for(client.status(cycle), PATIENCE.total_seconds())
+    except (TimeoutError, RPCError):
+        raise CommandError(f"expected a worker to answer for {cycle}, but none does; run `nautilus worker`") from None
+
+
+class Steer(StrEnum):
+    """What a person can do to a cycle."""
+
+    PAUSE = wire.PAUSE
+    RESUME = wire.RESUME
+    EXTEND = wire.EXTEND
+    ABORT = wire.ABORT
+    VETO = wire.VETO
+    PROMOTE = wire.PROMOTE
+
+
+@cycle_app.command("act")
+def cycle_act(
+    cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
+    act: Annotated[Steer, typer.Argument(help="What to do.")],
+    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
+) -> None:
+    """Steer a cycle: pause, resume, extend, abort, veto or promote."""
+
+    async def ask() -> None:
+        await _status(_workflow(cycle))
+        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds)
+
+    _run(ask())
+    out.print(f"{act.value}: done, and in the ledger")
 
 
 @cycle_app.command("watch")
@@ -181,9 +287,13 @@ def cycle_watch(cycle: Annotated[str, typer.Argument(help="Workflow id, or subje
 
     async def follow() -> None:
         told = 0
+        ended = await _status(_workflow(cycle))
+        if ended.phase is Phase.ENDED:
+            out.print("\n".join(ended.story))
+            return
         async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
             for line in status.story[told:]:
-                out.print(f"{status.phase.value:>10}  {line}", highlight=False)
+                out.print(f"{status.phase.value:>10}  {line}")
             told = len(status.story)
 
     _run(follow())
@@ -257,7 +367,7 @@ def ledger_verify(as_json: AsJson = False) -> None:
     if as_json:
         _emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
     elif broken is None:
-        out.print(f"{count} entries, unbroken; head {head}", highlight=False, soft_wrap=True)
+        out.print(f"{count} entries, unbroken; head {head}", soft_wrap=True)
     if broken is not None:
         if not as_json:
             raise CommandError(broken)
@@ -286,9 +396,15 @@ def agent_run(
 @agent_app.command("register")
 def agent_register(agent_id: str, operator: Annotated[str, typer.Option(help="Who answers for the agent.")]) -> None:
     """Let an agent bid and vote."""
+    for name, value in (("agent", agent_id), ("operator", operator)):
+        try:
+            TypeAdapter(Identifier).validate_python(value)
+        except ValidationError:
+            # A name that messages cannot carry would stop every cycle that reads it.
+            raise CommandError(f"expected letters, digits and _.:@/#+- for the {name}, but {value!r} came") from None
     if not market.register_agent(_database(), agent_id, operator, datetime.now(UTC)):
         raise CommandError(f"expected a new agent, but {agent_id} is registered already")
-    out.print(f"{agent_id} of {operator} may bid and vote", highlight=False)
+    out.print(f"{agent_id} of {operator} may bid and vote")
 
 
 @agent_app.command("list")

@@ -139,10 +139,8 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
         await tab.open(url.replace("/history", "/search-attributes"))
         await tab.shows("NautilusMetric", "NautilusPhase", "voting", "NautilusParameter", builders.TIMEOUT)
         await tab.open(url)
-        # The list draws only what is in view: make it tall. These are the summaries of activities and timers.
-        await tab.resize(1440, 6000)
+        await tab.open(url.replace("/history", "/timeline"))
         await tab.shows("open the meta-task", "award to ada", "freeze the electorate", "voting closes", "cast_ballot")
-        await tab.resize(1440, 1500)
 
         for agent in ("cyd", "eve"):
             await stage.client.cast_ballot(stage.cycle, ballot(agent, proposal_id))
@@ -163,7 +161,9 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
 
     # No worker runs from here on: the page is in the result.
     await tab.open(url)
-    await tab.shows("COMPLETED", "## Ended: promoted", "the evidence is clear", "Result")
+    await tab.shows("COMPLETED", "Result", "cycle_id")
+    await tab.run("document.querySelectorAll('.cm-scroller').forEach(e => { e.scrollTop = e.scrollHeight })")
+    await tab.shows("promoted, and the watch found no harm")
     assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
     assert (await stage.result()).end.ending is Ending.PROMOTED
 

@@ -28,10 +28,18 @@ class _SafeSignals(WorkflowInboundInterceptor):
         try:
             await super().handle_signal(input)
         except Exception as error:  # noqa: BLE001  (anybody can send anything; nothing of it may stop a cycle)
-            workflow.logger.warning("signal.refused", extra={"signal": input.signal, "error": str(error)})
+            reason = _reason(input, error)
+            workflow.logger.warning("signal.refused", extra={"signal": input.signal, "error": reason})
             refuse = getattr(workflow.instance(), "refuse_signal", None)
             if refuse is not None:
-                refuse(input.signal, str(error))
+                refuse(input.signal, reason)
+
+
+def _reason(input: HandleSignalInput, error: Exception) -> str:
+    """One line for whoever sent it."""
+    if isinstance(error, TypeError) and len(input.args) != 1:
+        return f"expected one argument, but {len(input.args)} came"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _SafeSignalInterceptor(Interceptor):

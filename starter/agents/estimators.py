@@ -281,6 +281,11 @@ def newest_half(method: Method) -> Method:
     return lambda samples: method(samples[: max(5 * FEWEST_EXACT, len(samples) // 2)])
 
 
+def first_of(*methods: Method) -> Method:
+    """The first of the methods that can describe the durations."""
+    return lambda samples: next((model for make in methods if (model := make(samples)) is not None), None)
+
+
 def worst_of(*methods: Method) -> Method:
     """The lowest rate that any of the methods arrives at; None where fewer than two can tell."""
 

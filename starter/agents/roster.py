@@ -1,6 +1,6 @@
 """Roster: the six, named after ships that went to look. Each has an operator of its own and another way of looking."""
 
-from .estimators import LOG_LOGISTIC, LOG_NORMAL, WEIBULL, fitted, newest_half, observed_tail, worst_of
+from .estimators import LOG_LOGISTIC, LOG_NORMAL, WEIBULL, first_of, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
 
 ROSTER = (
@@ -21,8 +21,8 @@ ROSTER = (
     Investigator(
         agent_id="beagle",
         operator="nautilus-beagle",
-        method=newest_half(fitted(LOG_NORMAL)),
-        method_name="a log-normal fit to the newer half",
+        method=newest_half(first_of(fitted(LOG_NORMAL), observed_tail)),
+        method_name="the newer half of the records",
         price=40,
         eta_s=90,
         content=0.95,
@@ -64,12 +64,12 @@ ROSTER = (
         eta_s=60,
         content=0.9,
     ),
-    # Statistician: does not choose a model, but averages them, and counts their disagreement as doubt.
+    # Statistician: does not choose a model, but averages them, and does without where none fits.
     Investigator(
         agent_id="vega",
         operator="nautilus-vega",
-        method=fitted(LOG_NORMAL, WEIBULL, LOG_LOGISTIC),
-        method_name="an average of three fits",
+        method=first_of(fitted(LOG_NORMAL, WEIBULL, LOG_LOGISTIC), observed_tail),
+        method_name="what fits of three families",
         price=45,
         eta_s=60,
         doubt=1.64,
