@@ -18,8 +18,10 @@ from activities.experiment import finish_assignments, parameter_states
 from rules.cooldown import next_attempt_at
 from rules.detection import Detection, Series, detect
 from rules.health import health
+from rules.verdict import is_good
 from schema.messages.cycle import Ending
 from schema.messages.events import EventType
+from schema.messages.experiment import Guardrail, GuardrailKind
 from schema.messages.observatory import (
     Counts,
     Diagnosis,
@@ -38,6 +40,8 @@ from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RollupRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
+# Enough for a 95th percentile within half a point, and no more to read however long the history.
+GUARDRAIL_TASKS = 2_000
 FAILURE_COLUMNS = {
     FailureKind.TIMEOUT: "timeouts",
     FailureKind.INVALID_RESULT: "invalid_results",
@@ -58,7 +62,7 @@ def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_
     lock(session, "rollup")
     new = [by_id[task_id] for task_id in insert_new(session, OutcomeRow, rows, returning="task_id")]
     _roll_up(session, new, interval_s)
-    finish_assignments(session, {outcome.task_id: outcome.failure is None for outcome in new})
+    finish_assignments(session, {outcome.task_id: outcome for outcome in new})
     return len(new)
 
 
@@ -126,6 +130,41 @@ def latest_snapshot(database: Database) -> Snapshot | None:
     with database.reading() as session:
         row = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
     return Snapshot.model_validate(row.body) if row else None
+
+
+def guardrails(
+    session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules
+) -> tuple[Guardrail, ...]:
+    """What must not get worse, from the latest tasks of the baseline window (or, on day one, of all there is).
+
+    A guardrail of something that is not measured here is none. The margin is the cycle's to set.
+    """
+    since = at - timedelta(seconds=rules.guard_s + rules.baseline_s)
+    rows = session.exec(
+        select(OutcomeRow)
+        .where(col(OutcomeRow.task_type).in_(task_types), col(OutcomeRow.finished_at) >= since)
+        .order_by(col(OutcomeRow.finished_at).desc())
+        .limit(GUARDRAIL_TASKS)
+    ).all()
+    outcomes = [TaskOutcome.model_validate(row.model_dump()) for row in rows]
+    bounds = {
+        GuardrailKind.FAST: _quantile([o.duration_s for o in outcomes if o.failure is None], 0.95),
+        GuardrailKind.WELL_RATED: _quantile([o.quality for o in outcomes if o.quality is not None], 0.5),
+        GuardrailKind.CHEAP: _quantile([o.cost for o in outcomes if o.cost], 0.95),
+    }
+    found = []
+    for kind, bound in bounds.items():
+        if bound is not None:
+            guardrail = Guardrail(kind=kind, bound=bound, usual=0.5, margin=0.05)
+            judged = [good for o in outcomes if (good := is_good(guardrail, o)) is not None]
+            usual = (sum(judged) + 0.5) / (len(judged) + 1)
+            found.append(guardrail.model_copy(update={"usual": usual}))
+    return tuple(found)
+
+
+def _quantile(values: list[float], share: float) -> float | None:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 class ObservatoryActivities:
@@ -210,7 +249,7 @@ def _not_normal(
     spans: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
     for experiment in session.exec(select(ExperimentRow).where(col(ExperimentRow.opened_at) >= since)).all():
         for task_type in experiment.design["task_types"]:
-            spans[task_type].append((experiment.opened_at, experiment.closed_at or until))
+            spans[task_type].append((experiment.opened_at or until, experiment.closed_at or until))
     changed = {row.key: row.changed_at for row in session.exec(select(ParameterRow).where(ParameterRow.version > 1))}
     for parameter in platform.parameters:
         if parameter.key in changed:

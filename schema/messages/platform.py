@@ -138,7 +138,8 @@ class CycleRules(Declaration):
     """The rules of the game for every improvement cycle. Durations in seconds.
 
     No change is promoted before each arm has finished `minimum_tasks`, however strong the evidence: what is right about
-    the sign may still be far off about the size. `max_tasks` counts both arms.
+    the sign may still be far off about the size. `max_tasks` counts both arms. Nor before `minimum_run_s`: an hour of
+    the day is not a day.
     """
 
     bid_window_s: float = Field(default=600, gt=0)
@@ -155,6 +156,10 @@ class CycleRules(Declaration):
     attempts_before_escalation: int = Field(default=6, ge=1)
     max_tasks: int = Field(default=2_000, ge=20)
     minimum_tasks: int = Field(default=20, ge=1)
+    minimum_run_s: float = Field(default=3_600, ge=0)
+    guardrail_margin: float = Field(default=0.05, gt=0, lt=1)
+    medium_risk_exposure: float = Field(default=0.5, gt=0, le=1)
+    high_risk_exposure: float = Field(default=0.1, gt=0, le=1)
     minimum_effect: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     beta: float = Field(default=0.1, gt=0, lt=0.5)
