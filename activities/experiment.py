@@ -52,7 +52,6 @@ from schema.tables.experiment import (
     TaskTypeLockRow,
 )
 
-
 # The scope of a freeze of everything.
 EVERYTHING = "*"
 
@@ -219,7 +218,7 @@ class ExperimentActivities:
 
     @activity.defn
     def expose(self, experiment_id: str, exposure: float, held: bool) -> None:
-        """Set the share of tasks that takes part, or none while a person holds the cycle; the arms keep what they have."""
+        """Set the share of tasks that takes part; none while a person holds the cycle. The arms keep what they have."""
         with self._database.transaction() as session:
             row = session.get(ExperimentRow, experiment_id)
             if row is not None and row.closed_at is None:
@@ -404,22 +403,9 @@ def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
 
 def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
     """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it."""
-    lost = (
-        select(AssignmentRow.treatment_share, AssignmentRow.variant, func.count())
-        .where(
-            AssignmentRow.experiment_id == experiment_id,
-            col(AssignmentRow.success).is_(None),
-            col(AssignmentRow.assigned_at) < before,
-        )
-        .group_by(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
-    )
-    for share, variant, count in session.exec(lost).all():
-        _arm_of(session, experiment_id, share, variant).finished += count
-        fast = session.get(GuardRow, (experiment_id, share, variant, GuardrailKind.FAST.value))
-        if fast is not None:
-            fast.tasks += count
-            session.add(fast)
-    session.execute(
+    # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
+    lock(session, f"arms:{experiment_id}")
+    lost = session.execute(
         update(AssignmentRow)
         .where(
             col(AssignmentRow.experiment_id) == experiment_id,
@@ -427,7 +413,15 @@ def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
             col(AssignmentRow.assigned_at) < before,
         )
         .values(success=False)
-    )
+        .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
+        .execution_options(synchronize_session=False)
+    ).all()
+    for (share, variant), count in Counter((row[0], row[1]) for row in lost).items():
+        _arm_of(session, experiment_id, share, variant).finished += count
+        fast = session.get(GuardRow, (experiment_id, share, variant, GuardrailKind.FAST.value))
+        if fast is not None:
+            fast.tasks += count
+            session.add(fast)
 
 
 def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventType, at: datetime) -> PromotionResult:
@@ -488,6 +482,9 @@ def record_assignments(session: Session, assignments: Iterable[Assignment]) -> N
 
 def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> None:
     """Count how assigned tasks went, by task id; a task that was counted as lost stays lost."""
+    concerned = select(AssignmentRow.experiment_id).where(col(AssignmentRow.task_id).in_(outcomes)).distinct()
+    for experiment_id in sorted(session.exec(concerned).all()):
+        lock(session, f"arms:{experiment_id}")
     rows = session.exec(
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
@@ -515,5 +512,5 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
 
 
 def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:
-    lock(session, f"arms:{experiment_id}")
-    return session.get_one(ArmRow, (experiment_id, share, variant), with_for_update=True)
+    """An arm's counters, for a caller that has locked the experiment's arms."""
+    return session.get_one(ArmRow, (experiment_id, share, variant))

@@ -42,6 +42,8 @@ from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
 # Enough for a 95th percentile within half a point, and no more to read however long the history.
 GUARDRAIL_TASKS = 2_000
+# All samples of one diagnosis: some 200 kB, and Temporal warns at 256.
+SAMPLES = 4_000
 FAILURE_COLUMNS = {
     FailureKind.TIMEOUT: "timeouts",
     FailureKind.INVALID_RESULT: "invalid_results",
@@ -208,33 +210,39 @@ class ObservatoryActivities:
             elif self._platform.mode is Mode.OBSERVE:
                 key = f"{row.anomaly_id}:observed"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=None)
-            elif (attempt := self._due_attempt(session, row.subject, at)) is not None:
+            elif (attempt := self._due_attempt(session, row, at)) is not None:
                 key = f"{row.anomaly_id}:{attempt}"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=attempt)
 
-    def _due_attempt(self, session: Session, subject: str, at: datetime) -> int | None:
+    def _due_attempt(self, session: Session, anomaly: AnomalyRow, at: datetime) -> int | None:
         """The number of the next attempt on an open anomaly, or None while one runs or cools down."""
         last = session.exec(
-            select(MetaTaskRow).where(MetaTaskRow.subject == subject).order_by(col(MetaTaskRow.attempt).desc()).limit(1)
+            select(MetaTaskRow)
+            .where(MetaTaskRow.subject == anomaly.subject)
+            .order_by(col(MetaTaskRow.attempt).desc())
+            .limit(1)
         ).first()
         if last is None:
             return 1
         if last.ending is None or last.ended_at is None:
             return None
         start = next_attempt_at(Ending(last.ending), last.ended_at, self._platform.cycle)
-        return last.attempt + 1 if start is not None and at >= start else None
+        # What was given up is given up until the alarm closes: a new alarm is a new reason.
+        over = last.anomaly_id != anomaly.anomaly_id if start is None else at >= start
+        return last.attempt + 1 if over else None
 
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
         """The recorded facts of the trailing window: counts, failures by kind, durations, parameters, past endings."""
         start = at - timedelta(seconds=request.window_s)
+        samples = min(request.samples, SAMPLES // max(1, len(self._platform.task_types)))
         with self._database.reading() as session:
             known = history(session, start, at)
             return Diagnosis(
                 at=at,
                 window_start=start,
                 task_types=tuple(
-                    _diagnosis(session, declared.name, known.get(declared.name, []), start, request.samples)
+                    _diagnosis(session, declared.name, known.get(declared.name, []), start, samples)
                     for declared in self._platform.task_types
                 ),
                 parameters=parameter_states(session, self._platform),

@@ -12,7 +12,7 @@ class Variant(StrEnum):
 
 
 class GuardrailKind(StrEnum):
-    """What must not get worse. Each is a share of good tasks, so that one test serves all; means are never decided on."""
+    """What must not get worse: each a share of good tasks, so that one test serves all; no means."""
 
     FAST = "fast"
     WELL_RATED = "well_rated"

@@ -102,7 +102,7 @@ class ParameterResolver:
         while not self._closing.wait(self._refresh_s):
             try:
                 self._install(self._load())
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
 
 
