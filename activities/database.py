@@ -43,10 +43,9 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A consistent view that takes no lock; nothing may be written in it."""
-        with (
-            Session(self.engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False) as session,
-            session.begin(),
-        ):
+        # One snapshot for all statements of a reading; SQLite has no other kind.
+        options = {READ_ONLY: True} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        with Session(self.engine.execution_options(**options), expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:

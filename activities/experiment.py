@@ -4,10 +4,10 @@ A promotion is a compare-and-swap on the parameter's version, in one transaction
 A decision reads the arms' counters; it never reads outcomes, so its cost does not grow with them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from math import isfinite
+from typing import Any
 
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
@@ -17,8 +17,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from activities import ledger
 from activities.database import Database, insert_new, lock
 from activities.events import emit
-from rules.decision import Arm, Decision, Design, Stratum, decide
+from rules.decision import Decision
 from rules.design import is_harmful
+from rules.verdict import is_good, read
 from schema.messages.base import Value
 from schema.messages.events import EventType
 from schema.messages.experiment import (
@@ -26,6 +27,9 @@ from schema.messages.experiment import (
     Assignment,
     Configuration,
     ExperimentDesign,
+    GuardCounts,
+    Guardrail,
+    GuardrailKind,
     Look,
     Promotion,
     PromotionResult,
@@ -36,14 +40,33 @@ from schema.messages.experiment import (
     Variant,
 )
 from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Counts, TaskOutcome
 from schema.messages.platform import ParameterState, Platform
-from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow
+from schema.tables.experiment import (
+    ArmRow,
+    AssignmentRow,
+    ExperimentRow,
+    FreezeRow,
+    GuardRow,
+    ParameterRow,
+    TaskTypeLockRow,
+)
+
+# The scope of a freeze of everything.
+EVERYTHING = "*"
 
 
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
     """Give every newly declared parameter its default as version 1; values in force stay as they are."""
     rows = [
-        {"key": p.key, "value": p.default, "version": 1, "changed_at": at, "changed_by": "declaration"}
+        {
+            "key": p.key,
+            "value": p.default,
+            "previous": p.default,
+            "version": 1,
+            "changed_at": at,
+            "changed_by": "declaration",
+        }
         for p in platform.parameters
     ]
     with database.transaction() as session:
@@ -74,11 +97,64 @@ def configuration(database: Database, platform: Platform) -> Configuration:
     """What resolvers work from."""
     with database.reading() as session:
         states = parameter_states(session, platform)
-        rows = session.exec(select(ExperimentRow).where(col(ExperimentRow.open).is_(True))).all()
-        experiments = tuple(
-            RunningExperiment.model_validate(row.design | {"treatment_share": row.treatment_share}) for row in rows
-        )
+        exposing = session.exec(select(ExperimentRow).where(col(ExperimentRow.exposing).is_(True))).all()
+        rows = [row for row in exposing if frozen(session, row.parameter) is None]
+        experiments = tuple(RunningExperiment.model_validate(row.design | {"exposure": row.exposure}) for row in rows)
     return Configuration(values={s.declaration.key: s.value for s in states}, experiments=experiments)
+
+
+def frozen(session: Session, parameter: str) -> str | None:
+    """Who froze a parameter, or everything, and why; None where nobody did."""
+    row = session.get(FreezeRow, EVERYTHING) or session.get(FreezeRow, parameter)
+    return f"frozen by {row.who}: {row.why}" if row else None
+
+
+def freeze(database: Database, scope: str, who: str, why: str, at: datetime) -> bool:
+    """Freeze a parameter or everything, at once: tasks get production values only. False where it was frozen."""
+    with database.transaction() as session:
+        row = {"scope": scope, "who": who, "why": why, "at": at}
+        if not insert_new(session, FreezeRow, [row], returning="scope"):
+            return False
+        _record_freeze(session, EntryKind.PARAMETER_FROZEN, EventType.PARAMETER_FROZEN, scope, who, why, at)
+    return True
+
+
+def thaw(database: Database, scope: str, who: str, why: str, at: datetime) -> bool:
+    """End a freeze; False where there is none."""
+    with database.transaction() as session:
+        row = session.get(FreezeRow, scope)
+        if row is None:
+            return False
+        session.delete(row)
+        _record_freeze(session, EntryKind.PARAMETER_THAWED, EventType.PARAMETER_THAWED, scope, who, why, at)
+    return True
+
+
+def _record_freeze(
+    session: Session, kind: EntryKind, type: EventType, scope: str, who: str, why: str, at: datetime
+) -> None:
+    key = f"{scope}:{kind.value}:{at.isoformat()}"
+    ledger.append(session, kind, key, scope, at, {"who": who, "why": why})
+    emit(session, type, scope, key, at, who=who, why=why)
+
+
+def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
+    """Give a parameter the value it had before its last change, at once; through the same compare-and-swap.
+
+    Raises ValueError where nothing was ever changed.
+    """
+    with database.transaction() as session:
+        row = session.get(ParameterRow, parameter)
+        if row is None or row.version == 1:
+            raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
+        back = Promotion(
+            cycle_id=f"person:{who}:{row.version}",
+            parameter=parameter,
+            expected_version=row.version,
+            value=row.previous,
+            reason=f"{who}: {why}",
+        )
+        return _swap(session, back, EntryKind.PARAMETER_ROLLED_BACK, EventType.PARAMETER_ROLLED_BACK, at)
 
 
 class ExperimentActivities:
@@ -92,30 +168,20 @@ class ExperimentActivities:
     def open_experiment(self, design: ExperimentDesign, at: datetime) -> None:
         """Write the design to the ledger and start assigning, once every task type it touches is free.
 
-        While another experiment holds one of them this asks to be retried: its turn comes when that one closes.
+        Until then this asks to be retried: experiments take their turn by age, and one that touches several task types
+        waits for all of them.
         """
         with self._database.transaction() as session:
-            if session.get(ExperimentRow, design.experiment_id) is not None:
-                return
-            locks = [{"task_type": t, "cycle_id": design.cycle_id} for t in sorted(design.task_types)]
-            taken = insert_new(session, TaskTypeLockRow, locks, returning="task_type")
-            if missing := sorted(set(design.task_types) - taken):
-                holder = session.get_one(TaskTypeLockRow, missing[0]).cycle_id
-                raise ApplicationError(
-                    f"queued: {holder} is testing on {missing[0]}",
-                    next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
-                    category=ApplicationErrorCategory.BENIGN,
-                )
-            ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, design)
-            _start(session, design, at)
-            emit(
-                session,
-                EventType.EXPERIMENT_STARTED,
-                design.parameter,
-                design.experiment_id,
-                at,
-                experiment_id=design.experiment_id,
-                cycle_id=design.cycle_id,
+            lock(session, "experiments")
+            insert_new(session, ExperimentRow, [_row(design, at)], returning="experiment_id")
+            waits_for = frozen(session, design.parameter) or _ahead(session, design)
+            if waits_for is None:
+                _open(session, design, at)
+        if waits_for is not None:
+            raise ApplicationError(
+                f"queued: {waits_for}",
+                next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
+                category=ApplicationErrorCategory.BENIGN,
             )
 
     @activity.defn
@@ -140,16 +206,24 @@ class ExperimentActivities:
         design = look.design
         with self._database.transaction() as session:
             _fail_lost(session, design.experiment_id, at - timedelta(seconds=design.pending_cutoff_s))
-            strata = counters(session, design.experiment_id)
-        return judged(design, strata, at)
+            row = session.get_one(ExperimentRow, design.experiment_id)
+            return read(
+                design,
+                counters(session, design.experiment_id),
+                guard_counters(session, design.experiment_id),
+                opened_at=row.opened_at or at,
+                at=at,
+                extended=row.extended,
+            )
 
     @activity.defn
-    def hold_experiment(self, experiment_id: str, held: bool) -> None:
-        """Stop assigning while a person has paused the cycle, or go on; the arms keep what they have."""
+    def expose(self, experiment_id: str, exposure: float, held: bool) -> None:
+        """Set the share of tasks that takes part; none while a person holds the cycle. The arms keep what they have."""
         with self._database.transaction() as session:
             row = session.get(ExperimentRow, experiment_id)
             if row is not None and row.closed_at is None:
-                row.open = not held
+                row.exposing, row.extended = not held, row.extended or exposure != row.exposure
+                row.exposure = exposure
                 session.add(row)
 
     @activity.defn
@@ -166,6 +240,18 @@ class ExperimentActivities:
                 experiment_id=design.experiment_id,
                 cycle_id=design.cycle_id,
                 reading=reading.model_dump(mode="json"),
+            )
+
+    @activity.defn
+    def await_thaw(self, parameter: str) -> None:
+        """Done when nobody keeps the parameter frozen; until then this asks to be retried."""
+        with self._database.reading() as session:
+            reason = frozen(session, parameter)
+        if reason is not None:
+            raise ApplicationError(
+                reason,
+                next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
+                category=ApplicationErrorCategory.BENIGN,
             )
 
     @activity.defn
@@ -195,46 +281,6 @@ def _settled(look: Look, reading: Reading) -> bool:
             return is_harmful(look.design, reading)
 
 
-def judged(design: ExperimentDesign, strata: tuple[StratumCounts, ...], at: datetime) -> Reading:
-    """The reading that `rules.decision` makes of these counts; the same counts always give the same one."""
-    verdict = decide(
-        design=Design(
-            baseline_rate=design.baseline_rate,
-            predicted_rate=design.predicted_rate,
-            minimum_effect=design.minimum_effect,
-            alpha=design.alpha,
-            beta=design.beta,
-            harm_alpha=design.harm_alpha,
-            max_tasks=design.max_tasks,
-        ),
-        strata=[
-            Stratum(treatment_share=s.treatment_share, control=_arm(s.control), treatment=_arm(s.treatment))
-            for s in strata
-        ],
-    )
-    finished = all(s.control.tasks and s.treatment.tasks for s in strata)
-    decision, reason = verdict.decision, verdict.reason
-    fewest = min((a.tasks for s in strata for a in (s.control, s.treatment)), default=0)
-    if decision is Decision.PROMOTE and fewest < design.minimum_tasks:
-        # Looking later is always valid; looking earlier would promote on a handful of tasks.
-        decision, reason = Decision.CONTINUE, f"{reason}, but an arm has {fewest} of {design.minimum_tasks} tasks"
-    return Reading(
-        at=at,
-        strata=strata,
-        decision=decision.value,
-        log_e=verdict.log_e,
-        log_e_harm=verdict.log_e_harm,
-        srm_e=min(verdict.srm_e, 1e300),
-        effect=verdict.effect if verdict.effect is not None and isfinite(verdict.effect) else None,
-        interval=tuple(verdict.interval) if finished and decision is not Decision.CONTINUE else None,
-        reason=reason,
-    )
-
-
-def _arm(counts: ArmCounts) -> Arm:
-    return Arm(tasks=counts.tasks, successes=counts.successes, pending=counts.pending)
-
-
 def progress(reading: Reading) -> str:
     """One line for the web UI: where an undecided experiment stands."""
     control, treatment = reading.control, reading.treatment
@@ -261,18 +307,15 @@ def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
     return tuple(StratumCounts(treatment_share=share, **arms) for share, arms in sorted(strata.items()))
 
 
-def count_finished(
-    session: Session, experiment_id: str, share: float, variant: str, tasks: int, successes: int
-) -> None:
-    """Add finished tasks to an arm's counters."""
-    session.execute(
-        update(ArmRow)
-        .where(
-            col(ArmRow.experiment_id) == experiment_id,
-            col(ArmRow.variant) == variant,
-            col(ArmRow.treatment_share) == share,
-        )
-        .values(finished=ArmRow.finished + tasks, successes=ArmRow.successes + successes)
+def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, ...]:
+    """Both arms of every guardrail and stratum."""
+    found: dict[tuple[str, float], dict[str, Counts]] = {}
+    for row in session.exec(select(GuardRow).where(GuardRow.experiment_id == experiment_id)).all():
+        counts = Counts(tasks=row.tasks, successes=row.good)
+        found.setdefault((row.guardrail, row.treatment_share), {})[row.variant] = counts
+    return tuple(
+        GuardCounts(kind=GuardrailKind(kind), treatment_share=share, **arms)
+        for (kind, share), arms in sorted(found.items())
     )
 
 
@@ -286,42 +329,83 @@ def release(session: Session, cycle_id: str, at: datetime) -> None:
 
 def _close(session: Session, row: ExperimentRow, at: datetime) -> None:
     if row.closed_at is None:
-        row.open, row.closed_at = False, at
+        row.exposing, row.closed_at = False, at
         session.add(row)
 
 
-def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
-    session.add(
-        ExperimentRow(
-            experiment_id=design.experiment_id,
-            cycle_id=design.cycle_id,
-            parameter=design.parameter,
-            open=True,
-            treatment_share=design.treatment_share,
-            opened_at=at,
-            design=design.model_dump(mode="json"),
-        )
+def _row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
+    return {
+        "experiment_id": design.experiment_id,
+        "cycle_id": design.cycle_id,
+        "parameter": design.parameter,
+        "exposing": False,
+        "exposure": design.exposure,
+        "extended": False,
+        "queued_at": at,
+        "opened_at": None,
+        "closed_at": None,
+        "design": design.model_dump(mode="json"),
+    }
+
+
+def _ahead(session: Session, design: ExperimentDesign) -> str | None:
+    """Which cycle holds one of the design's task types, or has waited longer for one; None when they are free."""
+    mine = session.get_one(ExperimentRow, design.experiment_id)
+    if mine.opened_at is not None:
+        return None
+    held = select(TaskTypeLockRow).where(col(TaskTypeLockRow.task_type).in_(design.task_types))
+    if (holder := session.exec(held).first()) is not None:
+        return f"{holder.cycle_id} comes first"
+    waiting = select(ExperimentRow).where(
+        col(ExperimentRow.opened_at).is_(None), col(ExperimentRow.closed_at).is_(None)
     )
+    older = [
+        row
+        for row in session.exec(waiting).all()
+        if (row.queued_at, row.experiment_id) < (mine.queued_at, mine.experiment_id)
+        and set(row.design["task_types"]) & set(design.task_types)
+    ]
+    return f"{older[0].cycle_id} comes first" if older else None
+
+
+def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
+    """Register the design, take the task types and let assigning begin; nothing where that was done."""
+    if not ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, design):
+        return
+    for task_type in sorted(design.task_types):
+        session.add(TaskTypeLockRow(task_type=task_type, cycle_id=design.cycle_id))
+    _start(session, design, at)
+    emit(
+        session,
+        EventType.EXPERIMENT_STARTED,
+        design.parameter,
+        design.experiment_id,
+        at,
+        experiment_id=design.experiment_id,
+        cycle_id=design.cycle_id,
+    )
+
+
+def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
+    """Begin to expose tasks, with counters at zero."""
+    row = session.get(ExperimentRow, design.experiment_id) or ExperimentRow(**_row(design, at))
+    row.exposing, row.opened_at = True, at
+    session.add(row)
     for variant in Variant:
-        session.add(
-            ArmRow(experiment_id=design.experiment_id, treatment_share=design.treatment_share, variant=variant.value)
-        )
+        arm: dict[str, Any] = {
+            "experiment_id": design.experiment_id,
+            "treatment_share": design.treatment_share,
+            "variant": variant.value,
+        }
+        session.add(ArmRow(**arm))
+        session.add_all(GuardRow(**arm, guardrail=guardrail.kind.value) for guardrail in design.guardrails)
 
 
 def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
     """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it."""
-    lost = (
-        select(AssignmentRow.treatment_share, AssignmentRow.variant, func.count())
-        .where(
-            AssignmentRow.experiment_id == experiment_id,
-            col(AssignmentRow.success).is_(None),
-            col(AssignmentRow.assigned_at) < before,
-        )
-        .group_by(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
-    )
-    for share, variant, count in session.exec(lost).all():
-        count_finished(session, experiment_id, share, variant, tasks=count, successes=0)
-    session.execute(
+    # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
+    lock(session, f"arms:{experiment_id}")
+    lost = session.execute(
         update(AssignmentRow)
         .where(
             col(AssignmentRow.experiment_id) == experiment_id,
@@ -329,7 +413,15 @@ def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
             col(AssignmentRow.assigned_at) < before,
         )
         .values(success=False)
-    )
+        .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
+        .execution_options(synchronize_session=False)
+    ).all()
+    for (share, variant), count in Counter((row[0], row[1]) for row in lost).items():
+        _arm_of(session, experiment_id, share, variant).finished += count
+        fast = session.get(GuardRow, (experiment_id, share, variant, GuardrailKind.FAST.value))
+        if fast is not None:
+            fast.tasks += count
+            session.add(fast)
 
 
 def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventType, at: datetime) -> PromotionResult:
@@ -345,7 +437,7 @@ def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventTy
             f"but {row.changed_by} made it {row.version}",
         )
     ledger.append(session, kind, key, promotion.parameter, at, promotion)
-    row.value, row.version = promotion.value, row.version + 1
+    row.previous, row.value, row.version = row.value, promotion.value, row.version + 1
     row.changed_at, row.changed_by = at, promotion.cycle_id
     session.add(row)
     emit(
@@ -364,54 +456,61 @@ def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventTy
 
 
 def record_assignments(session: Session, assignments: Iterable[Assignment]) -> None:
-    """Write down who got which variant, once per task, and count it; tasks of closed experiments are not counted."""
-    wanted = {(a.experiment_id, a.task_id): a for a in assignments}
-    if not wanted:
-        return
-    open_ids = set(
-        session.exec(
-            select(ExperimentRow.experiment_id).where(
-                col(ExperimentRow.experiment_id).in_({a.experiment_id for a in wanted.values()}),
-                col(ExperimentRow.open).is_(True),
-            )
-        ).all()
-    )
-    for experiment_id in sorted(open_ids):
+    """Write down who got which variant, once per task, and count it, up to the tasks that the experiment is to have."""
+    by_experiment: dict[str, dict[str, Assignment]] = defaultdict(dict)
+    for assignment in assignments:
+        by_experiment[assignment.experiment_id].setdefault(assignment.task_id, assignment)
+    for experiment_id, wanted in sorted(by_experiment.items()):
         lock(session, f"arms:{experiment_id}")
-        rows = [a.model_dump() | {"success": None} for a in wanted.values() if a.experiment_id == experiment_id]
+        row = session.get(ExperimentRow, experiment_id)
+        if row is None or not row.exposing:
+            continue
+        most = row.design["max_tasks"]
+        if most is not None:
+            assigned = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment_id)
+            room = most - int(session.exec(assigned).one() or 0)
+            # A threshold that is calibrated to a horizon holds for so many tasks; later ones are nobody's evidence.
+            wanted = dict(list(wanted.items())[: max(0, room)])
+            row.exposing = room > len(wanted)
+            session.add(row)
+        rows = [a.model_dump() | {"success": None} for a in wanted.values()]
         new = insert_new(session, AssignmentRow, rows, returning="task_id")
-        counts = Counter(
-            (a.treatment_share, a.variant)
-            for a in wanted.values()
-            if a.experiment_id == experiment_id and a.task_id in new
-        )
+        counts = Counter((wanted[task_id].treatment_share, wanted[task_id].variant.value) for task_id in new)
         for (share, variant), count in counts.items():
-            session.execute(
-                update(ArmRow)
-                .where(
-                    col(ArmRow.experiment_id) == experiment_id,
-                    col(ArmRow.variant) == variant.value,
-                    col(ArmRow.treatment_share) == share,
-                )
-                .values(assigned=ArmRow.assigned + count)
-            )
+            _arm_of(session, experiment_id, share, variant).assigned += count
 
 
-def finish_assignments(session: Session, successes: Mapping[str, bool]) -> None:
+def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> None:
     """Count how assigned tasks went, by task id; a task that was counted as lost stays lost."""
-    pending = session.exec(
-        select(AssignmentRow)
+    concerned = select(AssignmentRow.experiment_id).where(col(AssignmentRow.task_id).in_(outcomes)).distinct()
+    for experiment_id in sorted(session.exec(concerned).all()):
+        lock(session, f"arms:{experiment_id}")
+    rows = session.exec(
+        select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
         .where(
-            col(AssignmentRow.task_id).in_(successes),
+            col(AssignmentRow.task_id).in_(outcomes),
             col(AssignmentRow.success).is_(None),
-            col(ExperimentRow.open).is_(True),
+            col(ExperimentRow.closed_at).is_(None),
         )
+        .order_by(AssignmentRow.experiment_id)
     ).all()
-    counts: dict[tuple[str, float, str], list[bool]] = {}
-    for row in pending:
-        row.success = successes[row.task_id]
-        session.add(row)
-        counts.setdefault((row.experiment_id, row.treatment_share, row.variant), []).append(row.success)
-    for (experiment_id, share, variant), results in sorted(counts.items()):
-        count_finished(session, experiment_id, share, variant, tasks=len(results), successes=sum(results))
+    for assignment, experiment in rows:
+        outcome = outcomes[assignment.task_id]
+        assignment.success = outcome.failure is None
+        session.add(assignment)
+        arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
+        arm.finished += 1
+        arm.successes += assignment.success
+        for guardrail in (Guardrail.model_validate(g) for g in experiment.design["guardrails"]):
+            if (good := is_good(guardrail, outcome)) is not None:
+                key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
+                guard = session.get_one(GuardRow, key)
+                guard.tasks += 1
+                guard.good += good
+                session.add(guard)
+
+
+def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:
+    """An arm's counters, for a caller that has locked the experiment's arms."""
+    return session.get_one(ArmRow, (experiment_id, share, variant))

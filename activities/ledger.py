@@ -4,19 +4,18 @@
 """
 
 import json
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from activities.database import Database, lock
 from rules import chain
 from schema.messages.ledger import EntryKind, LedgerEntry
 from schema.tables.ledger import LedgerRow
-
-PAGE = 1_000
 
 
 def recorded(session: Session, key: str) -> bool:
@@ -38,7 +37,7 @@ def append(
         "key": key,
         "kind": kind.value,
         "subject": subject,
-        "at": at,
+        "at": at.astimezone(UTC).isoformat(),
         "body": chain.canonical(content),
         "previous": last.digest if last else chain.GENESIS,
     }
@@ -61,14 +60,29 @@ def entries(database: Database, subject: str | None = None, latest: int | None =
 
 def verify(database: Database) -> tuple[int, str, str | None]:
     """Recompute the whole chain: the number of entries, the head's digest, and where it breaks (None: it holds)."""
-    count, head = 0, chain.GENESIS
+    head = chain.GENESIS
+    with database.reading() as session:
+        sequences = session.exec(select(LedgerRow.sequence).order_by(col(LedgerRow.sequence))).all()
 
-    def links() -> Iterator[dict[str, Any]]:
-        nonlocal count, head
-        with database.reading() as session:
-            for row in session.exec(select(LedgerRow).order_by(col(LedgerRow.sequence))).yield_per(PAGE):
-                count, head = count + 1, row.digest
+        def links() -> Iterator[dict[str, Any]]:
+            nonlocal head
+            for sequence in sequences:
+                row = session.exec(select(LedgerRow).where(LedgerRow.sequence == sequence)).one()
+                head = row.digest
                 yield row.model_dump()
 
-    broken = chain.first_break(links())
-    return count, head, broken
+        try:
+            broken = chain.first_break(links())
+        except (SQLAlchemyError, ValueError) as error:
+            # Damage can make a text unreadable; one by one, so that the rest does not hide which.
+            broken = f"entry {_unreadable(session, sequences)} cannot be read: {error}"
+        return len(sequences), head, broken
+
+
+def _unreadable(session: Session, sequences: Sequence[int]) -> int:
+    for sequence in sequences:
+        try:
+            session.exec(select(LedgerRow).where(LedgerRow.sequence == sequence)).one()
+        except (SQLAlchemyError, ValueError):
+            return sequence
+    raise ValueError("expected an entry that cannot be read, but all can")

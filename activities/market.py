@@ -14,7 +14,7 @@ from activities import ledger
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.experiment import parameter_states, release
-from activities.observatory import counts_since, healthy_counts
+from activities.observatory import counts_since, guardrails, healthy_counts
 from rules import standing as standings
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, RecordedAct
 from schema.messages.events import EventType
@@ -114,6 +114,7 @@ class MarketActivities:
                 agents=roster(session),
                 baseline=counts_since(session, task_types, onset),
                 healthy=healthy_counts(session, task_types, at, self._platform.observatory),
+                guardrails=guardrails(session, task_types, at, self._platform.observatory),
                 duplicate=row.run_id != opening.run_id,
             )
 
@@ -178,6 +179,8 @@ class MarketActivities:
                 return
             if end.agent_id is not None and end.reward:
                 transfer(session, f"reward:{end.cycle_id}", TREASURY, end.agent_id, end.reward, end.at, end.reason)
+            if end.agent_id is not None and end.penalty:
+                transfer(session, f"penalty:{end.cycle_id}", end.agent_id, TREASURY, end.penalty, end.at, end.reason)
             if end.agent_id is not None and end.result is not None:
                 _move_standing(
                     session, Standing(cycle_id=end.cycle_id, agent_id=end.agent_id, result=end.result, at=end.at)

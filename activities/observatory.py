@@ -18,8 +18,10 @@ from activities.experiment import finish_assignments, parameter_states
 from rules.cooldown import next_attempt_at
 from rules.detection import Detection, Series, detect
 from rules.health import health
+from rules.verdict import is_good
 from schema.messages.cycle import Ending
 from schema.messages.events import EventType
+from schema.messages.experiment import Guardrail, GuardrailKind
 from schema.messages.observatory import (
     Counts,
     Diagnosis,
@@ -38,6 +40,10 @@ from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RollupRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
+# Enough for a 95th percentile within half a point, and no more to read however long the history.
+GUARDRAIL_TASKS = 2_000
+# All samples of one diagnosis: some 200 kB, and Temporal warns at 256.
+SAMPLES = 4_000
 FAILURE_COLUMNS = {
     FailureKind.TIMEOUT: "timeouts",
     FailureKind.INVALID_RESULT: "invalid_results",
@@ -58,7 +64,7 @@ def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_
     lock(session, "rollup")
     new = [by_id[task_id] for task_id in insert_new(session, OutcomeRow, rows, returning="task_id")]
     _roll_up(session, new, interval_s)
-    finish_assignments(session, {outcome.task_id: outcome.failure is None for outcome in new})
+    finish_assignments(session, {outcome.task_id: outcome for outcome in new})
     return len(new)
 
 
@@ -128,6 +134,41 @@ def latest_snapshot(database: Database) -> Snapshot | None:
     return Snapshot.model_validate(row.body) if row else None
 
 
+def guardrails(
+    session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules
+) -> tuple[Guardrail, ...]:
+    """What must not get worse, from the latest tasks of the baseline window (or, on day one, of all there is).
+
+    A guardrail of something that is not measured here is none. The margin is the cycle's to set.
+    """
+    since = at - timedelta(seconds=rules.guard_s + rules.baseline_s)
+    rows = session.exec(
+        select(OutcomeRow)
+        .where(col(OutcomeRow.task_type).in_(task_types), col(OutcomeRow.finished_at) >= since)
+        .order_by(col(OutcomeRow.finished_at).desc())
+        .limit(GUARDRAIL_TASKS)
+    ).all()
+    outcomes = [TaskOutcome.model_validate(row.model_dump()) for row in rows]
+    bounds = {
+        GuardrailKind.FAST: _quantile([o.duration_s for o in outcomes if o.failure is None], 0.95),
+        GuardrailKind.WELL_RATED: _quantile([o.quality for o in outcomes if o.quality is not None], 0.5),
+        GuardrailKind.CHEAP: _quantile([o.cost for o in outcomes if o.cost], 0.95),
+    }
+    found = []
+    for kind, bound in bounds.items():
+        if bound is not None:
+            guardrail = Guardrail(kind=kind, bound=bound, usual=0.5, margin=0.05)
+            judged = [good for o in outcomes if (good := is_good(guardrail, o)) is not None]
+            usual = (sum(judged) + 0.5) / (len(judged) + 1)
+            found.append(guardrail.model_copy(update={"usual": usual}))
+    return tuple(found)
+
+
+def _quantile(values: list[float], share: float) -> float | None:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
 class ObservatoryActivities:
     """Takes snapshots and tells the facts."""
 
@@ -169,33 +210,39 @@ class ObservatoryActivities:
             elif self._platform.mode is Mode.OBSERVE:
                 key = f"{row.anomaly_id}:observed"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=None)
-            elif (attempt := self._due_attempt(session, row.subject, at)) is not None:
+            elif (attempt := self._due_attempt(session, row, at)) is not None:
                 key = f"{row.anomaly_id}:{attempt}"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=attempt)
 
-    def _due_attempt(self, session: Session, subject: str, at: datetime) -> int | None:
+    def _due_attempt(self, session: Session, anomaly: AnomalyRow, at: datetime) -> int | None:
         """The number of the next attempt on an open anomaly, or None while one runs or cools down."""
         last = session.exec(
-            select(MetaTaskRow).where(MetaTaskRow.subject == subject).order_by(col(MetaTaskRow.attempt).desc()).limit(1)
+            select(MetaTaskRow)
+            .where(MetaTaskRow.subject == anomaly.subject)
+            .order_by(col(MetaTaskRow.attempt).desc())
+            .limit(1)
         ).first()
         if last is None:
             return 1
         if last.ending is None or last.ended_at is None:
             return None
         start = next_attempt_at(Ending(last.ending), last.ended_at, self._platform.cycle)
-        return last.attempt + 1 if start is not None and at >= start else None
+        # What was given up is given up until the alarm closes: a new alarm is a new reason.
+        over = last.anomaly_id != anomaly.anomaly_id if start is None else at >= start
+        return last.attempt + 1 if over else None
 
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
         """The recorded facts of the trailing window: counts, failures by kind, durations, parameters, past endings."""
         start = at - timedelta(seconds=request.window_s)
+        samples = min(request.samples, SAMPLES // max(1, len(self._platform.task_types)))
         with self._database.reading() as session:
             known = history(session, start, at)
             return Diagnosis(
                 at=at,
                 window_start=start,
                 task_types=tuple(
-                    _diagnosis(session, declared.name, known.get(declared.name, []), start, request.samples)
+                    _diagnosis(session, declared.name, known.get(declared.name, []), start, samples)
                     for declared in self._platform.task_types
                 ),
                 parameters=parameter_states(session, self._platform),
@@ -210,7 +257,7 @@ def _not_normal(
     spans: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
     for experiment in session.exec(select(ExperimentRow).where(col(ExperimentRow.opened_at) >= since)).all():
         for task_type in experiment.design["task_types"]:
-            spans[task_type].append((experiment.opened_at, experiment.closed_at or until))
+            spans[task_type].append((experiment.opened_at or until, experiment.closed_at or until))
     changed = {row.key: row.changed_at for row in session.exec(select(ParameterRow).where(ParameterRow.version > 1))}
     for parameter in platform.parameters:
         if parameter.key in changed:

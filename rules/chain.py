@@ -7,7 +7,6 @@ outside can show that nothing before it was changed or removed (Haber & Stornett
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 GENESIS = "0" * 64
@@ -18,14 +17,14 @@ def canonical(content: Mapping[str, Any]) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(*, sequence: int, key: str, kind: str, subject: str, at: datetime, body: str, previous: str) -> str:
-    """The digest of one entry. `body` is canonical JSON text, hashed as it is stored."""
+def digest(*, sequence: int, key: str, kind: str, subject: str, at: str, body: str, previous: str) -> str:
+    """The digest of one entry. `body` (canonical JSON) and `at` (ISO 8601, UTC) are hashed as they are stored."""
     fields = {
         "sequence": sequence,
         "key": key,
         "kind": kind,
         "subject": subject,
-        "at": at.astimezone(UTC).isoformat(),
+        "at": at,
         "body": body,
         "previous": previous,
     }

@@ -26,12 +26,27 @@ def majority(risk: Risk, rules: CycleRules) -> float:
 
 
 def capped_weights(voters: Sequence[Voter], cap_share: float) -> dict[str, float]:
-    """Each voter's weight, scaled down where its operator's voters exceed `cap_share` of the whole electorate."""
+    """Each voter's weight, scaled down so that no operator's voters exceed `cap_share` of the electorate so capped.
+
+    The cap is a share of what counts in the end: a share of the uncapped sum would grow with every clone.
+    """
     by_operator: dict[str, float] = defaultdict(float)
     for voter in voters:
         by_operator[voter.operator] += voter.weight
-    cap = cap_share * sum(by_operator.values())
+    cap = _cap(sorted(by_operator.values(), reverse=True), cap_share)
     return {v.agent_id: v.weight * min(1.0, cap / by_operator[v.operator]) if v.weight > 0 else 0.0 for v in voters}
+
+
+def _cap(sums: Sequence[float], share: float) -> float:
+    """The largest cap c with c <= share * sum(min(c, s)): with the k largest at c, c = share * rest / (1 - k share)."""
+    for k in range(len(sums)):
+        if k * share >= 1:
+            break
+        cap = share * sum(sums[k:]) / (1 - k * share)
+        if cap >= sums[k]:
+            return cap
+    # Fewer operators than the share allows for: equal weight is the nearest to the cap.
+    return sums[-1] if sums else 0.0
 
 
 def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, rules: CycleRules) -> Tally:

@@ -5,6 +5,7 @@ import math
 from schema.messages.cycle import Briefing
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.observatory import Counts
+from schema.messages.platform import CycleRules, Risk
 from schema.messages.proposals import Proposal
 
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
@@ -40,8 +41,22 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         treatment_share=EVEN,
         max_tasks=rules.max_tasks,
         minimum_tasks=rules.minimum_tasks,
+        minimum_run_s=rules.minimum_run_s,
+        exposure=exposure(state.declaration.risk, rules),
+        guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
         pending_cutoff_s=rules.pending_cutoff_s,
     )
+
+
+def exposure(risk: Risk, rules: CycleRules) -> float:
+    """The share of tasks that takes part, half of it with the new value: the riskier, the fewer."""
+    match risk:
+        case Risk.LOW:
+            return 1.0
+        case Risk.MEDIUM:
+            return rules.medium_risk_exposure
+        case Risk.HIGH:
+            return rules.high_risk_exposure
 
 
 def is_harmful(design: ExperimentDesign, reading: Reading) -> bool:
@@ -56,5 +71,6 @@ def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:
             "experiment_id": f"{design.experiment_id}.watch",
             "treatment_share": 1 - holdback_share,
             "max_tasks": None,
+            "exposure": 1.0,
         }
     )

@@ -1,5 +1,6 @@
 """Reads `platform.toml`. A mistake is one line: the file, the key, what was expected."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -18,13 +19,35 @@ def read_platform(path: Path) -> Platform:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DeclarationError(f"{path}: expected a declaration of the platform, but there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise DeclarationError(f"{path}: expected a file that can be read, but {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DeclarationError(f"{path}: expected TOML, but {error}") from None
     try:
-        return Platform.model_validate(content)
+        # Strict, by way of JSON: text is not a number, but the words of an enum are text.
+        return Platform.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        got = f", but {first['input']!r} came" if first["type"] not in ("missing", "value_error") else ""
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        raise DeclarationError(f"{path}: {key}: {message}{got}") from None
+        raise DeclarationError(f"{path}: {_line(error)}") from None
+
+
+def _line(error: ValidationError) -> str:
+    """The first mistake: the key, what was expected, what came."""
+    first = error.errors()[0]
+    # A value of several kinds reports each kind that it is not; the key is what they share.
+    where = [part for part in first["loc"] if part not in ("bool", "int", "float", "str")]
+    key = ".".join(map(str, where)) or "the file"
+    got = f", but {first['input']!r} came"
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{key}: expected a known key{got.replace(repr(first['input']), repr(where[-1]))}"
+        case "missing":
+            return f"{key}: expected a value, but there is none"
+        case "value_error":
+            return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+        case "string_pattern_mismatch":
+            return f"{key}: expected text like {first['ctx']['pattern']}{got}"
+        case "too_short":
+            return f"{key}: expected at least {first['ctx']['min_length']} of them, but {len(first['input'])} came"
+    if where != list(first["loc"]):
+        return f"{key}: expected true or false, a number or text{got}"
+    return f"{key}: {first['msg'].replace('Input should be', 'expected')}{got}"

@@ -24,6 +24,7 @@ ABORT = "abort"
 VETO = "veto"
 EXTEND = "extend"
 PROMOTE = "promote"
+WIDEN = "widen"
 
 # Queries
 STATUS = "status"

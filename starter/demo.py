@@ -148,6 +148,7 @@ counter_poll_s = 1
 bake_window_s = 10
 retry_cooldown_s = 5
 max_tasks = 100
+minimum_run_s = 5
 
 [traffic]
 concurrency = {TRAFFIC.concurrency}

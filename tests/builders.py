@@ -47,6 +47,7 @@ def rules(**changes: Any) -> CycleRules:
         "bake_window_s": 0.5,
         "retry_cooldown_s": 0,
         "max_tasks": 200,
+        "minimum_run_s": 0,
     }
     return CycleRules(**(fields | changes))
 

@@ -29,7 +29,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         "key": "c#1:ended",
         "kind": "cycle.ended",
         "subject": "success_rate:research_synthesis",
-        "at": NOW,
+        "at": NOW.isoformat(),
         "body": '{"reason":"größer als 70 %"}',
         "previous": chain.GENESIS,
     }
@@ -41,7 +41,9 @@ def links(count: int) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         previous = made[-1]["digest"] if made else chain.GENESIS
-        fields = entry(sequence=number, key=f"c#{number}:ended", at=NOW + timedelta(hours=number), previous=previous)
+        fields = entry(
+            sequence=number, key=f"c#{number}:ended", at=(NOW + timedelta(hours=number)).isoformat(), previous=previous
+        )
         made.append(fields | {"digest": chain.digest(**fields)})
     return made
 
@@ -72,15 +74,23 @@ def test_what_json_cannot_say_is_refused(number: float) -> None:
         chain.canonical({"log_e": number})
 
 
-def test_an_instant_is_the_same_in_every_zone() -> None:
+def test_an_instant_is_the_same_in_every_zone(tmp_path: Path) -> None:
     abroad = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    digests = []
+    for number, at in enumerate((NOW, abroad)):
+        database = Database(f"sqlite:///{tmp_path / str(number)}.db")
+        migrate(database)
+        with database.transaction() as session:
+            ledger.append(session, EntryKind.PARAMETER_PROMOTED, "c#1", TIMEOUT, at, {})
+        digests.append(ledger.verify(database)[1])
+        database.close()
 
-    assert chain.digest(**entry(at=abroad)) == chain.digest(**entry())
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("column", [column for column in COLUMNS if column != "digest"])
 def test_the_digest_covers_every_column(column: str) -> None:
-    others: dict[str, Any] = {"sequence": 2, "at": NOW + timedelta(microseconds=1)}
+    others: dict[str, Any] = {"sequence": 2, "at": (NOW + timedelta(microseconds=1)).isoformat()}
 
     assert chain.digest(**entry(**{column: others.get(column, "x")})) != chain.digest(**entry())
 
@@ -208,10 +218,6 @@ def test_every_changed_digit_of_an_instant_is_found(sound: Path, position: int) 
         assert ledger.verify(database)[2] is not None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="verify hashes the parsed instant, and raises instead of reporting what cannot be read",
-)
 @pytest.mark.parametrize(
     ("column", "position", "flip"),
     [

@@ -179,7 +179,9 @@ class ImprovementCycle:
         state = self._state
         if state.reading is not None:
             return
-        state.design = state.design or designs.experiment(state.known, state.proposed, self._metric)
+        if state.design is None:
+            state.design = designs.experiment(state.known, state.proposed, self._metric)
+            state.exposure = state.design.exposure
         look = Look(design=state.design)
         if not state.registered:
             self._enter(Phase.QUEUED, state.known.rules.experiment_window_s)
@@ -205,7 +207,12 @@ class ImprovementCycle:
         assert state.reading is not None
         if state.parameter.mode is Mode.RECOMMEND:
             await self._await_approval()
-        self._enter(Phase.PROMOTING)
+        self._enter(Phase.PROMOTING, state.known.rules.approval_window_s)
+        thawed, _ = await self._poll(
+            ExperimentActivities.await_thaw, design.parameter, summary="nobody keeps it frozen"
+        )
+        if not thawed:
+            raise CycleOver(Ending.ESCALATED, f"the evidence is for the change, but {design.parameter} stayed frozen")
         promotion = Promotion(
             cycle_id=state.known.cycle_id,
             parameter=design.parameter,
@@ -258,6 +265,7 @@ class ImprovementCycle:
             agent_id=proposal.agent_id if proposal else None,
             result=result_of(over.ending) if proposal else None,
             reward=reward if promoted else 0,
+            penalty=reward if over.ending is Ending.ROLLED_BACK else 0,
             proposal=proposal,
             tally=state.tally,
             reading=state.reading,
@@ -436,6 +444,14 @@ class ImprovementCycle:
     def _check_promote(self, act: Act) -> None:
         self._refuse_bad_act(wire.PROMOTE, act)
 
+    @workflow.update(name=wire.WIDEN, description="Let a larger share of the tasks take part in the experiment.")
+    async def widen(self, act: Act) -> Receipt:
+        return await self._act(wire.WIDEN, act)
+
+    @widen.validator
+    def _check_widen(self, act: Act) -> None:
+        self._refuse_bad_act(wire.WIDEN, act)
+
     @workflow.query(name=wire.STATUS, description="Where the cycle stands.")
     def status(self) -> CycleStatus:
         state = self._state
@@ -520,9 +536,9 @@ class ImprovementCycle:
             self._note(f"{act.who}: {kind} ({act.why})")
             recorded = RecordedAct(cycle_id=state.known.cycle_id, kind=kind, act=act, at=workflow.now())
             await call(MarketActivities.record_act, recorded, summary=f"{act.who}: {kind}")
-            if kind in (wire.PAUSE, wire.RESUME) and state.phase is Phase.EXPERIMENT and state.design is not None:
+            if state.phase is Phase.EXPERIMENT and state.design is not None:
                 held = state.paused_at is not None
-                await call(ExperimentActivities.hold_experiment, state.design.experiment_id, held, summary=kind)
+                await call(ExperimentActivities.expose, state.design.experiment_id, state.exposure, held, summary=kind)
         return receipt
 
     # ---- waiting

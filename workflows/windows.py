@@ -119,6 +119,12 @@ def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
             return None if state.phase in vetoable else f"expected a proposal that is not promoted yet, {stands}"
         case wire.EXTEND:
             return "expected how many seconds to extend by, but none came" if act.seconds is None else None
+        case wire.WIDEN:
+            if state.phase is not Phase.EXPERIMENT or state.design is None:
+                return f"expected a running experiment, {stands}"
+            if act.exposure is None or act.exposure <= state.exposure:
+                return f"expected an exposure above {state.exposure:g}, but {act.exposure} came"
+            return None
         case wire.PROMOTE:
             return None if state.phase is Phase.APPROVAL else f"expected a cycle that waits for approval, {stands}"
     raise ValueError(f"expected a kind of act, but {kind!r} came")
@@ -145,5 +151,8 @@ def apply(state: CycleState, kind: str, act: Act, now: datetime) -> None:
                 state.deadline += timedelta(seconds=act.seconds)
         case wire.PROMOTE:
             state.approval = act
+        case wire.WIDEN:
+            assert act.exposure is not None
+            state.exposure = act.exposure
         case _:
             raise ValueError(f"expected a kind of act, but {kind!r} came")

@@ -4,14 +4,14 @@ Messages cross every line of the system and are stored in histories that are rep
 and have a default; enums are closed; nothing here imports a table.
 """
 
-from datetime import datetime
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints
 
 # The order matters: pydantic's smart union keeps True a bool and 3 an int.
 Value = bool | int | float | str
-Instant = AwareDatetime | datetime
+# A naive instant means something else on every machine.
+Instant = AwareDatetime
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=2_000)]

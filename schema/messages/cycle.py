@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from .base import Identifier, Instant, Message, Text
-from .experiment import ExperimentDesign, PromotionResult, Reading
+from .experiment import ExperimentDesign, Guardrail, PromotionResult, Reading
 from .market import Agent, Award, AwardResult, Bid, RankedBid
 from .observatory import Anomaly, Counts
 from .platform import CycleRules, ParameterState
@@ -94,11 +94,12 @@ class Briefing(Message):
     agents: tuple[Agent, ...]
     baseline: Counts
     healthy: Counts | None = None
+    guardrails: tuple[Guardrail, ...] = ()
     duplicate: bool = False
 
 
 class Act(Message):
-    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend` alone."""
+    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend`, `exposure` for `widen`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,6 +107,7 @@ class Act(Message):
     who: Identifier
     why: Annotated[Text, StringConstraints(min_length=1)]
     seconds: float | None = Field(default=None, gt=0, le=366 * 86_400)
+    exposure: float | None = Field(default=None, gt=0, le=1)
 
 
 class RecordedAct(Message):
@@ -127,7 +129,7 @@ class Receipt(Message):
 
 
 class CycleEnd(Message):
-    """The ending as the ledger records it, with what the winner earns."""
+    """The ending as the ledger records it, with what the proposer earns, or pays where its change did harm."""
 
     cycle_id: Identifier
     subject: str
@@ -137,6 +139,7 @@ class CycleEnd(Message):
     agent_id: str | None = None
     result: AwardResult | None = None
     reward: int = 0
+    penalty: int = 0
     proposal: Proposal | None = None
     tally: Tally | None = None
     reading: Reading | None = None
@@ -165,6 +168,7 @@ class CycleState(BaseModel):
     tally: Tally | None = None
     design: ExperimentDesign | None = None
     registered: bool = False
+    exposure: float = 1.0
     reading: Reading | None = None
     approval: Act | None = None
     promotion: PromotionResult | None = None

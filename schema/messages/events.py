@@ -21,6 +21,8 @@ class EventType(StrEnum):
     EXPERIMENT_CONCLUDED = "experiment.concluded"
     PARAMETER_PROMOTED = "parameter.promoted"
     PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    PARAMETER_FROZEN = "parameter.frozen"
+    PARAMETER_THAWED = "parameter.thawed"
     PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
 

@@ -11,6 +11,36 @@ class Variant(StrEnum):
     TREATMENT = "treatment"
 
 
+class GuardrailKind(StrEnum):
+    """What must not get worse: each a share of good tasks, so that one test serves all; no means."""
+
+    FAST = "fast"
+    WELL_RATED = "well_rated"
+    CHEAP = "cheap"
+
+
+class Guardrail(Message):
+    """A task is good when it is no slower (or dearer) than `bound`, or rated at least `bound`.
+
+    `bound` is the baseline's 95th percentile of duration (seconds) or cost, or its median quality; `usual` the share of
+    good tasks in the baseline. A failed or cut-off task is slow. `margin` is the loss of share worth stopping for.
+    """
+
+    kind: GuardrailKind
+    bound: float
+    usual: float
+    margin: float
+
+
+class GuardCounts(Message):
+    """One guardrail in one stratum: tasks that could be judged, and good ones, in each arm."""
+
+    kind: GuardrailKind
+    treatment_share: float
+    control: Counts = Counts()
+    treatment: Counts = Counts()
+
+
 class ExperimentDesign(Message):
     """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts."""
 
@@ -32,7 +62,10 @@ class ExperimentDesign(Message):
     treatment_share: float
     max_tasks: int | None
     minimum_tasks: int
+    minimum_run_s: float
     pending_cutoff_s: float
+    exposure: float = 1.0
+    guardrails: tuple[Guardrail, ...] = ()
     healthy: Counts | None = None
 
 
@@ -55,6 +88,7 @@ class RunningExperiment(Message):
     control: Value
     treatment: Value
     treatment_share: float
+    exposure: float = 1.0
 
 
 class Configuration(Message):
@@ -106,6 +140,8 @@ class Reading(Message):
     effect: float | None
     interval: tuple[float, float] | None
     reason: str
+    guards: tuple[GuardCounts, ...] = ()
+    extended: bool = False
 
     @property
     def control(self) -> Counts:

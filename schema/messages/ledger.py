@@ -10,6 +10,8 @@ class EntryKind(StrEnum):
     EXPERIMENT_DESIGNED = "experiment.designed"
     PARAMETER_PROMOTED = "parameter.promoted"
     PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    PARAMETER_FROZEN = "parameter.frozen"
+    PARAMETER_THAWED = "parameter.thawed"
     PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
 

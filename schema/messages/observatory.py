@@ -24,11 +24,11 @@ class TaskOutcome(Message):
     task_type: Name
     started_at: Instant
     finished_at: Instant
-    duration_s: float
+    duration_s: float = Field(ge=0, allow_inf_nan=False)
     failure: FailureKind | None = None
-    agent_id: str = ""
-    quality: float | None = None
-    cost: float = 0.0
+    agent_id: str = Field(default="", pattern=r"^[ -~]*$", max_length=200)
+    quality: float | None = Field(default=None, ge=0, le=1)
+    cost: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class Counts(Message):
@@ -126,5 +126,5 @@ class DiagnosisRequest(Message):
     """Ask for the facts about one subject, over the trailing window."""
 
     subject: str
-    window_s: int = 86_400
-    samples: int = 400
+    window_s: int = Field(default=86_400, ge=1, le=90 * 86_400)
+    samples: int = Field(default=400, ge=0, le=400)

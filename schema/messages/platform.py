@@ -16,7 +16,7 @@ ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-
 class Declaration(Message):
     """A part of `platform.toml`: an unknown key is a mistake, and said so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ParameterKind(StrEnum):
@@ -119,10 +119,16 @@ class TaskTypeDeclaration(Declaration):
     description: str = ""
 
 
+class JobId(StrEnum):
+    """The jobs of the cron registry; `activities.schedules` says what each starts."""
+
+    METRICS_SNAPSHOT = "metrics_snapshot"
+
+
 class ScheduleDeclaration(Declaration):
     """One job of the cron registry; exactly one of `every_s` and `cron` is set."""
 
-    id: Name
+    id: JobId
     every_s: int | None = Field(default=None, ge=1)
     cron: str | None = None
     budget_s: float = Field(gt=0)
@@ -138,7 +144,8 @@ class CycleRules(Declaration):
     """The rules of the game for every improvement cycle. Durations in seconds.
 
     No change is promoted before each arm has finished `minimum_tasks`, however strong the evidence: what is right about
-    the sign may still be far off about the size. `max_tasks` counts both arms.
+    the sign may still be far off about the size. `max_tasks` counts both arms. Nor before `minimum_run_s`: an hour of
+    the day is not a day.
     """
 
     bid_window_s: float = Field(default=600, gt=0)
@@ -155,6 +162,10 @@ class CycleRules(Declaration):
     attempts_before_escalation: int = Field(default=6, ge=1)
     max_tasks: int = Field(default=2_000, ge=20)
     minimum_tasks: int = Field(default=20, ge=1)
+    minimum_run_s: float = Field(default=3_600, ge=0)
+    guardrail_margin: float = Field(default=0.05, gt=0, lt=1)
+    medium_risk_exposure: float = Field(default=0.5, gt=0, le=1)
+    high_risk_exposure: float = Field(default=0.1, gt=0, le=1)
     minimum_effect: float = Field(default=0.05, gt=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     beta: float = Field(default=0.1, gt=0, lt=0.5)
@@ -188,7 +199,7 @@ class Traffic(Declaration):
     """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time."""
 
     concurrency: int = Field(default=2, ge=1, le=64)
-    per_second: dict[str, float]
+    per_second: dict[Name, Annotated[float, Field(ge=0)]]
 
 
 class Platform(Declaration):
@@ -206,7 +217,11 @@ class Platform(Declaration):
     def _references_hold(self) -> Self:
         names = [declared.name for declared in self.task_types]
         keys = [parameter.key for parameter in self.parameters]
-        for what, values in (("task type", names), ("parameter", keys), ("schedule", [s.id for s in self.schedules])):
+        for what, values in (
+            ("task type", names),
+            ("parameter", keys),
+            ("schedule", [str(s.id) for s in self.schedules]),
+        ):
             if (twice := next((value for value in values if values.count(value) > 1), None)) is not None:
                 raise ValueError(f"expected every {what} once, but {twice} is declared twice")
         for parameter in self.parameters:
@@ -217,4 +232,7 @@ class Platform(Declaration):
                 raise ValueError(
                     f"task type {declared.name}: expected a declared parameter, but {declared.timeout_parameter} came"
                 )
+        for name in self.traffic.per_second if self.traffic else ():
+            if name not in names:
+                raise ValueError(f"traffic.per_second: expected a declared task type, but {name} came")
         return self

@@ -16,22 +16,40 @@ class ParameterRow(SQLModel, table=True):
 
     key: str = Field(primary_key=True)
     value: Any = Field(sa_type=Scalar)
+    previous: Any = Field(sa_type=Scalar)
     version: int
     changed_at: datetime = Field(sa_type=Moment)
     changed_by: str
 
 
+class FreezeRow(SQLModel, table=True):
+    """A person's freeze of one parameter, or of everything (`*`): production values only, no promotion."""
+
+    __tablename__ = "freeze"
+
+    scope: str = Field(primary_key=True)
+    who: str
+    why: str
+    at: datetime = Field(sa_type=Moment)
+
+
 class ExperimentRow(SQLModel, table=True):
-    """An experiment, or the watch after a promotion (the old value is its control, kept by the holdback)."""
+    """An experiment, or the watch after a promotion (the old value is its control, kept by the holdback).
+
+    It waits (`opened_at` is None), then runs until `closed_at`. While it runs it is `exposing` tasks, unless a person
+    holds it or it has all the tasks that it was designed for. `extended` once its exposure was widened.
+    """
 
     __tablename__ = "experiment"
 
     experiment_id: str = Field(primary_key=True)
     cycle_id: str = Field(index=True)
     parameter: str
-    open: bool = Field(index=True)
-    treatment_share: float
-    opened_at: datetime = Field(sa_type=Moment)
+    exposing: bool = Field(index=True)
+    exposure: float
+    extended: bool = False
+    queued_at: datetime = Field(sa_type=Moment)
+    opened_at: datetime | None = Field(default=None, sa_type=Moment)
     closed_at: datetime | None = Field(default=None, sa_type=Moment)
     design: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
@@ -57,6 +75,19 @@ class AssignmentRow(SQLModel, table=True):
     treatment_share: float
     assigned_at: datetime = Field(sa_type=Moment)
     success: bool | None = None
+
+
+class GuardRow(SQLModel, table=True):
+    """Counters of one guardrail in one arm of one stratum: tasks that could be judged by it, and good ones."""
+
+    __tablename__ = "guard"
+
+    experiment_id: str = Field(primary_key=True)
+    treatment_share: float = Field(primary_key=True)
+    variant: str = Field(primary_key=True)
+    guardrail: str = Field(primary_key=True)
+    tasks: int = 0
+    good: int = 0
 
 
 class ArmRow(SQLModel, table=True):

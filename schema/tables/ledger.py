@@ -1,14 +1,10 @@
 """Rows of the ledger: a hash chain that only grows."""
 
-from datetime import datetime
-
 from sqlmodel import Field, SQLModel
-
-from .columns import Moment
 
 
 class LedgerRow(SQLModel, table=True):
-    """`body` is canonical JSON text, stored as it was hashed."""
+    """`body` (canonical JSON) and `at` (ISO 8601, UTC) are texts, stored as they were hashed."""
 
     __tablename__ = "ledger"
 
@@ -16,7 +12,7 @@ class LedgerRow(SQLModel, table=True):
     key: str = Field(unique=True)
     kind: str
     subject: str = Field(index=True)
-    at: datetime = Field(sa_type=Moment)
+    at: str
     body: str
     previous: str
     digest: str

@@ -107,8 +107,12 @@ class Recorder:
                 time.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
             except Exception as error:  # noqa: BLE001  (handed to whoever waits for it)
+                if len(entries) == 1:
+                    entries[0].done.set_exception(error)
+                    return
+                # One of them cannot be stored: the others must not fail with it.
                 for entry in entries:
-                    entry.done.set_exception(error)
+                    self._write([entry])
                 return
             else:
                 for entry in entries:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from activities.database import Database
 from activities.experiment import configuration
-from rules.assignment import variant
+from rules.assignment import exposed_variant, variant
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
 from schema.messages.platform import Platform
@@ -57,8 +57,7 @@ class ParameterResolver:
         experiment = self._experiments.get(key)
         if experiment is None:
             return self._values[key]
-        arm = variant(experiment.experiment_id, unit_id, experiment.treatment_share)
-        return experiment.treatment if arm == "treatment" else experiment.control
+        return experiment.treatment if _variant(experiment, unit_id) is Variant.TREATMENT else experiment.control
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
@@ -67,12 +66,13 @@ class ParameterResolver:
             if task_type not in task_types:
                 continue
             values[key] = self.resolve(key, task_id)
-            if (experiment := self._experiments.get(key)) is not None:
+            experiment = self._experiments.get(key)
+            if experiment is not None and (arm := _variant(experiment, task_id)) is not None:
                 assignments.append(
                     Assignment(
                         experiment_id=experiment.experiment_id,
                         task_id=task_id,
-                        variant=Variant(variant(experiment.experiment_id, task_id, experiment.treatment_share)),
+                        variant=arm,
                         treatment_share=experiment.treatment_share,
                         assigned_at=at,
                     )
@@ -102,5 +102,13 @@ class ParameterResolver:
         while not self._closing.wait(self._refresh_s):
             try:
                 self._install(self._load())
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
+
+
+def _variant(experiment: RunningExperiment, unit_id: str) -> Variant | None:
+    """The unit's variant, or None where it does not take part. At full exposure any treatment share fits the ring."""
+    if experiment.exposure >= 1:
+        return Variant(variant(experiment.experiment_id, unit_id, experiment.treatment_share))
+    name = exposed_variant(experiment.experiment_id, unit_id, experiment.exposure, experiment.treatment_share)
+    return Variant(name) if name is not None else None

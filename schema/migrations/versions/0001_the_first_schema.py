@@ -107,24 +107,44 @@ def upgrade() -> None:
         sa.Column("experiment_id", sa.String(), nullable=False),
         sa.Column("cycle_id", sa.String(), nullable=False),
         sa.Column("parameter", sa.String(), nullable=False),
-        sa.Column("open", sa.Boolean(), nullable=False),
-        sa.Column("treatment_share", sa.Float(), nullable=False),
-        sa.Column("opened_at", Moment(timezone=True), nullable=False),
+        sa.Column("exposing", sa.Boolean(), nullable=False),
+        sa.Column("exposure", sa.Float(), nullable=False),
+        sa.Column("extended", sa.Boolean(), nullable=False),
+        sa.Column("queued_at", Moment(timezone=True), nullable=False),
+        sa.Column("opened_at", Moment(timezone=True), nullable=True),
         sa.Column("closed_at", Moment(timezone=True), nullable=True),
         sa.Column("design", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("experiment_id"),
     )
     with op.batch_alter_table("experiment", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_experiment_cycle_id"), ["cycle_id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_experiment_open"), ["open"], unique=False)
+        batch_op.create_index(batch_op.f("ix_experiment_exposing"), ["exposing"], unique=False)
 
+    op.create_table(
+        "freeze",
+        sa.Column("scope", sa.String(), nullable=False),
+        sa.Column("who", sa.String(), nullable=False),
+        sa.Column("why", sa.String(), nullable=False),
+        sa.Column("at", Moment(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("scope"),
+    )
+    op.create_table(
+        "guard",
+        sa.Column("experiment_id", sa.String(), nullable=False),
+        sa.Column("treatment_share", sa.Float(), nullable=False),
+        sa.Column("variant", sa.String(), nullable=False),
+        sa.Column("guardrail", sa.String(), nullable=False),
+        sa.Column("tasks", sa.Integer(), nullable=False),
+        sa.Column("good", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("experiment_id", "treatment_share", "variant", "guardrail"),
+    )
     op.create_table(
         "ledger",
         sa.Column("sequence", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("subject", sa.String(), nullable=False),
-        sa.Column("at", Moment(timezone=True), nullable=False),
+        sa.Column("at", sa.String(), nullable=False),
         sa.Column("body", sa.String(), nullable=False),
         sa.Column("previous", sa.String(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
@@ -170,6 +190,7 @@ def upgrade() -> None:
         "parameter",
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("value", Scalar(), nullable=False),
+        sa.Column("previous", Scalar(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("changed_at", Moment(timezone=True), nullable=False),
         sa.Column("changed_by", sa.String(), nullable=False),
@@ -276,8 +297,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_ledger_subject"))
 
     op.drop_table("ledger")
+    op.drop_table("guard")
+    op.drop_table("freeze")
     with op.batch_alter_table("experiment", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_experiment_open"))
+        batch_op.drop_index(batch_op.f("ix_experiment_exposing"))
         batch_op.drop_index(batch_op.f("ix_experiment_cycle_id"))
 
     op.drop_table("experiment")

@@ -1,0 +1,135 @@
+"""Verdict: what a design and its counts mean, guardrails included. The same counts always give the same reading.
+
+`rules.decision` judges the success rate; this adds what a platform asks on top: no promotion on a handful of tasks or
+before the minimum run time, none while a guardrail has no data, and a stop where one is broken. All guardrails are the
+same object as the harm monitor: an e-process on shares of good tasks, arm against arm.
+"""
+
+import math
+from datetime import datetime
+
+from rules.decision import Arm, Decision, Design, Stratum, decide, harm_evidence
+from schema.messages.experiment import (
+    ArmCounts,
+    ExperimentDesign,
+    GuardCounts,
+    Guardrail,
+    GuardrailKind,
+    Reading,
+    StratumCounts,
+)
+from schema.messages.observatory import Counts, TaskOutcome
+
+
+def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
+    """Whether a task is good by a guardrail; None where it cannot be judged. A failed or cut-off task is slow."""
+    match guardrail.kind:
+        case GuardrailKind.FAST:
+            return outcome.failure is None and outcome.duration_s <= guardrail.bound
+        case GuardrailKind.WELL_RATED:
+            return None if outcome.quality is None else outcome.quality >= guardrail.bound
+        case GuardrailKind.CHEAP:
+            return outcome.cost <= guardrail.bound
+
+
+def read(
+    design: ExperimentDesign,
+    strata: tuple[StratumCounts, ...],
+    guards: tuple[GuardCounts, ...],
+    *,
+    opened_at: datetime,
+    at: datetime,
+    extended: bool,
+) -> Reading:
+    """The reading of an experiment at `at`; `extended` once its exposure was widened."""
+    verdict = decide(design=_design(design, extended), strata=[_stratum(s) for s in strata])
+    decision, reason = verdict.decision, verdict.reason
+    if (broken := _broken(design, guards)) is not None and decision is not Decision.INVALID:
+        decision, reason = Decision.HARMFUL, broken
+    elif decision is Decision.PROMOTE and (hold := _hold(design, strata, guards, opened_at, at)) is not None:
+        # Looking later is always valid.
+        decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
+    both = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
+    return Reading(
+        at=at,
+        strata=strata,
+        decision=decision.value,
+        log_e=verdict.log_e,
+        log_e_harm=verdict.log_e_harm,
+        srm_e=min(verdict.srm_e, 1e300),
+        effect=verdict.effect,
+        interval=verdict.interval if both and decision is not Decision.CONTINUE else None,
+        reason=reason,
+        guards=guards,
+        extended=extended,
+    )
+
+
+def _design(design: ExperimentDesign, extended: bool) -> Design:
+    return Design(
+        baseline_rate=design.baseline_rate,
+        predicted_rate=design.predicted_rate,
+        minimum_effect=design.minimum_effect,
+        alpha=design.alpha,
+        beta=design.beta,
+        harm_alpha=design.harm_alpha,
+        max_tasks=design.max_tasks,
+        extended=extended,
+    )
+
+
+def _stratum(counts: StratumCounts) -> Stratum:
+    return Stratum(
+        treatment_share=counts.treatment_share, control=_arm(counts.control), treatment=_arm(counts.treatment)
+    )
+
+
+def _arm(counts: ArmCounts) -> Arm:
+    return Arm(tasks=counts.tasks, successes=counts.successes, pending=counts.pending)
+
+
+def _broken(design: ExperimentDesign, guards: tuple[GuardCounts, ...]) -> str | None:
+    """The guardrail whose evidence of harm has reached its threshold (Ville 1939, level harm_alpha), or None."""
+    for guardrail in design.guardrails:
+        counted = [g for g in guards if g.kind is guardrail.kind]
+        evidence = harm_evidence(guardrail.usual, guardrail.margin, [_guard_stratum(g) for g in counted])
+        if evidence >= -math.log(design.harm_alpha):
+            control, treatment = (_share([getattr(g, arm) for g in counted]) for arm in ("control", "treatment"))
+            return (
+                f"guardrail {guardrail.kind.value}: {treatment} good with the change, {control} without, "
+                f"evidence of harm e = {math.exp(min(evidence, 700)):.3g}"
+            )
+    return None
+
+
+def _guard_stratum(g: GuardCounts) -> Stratum:
+    def arm(counts: Counts) -> Arm:
+        return Arm(tasks=counts.tasks, successes=counts.successes)
+
+    return Stratum(treatment_share=g.treatment_share, control=arm(g.control), treatment=arm(g.treatment))
+
+
+def _hold(
+    design: ExperimentDesign,
+    strata: tuple[StratumCounts, ...],
+    guards: tuple[GuardCounts, ...],
+    opened_at: datetime,
+    at: datetime,
+) -> str | None:
+    """Why a promotion must wait, or None."""
+    fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
+    if fewest < design.minimum_tasks:
+        return f"an arm has {fewest} of {design.minimum_tasks} tasks"
+    if (ran_s := (at - opened_at).total_seconds()) < design.minimum_run_s:
+        return f"it ran {ran_s:.0f} of at least {design.minimum_run_s:g} s"
+    for guardrail in design.guardrails:
+        counted = [g for g in guards if g.kind is guardrail.kind]
+        if not counted or not all(g.control.tasks and g.treatment.tasks for g in counted):
+            # No data is neither good news nor bad.
+            return f"guardrail {guardrail.kind.value} has no data"
+    return None
+
+
+def _share(counts: list[Counts]) -> str:
+    tasks = sum(c.tasks for c in counts)
+    return f"{sum(c.successes for c in counts) / tasks:.0%} of {tasks}" if tasks else "none"
