@@ -309,10 +309,11 @@ def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
 
 def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, ...]:
     """Both arms of every guardrail and stratum."""
-    found: dict[tuple[str, float], dict[str, Counts]] = {}
+    found: dict[tuple[str, float], dict[str, Any]] = {}
     for row in session.exec(select(GuardRow).where(GuardRow.experiment_id == experiment_id)).all():
-        counts = Counts(tasks=row.tasks, successes=row.good)
-        found.setdefault((row.guardrail, row.treatment_share), {})[row.variant] = counts
+        arms = found.setdefault((row.guardrail, row.treatment_share), {})
+        arms[row.variant] = Counts(tasks=row.tasks, successes=row.good)
+        arms[f"judged_{row.variant}"] = row.judged
     return tuple(
         GuardCounts(kind=GuardrailKind(kind), treatment_share=share, **arms)
         for (kind, share), arms in sorted(found.items())
@@ -418,10 +419,14 @@ def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
     ).all()
     for (share, variant), count in Counter((row[0], row[1]) for row in lost).items():
         _arm_of(session, experiment_id, share, variant).finished += count
-        fast = session.get(GuardRow, (experiment_id, share, variant, GuardrailKind.FAST.value))
-        if fast is not None:
-            fast.tasks += count
-            session.add(fast)
+        guards = select(GuardRow).where(
+            GuardRow.experiment_id == experiment_id,
+            GuardRow.treatment_share == share,
+            GuardRow.variant == variant,
+        )
+        for guard in session.exec(guards).all():
+            guard.tasks += count
+            session.add(guard)
 
 
 def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventType, at: datetime) -> PromotionResult:
@@ -503,12 +508,13 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
         arm.finished += 1
         arm.successes += assignment.success
         for guardrail in (Guardrail.model_validate(g) for g in experiment.design["guardrails"]):
-            if (good := is_good(guardrail, outcome)) is not None:
-                key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
-                guard = session.get_one(GuardRow, key)
-                guard.tasks += 1
-                guard.good += good
-                session.add(guard)
+            good = is_good(guardrail, outcome)
+            key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
+            guard = session.get_one(GuardRow, key)
+            guard.tasks += 1
+            guard.judged += good is not None
+            guard.good += bool(good)
+            session.add(guard)
 
 
 def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:

@@ -25,7 +25,7 @@ from activities.database import Database, migrate
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import record_outcomes
-from benchmarks.phases import LIMIT_S, note, outcome, platform_in, the_anomaly
+from benchmarks.phases import LIMIT_S, note, outcome, platform_in, task_id, the_anomaly
 from rules.assignment import variant
 from rules.design import EVEN
 from schema import wire
@@ -48,7 +48,7 @@ AGENTS = ("ada", "bob", "cyd", "dee")
 # Far beyond every horizon here, so that all cycles are judged by the same threshold, 1 / alpha.
 MAX_TASKS = 1_000_000
 LONGER_S = 2.0
-TASKS_BEFORE = 300
+TASKS_BEFORE, FIRST_OLD = 300, 1_000_000
 BATCH = 2_000
 CYCLE_TIMEOUT_S = 600.0
 
@@ -57,10 +57,6 @@ def smaller_arm(experiment_id: str, tasks: int) -> int:
     """How many of the first `tasks` tasks the smaller arm gets."""
     arms = Counter(variant(experiment_id, task_id(n), EVEN) for n in range(tasks))
     return min(arms.values())
-
-
-def task_id(number: int) -> str:
-    return f"task-{number}"
 
 
 def feed(database: Database, platform: Platform, tasks: int) -> None:
@@ -75,7 +71,7 @@ def feed(database: Database, platform: Platform, tasks: int) -> None:
             recorder.assigned(resolution.assignments)
             limit_s = resolution.values[PARAMETER]
             assert isinstance(limit_s, int | float)
-            recorder.record(outcome(task_id(number), limit_s, at))
+            recorder.record(outcome(number, limit_s, at))
 
 
 async def play(temporal: Client, home: Path, tasks: int) -> dict[str, Any]:
@@ -97,7 +93,7 @@ async def _play(temporal: Client, database: Database, platform: Platform, tasks:
     declare_parameters(database, platform, now)
     for agent in AGENTS:
         register_agent(database, agent, f"{agent}-operator", now)
-    before = [outcome(f"old-{n}", LIMIT_S, now) for n in range(TASKS_BEFORE)]
+    before = [outcome(FIRST_OLD + n, LIMIT_S, now) for n in range(TASKS_BEFORE)]
     observed = Counts(tasks=len(before), successes=sum(o.failure is None for o in before))
     with database.transaction() as session:
         record_outcomes(session, before, platform.observatory.interval_s)

@@ -44,7 +44,7 @@ def read(
     """The reading of an experiment at `at`; `extended` once its exposure was widened."""
     verdict = decide(design=_design(design, extended), strata=[_stratum(s) for s in strata])
     decision, reason = verdict.decision, verdict.reason
-    if (broken := _broken(design, guards)) is not None and decision is not Decision.INVALID:
+    if (broken := _broken(design, strata, guards)) is not None and decision is not Decision.INVALID:
         decision, reason = Decision.HARMFUL, broken
     elif decision is Decision.PROMOTE and (hold := _hold(design, strata, guards, opened_at, at)) is not None:
         # Looking later is always valid.
@@ -88,11 +88,13 @@ def _arm(counts: ArmCounts) -> Arm:
     return Arm(tasks=counts.tasks, successes=counts.successes, pending=counts.pending)
 
 
-def _broken(design: ExperimentDesign, guards: tuple[GuardCounts, ...]) -> str | None:
+def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
     """The guardrail whose evidence of harm has reached its threshold (Ville 1939, level harm_alpha), or None."""
     for guardrail in design.guardrails:
         counted = [g for g in guards if g.kind is guardrail.kind]
-        evidence = harm_evidence(guardrail.usual, guardrail.margin, [_guard_stratum(g) for g in counted])
+        pending = {s.treatment_share: (s.control.pending, s.treatment.pending) for s in strata}
+        judged = [_guard_stratum(g, *pending[g.treatment_share]) for g in counted]
+        evidence = harm_evidence(guardrail.usual, guardrail.margin, judged)
         if evidence >= -math.log(design.harm_alpha):
             control, treatment = (_share([getattr(g, arm) for g in counted]) for arm in ("control", "treatment"))
             return (
@@ -102,11 +104,12 @@ def _broken(design: ExperimentDesign, guards: tuple[GuardCounts, ...]) -> str | 
     return None
 
 
-def _guard_stratum(g: GuardCounts) -> Stratum:
-    def arm(counts: Counts) -> Arm:
-        return Arm(tasks=counts.tasks, successes=counts.successes)
-
-    return Stratum(treatment_share=g.treatment_share, control=arm(g.control), treatment=arm(g.treatment))
+def _guard_stratum(g: GuardCounts, pending_control: int, pending_treatment: int) -> Stratum:
+    return Stratum(
+        treatment_share=g.treatment_share,
+        control=Arm(tasks=g.control.tasks, successes=g.control.successes, pending=pending_control),
+        treatment=Arm(tasks=g.treatment.tasks, successes=g.treatment.successes, pending=pending_treatment),
+    )
 
 
 def _hold(
@@ -124,7 +127,7 @@ def _hold(
         return f"it ran {ran_s:.0f} of at least {design.minimum_run_s:g} s"
     for guardrail in design.guardrails:
         counted = [g for g in guards if g.kind is guardrail.kind]
-        if not counted or not all(g.control.tasks and g.treatment.tasks for g in counted):
+        if not counted or not all(g.judged_control and g.judged_treatment for g in counted):
             # No data is neither good news nor bad.
             return f"guardrail {guardrail.kind.value} has no data"
     return None

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import structlog
 import typer
 from pydantic import TypeAdapter, ValidationError
+from rich import box
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
@@ -94,6 +95,11 @@ def _temporal(error: RPCError | RuntimeError) -> str:
 def _fail(line: str) -> None:
     err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
     sys.exit(1)
+
+
+def _table(name: str, *others: str) -> Table:
+    # What a person copies into the next command stays in one piece; the rest wraps.
+    return Table(Column(name, no_wrap=True), *others, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _emit(document: Any) -> None:
@@ -180,7 +186,7 @@ def health(as_json: AsJson = False) -> None:
         return
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
-    table = Table("task type", "tasks", "successes", "rate")
+    table = _table("task type", "tasks", "successes", "rate")
     for name, counts in sorted(snapshot.task_types.items()):
         table.add_row(name, str(counts.tasks), str(counts.successes), f"{counts.rate:.1%}" if counts.tasks else "-")
     out.print(table)
@@ -201,7 +207,7 @@ def cycle_list(
     if as_json:
         _emit(rows)
         return
-    table = Table("cycle", "opened", "phase", "parameter", "outcome")
+    table = _table("cycle", "opened", "phase", "parameter", "outcome")
     for row in rows:
         table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
@@ -310,7 +316,7 @@ def params_list(as_json: AsJson = False) -> None:
     if as_json:
         _emit([state.model_dump(mode="json") for state in states])
         return
-    table = Table("parameter", "value", "unit", "version", "default", "bounds", "risk")
+    table = _table("parameter", "value", "unit", "version", "default", "bounds", "risk")
     for state in states:
         d = state.declaration
         bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
@@ -353,7 +359,7 @@ def ledger_list(
 
 
 def _show_entries(found: list[Any]) -> None:
-    table = Table("entry", "at", "kind", "subject", "what", "digest")
+    table = _table("entry", "at", "kind", "subject", "what", "digest")
     for e in found:
         what = e.body.get("ending") or e.body.get("value") or e.body.get("treatment") or ""
         table.add_row(str(e.sequence), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind.value, e.subject, str(what), e.digest[:12])
@@ -415,7 +421,7 @@ def agent_list(as_json: AsJson = False) -> None:
     if as_json:
         _emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
         return
-    table = Table("agent", "operator", "standing", "promoted", "attempts", "balance")
+    table = _table("agent", "operator", "standing", "promoted", "attempts", "balance")
     for a, balance in rows:
         table.add_row(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance))
     out.print(table)
@@ -435,8 +441,8 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     outcomes.append(_outcome(file, number, line))
-    except OSError as error:
-        raise CommandError(f"expected a file of outcomes, but {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
     settings = Settings()
     platform = read_platform(settings.platform)
     declared = {t.name for t in platform.task_types}

@@ -144,7 +144,7 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
 
         for agent in ("cyd", "eve"):
             await stage.client.cast_ballot(stage.cycle, ballot(agent, proposal_id))
-        traffic = asyncio.create_task(stage.runs_tasks(limited, enough))
+        traffic = asyncio.ensure_future(stage.runs_tasks(limited, enough))
         await stage.reach(Phase.APPROVAL)
         await stage.client.act(stage.cycle, wire.PROMOTE, "olga", "the evidence is clear")
         await stage.result()
@@ -165,7 +165,7 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
     await tab.run("document.querySelectorAll('.cm-scroller').forEach(e => { e.scrollTop = e.scrollHeight })")
     await tab.shows("promoted, and the watch found no harm")
     assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
-    assert (await stage.result()).end.ending is Ending.PROMOTED
+    assert (await stage.result()).status.ending is Ending.PROMOTED
 
 
 async def opened(client: Client, cycle: str) -> WorkflowHandle[Any, Any]:

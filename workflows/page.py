@@ -143,6 +143,9 @@ def _experiment(status: CycleStatus) -> list[str]:
         ("control", design.control, reading.control),
         ("treatment", design.treatment, reading.treatment),
     ]
+    watch: Reading | None = getattr(status, "watch", None)
+    if watch is not None:
+        rows += [("watch: old", design.control, watch.control), ("watch: new", design.treatment, watch.treatment)]
     return [
         *lines,
         _row("arm", "value", "tasks", "successes", "rate", "95 %"),

@@ -33,12 +33,17 @@ class Guardrail(Message):
 
 
 class GuardCounts(Message):
-    """One guardrail in one stratum: tasks that could be judged, and good ones, in each arm."""
+    """One guardrail in one stratum: finished tasks and good ones in each arm, and how many could be judged at all.
+
+    A task that cannot be judged is not a good one, or the judged ones would no longer be assigned at random.
+    """
 
     kind: GuardrailKind
     treatment_share: float
     control: Counts = Counts()
     treatment: Counts = Counts()
+    judged_control: int = 0
+    judged_treatment: int = 0
 
 
 class ExperimentDesign(Message):

@@ -78,7 +78,7 @@ class AssignmentRow(SQLModel, table=True):
 
 
 class GuardRow(SQLModel, table=True):
-    """Counters of one guardrail in one arm of one stratum: tasks that could be judged by it, and good ones."""
+    """Counters of one guardrail in one arm of one stratum: finished tasks, those it could judge, and good ones."""
 
     __tablename__ = "guard"
 
@@ -87,6 +87,7 @@ class GuardRow(SQLModel, table=True):
     variant: str = Field(primary_key=True)
     guardrail: str = Field(primary_key=True)
     tasks: int = 0
+    judged: int = 0
     good: int = 0
 
 

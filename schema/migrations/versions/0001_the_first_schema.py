@@ -135,6 +135,7 @@ def upgrade() -> None:
         sa.Column("variant", sa.String(), nullable=False),
         sa.Column("guardrail", sa.String(), nullable=False),
         sa.Column("tasks", sa.Integer(), nullable=False),
+        sa.Column("judged", sa.Integer(), nullable=False),
         sa.Column("good", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("experiment_id", "treatment_share", "variant", "guardrail"),
     )

@@ -1,0 +1,113 @@
+"""Audit of experiments: anybody can compute a verdict again, from the stored design and the stored tasks.
+
+Nothing here writes. The counters that a decision read are checked against the tasks that they counted.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from pydantic import BaseModel
+from sqlmodel import Session, col, select
+
+from activities.database import Database
+from activities.experiment import counters, guard_counters
+from rules.verdict import read
+from schema.messages.events import EventType
+from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
+from schema.tables.events import EventRow
+from schema.tables.experiment import AssignmentRow, ExperimentRow
+
+# Points of a drawing: more than a terminal is wide would not show.
+POINTS = 60
+
+
+class Replay(BaseModel):
+    """A verdict as it was recorded and as it is computed now; `same` only where they agree to the last digit."""
+
+    experiment_id: str
+    recorded: Reading | None
+    computed: Reading
+    recount: bool
+    same: bool
+
+
+def experiments(database: Database) -> list[tuple[str, str, str]]:
+    """Every experiment, oldest first: id, parameter, and whether it waits, runs or is closed."""
+    with database.reading() as session:
+        rows = session.exec(select(ExperimentRow).order_by(col(ExperimentRow.queued_at))).all()
+    return [
+        (r.experiment_id, r.parameter, "closed" if r.closed_at else "runs" if r.opened_at else "waits") for r in rows
+    ]
+
+
+def replay(database: Database, experiment_id: str) -> Replay:
+    """Compute the verdict of an experiment again; raises ValueError where there is none of this id."""
+    with database.reading() as session:
+        row = _row(session, experiment_id)
+        event = session.exec(
+            select(EventRow).where(EventRow.key == f"{EventType.EXPERIMENT_CONCLUDED.value}:{experiment_id}")
+        ).first()
+        recorded = Reading.model_validate(event.data["reading"]) if event else None
+        strata = recorded.strata if recorded else counters(session, experiment_id)
+        guards = recorded.guards if recorded else guard_counters(session, experiment_id)
+        at = recorded.at if recorded else max(filter(None, (row.closed_at, row.opened_at, row.queued_at)))
+        computed = read(
+            ExperimentDesign.model_validate(row.design),
+            strata,
+            guards,
+            opened_at=row.opened_at or row.queued_at,
+            at=at,
+            extended=recorded.extended if recorded else row.extended,
+        )
+        recount = _recounted(session, experiment_id) == counters(session, experiment_id)
+    same = recorded is not None and computed.model_dump_json() == recorded.model_dump_json()
+    return Replay(experiment_id=experiment_id, recorded=recorded, computed=computed, recount=recount, same=same)
+
+
+def trajectory(database: Database, experiment_id: str) -> list[Reading]:
+    """The readings that a look after so many finished tasks would have given, in order of assignment."""
+    with database.reading() as session:
+        row = _row(session, experiment_id)
+        rows = session.exec(
+            select(AssignmentRow)
+            .where(AssignmentRow.experiment_id == experiment_id, col(AssignmentRow.success).is_not(None))
+            .order_by(col(AssignmentRow.assigned_at), col(AssignmentRow.task_id))
+        ).all()
+    design = ExperimentDesign.model_validate(row.design)
+    every = max(1, len(rows) // POINTS)
+    opened_at = row.opened_at or row.queued_at
+    return [
+        read(design, _strata(rows[: n + 1]), (), opened_at=opened_at, at=assignment.assigned_at, extended=row.extended)
+        for n, assignment in enumerate(rows)
+        if n % every == 0 or n == len(rows) - 1
+    ]
+
+
+def _row(session: Session, experiment_id: str) -> ExperimentRow:
+    row = session.get(ExperimentRow, experiment_id)
+    if row is None:
+        raise ValueError(f"expected an experiment, but there is none with the id {experiment_id}")
+    return row
+
+
+def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
+    rows = session.exec(select(AssignmentRow).where(AssignmentRow.experiment_id == experiment_id)).all()
+    found = _strata(rows)
+    # An arm that never had a task has counters of zero and no assignment to count.
+    return found or counters(session, experiment_id)
+
+
+def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
+    strata = []
+    by_share = sorted(rows, key=lambda row: row.treatment_share)
+    for share, group in groupby(by_share, key=lambda row: row.treatment_share):
+        arms = {"control": ArmCounts(), "treatment": ArmCounts()}
+        members = list(group)
+        for variant in arms:
+            mine = [row for row in members if row.variant == variant]
+            finished = [row.success for row in mine if row.success is not None]
+            arms[variant] = ArmCounts(
+                tasks=len(finished), successes=sum(finished), pending=len(mine) - len(finished)
+            )
+        strata.append(StratumCounts(treatment_share=share, **arms))
+    return tuple(strata)

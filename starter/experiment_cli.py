@@ -1,0 +1,67 @@
+"""Commands about experiments: what an auditor and an operator ask of them."""
+
+import math
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from activities import experiment_audit
+from starter.command import AsJson, CommandError, emit, open_database, out
+from workflows.page import percent
+
+app = typer.Typer(no_args_is_help=True, help="Experiments: evidence and replays.")
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+Id = Annotated[str, typer.Argument(metavar="ID", help="`nautilus experiment list` shows the ids.")]
+
+
+@app.command("list")
+def show_all(as_json: AsJson = False) -> None:
+    """Every experiment, oldest first."""
+    found = experiment_audit.experiments(open_database())
+    if as_json:
+        emit([{"experiment_id": i, "parameter": p, "state": s} for i, p, s in found])
+        return
+    table = Table("experiment", "parameter", "state")
+    for row in found:
+        table.add_row(*row)
+    out.print(table)
+
+
+@app.command()
+def show(experiment_id: Id, as_json: AsJson = False) -> None:
+    """The running evidence, task by task, and where the experiment stands."""
+    database = open_database()
+    readings = experiment_audit.trajectory(database, experiment_id)
+    now = experiment_audit.replay(database, experiment_id).computed
+    if as_json:
+        steps = [{"tasks": r.control.tasks + r.treatment.tasks, "log_e": r.log_e, "effect": r.effect} for r in readings]
+        emit({"reading": now.model_dump(mode="json"), "evidence": steps})
+        return
+    for name, counts in (("control", now.control), ("treatment", now.treatment)):
+        out.print(f"{name:>10}  {counts.successes} of {counts.tasks} = {percent(counts)}", highlight=False)
+    if now.interval is not None and now.effect is not None:
+        low, high = now.interval
+        out.print(f"    effect  {now.effect:+.1%}, always-valid interval {low:+.1%} to {high:+.1%}", highlight=False)
+    evidence = [r.log_e for r in readings]
+    if evidence:
+        top = max(*evidence, 0.1)
+        bars = "".join(BLOCKS[max(0, min(8, math.ceil(8 * e / top)))] for e in evidence)
+        out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})", highlight=False)
+    out.print(f"            {now.reason}", highlight=False)
+
+
+@app.command()
+def replay(experiment_id: Id, as_json: AsJson = False) -> None:
+    """Compute the verdict again from the stored design and counts; exit code 1 where it differs."""
+    result = experiment_audit.replay(open_database(), experiment_id)
+    if as_json:
+        emit(result.model_dump(mode="json"))
+    elif result.recorded is None:
+        out.print(f"no verdict yet; the counts now say: {result.computed.reason}", highlight=False)
+    elif result.same and result.recount:
+        out.print(f"the same verdict, to the last digit: {result.computed.reason}", highlight=False)
+    if result.recorded is not None and not (result.same and result.recount):
+        differs = "the counters differ from the tasks" if result.same else f"now: {result.computed.reason}"
+        raise CommandError(f"expected the recorded verdict ({result.recorded.reason}), but {differs}")

@@ -1,0 +1,221 @@
+"""The command line as people and scripts meet it: real processes, one line for a mistake, one document for --json."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import structlog
+from temporalio.client import Client
+
+from activities.database import Database
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from activities.observatory import ObservatoryActivities, record_outcomes
+from schema import wire
+from starter.cli import main
+from starter.server import free_port
+from tests import builders
+
+Said = tuple[int, str, str]
+ROOT = Path(__file__).parent.parent
+DECLARATION = """
+[[task_types]]
+name = "research_synthesis"
+
+[[parameters]]
+key = "research_synthesis.timeout_s"
+kind = "float"
+default = 90.0
+minimum = 10.0
+maximum = 600.0
+unit = "s"
+description = "[/not markup] a task is cut off after this long"
+task_types = ["research_synthesis"]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, database: Database) -> Path:
+    """A platform with one parameter, three agents, a snapshot, and a ledger with nothing in it."""
+    (tmp_path / "platform.toml").write_text(DECLARATION)
+    platform = builders.platform()
+    now = builders.NOW
+    declare_parameters(database, platform, now)
+    for agent in ("ada", "bob", "cyd"):
+        register_agent(database, agent, f"op-{agent}", now)
+    with database.transaction() as session:
+        record_outcomes(session, [builders.outcome(f"t-{n}", n % 3 > 0, now) for n in range(30)], 1)
+    ObservatoryActivities(database, platform).take_snapshot(now + timedelta(seconds=2))
+    return tmp_path
+
+
+@pytest.fixture
+def nautilus(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command in this process, as `main` does: exit code, standard output, standard error."""
+
+    def run(*arguments: str, **environment: str) -> Said:
+        for name, value in (settings(home) | environment).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["nautilus", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        structlog.reset_defaults()  # `main` lets it write to the standard error of this test
+        code = left.value.code if isinstance(left.value.code, int) else 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def settings(home: Path) -> dict[str, str]:
+    return {
+        "NAUTILUS_HOME": str(home),
+        "NAUTILUS_PLATFORM": str(home / "platform.toml"),
+        "TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}",
+    }
+
+
+def start(*arguments: str, home: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "starter", *arguments],
+        cwd=ROOT,
+        env=os.environ | settings(home) | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+MISTAKES = {
+    "no server": (("cycle", "show", "x"), {}, "expected a Temporal server"),
+    "no database": (("ledger", "list"), {"NAUTILUS_HOME": "/nowhere"}, "expected a database at /nowhere"),
+    "a database without tables": (("agent", "list"), {"NAUTILUS_DATABASE_URL": "sqlite:///EMPTY"}, "no such table"),
+    "not a database's address": (("health",), {"NAUTILUS_DATABASE_URL": "nonsense"}, "the database cannot be used"),
+    "a setting that is no number": (("health",), {"NAUTILUS_EVENT_POLL_S": "soon"}, "event_poll_s"),
+    "a broken platform.toml": (("params", "list"), {"NAUTILUS_PLATFORM": "BROKEN"}, "expected TOML"),
+    "an unknown parameter": (("params", "show", "x.y"), {}, "expected a declared parameter, but x.y came"),
+    "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "expected letters, digits"),
+    "no file": (("outcomes", "import", "/nowhere"), {}, "expected a file of outcomes"),
+    "a file that is not text": (("outcomes", "import", "BINARY"), {}, "BINARY"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "environment", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    nautilus: Callable[..., Said], home: Path, arguments: tuple[str, ...], environment: dict[str, str], says: str
+) -> None:
+    (home / "EMPTY").touch()
+    (home / "BROKEN").write_text("= =")
+    (home / "BINARY").write_bytes(b"\xff\xfe\x00")
+
+    def here(text: str) -> str:
+        for name in ("EMPTY", "BROKEN", "BINARY"):
+            text = text.replace(name, str(home / name))
+        return text
+
+    changed = {name: here(value) for name, value in environment.items()}
+    code, printed, complaint = nautilus(*map(here, arguments), **changed)
+
+    assert (code, printed) == (1, "")
+    assert says in complaint
+    assert complaint.startswith("nautilus: ")
+    assert len(complaint.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("ledger", "list", "--latest", "0"), ("cycle", "act", "x", "y")])
+def test_a_usage_error_is_exit_code_2(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
+    code, printed, complaint = nautilus(*arguments)
+
+    assert (code, printed) == (2, "")
+    assert "Usage: " in complaint
+
+
+READING = [
+    ("health",),
+    ("params", "list"),
+    ("params", "show", builders.TIMEOUT),
+    ("ledger", "list"),
+    ("ledger", "verify"),
+    ("agent", "list"),
+]
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_json_is_one_document_and_nothing_else(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
+    code, printed, complaint = nautilus(*arguments, "--json")
+
+    assert (code, complaint) == (0, "")
+    assert printed.count("\n") == 1
+    json.loads(printed)
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_reading_leaves_no_mark_and_needs_no_server(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
+    code, printed, complaint = nautilus(*arguments)
+
+    assert (code, complaint) == (0, "")
+    assert printed
+
+
+def test_a_missing_database_is_not_made(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    nautilus("ledger", "verify", NAUTILUS_HOME=str(tmp_path / "new"))
+
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_person_copies_stays_in_one_piece_at_80_columns(home: Path) -> None:
+    process = start("params", "list", home=home, COLUMNS="80")
+    printed, complaint = process.communicate(timeout=60)
+
+    assert (process.returncode, complaint) == (0, "")
+    assert builders.TIMEOUT in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_description_is_not_markup(nautilus: Callable[..., Said]) -> None:
+    assert "[/not markup]" in nautilus("params", "show", builders.TIMEOUT)[1]
+
+
+def test_a_closed_pipe_is_nothing_to_complain_about(home: Path) -> None:
+    process = start("agent", "list", "--json", home=home)
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    process.stdout.close()
+    complaint = process.stderr.read()
+    process.stderr.close()
+
+    process.wait(30)
+    assert complaint == ""
+
+
+async def test_a_cycle_that_is_not_there_is_one_line(temporal: Client, nautilus: Callable[..., Said]) -> None:
+    address = temporal.service_client.config.target_host
+
+    code, printed, complaint = await asyncio.to_thread(nautilus, "cycle", "show", "none", TEMPORAL_ADDRESS=address)
+    elsewhere = {"TEMPORAL_ADDRESS": address, "TEMPORAL_NAMESPACE": "nowhere"}
+    wrong = await asyncio.to_thread(nautilus, "cycle", "show", "none", **elsewhere)
+
+    assert (code, printed) == (1, "")
+    assert "expected a cycle, but there is no cycle:none" in complaint
+    assert wrong[0] == 1
+    assert "nowhere" in wrong[2]
+    assert len(wrong[2].splitlines()) == 1
+
+
+async def test_a_cycle_without_a_worker_is_one_line(
+    temporal: Client, nautilus: Callable[..., Said], task_queue: str
+) -> None:
+    address = temporal.service_client.config.target_host
+    handle = await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, id=f"cycle:{task_queue}", task_queue=task_queue)
+
+    code, _, complaint = await asyncio.to_thread(nautilus, "cycle", "show", task_queue, TEMPORAL_ADDRESS=address)
+    await handle.terminate()
+
+    assert code == 1
+    assert "expected a worker to answer" in complaint

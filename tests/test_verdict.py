@@ -1,0 +1,322 @@
+"""What a platform asks on top of the success rate: guardrails, enough tasks, enough time, and replays that agree."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from activities import experiment_audit, ledger
+from activities.database import Database, migrate
+from activities.experiment import (
+    EVERYTHING,
+    ExperimentActivities,
+    configuration,
+    declare_parameters,
+    freeze,
+    record_assignments,
+    roll_back_by_hand,
+    thaw,
+)
+from activities.observatory import guardrails, record_outcomes
+from rules.design import exposure
+from rules.verdict import is_good, read
+from schema.messages.experiment import (
+    ArmCounts,
+    Assignment,
+    ExperimentDesign,
+    GuardCounts,
+    Guardrail,
+    GuardrailKind,
+    Look,
+    Promotion,
+    Reading,
+    StratumCounts,
+    Variant,
+)
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Counts, FailureKind
+from schema.messages.platform import ObservatoryRules, Risk
+from starter.platform.resolver import ParameterResolver
+from tests import builders
+from tests.builders import NOW, TIMEOUT
+
+FAST = Guardrail(kind=GuardrailKind.FAST, bound=10.0, usual=0.95, margin=0.05)
+
+
+def design(**changes: Any) -> ExperimentDesign:
+    fields: dict[str, Any] = {
+        "experiment_id": "c#1",
+        "cycle_id": "c#1",
+        "parameter": TIMEOUT,
+        "task_types": ("research_synthesis",),
+        "metric": "success_rate",
+        "control": 90.0,
+        "treatment": 180.0,
+        "base_version": 1,
+        "baseline": Counts(tasks=60, successes=40),
+        "baseline_rate": 0.67,
+        "predicted_rate": 0.94,
+        "minimum_effect": 0.05,
+        "alpha": 0.05,
+        "beta": 0.1,
+        "harm_alpha": 0.01,
+        "treatment_share": 0.5,
+        "max_tasks": None,
+        "minimum_tasks": 20,
+        "minimum_run_s": 60,
+        "pending_cutoff_s": 60,
+    }
+    return ExperimentDesign(**(fields | changes))
+
+
+def looked(
+    plan: ExperimentDesign,
+    control: tuple[int, int],
+    treatment: tuple[int, int],
+    guards: tuple[GuardCounts, ...] = (),
+    after_s: float = 3_600,
+) -> Reading:
+    stratum = StratumCounts(
+        treatment_share=0.5,
+        control=ArmCounts(tasks=control[1], successes=control[0]),
+        treatment=ArmCounts(tasks=treatment[1], successes=treatment[0]),
+    )
+    return read(plan, (stratum,), guards, opened_at=NOW, at=NOW + timedelta(seconds=after_s), extended=False)
+
+
+def guard(control: tuple[int, int], treatment: tuple[int, int], judged: int = 50) -> GuardCounts:
+    return GuardCounts(
+        kind=GuardrailKind.FAST,
+        treatment_share=0.5,
+        control=Counts(successes=control[0], tasks=control[1]),
+        treatment=Counts(successes=treatment[0], tasks=treatment[1]),
+        judged_control=judged,
+        judged_treatment=judged,
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "counts", "guards", "after_s", "decision", "why"),
+    [
+        # Clear evidence, enough tasks, enough time.
+        (design(), ((33, 50), (48, 50)), (), 3_600, "promote", "evidence"),
+        # The same evidence on a handful of tasks waits.
+        (design(minimum_tasks=60), ((33, 50), (48, 50)), (), 3_600, "continue", "an arm has 50 of 60 tasks"),
+        # ... and so it does in the first minute.
+        (design(), ((33, 50), (48, 50)), (), 59, "continue", "it ran 59 of at least 60 s"),
+        # A guardrail without data neither passes nor fails: it holds.
+        (design(guardrails=(FAST,)), ((33, 50), (48, 50)), (), 3_600, "continue", "guardrail fast has no data"),
+        (
+            design(guardrails=(FAST,)),
+            ((33, 50), (48, 50)),
+            (guard((0, 50), (0, 50), judged=0),),
+            3_600,
+            "continue",
+            "guardrail fast has no data",
+        ),
+        # A guardrail that holds lets the evidence through.
+        (design(guardrails=(FAST,)), ((33, 50), (48, 50)), (guard((48, 50), (47, 50)),), 3_600, "promote", "evidence"),
+        # A broken one stops the change, however well it does otherwise.
+        (
+            design(guardrails=(FAST,)),
+            ((33, 50), (48, 50)),
+            (guard((48, 50), (15, 50)),),
+            3_600,
+            "harmful",
+            "guardrail fast: 30% of 50 good with the change, 96% of 50 without",
+        ),
+    ],
+)
+def test_a_promotion_needs_more_than_a_better_rate(
+    plan: ExperimentDesign,
+    counts: tuple[tuple[int, int], tuple[int, int]],
+    guards: tuple[GuardCounts, ...],
+    after_s: float,
+    decision: str,
+    why: str,
+) -> None:
+    reading = looked(plan, *counts, guards, after_s)
+
+    assert reading.decision == decision
+    assert why in reading.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "good"),
+    [
+        (GuardrailKind.FAST, {"duration_s": 10.0}, True),
+        (GuardrailKind.FAST, {"duration_s": 10.1}, False),
+        # A task that was cut off early is not a fast one.
+        (GuardrailKind.FAST, {"duration_s": 1.0, "failure": FailureKind.TIMEOUT}, False),
+        (GuardrailKind.WELL_RATED, {"quality": None}, None),  # not rated is not badly rated
+        (GuardrailKind.CHEAP, {"cost": 11.0}, False),
+    ],
+)
+def test_a_task_is_good_or_bad_or_cannot_be_judged(
+    kind: GuardrailKind, fields: dict[str, Any], good: bool | None
+) -> None:
+    guardrail = Guardrail(kind=kind, bound=10.0, usual=0.95, margin=0.05)
+
+    assert is_good(guardrail, builders.outcome("t").model_copy(update=fields)) is good
+
+
+def test_the_riskier_a_change_the_fewer_tasks_take_part() -> None:
+    shares = [exposure(risk, builders.rules()) for risk in (Risk.LOW, Risk.MEDIUM, Risk.HIGH)]
+
+    assert shares == [1.0, 0.5, 0.1]
+
+
+# --- In the store -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(database: Database) -> ExperimentActivities:
+    platform = builders.platform()
+    declare_parameters(database, platform, NOW)
+    return ExperimentActivities(database, platform)
+
+
+def run_tasks(database: Database, plan: ExperimentDesign, count: int, slow_treatment: bool = False) -> None:
+    for number in range(count):
+        variant = Variant.TREATMENT if number % 2 else Variant.CONTROL
+        task_id, at = f"{plan.experiment_id}-{number}", NOW + timedelta(seconds=number)
+        assignment = Assignment(
+            experiment_id=plan.experiment_id, task_id=task_id, variant=variant, treatment_share=0.5, assigned_at=at
+        )
+        slow = slow_treatment and variant is Variant.TREATMENT
+        success = variant is Variant.TREATMENT or number % 3 > 0
+        with database.transaction() as session:
+            record_assignments(session, [assignment])
+            record_outcomes(session, [builders.outcome(task_id, success, at, duration_s=50.0 if slow else 1.0)], 60)
+
+
+def test_no_more_tasks_take_part_than_the_experiment_was_designed_for(
+    database: Database, store: ExperimentActivities
+) -> None:
+    plan = design(max_tasks=80)
+    store.open_experiment(plan, NOW)
+    run_tasks(database, plan, 100)
+
+    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+
+    assert reading.control.tasks + reading.treatment.tasks == 80
+    assert configuration(database, builders.platform()).experiments == ()
+
+
+def test_a_change_that_makes_tasks_slow_is_stopped(database: Database, store: ExperimentActivities) -> None:
+    plan = design(guardrails=(FAST,))
+    store.open_experiment(plan, NOW)
+    run_tasks(database, plan, 100, slow_treatment=True)
+
+    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+
+    assert reading.decision == "harmful"
+    assert "guardrail fast" in reading.reason
+
+
+def test_a_verdict_replays_to_the_last_digit(database: Database, store: ExperimentActivities) -> None:
+    plan = design()
+    store.open_experiment(plan, NOW)
+    run_tasks(database, plan, 100)
+    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+    store.conclude_experiment(plan, reading)
+
+    replayed = experiment_audit.replay(database, "c#1")
+    course = experiment_audit.trajectory(database, "c#1")
+
+    assert (replayed.same, replayed.recount) == (True, True)
+    assert course[-1].log_e == pytest.approx(reading.log_e)
+    with pytest.raises(ValueError, match="expected an experiment, but there is none"):
+        experiment_audit.replay(database, "c#9")
+
+
+def test_experiments_on_the_same_tasks_take_turns_by_age(database: Database, store: ExperimentActivities) -> None:
+    def waits_for(name: str, at_s: int) -> str:
+        with pytest.raises(ApplicationError) as caught:
+            store.open_experiment(design(experiment_id=name, cycle_id=name), NOW + timedelta(seconds=at_s))
+        return str(caught.value)
+
+    store.open_experiment(design(), NOW)
+    assert "c#1 comes first" in waits_for("old#1", 10)
+    assert "c#1 comes first" in waits_for("young#1", 20)
+    from activities.experiment import release
+
+    with database.transaction() as session:
+        release(session, "c#1", NOW)
+
+    # The younger one asks first, and still waits for its turn.
+    assert "old#1 comes first" in waits_for("young#1", 30)
+    store.open_experiment(design(experiment_id="old#1", cycle_id="old#1"), NOW + timedelta(seconds=40))
+
+
+def test_a_widened_exposure_keeps_everybody_in_their_arm(database: Database, store: ExperimentActivities) -> None:
+    plan = design(exposure=0.2)
+    store.open_experiment(plan, NOW)
+
+    def arms() -> dict[str, Variant]:
+        with ParameterResolver(database, builders.platform()) as resolver:
+            found = [resolver.resolve_task("research_synthesis", f"t{n}", NOW) for n in range(1_000)]
+        return {a.task_id: a.variant for resolution in found for a in resolution.assignments}
+
+    narrow = arms()
+    store.expose("c#1", 0.6, False)
+    wide = arms()
+
+    assert 150 < len(narrow) < 250
+    assert 540 < len(wide) < 660
+    assert narrow.items() <= wide.items()
+    assert store.read_experiment(Look(design=plan), NOW).extended
+
+
+@pytest.mark.parametrize("scope", [TIMEOUT, EVERYTHING])
+def test_a_freeze_stops_experiments_and_promotions_at_once(
+    database: Database, store: ExperimentActivities, scope: str
+) -> None:
+    store.open_experiment(design(), NOW)
+    assert freeze(database, scope, "olga", "release day", NOW)
+    frozen = configuration(database, builders.platform())
+    with pytest.raises(ApplicationError, match="frozen by olga: release day"):
+        store.await_thaw(TIMEOUT)
+    assert not freeze(database, scope, "olga", "again", NOW)
+    assert thaw(database, scope, "olga", "released", NOW + timedelta(hours=1))
+
+    assert frozen.experiments == ()
+    assert len(configuration(database, builders.platform()).experiments) == 1
+    store.await_thaw(TIMEOUT)
+    kinds = [entry.kind for entry in ledger.entries(database)]
+    assert kinds[-2:] == [EntryKind.PARAMETER_FROZEN, EntryKind.PARAMETER_THAWED]
+
+
+def test_a_person_rolls_a_promotion_back_at_once(database: Database, store: ExperimentActivities) -> None:
+    with pytest.raises(ValueError, match="has its first value"):
+        roll_back_by_hand(database, TIMEOUT, "olga", "no", NOW)
+    promotion = Promotion(cycle_id="c#1", parameter=TIMEOUT, expected_version=1, value=180.0, reason="evidence")
+    store.promote(promotion, design(experiment_id="c#1.watch", treatment_share=0.9), NOW)
+
+    back = roll_back_by_hand(database, TIMEOUT, "olga", "users complain", NOW)
+
+    assert back.swapped
+    assert configuration(database, builders.platform()).values[TIMEOUT] == 90.0
+    assert ledger.entries(database)[-1].kind is EntryKind.PARAMETER_ROLLED_BACK
+    assert ledger.verify(database)[2] is None
+
+
+def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'g.db'}")
+    migrate(database)
+    with database.transaction() as session:
+        outcomes = [
+            builders.outcome(f"t{n}", n % 10 > 0, NOW - timedelta(minutes=n), duration_s=float(n), quality=n / 100)
+            for n in range(100)
+        ]
+        record_outcomes(session, outcomes, 60)
+        found = guardrails(session, ["research_synthesis"], NOW, ObservatoryRules(interval_s=60))
+    database.close()
+
+    assert [g.kind for g in found] == [GuardrailKind.FAST, GuardrailKind.WELL_RATED]  # nothing costs anything here
+    fast, rated = found
+    assert fast.bound == 95.0
+    assert fast.usual == pytest.approx(0.857, abs=0.01)  # failures are slow
+    assert rated.bound == 0.5
