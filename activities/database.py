@@ -4,6 +4,7 @@ A transaction that writes is serialised against other writers where the rows it 
 one takes the write lock at its beginning, on PostgreSQL `lock` takes an advisory lock that ends with the transaction.
 """
 
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, create_engine
 
+_MIGRATING = threading.Lock()
 READ_ONLY = "nautilus_read_only"
 MIGRATIONS = Path(__file__).parent.parent / "schema" / "migrations"
 
@@ -107,6 +109,7 @@ def migrate(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with database.engine.begin() as connection:
+    # Alembic keeps its context in module variables: one migration at a time in a process.
+    with _MIGRATING, database.engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -106,8 +106,6 @@ def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
         for variant in arms:
             mine = [row for row in members if row.variant == variant]
             finished = [row.success for row in mine if row.success is not None]
-            arms[variant] = ArmCounts(
-                tasks=len(finished), successes=sum(finished), pending=len(mine) - len(finished)
-            )
+            arms[variant] = ArmCounts(tasks=len(finished), successes=sum(finished), pending=len(mine) - len(finished))
         strata.append(StratumCounts(treatment_share=share, **arms))
     return tuple(strata)

@@ -113,6 +113,7 @@ class MarketActivities:
                 parameters=parameter_states(session, self._platform),
                 agents=roster(session),
                 baseline=counts_since(session, task_types, onset),
+                baselines={t.name: counts_since(session, [t.name], onset) for t in self._platform.task_types},
                 healthy=healthy_counts(session, task_types, at, self._platform.observatory),
                 guardrails=guardrails(session, task_types, at, self._platform.observatory),
                 duplicate=row.run_id != opening.run_id,

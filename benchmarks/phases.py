@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -63,7 +63,7 @@ TASKS_BEFORE, TASKS_PER_S, TESTED_TASKS_PER_S = 100, 5, 60
 GOLDEN = (math.sqrt(5) - 1) / 2
 # Windows close early when everybody has spoken; nobody may be too late because its process was killed: a worker's
 # sticky queue is given up after 10 s, an activity that it was running after 30.
-WINDOWS = {
+WINDOWS: Mapping[str, float] = {
     "bid_window_s": 25.0,
     "proposal_window_s": 45.0,
     "voting_window_s": 25.0,
@@ -73,6 +73,7 @@ WINDOWS = {
     "counter_poll_s": 0.5,
     "bake_window_s": 4.0,
     "max_tasks": 400,
+    "minimum_run_s": 2.0,
 }
 END_TIMEOUT_S = 180.0
 # Longer than a writer waits for a busy database (30 s), so that errors happen.
@@ -169,17 +170,18 @@ class Scene:
 
     home: Path
     subject: str
+    platform: Platform
     database: Database
     processes: Processes
     handle: WorkflowHandle[Any, CycleResult]
     done: threading.Event = field(default_factory=threading.Event)
 
 
-def platform_in(home: Path) -> Platform:
+def platform_in(home: Path, windows: Mapping[str, float] = WINDOWS) -> Platform:
     """Make `home`, with the demo's declaration with short windows as the file that worker and agents read."""
     home.mkdir()
     written = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
-    written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in WINDOWS.items())
+    written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in windows.items())
     (home / "platform.toml").write_text(written)
     return Platform.model_validate(tomllib.loads(written))
 
@@ -248,9 +250,11 @@ def failing_platform(database: Database, platform: Platform) -> Anomaly:
 
 
 @asynccontextmanager
-async def scene(home: Path, client: Client, processes: Processes, name: str) -> AsyncIterator[Scene]:
+async def scene(
+    home: Path, client: Client, processes: Processes, name: str, windows: Mapping[str, float] = WINDOWS
+) -> AsyncIterator[Scene]:
     """A cycle that has just been started, with worker and traffic; both are gone at the end."""
-    platform = platform_in(home)
+    platform = platform_in(home, windows)
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
     processes.use(home)
     await asyncio.to_thread(migrate, database)
@@ -263,7 +267,7 @@ async def scene(home: Path, client: Client, processes: Processes, name: str) -> 
         task_queue=wire.TASK_QUEUE,
         result_type=CycleResult,
     )
-    on_stage = Scene(home, anomaly.subject, database, processes, handle)
+    on_stage = Scene(home, anomaly.subject, platform, database, processes, handle)
     tasks = asyncio.create_task(asyncio.to_thread(traffic, database, platform, on_stage.done))
     try:
         yield on_stage

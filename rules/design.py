@@ -5,7 +5,7 @@ import math
 from schema.messages.cycle import Briefing
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.observatory import Counts
-from schema.messages.platform import CycleRules, Risk
+from schema.messages.platform import CycleRules, Parameter, Risk
 from schema.messages.proposals import Proposal
 
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
@@ -17,10 +17,18 @@ def baseline_rate(baseline: Counts) -> float:
     return (baseline.successes + 0.5) / (baseline.tasks + 1)
 
 
+def affected(briefing: Briefing, parameter: Parameter) -> Counts:
+    """The baseline of the tasks that a change of `parameter` would touch, which are those that its arms will hold."""
+    counts = [briefing.baselines.get(t, Counts()) for t in parameter.task_types] if briefing.baselines else []
+    if not counts:
+        return briefing.baseline
+    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
+
+
 def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> ExperimentDesign:
     """The experiment of a proposal that was voted for; raises KeyError for a parameter that was not declared."""
     state = {p.declaration.key: p for p in briefing.parameters}[proposal.parameter]
-    rules = briefing.rules
+    rules, baseline = briefing.rules, affected(briefing, state.declaration)
     return ExperimentDesign(
         experiment_id=briefing.cycle_id,
         cycle_id=briefing.cycle_id,
@@ -30,9 +38,9 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         control=state.value,
         treatment=proposal.value,
         base_version=state.version,
-        baseline=briefing.baseline,
+        baseline=baseline,
         healthy=briefing.healthy,
-        baseline_rate=baseline_rate(briefing.baseline),
+        baseline_rate=baseline_rate(baseline),
         predicted_rate=proposal.predicted_rate,
         minimum_effect=rules.minimum_effect,
         alpha=rules.alpha,

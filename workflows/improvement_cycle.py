@@ -478,6 +478,9 @@ class ImprovementCycle:
             paused=state.paused_at is not None,
             refused=state.refused,
             unread=state.unread,
+            baseline=state.briefing.baseline if state.briefing else None,
+            minimum_effect=state.briefing.rules.minimum_effect if state.briefing else 0.05,
+            reward=state.briefing.rules.reward if state.briefing else 100,
         )
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
@@ -565,6 +568,8 @@ class ImprovementCycle:
     async def _poll(self, activity: Callable[..., Any], *args: Any, summary: str) -> tuple[bool, Any]:
         """Wait for an activity that reports when it is ready: (True, its result), or (False, None) at the deadline."""
         handle = start(activity, *args, summary=summary)
+        # Nobody awaits a poll that is left: its end is looked at here.
+        handle.add_done_callback(lambda task: None if task.cancelled() else task.exception())
         try:
             await self._until(handle.done, f"deadline: {summary}")
             return (True, await handle) if handle.done() else (False, None)

@@ -7,7 +7,7 @@ update's validator; only `take` and `apply` change the state. Deadlines are inst
 from datetime import datetime, timedelta
 
 from rules import bidding, bounds, consensus
-from rules.design import baseline_rate
+from rules.design import affected, baseline_rate
 from schema import wire
 from schema.messages.cycle import Act, CycleState, Phase
 from schema.messages.market import Bid
@@ -60,9 +60,9 @@ def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
     briefing, anomaly = state.known, state.request.anomaly
     parameters = {parameter.declaration.key: parameter for parameter in briefing.parameters}
     task_type = anomaly.task_type if anomaly else ""
-    return bounds.refusal(
-        proposal, parameters, task_type, baseline_rate(briefing.baseline), briefing.rules.minimum_effect
-    )
+    state_of = parameters.get(proposal.parameter)
+    baseline = affected(briefing, state_of.declaration) if state_of else briefing.baseline
+    return bounds.refusal(proposal, parameters, task_type, baseline_rate(baseline), briefing.rules.minimum_effect)
 
 
 def _bid_refusal(state: CycleState, bid: Bid) -> str | None:

@@ -82,8 +82,8 @@ class CycleOpening(Message):
 class Briefing(Message):
     """What a cycle knows when it opens: frozen, so that nothing changes the rules under a running cycle.
 
-    `baseline` are the affected tasks since the onset, `healthy` those of the baseline window before it. `duplicate`
-    says that another run has had this request.
+    `baseline` are the affected tasks since the onset, `baselines` all by task type, `healthy` the affected ones of the
+    baseline window before it. `duplicate` says that another run has had this request.
     """
 
     cycle_id: Identifier
@@ -93,6 +93,7 @@ class Briefing(Message):
     parameters: tuple[ParameterState, ...]
     agents: tuple[Agent, ...]
     baseline: Counts
+    baselines: dict[str, Counts] = Field(default_factory=dict)
     healthy: Counts | None = None
     guardrails: tuple[Guardrail, ...] = ()
     duplicate: bool = False
@@ -203,7 +204,8 @@ class CycleState(BaseModel):
 class CycleStatus(Message):
     """Where a cycle stands: the answer to the query `status`.
 
-    `refused` counts messages that were not taken; `unread` is the latest one that could not even be read.
+    `refused` counts messages that were not taken; `unread` is the latest one that could not even be read. `baseline`
+    are the affected tasks since the onset; a proposal must promise `minimum_effect` more, a bid ask `reward` at most.
     """
 
     workflow_id: str
@@ -227,6 +229,9 @@ class CycleStatus(Message):
     paused: bool = False
     refused: int = 0
     unread: str = ""
+    baseline: Counts | None = None
+    minimum_effect: float = 0.05
+    reward: int = 100
 
 
 class VoteRecord(Message):

@@ -14,8 +14,6 @@ from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from .estimators import Estimate, Method, Model
 from .evidence import REFUTED, Case, Limit, is_limit
 
-# The rules' own default. Nothing tells an agent the operator's figure, which may be larger: then the cycle refuses.
-WORTH_HAVING = 0.05
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
 # How much longer than anything ended so far the records can speak of at all.
@@ -70,7 +68,7 @@ class Investigator:
         return Bid(
             message_id=f"bid:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            price=round(self.price * (1.5 - certainty / 2)),
+            price=round(self.price / 100 * case.status.reward * (1.5 - certainty / 2)),
             eta_s=self.eta_s,
             pitch=f"{finding.cause}; by {self.method_name} a longer limit gains {finding.gain:+.0%}",
         )
@@ -134,15 +132,16 @@ class Investigator:
         if (model := self.method(case.samples)) is None:
             return Choice.ABSTAIN, "it does not describe the durations on record"
         estimate = model(limit.in_seconds(proposal.value))
+        worth = case.status.minimum_effect
         gain, held, claimed = estimate.rate - baseline, estimate.lower(self.doubt) - baseline, proposal.predicted_rate
         mine = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {proposal.value} against {baseline:.1%} of {tasks} now"
-        if gain < WORTH_HAVING:
+        if gain < worth:
             return Choice.REJECT, f"{mine}: no gain worth having"
         if (times := limit.in_seconds(proposal.value) / case.longest) > self.reach:
             return Choice.ABSTAIN, f"{mine}, but that is {times:.1f} times the longest task on record: too far for me"
-        if claimed > estimate.upper(2 * self.doubt) + WORTH_HAVING:
+        if claimed > estimate.upper(2 * self.doubt) + worth:
             return Choice.REJECT, f"{mine}: the claimed {claimed:.1%} is exaggerated"
-        if held < WORTH_HAVING:
+        if held < worth:
             return Choice.ABSTAIN, f"{mine}: too uncertain to tell"
         if held < self.bar * (claimed - baseline):
             return Choice.REJECT, f"{mine}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
@@ -163,13 +162,13 @@ class Investigator:
         return None
 
     def _choose(self, case: Case, limit: Limit, model: Model, cause: str, baseline: float) -> "Finding | None":
-        furthest = self.reach * case.longest
+        furthest, worth = self.reach * case.longest, case.status.minimum_effect
         open_ = [
             Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
             for value in limit.candidates()
             if limit.in_seconds(value) <= furthest and not case.failed_before(limit.key, value, limit.state.value)
         ]
-        good = [finding for finding in open_ if finding.gain_held >= WORTH_HAVING and finding.estimate.rate < CERTAIN]
+        good = [finding for finding in open_ if finding.gain_held >= worth and finding.estimate.rate < CERTAIN]
         if not good:
             return None
         enough = self.content * max(finding.gain for finding in good)

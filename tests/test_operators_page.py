@@ -1,0 +1,161 @@
+"""The operator's page tells the truth: every `temporal` line on it is executed against real cycles."""
+
+import asyncio
+import re
+import shlex
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from activities import schedules
+from activities.database import Database
+from activities.experiment import declare_parameters
+from activities.market import register_agent
+from activities.observatory import record_outcomes
+from schema import wire
+from schema.messages.cycle import CycleRequest, Phase
+from schema.messages.platform import Mode, Platform
+from schema.messages.proposals import Choice
+from schema.settings import Settings
+from starter.client import NautilusClient
+from starter.server import binary
+from starter.stack import start_bus
+from tests import builders
+from tests.test_improvement_cycle import AGENTS, Stage, limited
+from worker import worker
+
+PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
+LINES = re.findall(r"`(temporal [^`]+)`", PAGE.read_text(encoding="utf-8"))
+PROPOSAL = builders.proposal("ada").proposal_id
+VALUES = {"PROPOSAL": PROPOSAL, "YOU": "olga", "WHY": "because"}
+
+
+class Platforms:
+    """Cycles in every phase that a line on the page is about."""
+
+    def __init__(self, client: NautilusClient, database: Database, platform: Platform) -> None:
+        self._client = client
+        self._database = database
+        self._platform = platform
+        self._stages: dict[str, Stage] = {}
+        self._anomaly = builders.anomaly(datetime.now(UTC) - timedelta(seconds=10))
+
+    async def stage(self, name: str) -> Stage:
+        """The cycle of this name, opened at its first use."""
+        if name not in self._stages:
+            request = CycleRequest(request_id=f"page:{name}", anomaly=self._anomaly)
+            stage = Stage(self._client, self._database, self._platform, f"cycle:page:{name}")
+            await self._client.temporal.start_workflow(
+                wire.IMPROVEMENT_CYCLE, request, id=stage.cycle, task_queue=wire.TASK_QUEUE
+            )
+            await stage.reach(Phase.BIDDING)
+            self._stages[name] = stage
+        return self._stages[name]
+
+    async def for_line(self, line: str) -> tuple[Stage, dict[str, str]]:
+        """A cycle that can take what the line sends, and who is to send it."""
+        way = "signal" if "workflow signal" in line else "update"
+        name = found.group(1) if (found := re.search(r"--name (\w+)", line)) else ""
+        match name:
+            case wire.PLACE_BID:
+                return await self.stage("open"), {"AGENT": "bob" if way == "update" else "cyd"}
+            case wire.SUBMIT_PROPOSAL:
+                return await self._awarded(way), {"AGENT": "ada"}
+            case wire.CAST_BALLOT | wire.VETO:
+                stage = await self._awarded("voting")
+                if (await stage.client.status(stage.cycle)).phase is Phase.PROPOSING:
+                    await stage.proposes("ada")
+                    await stage.reach(Phase.VOTING)
+                return stage, {"VOTER": "bob" if way == "update" else "cyd"}
+            case wire.PROMOTE:
+                return await self._recommended(), {}
+            case wire.ABORT:
+                return await self.stage("aborted"), {}
+        if "workflow result" in line:
+            stage = await self.stage("ended")
+            await stage.client.temporal.get_workflow_handle(stage.cycle).cancel()
+            return stage, {}
+        return await self.stage("cancelled" if "workflow cancel" in line else "open"), {"AGENT": "ada"}
+
+    async def _awarded(self, name: str) -> Stage:
+        stage = await self.stage(name)
+        if (await stage.client.status(stage.cycle)).phase is Phase.BIDDING:
+            for agent in AGENTS:
+                # The load of many awards must not cost ada the next one.
+                await stage.client.place_bid(stage.cycle, builders.bid(agent, price=0 if agent == "ada" else 100))
+            await stage.reach(Phase.PROPOSING)
+        return stage
+
+    async def _recommended(self) -> Stage:
+        stage = await self._awarded("recommended")
+        proposal_id, done = await stage.proposes("ada"), asyncio.Event()
+        await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
+        traffic = asyncio.ensure_future(stage.runs_tasks(limited, done))
+        await stage.reach(Phase.APPROVAL)
+        done.set()
+        await traffic
+        return stage
+
+
+@pytest.fixture(scope="module")
+async def platforms(
+    temporal: Client, tmp_path_factory: pytest.TempPathFactory, migrated_file: Path
+) -> AsyncIterator[Platforms]:
+    file = tmp_path_factory.mktemp("page") / "nautilus.db"
+    file.write_bytes(migrated_file.read_bytes())
+    database = Database(f"sqlite:///{file}")
+    rules = builders.rules(bid_window_s=600, proposal_window_s=600, voting_window_s=600, approval_window_s=600)
+    platform = builders.platform(cycle=rules, mode=Mode.RECOMMEND)
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    for agent in AGENTS:
+        register_agent(database, agent, f"op-{agent}", now)
+    with database.transaction() as session:
+        old = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
+        record_outcomes(session, old, 1)
+    await schedules.apply(temporal, schedules.jobs(platform))
+    async with worker(temporal, database, platform, Settings(event_poll_s=0.5)):
+        await start_bus(temporal)
+        yield Platforms(NautilusClient(temporal), database, platform)
+        async for execution in temporal.list_workflows("ExecutionStatus='Running' AND TaskQueue='nautilus'"):
+            await temporal.get_workflow_handle(execution.id).terminate("the tests are over")
+    database.close()
+
+
+@pytest.mark.parametrize("line", LINES, ids=[f"{number}-{line[9:50]}" for number, line in enumerate(LINES)])
+async def test_a_line_on_the_page_works(platforms: Platforms, temporal: Client, line: str) -> None:
+    stage, names = await platforms.for_line(line)
+    for placeholder, value in (VALUES | names | {"CYCLE": stage.cycle}).items():
+        line = re.sub(rf"\b{placeholder}\b", value, line)
+
+    code, printed = await run(temporal, line)
+
+    assert code == 0, printed
+    if "workflow signal" in line:
+        assert all(receipt.accepted for receipt in await stage.client.receipts(stage.cycle))
+
+
+def test_the_page_has_a_line_for_every_message() -> None:
+    names = {name for line in LINES for name in re.findall(r"--name (\w+)", line)}
+
+    assert names == {
+        *(wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT),
+        *(wire.PAUSE, wire.RESUME, wire.EXTEND, wire.PROMOTE, wire.VETO, wire.ABORT),
+    }
+
+
+async def run(client: Client, line: str) -> tuple[int | None, str]:
+    """The line as a shell would run it, with the address and the namespace of the test's server."""
+    process = await asyncio.create_subprocess_exec(
+        str(binary()),
+        *shlex.split(line)[1:],
+        env={"TEMPORAL_ADDRESS": client.service_client.config.target_host, "TEMPORAL_NAMESPACE": client.namespace},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed = (await asyncio.wait_for(process.communicate(), 30))[0].decode()
+    return process.returncode, printed
