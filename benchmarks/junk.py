@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -51,6 +52,7 @@ HUGE, EVERY_HUGE = "x" * 240_000, 500
 TRIES, PAUSE_S = 200, 0.05
 REACH_TIMEOUT_S = 300.0
 # What a server says to a sender that is too fast, or while it closes a run to continue it.
+FULL = "exceeded workflow execution limit for signal events"
 BUSY = frozenset({RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED})
 
 
@@ -87,7 +89,7 @@ async def send(handle: WorkflowHandle[Any, Any], number: int, flood: Flood) -> N
         try:
             await handle.signal(name, args=arguments)
         except RPCError as error:
-            if error.status not in BUSY:
+            if error.status not in BUSY and error.message != FULL:
                 raise
             flood.refusals[f"{error.status.name}: {error.message}"] += 1
             await asyncio.sleep(PAUSE_S)
@@ -125,7 +127,7 @@ async def _patiently(send_word: Any, cycle: str, word: Any) -> None:
         try:
             await send_word(cycle, word)
         except RPCError as error:
-            if error.status not in BUSY or attempt == TRIES:
+            if (error.status not in BUSY and error.message != FULL) or attempt == TRIES:
                 raise
             await asyncio.sleep(PAUSE_S)
         else:
@@ -168,7 +170,7 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
             note("the flood is over; the story goes on")
             await _finish(client, cycle, observed)
             result: CycleResult = await asyncio.wait_for(client.result(cycle), REACH_TIMEOUT_S)
-            runs = await _runs(temporal, cycle)
+            runs, failures = await _runs(temporal, cycle)
         missing = sorted(set(AGENTS) - {placed.agent_id for placed in result.status.bids})
         return {
             "signals": signals,
@@ -184,6 +186,7 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
             "counted_as_refused": result.status.refused,
             "runs": len(runs),
             "events": runs,
+            "failed_workflow_tasks": failures,
             "ledger_ok": ledger.verify(database)[2] is None,
         }
     finally:
@@ -228,13 +231,20 @@ async def _reach(client: NautilusClient, cycle: str, phase: Phase) -> None:
     raise RuntimeError(f"expected a cycle that reaches {phase.value}, but it ended")
 
 
-async def _runs(temporal: Client, cycle: str) -> list[int]:
-    """The number of history events of every run of the cycle, the first one first."""
-    found = []
-    async for execution in temporal.list_workflows(f"WorkflowId = '{cycle}'"):
-        described = await temporal.get_workflow_handle(cycle, run_id=execution.run_id).describe()
-        found.append((described.start_time, described.history_length))
-    return [events for _, events in sorted(found)]
+async def _runs(temporal: Client, cycle: str) -> tuple[list[int], dict[str, int]]:
+    """The number of history events of every run of the cycle, the first one first; and why workflow tasks failed."""
+    lengths: list[int] = []
+    failures = Counter[str]()
+    run_id: str | None = (await temporal.get_workflow_handle(cycle).describe()).run_id
+    while run_id:
+        events = (await temporal.get_workflow_handle(cycle, run_id=run_id).fetch_history()).events
+        lengths.insert(0, len(events))
+        for event in events:
+            if event.HasField("workflow_task_failed_event_attributes"):
+                cause = event.workflow_task_failed_event_attributes.cause
+                failures[WorkflowTaskFailedCause.Name(cause)] += 1
+        run_id = events[0].workflow_execution_started_event_attributes.continued_execution_run_id
+    return lengths, dict(failures)
 
 
 async def flood_one(signals: int, senders: int) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class Page:
             await asyncio.sleep(0.1)
         return text
 
-    async def picture(self, path: Path) -> None:
-        shot = await self._ask("Page.captureScreenshot", format="png")
+    async def picture(self, path: Path, **clip: int) -> None:
+        """Save what the page shows; `clip` is x, y, width and height."""
+        shot = await self._ask("Page.captureScreenshot", format="png", clip={**clip, "scale": 1})
         await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
 
     async def _ask(self, method: str, **parameters: Any) -> Any:

@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from rules.detection import (
     SLOW_SHARE,
     SUCCESS_RATE,
+    Baseline,
     Detection,
-    Direction,
     Metric,
     Series,
     Settings,
-    Track,
     baseline,
     binomial_tail,
     detect,
-    detect_rates,
-    detect_values,
     step,
 )
+from rules.series_file import Direction, detect_rates, detect_values
 from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
@@ -222,10 +220,20 @@ def test_what_lies_before_the_baseline_is_never_read() -> None:
     assert Guarded.read < 9 * 24
 
 
+def hourly(hours: int, successes: Callable[[int], int] = lambda _hour: 18) -> list[Interval]:
+    """Twenty tasks an hour."""
+    return [
+        Interval(start=MONDAY + timedelta(hours=h), counts=Counts(tasks=20, successes=successes(h)))
+        for h in range(hours)
+    ]
+
+
+def ninety_percent() -> Baseline | None:
+    return baseline(MONDAY + timedelta(hours=192), hourly(192), RULES)
+
+
 def test_experiments_are_kept_out_of_the_baseline() -> None:
-    track = Track.of(
-        (MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18 if h < 100 else 2)) for h in range(192)
-    )
+    track = hourly(192, lambda h: 18 if h < 100 else 2)
     span = (MONDAY + timedelta(hours=100), MONDAY + timedelta(hours=192))
 
     normal = baseline(MONDAY + timedelta(hours=192), track, RULES, [span])
@@ -320,13 +328,11 @@ def test_the_floor_cannot_be_judged_on_fewer_tasks_than_its_window() -> None:
 
 def test_more_series_share_one_budget_so_each_takes_more_evidence() -> None:
     def hours_to_alarm(series_count: int) -> int:
-        track = Track.of((MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18)) for h in range(192))
-        normal = baseline(MONDAY + timedelta(hours=192), track, RULES)
-        state, known = Series(), Settings(SUCCESS_RATE, RULES, series_count)
+        normal, state, known = ninety_percent(), Series(), Settings(SUCCESS_RATE, RULES, series_count)
         for hour in range(1, 100):
             at = MONDAY + timedelta(hours=192 + hour)
-            state, alarm = step(state, at, Counts(tasks=20, successes=16), normal, known)
-            if alarm is not None:
+            state = step("a", state, at, {"a": (Counts(tasks=20, successes=16), normal)}, known)
+            if state.alarm is not None:
                 return hour
         raise AssertionError("expected an alarm within 100 hours")
 
@@ -336,17 +342,15 @@ def test_more_series_share_one_budget_so_each_takes_more_evidence() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.floats(0, 1)), min_size=1, max_size=60), st.integers(0, 50))
 def test_empty_intervals_change_no_evidence(rows: list[tuple[int, float]], holes: int) -> None:
-    track = Track.of((MONDAY + timedelta(hours=h), Counts(tasks=20, successes=18)) for h in range(192))
-    normal = baseline(MONDAY + timedelta(hours=192), track, RULES)
-    known = Settings(SUCCESS_RATE, RULES)
+    normal, known = ninety_percent(), Settings(SUCCESS_RATE, RULES)
     full = holed = Series()
     for i, (tasks, share) in enumerate(rows):
         at = MONDAY + timedelta(hours=192 + i)
         counts = Counts(tasks=tasks, successes=round(tasks * share))
-        full, _ = step(full, at, counts, normal, known)
+        full = step("a", full, at, {"a": (counts, normal)}, known)
         for minute in range(1, 1 + holes % 3):
-            holed, _ = step(holed, at - timedelta(minutes=minute), Counts(), normal, known)
-        holed, _ = step(holed, at, counts, normal, known)
+            holed = step("a", holed, at - timedelta(minutes=minute), {"a": (Counts(), normal)}, known)
+        holed = step("a", holed, at, {"a": (counts, normal)}, known)
 
     assert holed == full
 

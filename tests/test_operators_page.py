@@ -24,7 +24,7 @@ from starter.client import NautilusClient
 from starter.server import binary
 from starter.stack import start_bus
 from tests import builders
-from tests.test_improvement_cycle import AGENTS, Stage, limited
+from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
@@ -93,10 +93,14 @@ class Platforms:
         stage = await self._awarded("recommended")
         proposal_id, done = await stage.proposes("ada"), asyncio.Event()
         await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
-        traffic = asyncio.ensure_future(stage.runs_tasks(limited, done))
-        await stage.reach(Phase.APPROVAL)
-        done.set()
-        await traffic
+        traffic = asyncio.ensure_future(
+            stage.runs_tasks(lambda limit, dice: dice.random() < (0.99 if limit >= 180 else 0.4), done)
+        )
+        try:
+            await stage.reach(Phase.APPROVAL)
+        finally:
+            done.set()
+            await traffic
         return stage
 
 

@@ -96,9 +96,11 @@ def ballot(agent: str, proposal_id: str) -> Ballot:
     return Ballot(message_id=agent, agent_id=agent, proposal_id=proposal_id, choice=choice, reason=reason)
 
 
-async def picture(tab: Page, name: str) -> None:
+async def picture(tab: Page, name: str, height: int) -> None:
     if folder := os.environ.get("NAUTILUS_PICTURES"):
-        await tab.picture(Path(folder) / f"{name}.png")
+        await tab.resize(1440, height)
+        # Without the web UI's own menus.
+        await tab.picture(Path(folder) / f"{name}.png", x=265, y=110, width=1175, height=height - 110)
 
 
 async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, database: Database) -> None:
@@ -135,7 +137,7 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
             f"--workflow-id {stage.cycle}",
             "awarded to ada for 10 credits",
         )
-        await picture(tab, "cycle-running")
+        await picture(tab, "cycle-running", 1700)
         await tab.open(url.replace("/history", "/search-attributes"))
         await tab.shows("NautilusMetric", "NautilusPhase", "voting", "NautilusParameter", builders.TIMEOUT)
         await tab.open(url)
@@ -155,7 +157,7 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
         await tab.shows(
             "Ended: promoted", "90 → 180", "Verdict: ", "treatment", "olga: promote (the evidence is clear)"
         )
-        await picture(tab, "cycle-finished")
+        await picture(tab, "cycle-finished", 2030)
         await tab.open(url.replace("/history", "/search-attributes"))
         await tab.shows("NautilusOutcome", "promoted")
 
@@ -171,6 +173,6 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
 async def opened(client: Client, cycle: str) -> WorkflowHandle[Any, Any]:
     """The cycle, as soon as the bus has opened it."""
     async with asyncio.timeout(20):
-        while not [e async for e in client.list_workflows(f"WorkflowId='{cycle}'")]:  # noqa: ASYNC110
+        while not [e async for e in client.list_workflows(f"WorkflowId='{cycle}'")]:
             await asyncio.sleep(0.05)
     return client.get_workflow_handle(cycle)
