@@ -73,7 +73,7 @@ define install
 	@$(PIP) install --progress-bar off --no-deps --require-hashes -r $(1) | awk -v all=$$(grep -c == $(1)) \
 	  '/^(Collecting|Requirement already)/ {n++} \
 	   /^ *(Downloading|Using cached)/ && !/metadata/ {f=$$2=="cached" ? $$3 : $$2; sub(/.*\//, "", f); \
-	     printf "\r\033[K  %d of %d  %s %s%s", n, all, f, $$(NF-1), $$NF; fflush()} \
+	     printf "\r\033[K  %d of at most %d  %s %s%s", n, all, f, $$(NF-1), $$NF; fflush()} \
 	   /^Installing/ {printf "\r\033[K  installing %d packages", n; fflush()} END {printf "\r\033[K"}' >&2
 	@$(PIP) install --no-deps --no-build-isolation --no-index -q -e .
 	@rm -f $(VENV)/.$(2)-* && touch $@

@@ -29,7 +29,9 @@ TREASURY = "treasury"
 def register_agent(
     database: Database, agent_id: str, operator: str, at: datetime, public_key: str | None = None
 ) -> bool:
-    """Add an agent under its operator; False where the agent is there already."""
+    """Add an agent under its operator; False where the agent is there already. Raises ValueError for a bad name."""
+    # A name that no message can carry would stop every cycle that reads it.
+    Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
     row = {
         "agent_id": agent_id,
         "operator": operator,

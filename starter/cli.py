@@ -4,31 +4,27 @@ Mistakes are one line on stderr and an exit code; `--json` prints one JSON docum
 """
 
 import asyncio
-import json
+import csv
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import structlog
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich import box
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
-from rich.table import Column, Table
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities import ledger, market
+from activities import experiment, ledger, market
 from activities.database import Database, migrate
-from activities.experiment import parameter_states
 from activities.observatory import latest_snapshot
 from schema import wire
 from schema.declaration import DeclarationError, read_platform
@@ -36,7 +32,9 @@ from schema.messages.base import Identifier
 from schema.messages.cycle import CycleStatus, Phase, workflow_id
 from schema.messages.observatory import TaskOutcome
 from schema.settings import Settings
+from starter import experiment_cli
 from starter.client import NautilusClient, Refused
+from starter.command import AsJson, CommandError, emit, err, new_table, open_database, out
 from starter.server import ServerError
 from workflows.page import render
 
@@ -52,18 +50,13 @@ for name, group in (
     ("ledger", ledger_app),
     ("agent", agent_app),
     ("outcomes", outcomes_app),
+    ("experiment", experiment_cli.app),
 ):
     app.add_typer(group, name=name)
 
-# Agents and people write what is shown here; nothing of it is markup.
-out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
+Row = TypeVar("Row")
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE = timedelta(seconds=5)
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
-class CommandError(Exception):
-    """A mistake that the person at the keyboard can mend; the message is one line."""
 
 
 def main() -> None:
@@ -97,35 +90,11 @@ def _fail(line: str) -> None:
     sys.exit(1)
 
 
-def _table(name: str, *others: str) -> Table:
-    # What a person copies into the next command stays in one piece; the rest wraps.
-    return Table(Column(name, no_wrap=True), *others, box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def _emit(document: Any) -> None:
-    # Flushed here, where a closed pipe is an answer; at the interpreter's exit it would be a complaint.
-    print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
-
-
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-
-
-def _database() -> Database:
-    """The database that exists; reading commands never make an empty one."""
-    settings = Settings()
-    url = make_url(settings.database)
-    if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
-        raise CommandError(
-            f"expected a database at {url.database}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
-        )
-    try:
-        return Database(settings.database)
-    except ImportError as error:
-        raise CommandError(f"expected a driver for {url.drivername}, but {error}") from None
 
 
 @app.command()
@@ -147,7 +116,7 @@ def demo(
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
-        _emit(told.summary)
+        emit(told.summary)
         raise typer.Exit(0 if told.summary["outcome"] == "promoted" else 1)
 
 
@@ -178,15 +147,15 @@ def worker() -> None:
 @app.command()
 def health(as_json: AsJson = False) -> None:
     """The latest snapshot: the health score and what it is made of."""
-    snapshot = latest_snapshot(_database())
+    snapshot = latest_snapshot(open_database())
     if snapshot is None:
         raise CommandError("expected a snapshot, but none was taken yet; the schedule metrics_snapshot takes them")
     if as_json:
-        _emit(snapshot.model_dump(mode="json"))
+        emit(snapshot.model_dump(mode="json"))
         return
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
-    table = _table("task type", "tasks", "successes", "rate")
+    table = new_table("task type", "tasks", "successes", "rate")
     for name, counts in sorted(snapshot.task_types.items()):
         table.add_row(name, str(counts.tasks), str(counts.successes), f"{counts.rate:.1%}" if counts.tasks else "-")
     out.print(table)
@@ -205,9 +174,9 @@ def cycle_list(
 
     rows = _run(ask())
     if as_json:
-        _emit(rows)
+        emit(rows)
         return
-    table = _table("cycle", "opened", "phase", "parameter", "outcome")
+    table = new_table("cycle", "opened", "phase", "parameter", "outcome")
     for row in rows:
         table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
@@ -231,7 +200,7 @@ def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subjec
     """Where a cycle stands, or how it ended."""
     status = _run(_status(_workflow(cycle)))
     if as_json:
-        _emit(status.model_dump(mode="json"))
+        emit(status.model_dump(mode="json"))
     else:
         out.print(Markdown(render(status)))
 
@@ -267,6 +236,7 @@ class Steer(StrEnum):
     ABORT = wire.ABORT
     VETO = wire.VETO
     PROMOTE = wire.PROMOTE
+    WIDEN = wire.WIDEN
 
 
 @cycle_app.command("act")
@@ -276,12 +246,13 @@ def cycle_act(
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
     who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
+    exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:
-    """Steer a cycle: pause, resume, extend, abort, veto or promote."""
+    """Steer a cycle: pause, resume, extend, abort, veto, promote or widen."""
 
     async def ask() -> None:
         await _status(_workflow(cycle))
-        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds)
+        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds, exposure)
 
     _run(ask())
     out.print(f"{act.value}: done, and in the ledger")
@@ -314,9 +285,9 @@ def params_list(as_json: AsJson = False) -> None:
     """Every declared parameter with the value production runs on."""
     states = _states()
     if as_json:
-        _emit([state.model_dump(mode="json") for state in states])
+        emit([state.model_dump(mode="json") for state in states])
         return
-    table = _table("parameter", "value", "unit", "version", "default", "bounds", "risk")
+    table = new_table("parameter", "value", "unit", "version", "default", "bounds", "risk")
     for state in states:
         d = state.declaration
         bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
@@ -330,9 +301,9 @@ def params_show(key: str, as_json: AsJson = False) -> None:
     state = next((state for state in _states() if state.declaration.key == key), None)
     if state is None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    record = ledger.entries(_database(), subject=key)
+    record = ledger.entries(open_database(), subject=key)
     if as_json:
-        _emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
+        emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
         return
     out.print(
         f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
@@ -340,10 +311,42 @@ def params_show(key: str, as_json: AsJson = False) -> None:
     _show_entries(record)
 
 
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+Scope = Annotated[str, typer.Argument(metavar="KEY", help="A parameter, or everything.")]
+
+
+@params_app.command("rollback")
+def params_rollback(key: str, why: Why, who: Who) -> None:
+    """Give a parameter the value it had before its last change, at once."""
+    result = experiment.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
+    if not result.swapped:
+        raise CommandError(result.reason)
+    out.print(f"{key} has its earlier value again (version {result.version}), and the ledger says so")
+
+
+@params_app.command("freeze")
+def params_freeze(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+    """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
+    if key != experiment.EVERYTHING and key not in (state.declaration.key for state in _states()):
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    if not experiment.freeze(open_database(), key, who, why, datetime.now(UTC)):
+        raise CommandError(f"expected something that is not frozen, but {key} is")
+    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
+
+
+@params_app.command("thaw")
+def params_thaw(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+    """End a freeze."""
+    if not experiment.thaw(open_database(), key, who, why, datetime.now(UTC)):
+        raise CommandError(f"expected something frozen, but {key} is not")
+    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is free again")
+
+
 def _states() -> Any:
     platform = read_platform(Settings().platform)
-    with _database().reading() as session:
-        return parameter_states(session, platform)
+    with open_database().reading() as session:
+        return experiment.parameter_states(session, platform)
 
 
 @ledger_app.command("list")
@@ -351,15 +354,15 @@ def ledger_list(
     latest: Annotated[int, typer.Option(min=1, help="How many of the newest entries.")] = 50, as_json: AsJson = False
 ) -> None:
     """The newest entries, oldest of them first."""
-    found = ledger.entries(_database(), latest=latest)
+    found = ledger.entries(open_database(), latest=latest)
     if as_json:
-        _emit([entry.model_dump(mode="json") for entry in found])
+        emit([entry.model_dump(mode="json") for entry in found])
     else:
         _show_entries(found)
 
 
 def _show_entries(found: list[Any]) -> None:
-    table = _table("entry", "at", "kind", "subject", "what", "digest")
+    table = new_table("entry", "at", "kind", "subject", "what", "digest")
     for e in found:
         what = e.body.get("ending") or e.body.get("value") or e.body.get("treatment") or ""
         table.add_row(str(e.sequence), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind.value, e.subject, str(what), e.digest[:12])
@@ -369,9 +372,9 @@ def _show_entries(found: list[Any]) -> None:
 @ledger_app.command("verify")
 def ledger_verify(as_json: AsJson = False) -> None:
     """Recompute the whole chain; exit code 1 where it is broken."""
-    count, head, broken = ledger.verify(_database())
+    count, head, broken = ledger.verify(open_database())
     if as_json:
-        _emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
+        emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
     elif broken is None:
         out.print(f"{count} entries, unbroken; head {head}", soft_wrap=True)
     if broken is not None:
@@ -408,7 +411,7 @@ def agent_register(agent_id: str, operator: Annotated[str, typer.Option(help="Wh
         except ValidationError:
             # A name that messages cannot carry would stop every cycle that reads it.
             raise CommandError(f"expected letters, digits and _.:@/#+- for the {name}, but {value!r} came") from None
-    if not market.register_agent(_database(), agent_id, operator, datetime.now(UTC)):
+    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC)):
         raise CommandError(f"expected a new agent, but {agent_id} is registered already")
     out.print(f"{agent_id} of {operator} may bid and vote")
 
@@ -416,12 +419,12 @@ def agent_register(agent_id: str, operator: Annotated[str, typer.Option(help="Wh
 @agent_app.command("list")
 def agent_list(as_json: AsJson = False) -> None:
     """Every agent: standing, record, balance."""
-    with _database().reading() as session:
+    with open_database().reading() as session:
         rows = [(agent, market.balance(session, agent.agent_id)) for agent in market.roster(session)]
     if as_json:
-        _emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
+        emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
         return
-    table = _table("agent", "operator", "standing", "promoted", "attempts", "balance")
+    table = new_table("agent", "operator", "standing", "promoted", "attempts", "balance")
     for a, balance in rows:
         table.add_row(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance))
     out.print(table)
@@ -462,3 +465,47 @@ def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
     except ValidationError as error:
         first = error.errors()[0]
         raise CommandError(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@app.command()
+def detect(
+    file: Annotated[Path, typer.Option(help="CSV: timestamp,value or timestamp,successes,total (ISO 8601).")],
+    as_json: AsJson = False,
+) -> None:
+    """Try the detector on your own history: one line for each episode that would have raised an alarm."""
+    from rules.series_file import detect_rates, detect_values
+
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = csv.reader(lines)
+        header = [name.strip() for name in next(rows, [])]
+        if header == ["timestamp", "value"]:
+            alarms = detect_values(_rows(file, rows, 2, lambda at, value: (at, float(value))))
+        elif header == ["timestamp", "successes", "total"]:
+            alarms = detect_rates(_rows(file, rows, 3, lambda at, k, n: (at, int(k), int(n))))
+        else:
+            raise CommandError(
+                f"{file}:1: expected timestamp,value or timestamp,successes,total, but {','.join(header)!r} came"
+            )
+    if as_json:
+        instants = ("timestamp", "onset")
+        emit({"alarms": [{k: v.isoformat() if k in instants else v for k, v in a._asdict().items()} for a in alarms]})
+        return
+    table = new_table("raised", "onset", "direction", "size", "reason")
+    for a in alarms:
+        table.add_row(a.timestamp.isoformat(), a.onset.isoformat(), a.direction, f"{a.size:+.3g}", a.reason)
+    out.print(table if alarms else "no alarm")
+
+
+def _rows(file: Path, rows: Iterable[list[str]], columns: int, parse: Callable[..., Row]) -> list[Row]:
+    found = []
+    for number, row in enumerate(rows, 2):
+        if not row:
+            continue
+        try:
+            if len(row) != columns:
+                raise ValueError(f"expected {columns} columns, but {len(row)} came")
+            at = datetime.fromisoformat(row[0].strip())
+            found.append(parse(at if at.tzinfo else at.replace(tzinfo=UTC), *row[1:]))
+        except ValueError as error:
+            raise CommandError(f"{file}:{number}: {error}") from None
+    return found

@@ -67,7 +67,7 @@ class NautilusClient:
         try:
             status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
+            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
                 raise Refused(f"expected a cycle, but there is no workflow {cycle}") from None
             raise
         return status
@@ -117,9 +117,12 @@ class NautilusClient:
         )
         return handle.id
 
-    async def act(self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None) -> Receipt:
-        """Steer a cycle, as a person; `kind` is pause, resume, abort, veto, extend or promote. Raises Refused."""
-        return await self._send(cycle, kind, Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds))
+    async def act(
+        self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None, exposure: float | None = None
+    ) -> Receipt:
+        """Steer a cycle, as a person: pause, resume, abort, veto, extend, promote or widen. Raises Refused."""
+        act = Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds, exposure=exposure)
+        return await self._send(cycle, kind, act)
 
     async def result(self, cycle: str) -> CycleResult:
         """Wait for the end of a cycle."""

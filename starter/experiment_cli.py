@@ -4,10 +4,9 @@ import math
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from activities import experiment_audit
-from starter.command import AsJson, CommandError, emit, open_database, out
+from starter.command import AsJson, CommandError, emit, new_table, open_database, out
 from workflows.page import percent
 
 app = typer.Typer(no_args_is_help=True, help="Experiments: evidence and replays.")
@@ -23,7 +22,7 @@ def show_all(as_json: AsJson = False) -> None:
     if as_json:
         emit([{"experiment_id": i, "parameter": p, "state": s} for i, p, s in found])
         return
-    table = Table("experiment", "parameter", "state")
+    table = new_table("experiment", "parameter", "state")
     for row in found:
         table.add_row(*row)
     out.print(table)
@@ -40,16 +39,16 @@ def show(experiment_id: Id, as_json: AsJson = False) -> None:
         emit({"reading": now.model_dump(mode="json"), "evidence": steps})
         return
     for name, counts in (("control", now.control), ("treatment", now.treatment)):
-        out.print(f"{name:>10}  {counts.successes} of {counts.tasks} = {percent(counts)}", highlight=False)
+        out.print(f"{name:>10}  {counts.successes} of {counts.tasks} = {percent(counts)}")
     if now.interval is not None and now.effect is not None:
         low, high = now.interval
-        out.print(f"    effect  {now.effect:+.1%}, always-valid interval {low:+.1%} to {high:+.1%}", highlight=False)
+        out.print(f"    effect  {now.effect:+.1%}, always-valid interval {low:+.1%} to {high:+.1%}")
     evidence = [r.log_e for r in readings]
     if evidence:
         top = max(*evidence, 0.1)
         bars = "".join(BLOCKS[max(0, min(8, math.ceil(8 * e / top)))] for e in evidence)
-        out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})", highlight=False)
-    out.print(f"            {now.reason}", highlight=False)
+        out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})")
+    out.print(f"            {now.reason}")
 
 
 @app.command()
@@ -59,9 +58,9 @@ def replay(experiment_id: Id, as_json: AsJson = False) -> None:
     if as_json:
         emit(result.model_dump(mode="json"))
     elif result.recorded is None:
-        out.print(f"no verdict yet; the counts now say: {result.computed.reason}", highlight=False)
+        out.print(f"no verdict yet; the counts now say: {result.computed.reason}")
     elif result.same and result.recount:
-        out.print(f"the same verdict, to the last digit: {result.computed.reason}", highlight=False)
+        out.print(f"the same verdict, to the last digit: {result.computed.reason}")
     if result.recorded is not None and not (result.same and result.recount):
         differs = "the counters differ from the tasks" if result.same else f"now: {result.computed.reason}"
         raise CommandError(f"expected the recorded verdict ({result.recorded.reason}), but {differs}")

@@ -27,7 +27,8 @@ from tests.record_histories import RECORDINGS, mid_vote, open_cycle, platform
 from tests.test_improvement_cycle import Stage
 from worker import worker
 
-QUICK = {**WINDOWS, "counter_poll_s": 0.2, "bake_window_s": 0.5, "minimum_run_s": 0.0}
+# A look each second: a worker killed during one would cost the activity's timeout, half a minute.
+QUICK = {**WINDOWS, "counter_poll_s": 1.0, "bake_window_s": 0.5, "minimum_run_s": 0.0}
 
 
 async def restart_worker(temporal: Client, on_stage: Scene) -> None:

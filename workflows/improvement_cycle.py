@@ -9,7 +9,7 @@ that receives more messages than a history holds continues as new where it was.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -96,6 +96,8 @@ class ImprovementCycle:
                 over = early
             await self._write_the_ledger(over)
         self._enter(Phase.ENDED)
+        # The page is a query and needs a live worker; the memo stays.
+        workflow.upsert_memo({"page": self._page().splitlines()})
 
     async def _open_meta_task(self) -> bool:
         """False where this request has had its cycle: events are delivered at least once."""
@@ -234,23 +236,15 @@ class ImprovementCycle:
         watch = designs.watch(design, state.known.rules.holdback_share)
         look = Look(design=watch, purpose=Purpose.WATCH)
         self._enter(Phase.WATCHING, state.known.rules.bake_window_s)
-        done, reading = await self._poll(ExperimentActivities.await_verdict, look, summary="watch for harm")
+        try:
+            done, reading = await self._poll(ExperimentActivities.await_verdict, look, summary="watch for harm")
+        except CycleOver as over:
+            if state.veto is not None:
+                await self._roll_back(over.reason)
+            raise
         state.watch = reading if done else await self._read_now(look)
-        if not designs.is_harmful(watch, state.watch):
-            return
-        back = Promotion(
-            cycle_id=state.known.cycle_id,
-            parameter=design.parameter,
-            expected_version=design.base_version + 1,
-            value=design.control,
-            reason=state.watch.reason,
-        )
-        swap = await call(
-            ExperimentActivities.roll_back, back, workflow.now(), summary=f"roll back to {design.control}"
-        )
-        if not swap.swapped:
-            raise CycleOver(Ending.ESCALATED, f"harm found, but not rolled back: {swap.reason}")
-        raise CycleOver(Ending.ROLLED_BACK, state.watch.reason)
+        if designs.is_harmful(watch, state.watch):
+            await self._roll_back(state.watch.reason)
 
     async def _write_the_ledger(self, over: CycleOver) -> None:
         state, proposal = self._state, self._state.proposal
@@ -265,7 +259,7 @@ class ImprovementCycle:
             agent_id=proposal.agent_id if proposal else None,
             result=result_of(over.ending) if proposal else None,
             reward=reward if promoted else 0,
-            penalty=reward if over.ending is Ending.ROLLED_BACK else 0,
+            penalty=reward if over.ending is Ending.ROLLED_BACK and state.veto is None else 0,
             proposal=proposal,
             tally=state.tally,
             reading=state.reading,
@@ -350,6 +344,23 @@ class ImprovementCycle:
             ExperimentActivities.read_experiment, look, workflow.now(), summary="a last look at the deadline"
         )
         return reading
+
+    async def _roll_back(self, reason: str) -> None:
+        design = self._state.design
+        assert design is not None
+        back = Promotion(
+            cycle_id=self._state.known.cycle_id,
+            parameter=design.parameter,
+            expected_version=design.base_version + 1,
+            value=design.control,
+            reason=reason,
+        )
+        swap = await call(
+            ExperimentActivities.roll_back, back, workflow.now(), summary=f"roll back to {design.control}"
+        )
+        if not swap.swapped:
+            raise CycleOver(Ending.ESCALATED, f"{reason}, but not rolled back: {swap.reason}")
+        raise CycleOver(Ending.ROLLED_BACK, reason)
 
     async def _await_approval(self) -> None:
         state = self._state
@@ -471,7 +482,7 @@ class ImprovementCycle:
             voters=tuple(voter.agent_id for voter in state.electorate.voters) if state.electorate else (),
             tally=windows.tally(state) if voting else state.tally,
             design=state.design,
-            reading=state.watch or state.reading,
+            reading=state.reading,
             ending=state.end.ending if state.end else None,
             reason=state.end.reason if state.end else "",
             story=tuple(state.story),
@@ -481,6 +492,7 @@ class ImprovementCycle:
             baseline=state.briefing.baseline if state.briefing else None,
             minimum_effect=state.briefing.rules.minimum_effect if state.briefing else 0.05,
             reward=state.briefing.rules.reward if state.briefing else 100,
+            watch=state.watch,
         )
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
@@ -497,9 +509,16 @@ class ImprovementCycle:
         try:
             word = workflow.payload_converter().from_payload(sent.payload, word_type)
         except ValueError as error:
-            self.refuse_signal(kind, str(error))
-        else:
-            await self._take(kind, word)
+            self.refuse_signal(kind, " ".join(str(error).split()))
+            return
+        if not isinstance(word, word_type):
+            self.refuse_signal(kind, f"expected a {word_type.__name__} as JSON, but {type(word).__name__} came")
+            return
+        await self._take(kind, word)
+
+    @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
+    async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
+        self.refuse_signal(name, "expected place_bid, submit_proposal or cast_ballot; what people do are updates")
 
     def _refuse_bad(self, kind: str, word: Word) -> None:
         """A validator: refuses before anything enters history. What comes while the cycle opens waits in `_take`."""

@@ -143,7 +143,7 @@ def _experiment(status: CycleStatus) -> list[str]:
         ("control", design.control, reading.control),
         ("treatment", design.treatment, reading.treatment),
     ]
-    watch: Reading | None = getattr(status, "watch", None)
+    watch: Reading | None = status.watch
     if watch is not None:
         rows += [("watch: old", design.control, watch.control), ("watch: new", design.treatment, watch.treatment)]
     return [

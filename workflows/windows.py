@@ -115,8 +115,8 @@ def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
         case wire.ABORT:
             return None
         case wire.VETO:
-            vetoable = (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL)
-            return None if state.phase in vetoable else f"expected a proposal that is not promoted yet, {stands}"
+            vetoable = (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL, Phase.WATCHING)
+            return None if state.phase in vetoable else f"expected a proposal, {stands}"
         case wire.EXTEND:
             return "expected how many seconds to extend by, but none came" if act.seconds is None else None
         case wire.WIDEN:

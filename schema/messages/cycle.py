@@ -232,6 +232,7 @@ class CycleStatus(Message):
     baseline: Counts | None = None
     minimum_effect: float = 0.05
     reward: int = 100
+    watch: Reading | None = None
 
 
 class VoteRecord(Message):

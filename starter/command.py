@@ -1,0 +1,46 @@
+"""What the commands share: two consoles, one table style, one way to fail, and the database that exists."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from sqlalchemy.engine import make_url
+
+from activities.database import Database
+from schema.settings import Settings
+
+# Agents and people write what is shown here; nothing of it is markup.
+out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+class CommandError(Exception):
+    """A mistake that the person at the keyboard can mend; the message is one line."""
+
+
+def new_table(name: str, *others: str) -> Table:
+    """What a person copies into the next command stays in one piece; the rest wraps."""
+    return Table(Column(name, no_wrap=True), *others, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def emit(document: Any) -> None:
+    """Print one JSON document. Flushed here, where a closed pipe is an answer and not a complaint at the exit."""
+    print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def open_database() -> Database:
+    """The database that exists; reading commands never make an empty one."""
+    settings = Settings()
+    url = make_url(settings.database)
+    if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
+        raise CommandError(
+            f"expected a database at {url.database}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
+        )
+    try:
+        return Database(settings.database)
+    except ImportError as error:
+        raise CommandError(f"expected a driver for {url.drivername}, but {error}") from None
