@@ -83,21 +83,27 @@ class NautilusClient:
         )
         return result
 
-    async def place_bid(self, cycle: str, bid: Bid) -> Receipt:
-        """Offer to investigate; raises Refused."""
-        return await self._send(cycle, wire.PLACE_BID, bid)
+    async def place_bid(self, cycle: str, bid: Bid, wait: bool = True) -> Receipt | None:
+        """Offer to investigate. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._say(cycle, wire.PLACE_BID, bid, wait)
 
-    async def submit_proposal(self, cycle: str, proposal: Proposal) -> Receipt:
-        """Hand in the awarded proposal; raises Refused."""
-        return await self._send(cycle, wire.SUBMIT_PROPOSAL, proposal)
+    async def submit_proposal(self, cycle: str, proposal: Proposal, wait: bool = True) -> Receipt | None:
+        """Hand in the awarded proposal. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._say(cycle, wire.SUBMIT_PROPOSAL, proposal, wait)
 
-    async def cast_ballot(self, cycle: str, ballot: Ballot) -> Receipt:
-        """Vote on the open proposal; raises Refused."""
-        return await self._send(cycle, wire.CAST_BALLOT, ballot)
+    async def cast_ballot(self, cycle: str, ballot: Ballot, wait: bool = True) -> Receipt | None:
+        """Vote on the open proposal. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._say(cycle, wire.CAST_BALLOT, ballot, wait)
 
     async def signal(self, cycle: str, name: str, message: Bid | Proposal | Ballot) -> None:
         """Send without waiting, even while no worker runs; `receipts` tells later what became of it."""
         await self._handle(cycle).signal(name, message)
+
+    async def _say(self, cycle: str, name: str, message: Bid | Proposal | Ballot, wait: bool) -> Receipt | None:
+        if wait:
+            return await self._send(cycle, name, message)
+        await self.signal(cycle, name, message)
+        return None
 
     async def receipts(self, cycle: str) -> list[Receipt]:
         """What became of the latest messages to a cycle."""

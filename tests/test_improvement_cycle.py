@@ -247,8 +247,8 @@ async def test_what_cannot_be_taken_is_refused_with_a_reason(on_stage) -> None: 
 async def test_signals_are_taken_and_leave_receipts(on_stage) -> None:  # type: ignore[no-untyped-def]
     async with on_stage() as stage:
         good, bad = builders.bid("ada"), builders.bid("mallory")
-        await stage.client.signal(stage.cycle, wire.PLACE_BID, good)
-        await stage.client.signal(stage.cycle, wire.PLACE_BID, bad)
+        await stage.client.place_bid(stage.cycle, good, wait=False)
+        await stage.client.place_bid(stage.cycle, bad, wait=False)
         await stage.reach(Phase.BIDDING)
         receipts = {receipt.message_id: receipt for receipt in await stage.client.receipts(stage.cycle)}
         await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")

@@ -17,6 +17,10 @@ SHORT = timedelta(seconds=30)
 # Retries wait at most this long, so that an outage costs little more than itself.
 PATIENT = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=15))
 
+# What a bug raises fails its workflow, so that it surfaces. A change that does not replay must not: it would end every
+# running cycle without a ledger entry, where rolling the deploy back lets them all go on. So `Exception` is too much.
+BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 async def call(activity: Callable[..., Any], *args: Any, summary: str = "") -> Any:
     """Run a short activity method to its result, however often that takes."""

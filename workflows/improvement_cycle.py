@@ -46,9 +46,13 @@ from schema.messages.market import Award, AwardResult, Bid, RankedBid, Standing
 from schema.messages.platform import Mode
 from schema.messages.proposals import Ballot, Proposal
 from workflows import receipts, windows
-from workflows.calls import call, start
+from workflows.calls import BUGS, call, start
 from workflows.page import render
 from workflows.windows import Word
+
+
+# A flood of junk must not become a flood of log lines; the count is in the status.
+LOGGED_REFUSALS = 5
 
 
 class CycleOver(Exception):
@@ -60,7 +64,7 @@ class CycleOver(Exception):
         self.reason = reason
 
 
-@workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=[Exception])
+@workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=BUGS)
 class ImprovementCycle:
     """Detect, open a meta-task, await bids, collect a proposal, wait for votes, experiment, promote, watch."""
 
@@ -503,6 +507,8 @@ class ImprovementCycle:
         """A signal that could not even be read; the interceptor and `_hear` say so."""
         self._state.refused += 1
         self._state.unread = f"{name}: {reason}"[:500]
+        if self._state.refused <= LOGGED_REFUSALS:
+            workflow.logger.warning(f"signal refused: {self._state.unread}")
 
     async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
         """A signal: what cannot be read is refused and counted like everything else; the SDK would drop it unseen."""

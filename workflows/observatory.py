@@ -7,10 +7,10 @@ with workflow.unsafe.imports_passed_through():
 
 from schema import wire
 from schema.messages.observatory import Diagnosis, DiagnosisRequest, Snapshot
-from workflows.calls import call
+from workflows.calls import BUGS, call
 
 
-@workflow.defn(name=wire.OBSERVATORY, failure_exception_types=[Exception])
+@workflow.defn(name=wire.OBSERVATORY, failure_exception_types=BUGS)
 class Observatory:
     """One look at the platform: measure, detect, and announce what is wrong, in one transaction."""
 
@@ -23,7 +23,7 @@ class Observatory:
         return snapshot
 
 
-@workflow.defn(name=wire.DIAGNOSTICS, failure_exception_types=[Exception])
+@workflow.defn(name=wire.DIAGNOSTICS, failure_exception_types=BUGS)
 class Diagnostics:
     """The facts an agent may investigate with. A workflow of its own, so that reading costs a cycle no history."""
 

@@ -29,10 +29,11 @@ class _SafeSignals(WorkflowInboundInterceptor):
             await super().handle_signal(input)
         except Exception as error:  # noqa: BLE001  (anybody can send anything; nothing of it may stop a cycle)
             reason = _reason(input, error)
-            workflow.logger.warning("signal.refused", extra={"signal": input.signal, "error": reason})
             refuse = getattr(workflow.instance(), "refuse_signal", None)
             if refuse is not None:
                 refuse(input.signal, reason)
+            else:
+                workflow.logger.warning(f"signal {input.signal} refused: {reason}")
 
 
 def _reason(input: HandleSignalInput, error: Exception) -> str:

@@ -177,10 +177,12 @@ class CycleRules(Declaration):
     reward: int = Field(default=100, ge=0)
 
     @model_validator(mode="after")
-    def _room_for_both_arms(self) -> Self:
+    def _leaves_room(self) -> Self:
         # With less room than twice the need, chance alone could leave one arm short at the end.
         if self.max_tasks < 4 * self.minimum_tasks:
             raise ValueError(f"expected max_tasks of at least 4 x minimum_tasks ({4 * self.minimum_tasks})")
+        if self.experiment_window_s <= self.minimum_run_s:
+            raise ValueError(f"expected an experiment_window_s above minimum_run_s ({self.minimum_run_s:g})")
         return self
 
 

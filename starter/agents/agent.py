@@ -47,6 +47,7 @@ OUR_MISTAKES = frozenset(
 # The cycle ended meanwhile, or its worker is away: the next look tells.
 UNANSWERED = (
     Refused,
+    RPCError,
     TimeoutError,
     WorkflowFailureError,
     WorkflowQueryFailedError,
