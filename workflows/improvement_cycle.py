@@ -50,7 +50,6 @@ from workflows.calls import BUGS, call, start
 from workflows.page import render
 from workflows.windows import Word
 
-
 # A flood of junk must not become a flood of log lines; the count is in the status.
 LOGGED_REFUSALS = 5
 
