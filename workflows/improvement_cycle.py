@@ -9,7 +9,7 @@ that receives more messages than a history holds continues as new where it was.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -75,35 +75,47 @@ class ImprovementCycle:
 
     @workflow.run
     async def run(self, request: CycleRequest, carried: CycleState | None = None) -> CycleResult:
-        telling = asyncio.create_task(self._tell())
-        while not telling.done():
-            try:
-                await asyncio.shield(telling)
-            except asyncio.CancelledError:
-                # `temporal workflow cancel` is a person who wants it to end: it ends in the ledger like all others.
-                self._state.abort = Act(message_id="cancel", who="temporal", why="the workflow was cancelled")
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        return CycleResult(status=self.status(), end=self._state.end, page=self._page())
+        async def story() -> None:
+            await self._open_meta_task()
+            await self._await_bids()
+            await self._collect_proposal()
+            await self._wait_for_votes()
+            await self._run_experiment()
+            await self._promote_the_winner()
+            await self._watch_it()
 
-    async def _tell(self) -> None:
-        if await self._open_meta_task():
-            try:
-                await self._await_bids()
-                await self._collect_proposal()
-                await self._wait_for_votes()
-                await self._run_experiment()
-                await self._promote_the_winner()
-                await self._watch_it()
-                over = CycleOver(Ending.PROMOTED, "promoted, and the watch found no harm")
-            except CycleOver as early:
-                over = early
+        return await self._tell(story())
+
+    async def _tell(self, story: Coroutine[Any, Any, None]) -> CycleResult:
+        """Tell the story to its end, whichever it is, and write that to the ledger."""
+        try:
+            await self._uncancelled(story)
+            over = CycleOver(Ending.PROMOTED, "promoted, and the watch found no harm")
+        except CycleOver as early:
+            over = early
+        if not self._state.known.duplicate:
             await self._write_the_ledger(over)
         self._enter(Phase.ENDED)
         # The page is a query and needs a live worker; the memo stays.
         workflow.upsert_memo({"page": self._page().splitlines()})
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return CycleResult(status=self.status(), end=self._state.end, page=self._page())
 
-    async def _open_meta_task(self) -> bool:
-        """False where this request has had its cycle: events are delivered at least once."""
+    async def _uncancelled(self, story: Coroutine[Any, Any, None]) -> None:
+        """`temporal workflow cancel` is a person who wants it to end: it ends in the ledger like all others.
+
+        A step that is being recorded is not torn: the story hears of it at its next wait.
+        """
+        telling = asyncio.create_task(story)
+        while not telling.done():
+            try:
+                await asyncio.shield(telling)
+            except asyncio.CancelledError:
+                self._state.abort = Act(message_id="cancel", who="temporal", why="the workflow was cancelled")
+        telling.result()
+
+    async def _open_meta_task(self) -> None:
+        """Ends here where this request has had its cycle: events are delivered at least once."""
         state, info = self._state, workflow.info()
         if state.briefing is None:
             self._upsert(wire.METRIC, self._metric)
@@ -116,9 +128,9 @@ class ImprovementCycle:
             state.briefing = await call(MarketActivities.open_meta_task, opening, summary="open the meta-task")
             if state.known.duplicate:
                 self._note("this request has had its cycle")
-            elif state.request.anomaly is not None:
+                raise CycleOver(Ending.ABORTED, "a duplicate")
+            if state.request.anomaly is not None:
                 self._note(state.request.anomaly.reason)
-        return not state.known.duplicate
 
     async def _await_bids(self) -> None:
         state = self._state
