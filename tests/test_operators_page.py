@@ -17,7 +17,7 @@ from activities.market import register_agent
 from activities.observatory import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase
-from schema.messages.platform import Mode, Platform
+from schema.messages.platform import Mode, Platform, Risk
 from schema.messages.proposals import Choice
 from schema.settings import Settings
 from starter.client import NautilusClient
@@ -72,6 +72,14 @@ class Platforms:
                 return stage, {"VOTER": "bob" if way == "update" else "cyd"}
             case wire.PROMOTE:
                 return await self._recommended(), {}
+            case wire.WIDEN:
+                stage = await self._awarded("widened")
+                # The line before it has promoted.
+                (now,) = (await stage.client.diagnose("success_rate:research_synthesis")).parameters
+                proposal_id = await stage.proposes("ada", base_version=now.version, value=120.0)
+                await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
+                await stage.reach(Phase.EXPERIMENT)
+                return stage, {}
             case wire.ABORT:
                 return await self.stage("aborted"), {}
         if "workflow result" in line:
@@ -112,7 +120,9 @@ async def platforms(
     file.write_bytes(migrated_file.read_bytes())
     database = Database(f"sqlite:///{file}")
     rules = builders.rules(bid_window_s=600, proposal_window_s=600, voting_window_s=600, approval_window_s=600)
-    platform = builders.platform(cycle=rules, mode=Mode.RECOMMEND)
+    # Of medium risk, so that an experiment has an exposure that can be widened.
+    parameters = (builders.parameter(risk=Risk.MEDIUM),)
+    platform = builders.platform(cycle=rules, mode=Mode.RECOMMEND, parameters=parameters)
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     for agent in AGENTS:
@@ -147,7 +157,7 @@ def test_the_page_has_a_line_for_every_message() -> None:
 
     assert names == {
         *(wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT),
-        *(wire.PAUSE, wire.RESUME, wire.EXTEND, wire.PROMOTE, wire.VETO, wire.ABORT),
+        *(wire.PAUSE, wire.RESUME, wire.EXTEND, wire.PROMOTE, wire.VETO, wire.ABORT, wire.WIDEN),
     }
 
 
