@@ -56,7 +56,7 @@ async def say(stage: Stage, word: Word) -> None:
     await signal(stage, NAMES[type(word)], "--input", word.model_dump_json(exclude_none=True))
 
 
-async def ask(stage: Stage, word: Word) -> Receipt:
+async def ask(stage: Stage, word: Word) -> Receipt | None:
     match word:
         case Bid():
             return await stage.client.place_bid(stage.cycle, word)
