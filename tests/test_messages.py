@@ -56,14 +56,16 @@ async def say(stage: Stage, word: Word) -> None:
     await signal(stage, NAMES[type(word)], "--input", word.model_dump_json(exclude_none=True))
 
 
-async def ask(stage: Stage, word: Word) -> Receipt | None:
+async def ask(stage: Stage, word: Word) -> Receipt:
     match word:
         case Bid():
-            return await stage.client.place_bid(stage.cycle, word)
+            receipt = await stage.client.place_bid(stage.cycle, word)
         case Proposal():
-            return await stage.client.submit_proposal(stage.cycle, word)
+            receipt = await stage.client.submit_proposal(stage.cycle, word)
         case Ballot():
-            return await stage.client.cast_ballot(stage.cycle, word)
+            receipt = await stage.client.cast_ballot(stage.cycle, word)
+    assert receipt is not None
+    return receipt
 
 
 async def receipt_of(stage: Stage, word: Word) -> Receipt:
