@@ -23,7 +23,7 @@ setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (a
 
 setup-dev: $(DEV_STAMP) ## the same with the development requirements
 
-demo: setup ## the whole story on this machine, in about two minutes
+demo: setup ## the whole story on this machine, in about a minute and a half
 	@$(BIN)/nautilus demo $(ARGS)
 
 up: setup ## the embedded platform: server, web UI, worker, agents
