@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from temporalio.client import Client
 
 from activities.database import Database, migrate
@@ -250,6 +251,8 @@ def record() -> None:
 
 
 def main() -> None:
+    # Standard output is the answer, and nothing else.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--cycles", type=int, default=50)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from temporalio.client import Client
 
 from activities.database import Database, migrate
@@ -174,6 +175,8 @@ async def play_all(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    # Standard output is the answer, and nothing else.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import structlog
 from sqlmodel import select
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -430,6 +431,8 @@ async def play_all(runs: Sequence[tuple[Phase, str]], folder: Path) -> list[dict
 
 
 def main() -> None:
+    # Standard output is the answer, and nothing else.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--phase", choices=[phase.value for phase in PHASES])

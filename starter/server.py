@@ -17,7 +17,11 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+    ListSearchAttributesResponse,
+)
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     RegisterNamespaceRequest,
@@ -131,9 +135,7 @@ async def prepare(client: Client) -> None:
         await client.workflow_service.register_namespace(
             RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
         )
-    known = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
+    known = await _once_known(client)
     missing = {
         name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
         for name in wire.SEARCH_ATTRIBUTES
@@ -143,3 +145,18 @@ async def prepare(client: Client) -> None:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
         )
+
+
+async def _once_known(client: Client) -> ListSearchAttributesResponse:
+    """The search attributes, once the whole server has heard of the namespace: some seconds after it was made."""
+    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+    while True:
+        try:
+            await client.count_workflows()
+            return await client.operator_service.list_search_attributes(
+                ListSearchAttributesRequest(namespace=client.namespace)
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND or asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.5)
