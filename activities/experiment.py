@@ -371,7 +371,8 @@ def _ahead(session: Session, design: ExperimentDesign) -> str | None:
 
 def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
     """Register the design, take the task types and let assigning begin; nothing where that was done."""
-    if not ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, design):
+    body = design.model_dump(mode="json") | {"design_hash": design.digest}
+    if not ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, body):
         return
     for task_type in sorted(design.task_types):
         session.add(TaskTypeLockRow(task_type=task_type, cycle_id=design.cycle_id))

@@ -22,6 +22,10 @@ from schema.messages.market import Bid
 from schema.messages.observatory import Diagnosis, DiagnosisRequest
 from schema.messages.proposals import Ballot, Proposal
 
+# What the server says of a run that has had 10,000 signals, and how long to wait for the next run.
+FULL = "exceeded workflow execution limit for signal events"
+FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
+
 
 class Refused(Exception):
     """The cycle did not take a message; the text says what was expected."""
@@ -96,8 +100,20 @@ class NautilusClient:
         return await self._say(cycle, wire.CAST_BALLOT, ballot, wait)
 
     async def signal(self, cycle: str, name: str, message: Bid | Proposal | Ballot) -> None:
-        """Send without waiting, even while no worker runs; `receipts` tells later what became of it."""
-        await self._handle(cycle).signal(name, message)
+        """Send without waiting, even while no worker runs; `receipts` tells later what became of it.
+
+        A run that a flood has filled takes no more until the cycle continues as new: then this tries again.
+        """
+        for pause_s in FULL_PAUSES_S:
+            try:
+                await self._handle(cycle).signal(name, message)
+            except RPCError as error:
+                if FULL not in error.message:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return
+        raise Refused(f"expected {cycle} to continue as new, but it is full of messages")
 
     async def _say(self, cycle: str, name: str, message: Bid | Proposal | Ballot, wait: bool) -> Receipt | None:
         if wait:

@@ -1,5 +1,7 @@
 """Experiment: designs, arms, readings and what became of a parameter."""
 
+import hashlib
+import json
 from enum import StrEnum
 
 from .base import Identifier, Instant, Message, Value
@@ -72,6 +74,12 @@ class ExperimentDesign(Message):
     exposure: float = 1.0
     guardrails: tuple[Guardrail, ...] = ()
     healthy: Counts | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the design's canonical JSON: what was registered before the first task."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Assignment(Message):
