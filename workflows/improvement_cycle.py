@@ -50,8 +50,9 @@ from workflows.calls import BUGS, call, start
 from workflows.page import render
 from workflows.windows import Word
 
-# A flood of junk must not become a flood of log lines; the count is in the status.
-LOGGED_REFUSALS = 5
+# A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
+# The count is in the status.
+TOLD_REFUSALS = 100
 
 
 class CycleOver(Exception):
@@ -514,19 +515,20 @@ class ImprovementCycle:
     def receipts(self) -> list[Receipt]:
         return list(self._state.receipts.values())
 
-    def refuse_signal(self, name: str, reason: str) -> None:
+    def refuse_signal(self, name: str, reason: object) -> None:
         """A signal that could not even be read; the interceptor and `_hear` say so."""
         self._state.refused += 1
-        self._state.unread = f"{name}: {reason}"[:500]
-        if self._state.refused <= LOGGED_REFUSALS:
-            workflow.logger.warning(f"signal refused: {self._state.unread}")
+        if self._state.refused > TOLD_REFUSALS:
+            return
+        self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
+        workflow.logger.warning(f"signal refused: {self._state.unread}")
 
     async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
         """A signal: what cannot be read is refused and counted like everything else; the SDK would drop it unseen."""
         try:
             word = workflow.payload_converter().from_payload(sent.payload, word_type)
         except ValueError as error:
-            self.refuse_signal(kind, " ".join(str(error).split()))
+            self.refuse_signal(kind, error)
             return
         if not isinstance(word, word_type):
             self.refuse_signal(kind, f"expected a {word_type.__name__} as JSON, but {type(word).__name__} came")
