@@ -204,8 +204,9 @@ class CycleState(BaseModel):
 class CycleStatus(Message):
     """Where a cycle stands: the answer to the query `status`.
 
-    `refused` counts messages that were not taken; `unread` is the latest (of the first 100) that could not be read. `baseline`
-    are the affected tasks since the onset; a proposal must promise `minimum_effect` more, a bid ask `reward` at most.
+    `refused` counts messages that were not taken; `unread` is the latest (of the first 100) that could not be read.
+    `baseline` are the affected tasks since the onset; a proposal must promise `minimum_effect` more, a bid ask `reward`
+    at most.
     """
 
     workflow_id: str
