@@ -4,6 +4,7 @@ Exactly the `fractional` operation (v2) of OpenFeature's flagd, so that other ev
 own `hash()` is salted per process and must never be used here.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from mmh3 import hash as murmur3_32
@@ -23,33 +24,53 @@ def bucket(key: str, total_weight: int) -> int:
     return (murmur3_32(key, 0, signed=False) * total_weight) >> 32
 
 
-def variant(experiment_id: str, unit_id: str, treatment_share: float) -> Variant:
-    """The variant of a unit when all units take part; a growing share only ever moves units to the treatment.
+def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
+    """What gives each unit of an experiment its variant, with the ranges worked out once; None for the others.
 
-    flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text: flag key, then unit.
-    """
-    control = TOTAL_WEIGHT - _weight(treatment_share, "a treatment share")
-    return "control" if bucket(experiment_id + unit_id, TOTAL_WEIGHT) < control else "treatment"
-
-
-def exposed_variant(experiment_id: str, unit_id: str, exposure: float, treatment_share: float) -> Variant | None:
-    """The variant of a unit when only a share `exposure` of all units takes part; None for the others.
-
-    Contiguous ranges anchored apart, control from 0 up and treatment from .5 up: while exposure grows, units join and
-    none leaves its arm. That needs each arm within its half of the ring.
+    At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text, flag
+    key, then unit; a growing share only ever moves units to the treatment. Below it, contiguous ranges are anchored
+    apart, control from 0 up and treatment from .5 up: while exposure grows, units join and none leaves its arm. That
+    needs each arm within its half of the ring.
     """
     exposed = _weight(exposure, "an exposure")
     treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
     control = exposed - treated
-    if max(control, treated) > TREATMENT_START:
+    start = control if exposed == TOTAL_WEIGHT else TREATMENT_START
+    end = start + treated
+    if exposed < TOTAL_WEIGHT:
+        _refuse_overlap(experiment_id, exposure, treatment_share)
+
+    def assign(unit_id: str) -> Variant | None:
+        # `bucket`, written out: this runs for every parameter of every task.
+        place = (murmur3_32(experiment_id + unit_id, 0, False) * TOTAL_WEIGHT) >> 32
+        if place < control:
+            return "control"
+        return "treatment" if start <= place < end else None
+
+    return assign
+
+
+def variant(experiment_id: str, unit_id: str, treatment_share: float) -> Variant:
+    """The variant of a unit when all units take part."""
+    name = assigner(experiment_id, 1.0, treatment_share)(unit_id)
+    assert name is not None
+    return name
+
+
+def exposed_variant(experiment_id: str, unit_id: str, exposure: float, treatment_share: float) -> Variant | None:
+    """The variant of a unit when only a share `exposure` of all units takes part; None for the others."""
+    _refuse_overlap(experiment_id, exposure, treatment_share)
+    return assigner(experiment_id, exposure, treatment_share)(unit_id)
+
+
+def _refuse_overlap(experiment_id: str, exposure: float, treatment_share: float) -> None:
+    exposed = _weight(exposure, "an exposure")
+    treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
+    if max(exposed - treated, treated) > TREATMENT_START:
         raise ValueError(
             f"expected each arm to fit half of all units, but exposure {exposure} and treatment share "
             f"{treatment_share} came for experiment {experiment_id}"
         )
-    place = bucket(experiment_id + unit_id, TOTAL_WEIGHT)
-    if place < control:
-        return "control"
-    return "treatment" if TREATMENT_START <= place < TREATMENT_START + treated else None
 
 
 def _weight(share: float, name: str) -> int:

@@ -17,12 +17,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from activities.database import Database
 from activities.experiment import configuration
-from rules.assignment import exposed_variant, variant
+from rules.assignment import Variant as VariantName
+from rules.assignment import assigner
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
 from schema.messages.platform import Platform
 
 log = structlog.get_logger()
+
+Assign = Callable[[str], VariantName | None]
 
 
 class Resolution(NamedTuple):
@@ -54,25 +57,32 @@ class ParameterResolver:
 
     def resolve(self, key: str, unit_id: str) -> Value:
         """The value of parameter `key` for one task; KeyError for a parameter that was never declared."""
-        experiment = self._experiments.get(key)
-        if experiment is None:
+        running = self._experiments.get(key)
+        if running is None:
             return self._values[key]
-        return experiment.treatment if _variant(experiment, unit_id) is Variant.TREATMENT else experiment.control
+        experiment, assign = running
+        return experiment.treatment if assign(unit_id) == "treatment" else experiment.control
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
         values, assignments = {}, []
+        # Read once: a refresh in between must not give a task one experiment's value and another's assignment.
+        experiments = self._experiments
         for key, task_types in self._task_types.items():
             if task_type not in task_types:
                 continue
-            values[key] = self.resolve(key, task_id)
-            experiment = self._experiments.get(key)
-            if experiment is not None and (arm := _variant(experiment, task_id)) is not None:
+            if (running := experiments.get(key)) is None:
+                values[key] = self._values[key]
+                continue
+            experiment, assign = running
+            arm = assign(task_id)
+            values[key] = experiment.treatment if arm == "treatment" else experiment.control
+            if arm is not None:
                 assignments.append(
                     Assignment(
                         experiment_id=experiment.experiment_id,
                         task_id=task_id,
-                        variant=arm,
+                        variant=Variant(arm),
                         treatment_share=experiment.treatment_share,
                         assigned_at=at,
                     )
@@ -95,7 +105,9 @@ class ParameterResolver:
     def _install(self, read: Configuration) -> None:
         # Two assignments, each atomic; an experiment's control is the value in force, so any mixture of them is sound.
         self._values = read.values
-        self._experiments: dict[str, RunningExperiment] = {e.parameter: e for e in read.experiments}
+        self._experiments: dict[str, tuple[RunningExperiment, Assign]] = {
+            e.parameter: (e, assigner(e.experiment_id, e.exposure, e.treatment_share)) for e in read.experiments
+        }
         self._read_at = time.monotonic()
 
     def _refresh(self) -> None:
@@ -104,11 +116,3 @@ class ParameterResolver:
                 self._install(self._load())
             except (SQLAlchemyError, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
-
-
-def _variant(experiment: RunningExperiment, unit_id: str) -> Variant | None:
-    """The unit's variant, or None where it does not take part. At full exposure any treatment share fits the ring."""
-    if experiment.exposure >= 1:
-        return Variant(variant(experiment.experiment_id, unit_id, experiment.treatment_share))
-    name = exposed_variant(experiment.experiment_id, unit_id, experiment.exposure, experiment.treatment_share)
-    return Variant(name) if name is not None else None
