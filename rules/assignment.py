@@ -25,12 +25,12 @@ def bucket(key: str, total_weight: int) -> int:
 
 
 def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
-    """What gives each unit of an experiment its variant, with the ranges worked out once; None for the others.
+    """What gives a unit of an experiment its variant, with the ranges worked out once; None for the others.
 
-    At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text, flag
-    key, then unit; a growing share only ever moves units to the treatment. Below it, contiguous ranges are anchored
-    apart, control from 0 up and treatment from .5 up: while exposure grows, units join and none leaves its arm. That
-    needs each arm within its half of the ring.
+    At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text,
+    flag key, then unit; a growing share only ever moves units to the treatment. Below it, control lies from 0 up and
+    treatment from .5 up, apart: while exposure grows, units join and none leaves its arm. That needs each arm within
+    its half of the ring.
     """
     exposed = _weight(exposure, "an exposure")
     treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
