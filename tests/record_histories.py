@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import sys
+import sysconfig
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -272,7 +273,11 @@ def write(name: str, histories: list[WorkflowHistory]) -> None:
         old.unlink()
     for number, history in enumerate(histories, 1):
         path = HISTORIES / (f"{name}.run{number}.json" if len(histories) > 1 else f"{name}.json")
-        path.write_text(json.dumps(json.loads(history.to_json()), separators=(",", ":")) + "\n")
+        told = json.dumps(json.loads(history.to_json()), separators=(",", ":")) + "\n"
+        # Stack traces of polls name the machine that recorded them, which is nobody's business.
+        for place in (f"{HISTORIES.parent.parent}/", f"{sysconfig.get_path('stdlib')}/"):
+            told = told.replace(place, "")
+        path.write_text(told)
         print(f"{path.name}: {len(history.events)} events, {path.stat().st_size // 1024} KB")  # noqa: T201
 
 
