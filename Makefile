@@ -54,7 +54,7 @@ size: ## lines of product code
 
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres \
+	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres --extra deliveries \
 	  --upgrade -q -o requirements.txt
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt
