@@ -1,17 +1,20 @@
 """What the commands share: two consoles, one table style, one way to fail, and the database that exists."""
 
+import asyncio
 import json
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
-from sqlalchemy.engine import make_url
 
-from activities.database import Database
 from schema.settings import Settings
+
+if TYPE_CHECKING:
+    from activities.database import Database
 
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
@@ -32,8 +35,20 @@ def emit(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
 
 
-def open_database() -> Database:
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Do asynchronous work to its end, or to Ctrl-C."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def open_database() -> "Database":
     """The database that exists; reading commands never make an empty one."""
+    from sqlalchemy.engine import make_url  # loads slowly, and not every command needs it
+
+    from activities.database import Database
+
     settings = Settings()
     url = make_url(settings.database)
     if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):

@@ -1,0 +1,142 @@
+"""Commands about improvement cycles: list, look, steer, follow."""
+
+import asyncio
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
+from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError, RPCStatusCode
+
+from schema import wire
+from schema.messages.cycle import CycleStatus, Phase, workflow_id
+from starter.client import NautilusClient
+from starter.command import AsJson, CommandError, emit, new_table, out, run
+from workflows.page import render
+
+app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
+
+# Where a query waits for a worker, a person should not wait much longer.
+PATIENCE = timedelta(seconds=5)
+
+
+@app.command("list")
+def cycle_list(
+    every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
+) -> None:
+    """The cycles that are open, newest first."""
+    query = f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'" + ("" if every else " AND ExecutionStatus='Running'")
+
+    async def ask() -> list[dict[str, str]]:
+        client = await NautilusClient.connect()
+        return [_listed(execution) async for execution in client.temporal.list_workflows(query, limit=200)]
+
+    rows = run(ask())
+    if as_json:
+        emit(rows)
+        return
+    table = new_table("cycle", "opened", "phase", "parameter", "outcome")
+    for row in rows:
+        table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
+    out.print(table if rows else "no cycle is open; --all lists the ended ones")
+
+
+def _listed(execution: WorkflowExecution) -> dict[str, str]:
+    def attribute(name: str) -> str:
+        return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
+
+    return {
+        "workflow_id": execution.id,
+        "opened": execution.start_time.isoformat(),
+        "phase": attribute(wire.PHASE),
+        "parameter": attribute(wire.PARAMETER),
+        "outcome": attribute(wire.OUTCOME),
+    }
+
+
+@app.command("show")
+def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")], as_json: AsJson = False) -> None:
+    """Where a cycle stands, or how it ended."""
+    status = run(_status(_workflow(cycle)))
+    if as_json:
+        emit(status.model_dump(mode="json"))
+    else:
+        out.print(Markdown(render(status)))
+
+
+async def _status(cycle: str) -> CycleStatus:
+    """From the result where the cycle has ended, which needs no worker."""
+    client = await NautilusClient.connect()
+    try:
+        described = await client.temporal.get_workflow_handle(cycle).describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND or "amespace" in str(error):
+            raise
+        raise CommandError(f"expected a cycle, but there is no {cycle}; `nautilus cycle list` shows them") from None
+    if described.workflow_type != wire.IMPROVEMENT_CYCLE:
+        raise CommandError(f"expected a cycle, but {cycle} is of type {described.workflow_type}")
+    if described.status is WorkflowExecutionStatus.COMPLETED:
+        return (await client.result(cycle)).status
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        how = described.status.name.lower() if described.status else "gone"
+        raise CommandError(f"expected a cycle that runs or has ended, but {cycle} is {how}")
+    try:
+        return await asyncio.wait_for(client.status(cycle), PATIENCE.total_seconds())
+    except (TimeoutError, RPCError):
+        raise CommandError(f"expected a worker to answer for {cycle}, but none does; run `nautilus worker`") from None
+
+
+class Steer(StrEnum):
+    """What a person can do to a cycle."""
+
+    PAUSE = wire.PAUSE
+    RESUME = wire.RESUME
+    EXTEND = wire.EXTEND
+    ABORT = wire.ABORT
+    VETO = wire.VETO
+    PROMOTE = wire.PROMOTE
+    WIDEN = wire.WIDEN
+
+
+@app.command("act")
+def cycle_act(
+    cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
+    act: Annotated[Steer, typer.Argument(help="What to do.")],
+    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
+    exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
+) -> None:
+    """Steer a cycle: pause, resume, extend, abort, veto, promote or widen."""
+
+    async def ask() -> None:
+        await _status(_workflow(cycle))
+        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds, exposure)
+
+    run(ask())
+    out.print(f"{act.value}: done, and in the ledger")
+
+
+@app.command("watch")
+def cycle_watch(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")]) -> None:
+    """Follow a cycle until it ends."""
+
+    async def follow() -> None:
+        told = 0
+        ended = await _status(_workflow(cycle))
+        if ended.phase is Phase.ENDED:
+            out.print("\n".join(ended.story))
+            return
+        async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
+            for line in status.story[told:]:
+                out.print(f"{status.phase.value:>10}  {line}")
+            told = len(status.story)
+
+    run(follow())
+
+
+def _workflow(cycle: str) -> str:
+    return cycle if cycle.startswith("cycle:") else workflow_id(cycle)

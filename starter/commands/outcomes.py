@@ -1,0 +1,57 @@
+"""Commands about outcomes of tasks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.progress import Progress
+
+from activities.database import Database, migrate
+from schema.declaration import read_platform
+from schema.messages.observatory import TaskOutcome
+from schema.settings import Settings
+from starter.command import CommandError, err, out
+from starter.platform.recorder import Recorder
+
+app = typer.Typer(no_args_is_help=True, help="Outcomes of tasks.")
+
+
+@app.callback()
+def outcomes() -> None:
+    """Outcomes of tasks."""
+
+
+@app.command("import")
+def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one outcome each.")]) -> None:
+    """Bring history: each line one outcome (task_id, task_type, started_at, finished_at, duration_s, failure).
+
+    The same file twice imports nothing twice. A bad line stops the import before anything is written.
+    """
+    outcomes = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    outcomes.append(_outcome(file, number, line))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
+    settings = Settings()
+    platform = read_platform(settings.platform)
+    declared = {t.name for t in platform.task_types}
+    if unknown := next((o.task_type for o in outcomes if o.task_type not in declared), None):
+        raise CommandError(f"{file}: expected a declared task type, but {unknown} came")
+    database = Database(settings.database)
+    migrate(database)
+    with Progress(console=err) as progress, Recorder(database, platform.observatory.interval_s) as recorder:
+        for waiting in progress.track([recorder.record(outcome) for outcome in outcomes], description="importing"):
+            waiting.result()
+    out.print(f"{len(outcomes)} outcomes are recorded")
+
+
+def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
+    try:
+        return TaskOutcome.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CommandError(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,0 +1,84 @@
+"""Commands about production configuration: what it is, how it came to be, and a person's quick way back."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from activities import experiment, ledger
+from schema.declaration import read_platform
+from schema.messages.platform import ParameterState
+from schema.settings import Settings
+from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.commands.ledger import show_entries
+
+app = typer.Typer(no_args_is_help=True, help="Production configuration.")
+
+
+@app.command("list")
+def params_list(as_json: AsJson = False) -> None:
+    """Every declared parameter with the value production runs on."""
+    states = _states()
+    if as_json:
+        emit([state.model_dump(mode="json") for state in states])
+        return
+    table = new_table("parameter", "value", "unit", "version", "default", "bounds", "risk")
+    for state in states:
+        d = state.declaration
+        bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
+        table.add_row(d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value)
+    out.print(table)
+
+
+@app.command("show")
+def params_show(key: str, as_json: AsJson = False) -> None:
+    """One parameter: its declaration, its value, and every entry of the ledger about it."""
+    state = next((state for state in _states() if state.declaration.key == key), None)
+    if state is None:
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    record = ledger.entries(open_database(), subject=key)
+    if as_json:
+        emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
+        return
+    out.print(
+        f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
+    )
+    show_entries(record)
+
+
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+Scope = Annotated[str, typer.Argument(metavar="KEY", help="A parameter, or everything.")]
+
+
+@app.command("rollback")
+def params_rollback(key: str, why: Why, who: Who) -> None:
+    """Give a parameter the value it had before its last change, at once."""
+    result = experiment.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
+    if not result.swapped:
+        raise CommandError(result.reason)
+    out.print(f"{key} has its earlier value again (version {result.version}), and the ledger says so")
+
+
+@app.command("freeze")
+def params_freeze(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+    """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
+    if key != experiment.EVERYTHING and key not in (state.declaration.key for state in _states()):
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    if not experiment.freeze(open_database(), key, who, why, datetime.now(UTC)):
+        raise CommandError(f"expected something that is not frozen, but {key} is")
+    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
+
+
+@app.command("thaw")
+def params_thaw(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+    """End a freeze."""
+    if not experiment.thaw(open_database(), key, who, why, datetime.now(UTC)):
+        raise CommandError(f"expected something frozen, but {key} is not")
+    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is free again")
+
+
+def _states() -> tuple[ParameterState, ...]:
+    platform = read_platform(Settings().platform)
+    with open_database().reading() as session:
+        return experiment.parameter_states(session, platform)

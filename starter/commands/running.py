@@ -1,0 +1,59 @@
+"""Commands that run something: the demo, the platform, a worker."""
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from schema.settings import Settings
+from starter.command import AsJson, CommandError, emit, err, run
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+) -> None:
+    """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
+    from starter import demo as story  # loads numpy's neighbours; no other command should wait for them
+
+    async def wait(stack: Any) -> None:
+        for key, value in stack.environment.items():
+            err.print(f"export {key}={value}", soft_wrap=True)
+        err.print("still running; Ctrl-C ends it")
+        await asyncio.Event().wait()
+
+    try:
+        told = run(story.demo(Console(stderr=as_json), wait if keep else None))
+    except story.DemoError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        emit(told.summary)
+        raise typer.Exit(0 if told.summary["outcome"] == "promoted" else 1)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the embedded Temporal server.")] = 7233,
+    ui_port: Annotated[int, typer.Option(help="Port of its web UI.")] = 8233,
+) -> None:
+    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
+    from starter.stack import Ports, running
+
+    async def serve() -> None:
+        async with running(Settings(), Ports(port, ui_port)) as stack:
+            err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
+            await asyncio.Event().wait()
+
+    run(serve())
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker; the same as `python worker.py`."""
+    import worker as composition
+
+    run(composition.run(Settings()))
