@@ -10,47 +10,59 @@ Must never: read a clock, take missing tasks for good news, or report one cause 
 """
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
-from operator import attrgetter
+from statistics import fmean
 from typing import NamedTuple
 
 from pydantic import Field
 
+from rules.baseline import HOURS, PRIOR_TASKS, START, WEEK_S, Baseline, Span, baseline, dispersion, rate_at, total
 from schema.messages.base import Instant, Message
 from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
-DAY_S, WEEK_S, HOURS = 86_400, 604_800, 168  # the last: hours in a week
 BUDGET = 0.15  # false alarms a week, shared by all series of a platform
-DROPS = (0.05, 0.10, 1.0)  # departures to watch for; `departed` cuts the last to an outage
+SLIGHT, CLEAR, OUTAGE = 0.05, 0.10, 1.0  # departures to watch for; `departed` cuts the last to an outage
+DROPS = {SLIGHT: 0.7, CLEAR: 0.2, OUTAGE: 0.1}  # what each may spend of the budget: the clear ones need little
 FLOOR = 0.0  # the key of the CUSUM that watches the absolute floor, beside those of the departures
-PRIOR_TASKS = 100  # weight of the coarser level in the finer one, and the fewest tasks that make a baseline
-ESTIMATION = 1.5  # standard errors of the baseline that are not held against the series (benchmarks.detection)
-UNSPENT = 0.15  # of the threshold: what that allowance leaves of the budget (benchmarks.detection)
-CROWDING = 1.3  # the baseline's error makes the tail thinner more slowly than exp(-h): many series need more (measured)
+FITTED = 2  # times p (1 - p) / n is the baseline's variance: 1 in sums of whole days, 3 (mean, sine, cosine) in an hour
+DEMAND = 0.45  # the share of this week in two weeks' tasks that is still usual: a fifth fewer is demand, not a fault
 CLOSING = math.log(100)  # an alarm closes at odds of 100 to 1 for health: hysteresis against its own threshold
 CULPRIT = 0.75  # the share of the platform's evidence with which one type explains it
-TURN = [2 * math.pi * hour / 24 for hour in range(24)]
-WAVES = ([1.0] * 24, [math.sin(t) for t in TURN], [math.cos(t) for t in TURN])
 PLATFORM = "platform"
-START = attrgetter("start")
-Span = tuple[Instant, Instant]
 
 
 class Metric(NamedTuple):
-    """What a series counts and which ways are bad. The metric with the floor also reports silence."""
+    """What a series counts and which ways are bad. The metric with the floor also reports silence.
+
+    What is `clustered` comes in bursts: its chance is what the baseline's days show, never less than the binomial's.
+    A `volume` has no denominator: its tasks are judged as a share of its own and those of the same hour a week ago.
+    """
 
     name: str
     signs: tuple[int, ...]
     floor: bool = False
+    clustered: bool = False
+    volume: bool = False
 
 
 SUCCESS_RATE = Metric("success_rate", (-1,), floor=True)
 SLOW_SHARE = Metric("slow_share", (1,))  # its "successes" are the tasks slower than the baseline's p95
+METRICS = (  # the first to alarm on a task type explains the later ones
+    SUCCESS_RATE,
+    SLOW_SHARE,
+    Metric("duration_share", (1,)),  # slower than the baseline's median: what becomes of mean completion time
+    Metric("low_quality_share", (1,)),  # of the rated tasks, under the baseline's lower quartile
+    Metric("dear_share", (1,)),  # dearer than the baseline's p95
+    Metric("market_fill_rate", (-1,), clustered=True),  # awarded of opened
+    Metric("active_agents", (-1,), clustered=True),  # those that did something, of those registered
+    # More tasks are demand; what that harms has a metric of its own.
+    Metric("throughput", (-1,), volume=True),
+)
 
 
 class Settings(NamedTuple):
@@ -59,14 +71,6 @@ class Settings(NamedTuple):
     metric: Metric
     rules: ObservatoryRules
     series_count: int = 1
-
-
-class Baseline(NamedTuple):
-    """What is normal: the rate by hour of the week (Monday 00:00 UTC first), by hour of the day, or one for all."""
-
-    counts: Counts
-    rates: tuple[float, ...]
-    tasks_per_interval: float
 
 
 Cells = Mapping[str, tuple[Counts, Baseline | None]]  # one interval of a series: its task type, or a platform's types
@@ -87,6 +91,7 @@ class Alarm(Message):
     cause: float = FLOOR
     healthy: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     recovery: dict[str, float] = Field(default_factory=dict)
+    dispersion: float = 1.0
 
 
 class Series(Message):
@@ -113,70 +118,6 @@ class Detection(NamedTuple):
     closed: tuple[str, ...] = ()
 
 
-def rate_at(rates: Sequence[float], at: datetime) -> float:
-    at = at.astimezone(UTC) if at.tzinfo else at
-    return rates[(at.weekday() * 24 + at.hour) % len(rates)]
-
-
-def total(counts: Iterable[Counts]) -> Counts:
-    counts = list(counts)
-    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
-
-
-def baseline(
-    at: datetime, track: Sequence[Interval], rules: ObservatoryRules, excluded: Sequence[Span] = ()
-) -> Baseline | None:
-    """The normal of the window before the guard gap, without the excluded spans; None below PRIOR_TASKS tasks.
-
-    With less than a week there are no hours of the week, with less than two days no pattern at all.
-    """
-    end = at - timedelta(seconds=rules.guard_s)
-    first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
-    last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
-    busy = [i for i in track[first:last] if i.counts.tasks and not any(a <= i.start < b for a, b in excluded)]
-    tasks, successes = [0] * HOURS, [0] * HOURS
-    for interval in busy:
-        hour = int(rate_at(range(HOURS), interval.start))
-        tasks[hour] += interval.counts.tasks
-        successes[hour] += interval.counts.successes
-    counts = Counts(tasks=sum(tasks), successes=sum(successes))
-    if counts.tasks < PRIOR_TASKS:
-        return None
-    span_s = (busy[-1].start - busy[0].start).total_seconds() + rules.interval_s
-    # Jeffreys' half success and half failure: a perfect week must not make one failure impossible.
-    rates = [(counts.successes + 0.5) / (counts.tasks + 1)]
-    if span_s >= 2 * DAY_S:
-        n, k = ([sum(hours[hour::24]) for hour in range(24)] for hours in (tasks, successes))
-        rates = _shrunk(n, k, _daily_wave(n, k, rates[0]))
-    if span_s >= WEEK_S - DAY_S / 2:
-        rates = _shrunk(tasks, successes, rates * 7)
-    return Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
-
-
-def _daily_wave(tasks: Sequence[int], successes: Sequence[int], rate: float) -> list[float]:
-    """The rate as one sine of the day: ridge regression weighted by tasks, by Gauss-Seidel."""
-    fit, sizes = [rate] * 24, [0.0, 0.0, 0.0]
-    for _ in range(6):  # the waves are nearly orthogonal
-        for i, (wave, prior) in enumerate(zip(WAVES, (1, PRIOR_TASKS, PRIOR_TASKS), strict=True)):
-            weight = sum(n * w * w for n, w in zip(tasks, wave, strict=True))
-            pull = sum(w * (k - n * f) for w, n, k, f in zip(wave, tasks, successes, fit, strict=True))
-            change = (pull + weight * sizes[i]) / (weight + prior) - sizes[i]
-            sizes[i] += change
-            fit = [f + change * w for f, w in zip(fit, wave, strict=True)]
-    return [min(max(f, rate / 2), (1 + rate) / 2) for f in fit]
-
-
-def _shrunk(tasks: Sequence[int], successes: Sequence[int], coarse: Sequence[float]) -> list[float]:
-    """Each hour's own rate, as far as the hours differ from the coarser fit by more than chance (empirical Bayes)."""
-    surprise = sum((k - n * p) ** 2 / (n * p * (1 - p)) for n, k, p in zip(tasks, successes, coarse, strict=True) if n)
-    hours = sum(1 for n in tasks if n)
-    if surprise <= hours + 2 * math.sqrt(2 * hours):
-        return list(coarse)
-    # E[surprise] = hours + sum(n) / weight, where weight = p (1 - p) / the variance between hours.
-    weight = max(PRIOR_TASKS, sum(tasks) / (surprise - hours))
-    return [(k + weight * p) / (n + weight) for n, k, p in zip(tasks, successes, coarse, strict=True)]
-
-
 def log_ratio(tasks: float, successes: float, null: float, alternative: float) -> float:
     """Log likelihood ratio of `alternative` to `null` for binomial counts."""
     failures = tasks - successes
@@ -188,17 +129,15 @@ def departed(rate: float, delta: float) -> float:
     return max(rate + delta, rate / 2) if delta < 0 else min(rate + delta, (1 + rate) / 2)
 
 
-def threshold(information: float, settings: Settings) -> float:
-    """How much evidence an alarm takes, from the false-alarm budget and the information in one interval.
+def threshold(information: float, settings: Settings, spend: float = 1.0) -> float:
+    """How much evidence an alarm takes, from what it may spend of the budget and the information in one interval.
 
     A CUSUM at threshold h crosses by chance about I nu(sqrt(2 I))^2 exp(-h) times an interval, nu(x) about exp(-.583 x)
     (Siegmund 1985, (10.17)). The product peaks at I = 1.47; volume varies by the hour, so it is never taken to fall.
-    The CUSUMs of one direction cross together: they are one.
     """
     information = min(information, 1.47)
     crossings = WEEK_S / settings.rules.interval_s * information * math.exp(-1.166 * math.sqrt(2 * information))
-    share = BUDGET / (settings.series_count**CROWDING * len(settings.metric.signs))
-    return max(math.log(crossings / share) - UNSPENT, CLOSING)
+    return max(math.log(crossings * settings.series_count * len(settings.metric.signs) / (BUDGET * spend)), CLOSING)
 
 
 def binomial_tail(successes: int, tasks: int, rate: float) -> float:
@@ -238,19 +177,24 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Sett
 
     known = [(counts, normal) for counts, normal in cells.values() if normal is not None]
     learnt_from = sum(normal.counts.tasks for _, normal in known)
-    for delta in (sign * drop for sign in settings.metric.signs for drop in DROPS):
+    for delta, spend in ((sign * drop, share) for sign in settings.metric.signs for drop, share in DROPS.items()):
         gain = information = 0.0
+        for _, normal in known:
+            rate = rate_at(normal.rates, start)
+            away = departed(rate, delta)
+            most = 2 * normal.tasks_per_interval  # most of the evidence comes in the busy hours
+            information += log_ratio(most, most * away, rate, away) / normal.dispersion
+        limit = threshold(information, settings, spend) if known else math.inf
         for counts, normal in known:
             rate = rate_at(normal.rates, start)
-            # The baseline is estimated: its error towards the departure is not held against the series.
-            error = min(ESTIMATION * math.sqrt(rate * (1 - rate) / learnt_from), abs(delta) / 2)
+            # The baseline is estimated. An error e thins the tail to exp(-h (1 - 2 e / delta)); on average over e of
+            # variance v that is exp(2 h^2 v / delta^2) times too many alarms, and moving both rates by h v / delta
+            # undoes exactly that, at the least delay.
+            variance = FITTED * normal.dispersion * rate * (1 - rate) / learnt_from
+            error = limit * variance / abs(departed(rate, delta) - rate)
             null = departed(rate, math.copysign(error, delta))
-            alternative = departed(null, delta)
-            gain += log_ratio(counts.tasks, counts.successes, null, alternative)
-            most = 2 * normal.tasks_per_interval  # most of the evidence comes in the busy hours
-            information += log_ratio(most, most * alternative, null, alternative)
-        score = add(delta, gain, (counts for counts, _ in known)).score
-        if known and (excess := score - threshold(information, settings)) >= 0:
+            gain += log_ratio(counts.tasks, counts.successes, null, departed(null, delta)) / normal.dispersion
+        if (excess := add(delta, gain, (counts for counts, _ in known)).score - limit) >= 0:
             over.append((excess, delta))
     if settings.metric.floor:
         floor, window = settings.rules.success_floor, settings.rules.floor_window_tasks
@@ -271,16 +215,23 @@ def _alarmed(name: str, state: Series, cause: float, start: datetime, cells: Cel
     usual = total(normal.counts for normal in known.values()) if known else None
     if cause == FLOOR:
         # Over once the rate is credibly above the floor: half-way between the two is the turning point.
-        healthy: dict[str, tuple[float, ...]] = {one: (departed(floor, DROPS[0]),) for one in cells}
+        healthy: dict[str, tuple[float, ...]] = {one: (departed(floor, SLIGHT),) for one in cells}
         why = f"{found.score:.0f} short of the floor of {floor:.0%}, beyond chance"
     else:
         healthy = {one: normal.rates for one, normal in known.items()}
         why = f"against {usual.rate if usual else 0:.1%} in the baseline; log likelihood ratio {found.score:.1f}"
     counts = found.counts
-    reason = f"{settings.metric.name} {counts.rate or 0:.1%} ({counts.successes} of {counts.tasks}) since onset, {why}"
+    seen = f"{counts.rate or 0:.1%} ({counts.successes} of {counts.tasks})"
+    if settings.metric.volume:
+        seen = f"{counts.successes} tasks"
+        why = f"where {counts.tasks - counts.successes} were usual; log likelihood ratio {found.score:.1f}"
+    reason = f"{settings.metric.name} {seen} since onset, {why}"
     end = start + timedelta(seconds=settings.rules.interval_s)
     anomaly = _anomaly(settings.metric.name, name, start, end, found, usual, reason)
-    return state.model_copy(update={"alarm": Alarm(anomaly=anomaly, cause=cause, healthy=healthy)})
+    dispersion = max((normal.dispersion for normal in known.values()), default=1.0)
+    return state.model_copy(
+        update={"alarm": Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)}
+    )
 
 
 def _anomaly(
@@ -289,7 +240,7 @@ def _anomaly(
     return Anomaly(
         anomaly_id=f"{metric}:{name or PLATFORM}#{raised:%Y-%m-%dT%H:%M:%SZ}",
         metric=metric,
-        task_type=name,
+        task_type=name if name != PLATFORM else "",
         onset=found.since or raised,
         detected_at=at,
         observed=found.counts,
@@ -304,11 +255,11 @@ def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, setting
     No type says more than that it is well, or half as much that it is not: once most of a platform is well again, the
     rest is no longer the platform's alarm.
     """
-    delta = -DROPS[0] if alarm.cause == FLOOR else math.copysign(min(abs(alarm.cause), DROPS[1]), alarm.cause)
+    delta = -SLIGHT if alarm.cause == FLOOR else math.copysign(min(abs(alarm.cause), CLEAR), alarm.cause)
     recovery = dict(alarm.recovery)
     for name in alarm.healthy.keys() & cells.keys():
         counts, rate = cells[name][0], rate_at(alarm.healthy[name], start)
-        gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate)
+        gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate) / alarm.dispersion
         recovery[name] = min(CLOSING, max(-CLOSING / 2, recovery.get(name, 0.0) + gain))
     if sum(recovery.values()) < CLOSING:
         return state.model_copy(update={"alarm": alarm.model_copy(update={"recovery": recovery})})
@@ -353,6 +304,46 @@ def detect(
     return Detection(look.states, tuple(look.raised), tuple(look.closed))
 
 
+def detect_all(
+    at: datetime,
+    histories: Mapping[str, Mapping[str, Sequence[Interval]]],
+    states: Mapping[str, Series],
+    rules: ObservatoryRules,
+    excluded: Mapping[str, Sequence[Span]] | None = None,
+) -> Detection:
+    """`detect` for every metric that has a history, by its name; all series of all metrics share the budget.
+
+    What has no task types has one series, named "platform". One cause is one anomaly: while silence or an earlier
+    metric has an open alarm on a task type, or on all of them, a later one raises none there, and does not take what
+    it sees meanwhile for normal. What is still wrong afterwards is raised then.
+    """
+    if unknown := histories.keys() - {metric.name for metric in METRICS}:
+        raise ValueError(f"expected histories of declared metrics, but {', '.join(sorted(unknown))} came")
+    series_count = sum(len(history) + (len(history) > 1) for history in histories.values())
+    states, raised, closed = dict(states), list[Anomaly](), list[str]()
+    # Of each task type, and under the empty name of all: spans of the earlier metrics' alarms, those still open last.
+    past, still = dict[str, tuple[Span, ...]](), set[str]()
+    for metric in METRICS:
+        history = histories.get(metric.name, {})
+        by_type = history.keys() - {PLATFORM}
+        spans = {name: (*(excluded or {}).get(name, ()), *past.get(name, ()), *past.get("", ())) for name in by_type}
+        found = detect(at, history, states, rules, metric, series_count, spans)
+        states = found.states
+        hushed = set[str]()
+        for anomaly in found.raised:
+            if by_type and (anomaly.task_type in still or "" in still):
+                hushed.add(anomaly.anomaly_id)
+                states[anomaly.subject] = states[anomaly.subject].model_copy(update={"alarm": None, "cusums": {}})
+        raised += [anomaly for anomaly in found.raised if anomaly.anomaly_id not in hushed]
+        closed += [anomaly_id for anomaly_id in found.closed if anomaly_id not in hushed]
+        for name in (*by_type, ""):
+            for state in (states.get(f"{one}:{name or PLATFORM}", NEW) for one in (metric.name, "no_data")):
+                since = state.alarm.anomaly.onset if state.alarm is not None else None
+                still |= {name} if since and by_type else set()
+                past[name] = (*past.get(name, ()), *state.episodes, *([(since, at)] if since else []))
+    return Detection(states, tuple(raised), tuple(closed))
+
+
 @dataclass
 class _Look:
     """One look over all task types and, where there are several, the platform, whose name is empty."""
@@ -383,8 +374,46 @@ class _Look:
         spans = (*self.excluded.get(name, ()), *self.state(name).episodes, *self.state("").episodes)
         key = start.replace(minute=0, second=0, microsecond=0), spans
         if name not in self.normals or self.normals[name][0] != key:
-            self.normals[name] = key, baseline(key[0], self.tracks[name], self.settings.rules, spans)
+            metric, rules = self.settings.metric, self.settings.rules
+            self.normals[name] = key, baseline(key[0], self.tracks[name], rules, spans, metric.clustered)
         return self.normals[name][1]
+
+    def tasks(self, names: Iterable[str], first: datetime, end: datetime) -> int:
+        """The tasks of some types in the intervals that start in [first, end)."""
+        tracks = (self.tracks[name] for name in names)
+        return sum(
+            interval.counts.tasks
+            for track in tracks
+            for interval in track[bisect_left(track, first, key=START) : bisect_left(track, end, key=START)]
+        )
+
+    def volume(self, names: Sequence[str], start: datetime) -> tuple[Counts, Baseline | None]:
+        """An interval's tasks, taken together, as a share of them and the usual ones.
+
+        Of two Poisson counts, given their sum, each is binomial (Przyborowski & Wilenski 1940). Usual is the same
+        interval a week ago, but no more than the median of that time of day: a week after a flood is no drought.
+        """
+        rules, day = self.settings.rules, timedelta(days=1)
+        width = timedelta(seconds=rules.interval_s)
+        now, *before = (self.tasks(names, start - lag * day, start - lag * day + width) for lag in range(8))
+        usual = min(before[6], sorted(before)[3])
+        key = start.replace(minute=0, second=0, microsecond=0), tuple(names)
+        if (slot := f"volume of {names}") not in self.normals or self.normals[slot][0] != key:
+            first, hour = key[0] - timedelta(seconds=rules.guard_s) - 7 * day, timedelta(hours=1)
+            hours = [self.tasks(names, first + h * hour, first + (h + 1) * hour) for h in range(HOURS)]
+            # Five working days and two of the weekend, each with its own shape of the day.
+            kinds = [(h % 24, (first + h * hour).weekday() >= 5) for h in range(HOURS)]
+            means = {kind: fmean(n for k, n in zip(kinds, hours, strict=True) if k == kind) for kind in set(kinds)}
+            parts = ((h // 24, hours[h] - means[kind], means[kind]) for h, kind in enumerate(kinds))
+            spread = dispersion(parts, patterns=2)
+            both = Counts(tasks=2 * sum(hours), successes=sum(hours))
+            known = Baseline(both, (DEMAND,), both.tasks * rules.interval_s / WEEK_S, spread)
+            self.normals[slot] = key, known if both.tasks >= 2 * PRIOR_TASKS else None
+        return Counts(tasks=now + usual, successes=now), self.normals[slot][1]
+
+    def together(self, names: Sequence[str], cells: Cells, start: datetime) -> Cells:
+        """What the platform is judged by: its types side by side, or their volume in all, for types fall as one."""
+        return {"": self.volume(names, start)} if self.settings.metric.volume else {name: cells[name] for name in names}
 
     def judge(self, start: datetime) -> None:
         """Judge one interval: each type by itself, and the platform by the types without an alarm of their own."""
@@ -392,6 +421,9 @@ class _Look:
         # Of a type without an alarm nothing is said before the platform's is over.
         free = [name for name in self.tracks if platform.alarm is None and self.state(name).alarm is None]
         for name, track in self.tracks.items():
+            if self.settings.metric.volume:
+                cells[name] = self.volume([name], start)
+                continue
             i = bisect_left(track, start, key=START)
             counts = track[i].counts if i < len(track) and track[i].start == start else Counts()
             cells[name] = counts, self.normal(name, start) if name in free else None
@@ -401,9 +433,9 @@ class _Look:
             if name in free or self.state(name).alarm is not None
         }
         if platform.alarm is not None:
-            after[""] = step("", platform, start, cells, self.settings)
+            after[""] = step("", platform, start, self.together(list(self.tracks), cells, start), self.settings)
         elif len(cells) > 1:
-            whole = step("", platform, start, {name: cells[name] for name in free}, self.settings)
+            whole = step("", platform, start, self.together(free, cells, start), self.settings)
             if whole.alarm is not None:
                 found = whole.cusums[cause := whole.alarm.cause].score
                 if max(after[name].cusums.get(cause, ZERO).score for name in free) >= CULPRIT * found:

@@ -16,7 +16,8 @@ from operator import itemgetter
 from statistics import fmean, median
 from typing import NamedTuple
 
-from rules.detection import BUDGET, CLOSING, HOURS, WEEK_S, Baseline, Metric, Series, Settings, baseline, step
+from rules.baseline import HOURS, WEEK_S, Baseline, baseline
+from rules.detection import BUDGET, CLOSING, Metric, Series, Settings, step
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
@@ -132,12 +133,14 @@ def _spread(residuals: Sequence[float]) -> float:
 def detect_values(rows: Iterable[tuple[datetime, float]]) -> list[SeriesAlarm]:
     """Episodes in rows of (timestamp, value), oldest first; a value that is NaN or infinite is no data.
 
-    The baseline is at most the four weeks before the guard gap, without past episodes.
+    The baseline is the four weeks before the guard gap (60 rows where they are longer), without past episodes.
     """
     rows = list(rows)
     rules = _rules_for([at for at, _ in rows])
     rows = [(at, value) for at, value in rows if math.isfinite(value)]
     guard, healthy, found = timedelta(seconds=rules.guard_s), list[tuple[datetime, float]](), list[SeriesAlarm]()
+    # Four weeks of daily rows are fewer than a baseline takes.
+    reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
     refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
     # 0.2 is the peak of the crossings in `detection.threshold`.
     limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / BUDGET), CLOSING)
@@ -149,7 +152,7 @@ def detect_values(rows: Iterable[tuple[datetime, float]]) -> list[SeriesAlarm]:
             healthy, episode, usual = rows[episode[0] : i], None, None
         if not episode:
             if usual is None or at - fitted[-1] >= refit:
-                first, end = (bisect_left(healthy, t, key=itemgetter(0)) for t in (at - guard - FOUR_WEEKS, at - guard))
+                first, end = (bisect_left(healthy, t, key=itemgetter(0)) for t in (at - guard - reach, at - guard))
                 usual, fitted = _usual(healthy[first:end]), [at]
             healthy.append((at, value))
         if usual is None:

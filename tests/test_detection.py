@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rules.baseline import Baseline, baseline
 from rules.detection import (
     SLOW_SHARE,
     SUCCESS_RATE,
-    Baseline,
     Detection,
     Metric,
     Series,
     Settings,
-    baseline,
     binomial_tail,
     detect,
+    detect_all,
     step,
 )
 from rules.series_file import Direction, detect_rates, detect_values
@@ -252,6 +252,107 @@ def test_a_share_of_slow_tasks_alarms_when_it_rises() -> None:
     assert anomaly.subject == "slow_share:a"
 
 
+AT, NOW = MONDAY + timedelta(hours=CHANGE_H + 24), {"seen": MONDAY + timedelta(hours=CHANGE_H - 2)}
+
+
+def rows(rate: Rate, tasks: int = 20, until_h: int = CHANGE_H + 24) -> list[Interval]:
+    return [
+        Interval(start=MONDAY + timedelta(hours=h), counts=Counts(tasks=tasks, successes=round(tasks * p)))
+        for h in range(until_h)
+        if (p := rate(h)) is not None
+    ]
+
+
+def subjects(at: datetime, histories: Mapping[str, Mapping[str, list[Interval]]]) -> list[str]:
+    states = {f"{metric}:{name}": Series.model_validate(NOW) for metric, h in histories.items() for name in h}
+    return [anomaly.subject for anomaly in detect_all(at, histories, states, RULES).raised]
+
+
+FAILING, SLOWER, FEWER = until(CHANGE_H, 0.9, 0.5), until(CHANGE_H, 0.05, 0.6), until(CHANGE_H, 1.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("histories", "expected"),
+    [
+        # Timeouts fail tasks and make them slow.
+        ({"success_rate": {"a": rows(FAILING)}, "slow_share": {"a": rows(SLOWER)}}, ["success_rate:a"]),
+        # What is slow is over the median too.
+        ({"slow_share": {"a": rows(SLOWER)}, "duration_share": {"a": rows(SLOWER)}}, ["slow_share:a"]),
+        # Slow alone is a cause.
+        ({"success_rate": {"a": rows(always(0.9))}, "slow_share": {"a": rows(SLOWER)}}, ["slow_share:a"]),
+        # Another type is another cause.
+        (
+            {
+                "success_rate": {"a": rows(FAILING), "b": rows(always(0.9))},
+                "slow_share": {"a": rows(always(0.05)), "b": rows(SLOWER)},
+            },
+            ["success_rate:a", "slow_share:b"],
+        ),
+        # Agents are not tasks: failing tasks do not explain why they left.
+        (
+            {"success_rate": {"a": rows(FAILING)}, "active_agents": {"platform": rows(FEWER)}},
+            ["success_rate:a", "active_agents:platform"],
+        ),
+    ],
+)
+def test_a_cause_that_shows_in_several_metrics_is_raised_once(
+    histories: Mapping[str, Mapping[str, list[Interval]]], expected: list[str]
+) -> None:
+    assert subjects(AT, histories) == expected
+
+
+def test_a_type_that_is_still_slow_when_its_success_is_back_is_raised_then() -> None:
+    back = CHANGE_H + 24
+    failing = rows(lambda h: 0.5 if CHANGE_H <= h < back else 0.9, until_h=back + 48)
+    histories = {"success_rate": {"a": failing}, "slow_share": {"a": rows(SLOWER, until_h=back + 48)}}
+
+    first = detect_all(MONDAY + timedelta(hours=back), histories, {}, RULES)
+    then = detect_all(MONDAY + timedelta(hours=back + 24), histories, first.states, RULES)
+    later = detect_all(MONDAY + timedelta(hours=back + 48), histories, then.states, RULES)
+
+    assert [a.subject for a in first.raised] == ["success_rate:a"]
+    assert [*then.closed, *later.closed] == [first.raised[0].anomaly_id]
+    assert [a.subject for a in (*then.raised, *later.raised)] == ["slow_share:a"]
+
+
+def test_a_metric_that_nobody_declared_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected histories of declared metrics, but mood came"):
+        detect_all(AT, {"mood": {}}, {}, RULES)
+
+
+def volume(level: Callable[[int], float], until_h: int = CHANGE_H + 24, seed: int = 7) -> list[Interval]:
+    """Counts that scatter about twice as much as chance."""
+    dice = random.Random(seed)
+    counts = [max(0, round(dice.gauss(level(h), math.sqrt(2 * level(h))))) for h in range(until_h)]
+    return [
+        Interval(start=MONDAY + timedelta(hours=h), counts=Counts(tasks=n, successes=n)) for h, n in enumerate(counts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (lambda _h: 100, []),  # nothing has changed
+        (lambda h: 100 if h < CHANGE_H else 30, ["throughput:a"]),  # most tasks stay away
+        (lambda h: 100 if h < CHANGE_H else 90, []),  # a tenth fewer is demand
+        (lambda h: 100 if h < CHANGE_H else 300, []),  # more tasks are demand
+        (lambda h: 100 if h // 24 % 7 < 5 else 40, []),  # weekends are quiet
+        (lambda h: 500 if CHANGE_H - 168 <= h < CHANGE_H - 164 else 100, []),  # a week after a flood is no drought
+    ],
+)
+def test_throughput_alarms_when_tasks_stay_away_beyond_what_demand_does(
+    level: Callable[[int], float], expected: list[str]
+) -> None:
+    assert subjects(AT, {"throughput": {"a": volume(level)}}) == expected
+
+
+def test_what_comes_in_bursts_is_judged_by_the_scatter_of_its_days() -> None:
+    def bursts(hour: int) -> float:  # agents are busy for whole days, or not at all
+        return 0.9 if hour // 24 % 3 else 0.1
+
+    assert subjects(AT, {"active_agents": {"platform": rows(bursts)}}) == []
+
+
 @pytest.mark.parametrize(
     ("successes", "tasks", "rate", "chance"),
     [
@@ -435,6 +536,13 @@ def test_a_file_of_values_tells_each_episode_once(
 def test_rows_that_cannot_be_are_refused_with_the_row(rows: list[tuple[datetime, int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         detect_rates(rows)
+
+
+def test_a_file_of_daily_values_is_judged_too() -> None:
+    dice = random.Random(2)
+    days = [(MONDAY + timedelta(days=d), (50 if d < 150 else 56) + dice.gauss(0, 1)) for d in range(160)]
+
+    assert any(abs((alarm.onset - MONDAY).days - 150) <= 3 for alarm in detect_values(days))
 
 
 def test_a_file_without_rows_has_no_alarms() -> None:

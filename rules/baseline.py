@@ -1,0 +1,121 @@
+"""What is normal of a series: its rate by hour of the week, from the days before a guard gap.
+
+A finer pattern is believed as far as the hours differ by more than chance (empirical Bayes): with one rate for all,
+a night job would alarm every night; with every hour's own, a week is too little to know them.
+
+Must never: learn from the spans it is told to leave out, or make up a normal from too few tasks.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter, mul
+from typing import NamedTuple
+
+from schema.messages.base import Instant
+from schema.messages.observatory import Counts, Interval
+from schema.messages.platform import ObservatoryRules
+
+DAY_S, WEEK_S, HOURS = 86_400, 604_800, 168  # the last: hours in a week
+PRIOR_TASKS = 100  # weight of the coarser level in the finer one, and the fewest tasks that make a baseline
+TURN = [2 * math.pi * hour / 24 for hour in range(24)]
+WAVES = ([1.0] * 24, [math.sin(t) for t in TURN], [math.cos(t) for t in TURN])
+PRODUCTS = [[[a * b for a, b in zip(one, other, strict=True)] for other in WAVES] for one in WAVES]
+START = attrgetter("start")
+Span = tuple[Instant, Instant]
+
+
+class Baseline(NamedTuple):
+    """What is normal: the rate by hour of the week (Monday 00:00 UTC first), by hour of the day, or one for all."""
+
+    counts: Counts
+    rates: tuple[float, ...]
+    tasks_per_interval: float
+    dispersion: float = 1.0  # how many times more than by chance the counts vary; the evidence is divided by it
+
+
+def rate_at(rates: Sequence[float], at: datetime) -> float:
+    at = at.astimezone(UTC) if at.tzinfo else at
+    return rates[(at.weekday() * 24 + at.hour) % len(rates)]
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    counts = list(counts)
+    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
+
+
+def baseline(
+    at: datetime,
+    track: Sequence[Interval],
+    rules: ObservatoryRules,
+    excluded: Sequence[Span] = (),
+    clustered: bool = False,
+) -> Baseline | None:
+    """The normal of the window before the guard gap, without the excluded spans; None below PRIOR_TASKS tasks.
+
+    With less than a week there are no hours of the week, with less than two days no pattern at all.
+    """
+    end = at - timedelta(seconds=rules.guard_s)
+    first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
+    last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
+    busy = [i for i in track[first:last] if i.counts.tasks and not any(a <= i.start < b for a, b in excluded)]
+    tasks, successes = [0] * HOURS, [0] * HOURS
+    for interval in busy:
+        at, found = interval.start.astimezone(UTC), interval.counts
+        hour = at.weekday() * 24 + at.hour
+        tasks[hour] += found.tasks
+        successes[hour] += found.successes
+    counts = Counts(tasks=sum(tasks), successes=sum(successes))
+    if counts.tasks < PRIOR_TASKS:
+        return None
+    span_s = (busy[-1].start - busy[0].start).total_seconds() + rules.interval_s
+    # Jeffreys' half success and half failure: a perfect week must not make one failure impossible.
+    rates = [(counts.successes + 0.5) / (counts.tasks + 1)]
+    if span_s >= 2 * DAY_S:
+        n, k = ([sum(hours[hour::24]) for hour in range(24)] for hours in (tasks, successes))
+        rates = _shrunk(n, k, _daily_wave(n, k, rates[0]))
+    if span_s >= WEEK_S - DAY_S / 2:
+        rates = _shrunk(tasks, successes, rates * 7)
+    normal = Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
+    fits = ((i, i.counts.tasks, rate_at(rates, i.start)) for i in busy)
+    parts = ((i.start.toordinal(), i.counts.successes - n * p, n * p * (1 - p)) for i, n, p in fits)
+    return normal._replace(dispersion=dispersion(parts)) if clustered else normal
+
+
+def dispersion(parts: Iterable[tuple[int, float, float]], patterns: int = 1) -> float:
+    """How many times more than by chance counts vary, by themselves or by the day: of (day, deviation, variance).
+
+    Bursts that last make days differ by more than hours do: a CUSUM's tail follows the variance of long sums.
+    """
+    parts, days = list(parts), dict[int, float]()
+    for day, deviation, _ in parts:
+        days[day] = days.get(day, 0.0) + deviation
+    most = max(sum(d * d for _, d, _ in parts), sum(d * d for d in days.values()))
+    fitted = len(days) / max(1, len(days) - patterns)  # patterns of the day were fitted to the same days
+    return max(1.0, fitted * most / max(sum(v for _, _, v in parts), 1e-9))
+
+
+def _daily_wave(tasks: Sequence[int], successes: Sequence[int], rate: float) -> list[float]:
+    """The rate as one sine of the day: ridge regression weighted by tasks, by Gauss-Seidel."""
+    weights = [[sum(map(mul, tasks, products)) for products in row] for row in PRODUCTS]
+    misses = [k - n * rate for n, k in zip(tasks, successes, strict=True)]
+    pulls, sizes = [sum(map(mul, misses, wave)) for wave in WAVES], [0.0, 0.0, 0.0]
+    for _ in range(6):  # the waves are nearly orthogonal
+        for i, prior in enumerate((1, PRIOR_TASKS, PRIOR_TASKS)):
+            others = sum(weights[i][j] * sizes[j] for j in range(3) if j != i)
+            sizes[i] = (pulls[i] - others) / (weights[i][i] + prior)
+    mean, sine, cosine = sizes
+    fit = (rate + mean + sine * s + cosine * c for _, s, c in zip(*WAVES, strict=True))
+    return [min(max(f, rate / 2), (1 + rate) / 2) for f in fit]
+
+
+def _shrunk(tasks: Sequence[int], successes: Sequence[int], coarse: Sequence[float]) -> list[float]:
+    """Each hour's own rate, as far as the hours differ from the coarser fit by more than chance (empirical Bayes)."""
+    surprise = sum((k - n * p) ** 2 / (n * p * (1 - p)) for n, k, p in zip(tasks, successes, coarse, strict=True) if n)
+    hours = sum(1 for n in tasks if n)
+    if surprise <= hours + 2 * math.sqrt(2 * hours):
+        return list(coarse)
+    # E[surprise] = hours + sum(n) / weight, where weight = p (1 - p) / the variance between hours.
+    weight = max(PRIOR_TASKS, sum(tasks) / (surprise - hours))
+    return [(k + weight * p) / (n + weight) for n, k, p in zip(tasks, successes, coarse, strict=True)]
