@@ -5,24 +5,42 @@ snapshot, the anomalies it raises and their events are one transaction, keyed by
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
 
-from sqlalchemy import func
-from sqlmodel import Session, col, select
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import defer
+from sqlmodel import Session, SQLModel, col, select
 from temporalio import activity
 
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.experiment import finish_assignments, parameter_states
+from activities.memory import recall
+from activities.rollups import (
+    FAILURE_COLUMNS,
+    SKETCHES,
+    Rollup,
+    histories,
+    interval_start,
+    measures,
+    roll_up,
+    rollups,
+    together,
+)
+from activities.sketches import above, below, highest, lowest, quantile
+from rules.baseline import PRIOR_TASKS
 from rules.cooldown import next_attempt_at
-from rules.detection import Detection, Series, detect
+from rules.detection import PLATFORM, Detection, Series, detect_all
+from rules.elevation import after
 from rules.health import health
-from rules.verdict import is_good
 from schema.messages.cycle import Ending
 from schema.messages.events import EventType
 from schema.messages.experiment import Guardrail, GuardrailKind
 from schema.messages.observatory import (
+    AgentRecord,
     Counts,
     Diagnosis,
     DiagnosisRequest,
@@ -35,55 +53,61 @@ from schema.messages.observatory import (
     TaskTypeDiagnosis,
 )
 from schema.messages.platform import Mode, ObservatoryRules, Platform
-from schema.tables.experiment import ExperimentRow, ParameterRow
+from schema.messages.schedules import Elevation
+from schema.tables.experiment import AssignmentRow, ExperimentRow, ParameterRow
 from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
-from schema.tables.observatory import AnomalyRow, OutcomeRow, RollupRow, SnapshotRow
+from schema.tables.observatory import (
+    AgentRollupRow,
+    AnomalyRow,
+    OutcomeRow,
+    RetentionRow,
+    RollupRow,
+    SnapshotRow,
+)
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
-# Enough for a 95th percentile within half a point, and no more to read however long the history.
-GUARDRAIL_TASKS = 2_000
 # All samples of one diagnosis: some 200 kB, and Temporal warns at 256.
 SAMPLES = 4_000
-FAILURE_COLUMNS = {
-    FailureKind.TIMEOUT: "timeouts",
-    FailureKind.INVALID_RESULT: "invalid_results",
-    FailureKind.ERROR: "errors",
-    FailureKind.LOST: "lost",
-}
-
-
-def interval_start(at: datetime, interval_s: int) -> datetime:
-    """The start of the roll-up interval that `at` falls into; intervals are aligned to the Unix epoch."""
-    return datetime.fromtimestamp(at.timestamp() // interval_s * interval_s, UTC)
+# SQLite takes at most 32,766 values in a statement.
+RECORDED_AT_A_TIME = 5_000
+# A transaction of some tenths of a second, for which recorders wait.
+EXPIRED_AT_A_TIME = 20_000
+# Long enough to compare with the same season of last year.
+ROLLUP_RETENTION = timedelta(days=400)
+# What an experiment can decide on, and silence; of every other metric an anomaly is told, and opens no cycle.
+CYCLED = ("success_rate", "no_data")
 
 
 def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> int:
-    """Store outcomes, count them in roll-ups and experiments; return how many were new."""
-    by_id = {outcome.task_id: outcome for outcome in outcomes}
-    rows = [{**o.model_dump(), "failure": o.failure.value if o.failure else None} for o in by_id.values()]
+    """Store outcomes, count them in roll-ups and experiments; return how many were new.
+
+    One that is older than what has been expired is not: nobody could tell it from one that was counted before.
+    """
+    # One order for all writers: the roll-ups before the arms of experiments.
     lock(session, "rollup")
-    new = [by_id[task_id] for task_id in insert_new(session, OutcomeRow, rows, returning="task_id")]
-    _roll_up(session, new, interval_s)
-    finish_assignments(session, {outcome.task_id: outcome for outcome in new})
+    expired = session.exec(select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)).first()
+    found = list({o.task_id: o for o in outcomes if expired is None or o.finished_at >= expired}.values())
+    chunks = (found[n : n + RECORDED_AT_A_TIME] for n in range(0, len(found), RECORDED_AT_A_TIME))
+    return sum(_record(session, chunk, interval_s) for chunk in chunks)
+
+
+def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> int:
+    rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
+    table = OutcomeRow.__table__  # type: ignore[attr-defined]
+    connection = session.connection()
+    try:
+        # Without the ORM, and as if all were new: a repeated report is rare, and asking for it first is not free.
+        with connection.begin_nested():
+            connection.execute(insert(table), list(rows.values()))
+    except IntegrityError:
+        for task_id in connection.scalars(select(table.c.task_id).where(table.c.task_id.in_(list(rows)))).all():
+            del rows[task_id]
+        if not rows:
+            return 0
+        connection.execute(insert(table), list(rows.values()))
+    new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
+    roll_up(session, new.values(), finish_assignments(session, new), interval_s)
     return len(new)
-
-
-def _roll_up(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> None:
-    groups: dict[tuple[datetime, str], list[TaskOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        groups[interval_start(outcome.finished_at, interval_s), outcome.task_type].append(outcome)
-    for (start, task_type), group in sorted(groups.items()):
-        row = session.get(RollupRow, (start, task_type)) or RollupRow(start=start, task_type=task_type)
-        row.tasks += len(group)
-        row.successes += sum(outcome.failure is None for outcome in group)
-        for kind, column in FAILURE_COLUMNS.items():
-            setattr(row, column, getattr(row, column) + sum(outcome.failure is kind for outcome in group))
-        row.duration_sum_s += sum(outcome.duration_s for outcome in group)
-        ratings = [outcome.quality for outcome in group if outcome.quality is not None]
-        row.rated += len(ratings)
-        row.quality_sum += sum(ratings)
-        row.cost_sum += sum(outcome.cost for outcome in group)
-        session.add(row)
 
 
 def _interval(row: RollupRow) -> Interval:
@@ -100,6 +124,7 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
     """The intervals of each task type that start in [since, until), oldest first."""
     rows = session.exec(
         select(RollupRow)
+        .options(*(defer(getattr(RollupRow, name)) for name in SKETCHES))
         .where(col(RollupRow.start) >= since, col(RollupRow.start) < until)
         .order_by(col(RollupRow.start))
     ).all()
@@ -107,6 +132,17 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
     for row in rows:
         found[row.task_type].append(_interval(row))
     return dict(found)
+
+
+def agent_record(session: Session, since: datetime, until: datetime) -> dict[tuple[str, str], AgentRecord]:
+    """How each agent's tasks of each type went in the intervals that start in [since, until), whatever their arm."""
+    sums = (func.sum(getattr(AgentRollupRow, name)).label(name) for name in AgentRecord.model_fields)
+    rows = session.execute(
+        select(AgentRollupRow.agent_id, AgentRollupRow.task_type, *sums)
+        .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until, AgentRollupRow.agent_id != "")
+        .group_by(AgentRollupRow.agent_id, AgentRollupRow.task_type)
+    )
+    return {(row.agent_id, row.task_type): AgentRecord.model_validate(row, from_attributes=True) for row in rows}
 
 
 def counts_since(session: Session, task_types: Sequence[str], since: datetime, until: datetime | None = None) -> Counts:
@@ -137,36 +173,72 @@ def latest_snapshot(database: Database) -> Snapshot | None:
 def guardrails(
     session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules
 ) -> tuple[Guardrail, ...]:
-    """What must not get worse, from the latest tasks of the baseline window (or, on day one, of all there is).
+    """What must not get worse, from the roll-ups of the baseline window (or, on day one, of all there is).
 
-    A guardrail of something that is not measured here is none. The margin is the cycle's to set.
+    A guardrail of something that is not measured here is none. Bounds lie between two buckets of the sketches, so the
+    usual share is counted exactly. The margin is the cycle's to set.
     """
-    since = at - timedelta(seconds=rules.guard_s + rules.baseline_s)
-    rows = session.exec(
-        select(OutcomeRow)
-        .where(col(OutcomeRow.task_type).in_(task_types), col(OutcomeRow.finished_at) >= since)
-        .order_by(col(OutcomeRow.finished_at).desc())
-        .limit(GUARDRAIL_TASKS)
-    ).all()
-    outcomes = [TaskOutcome.model_validate(row.model_dump()) for row in rows]
-    bounds = {
-        GuardrailKind.FAST: _quantile([o.duration_s for o in outcomes if o.failure is None], 0.95),
-        GuardrailKind.WELL_RATED: _quantile([o.quality for o in outcomes if o.quality is not None], 0.5),
-        GuardrailKind.CHEAP: _quantile([o.cost for o in outcomes if o.cost], 0.95),
-    }
+    end = at - timedelta(seconds=rules.guard_s)
+    since = end - timedelta(seconds=rules.baseline_s)
+    tracks = rollups(session, since, at, task_types)
+    everything = [one for track in tracks.values() for one in track]
+    healthy = together(one for one in everything if one.start < end)
+    usual = healthy if healthy.tasks >= PRIOR_TASKS else together(everything)
     found = []
-    for kind, bound in bounds.items():
-        if bound is not None:
-            guardrail = Guardrail(kind=kind, bound=bound, usual=0.5, margin=0.05)
-            judged = [good for o in outcomes if (good := is_good(guardrail, o)) is not None]
-            usual = (sum(judged) + 0.5) / (len(judged) + 1)
-            found.append(guardrail.model_copy(update={"usual": usual}))
+
+    def add(kind: GuardrailKind, bound: float, good: int, judged: int) -> None:
+        found.append(Guardrail(kind=kind, bound=bound, usual=(good + 0.5) / (judged + 1), margin=0.05))
+
+    if (slow := quantile(usual.durations, 0.95)) is not None:
+        fast = usual.durations.total() - above(usual.durations, slow)
+        add(GuardrailKind.FAST, highest(slow), fast, usual.tasks)  # a failed task is slow
+    if (median := quantile(usual.qualities, 0.5)) is not None:
+        well = usual.rated - below(usual.qualities, median)
+        add(GuardrailKind.WELL_RATED, lowest(median), well, usual.rated)
+    if (dear := quantile(usual.costs, 0.95)) is not None:
+        add(GuardrailKind.CHEAP, highest(dear), usual.tasks - above(usual.costs, dear), usual.tasks)
     return tuple(found)
 
 
-def _quantile(values: list[float], share: float) -> float | None:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
+    """Delete at most `limit` outcomes that finished before then, and the assignments of experiments closed before then.
+
+    Nothing goes that an open experiment may have counted. Roll-ups go after ROLLUP_RETENTION. The assignments of an
+    experiment go together, or an audit would take those that are left for all there were.
+    """
+    lock(session, "rollup")
+    running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))
+    before = min(before, session.exec(running).one() or before)
+    expired = session.get(RetentionRow, OutcomeRow.__tablename__) or RetentionRow(
+        subject=OutcomeRow.__tablename__, before=before
+    )
+    expired.before = max(expired.before, before)
+    session.add(expired)
+    old = (
+        select(OutcomeRow.task_id)
+        .where(col(OutcomeRow.finished_at) < before)
+        .order_by(col(OutcomeRow.finished_at))
+        .limit(limit)
+    )
+    deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(old))
+    assigned = exists().where(col(AssignmentRow.experiment_id) == ExperimentRow.experiment_id)
+    closed = (
+        select(ExperimentRow.experiment_id)
+        .where(col(ExperimentRow.closed_at) < before, assigned)
+        .order_by(col(ExperimentRow.closed_at))
+    )
+    for experiment_id in session.exec(closed).all():
+        if deleted >= limit:
+            return deleted
+        deleted += _delete(session, AssignmentRow, col(AssignmentRow.experiment_id) == experiment_id)
+    for table in (RollupRow, AgentRollupRow):
+        _delete(session, table, col(table.start) < before - ROLLUP_RETENTION)
+    return deleted
+
+
+def _delete(session: Session, table: type[SQLModel], condition: ColumnElement[bool]) -> int:
+    statement = delete(table).where(condition).execution_options(synchronize_session=False)
+    return cast(CursorResult[Any], session.execute(statement)).rowcount
 
 
 class ObservatoryActivities:
@@ -185,17 +257,42 @@ class ObservatoryActivities:
         with self._database.transaction() as session:
             if (taken := session.get(SnapshotRow, at)) is not None:
                 return Snapshot.model_validate(taken.body)
-            known = history(session, since, until)
+            tracks = rollups(session, since, until)
+            end = until - timedelta(seconds=rules.guard_s)
+            watched = histories(tracks, end - timedelta(seconds=rules.baseline_s), end)
+            active = _active_agents(session, since, until, rules.interval_s)
+            watched |= _platform_histories(session, self._platform, since, until, active)
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             states = {name: Series.model_validate(state) for name, state in last.detector.items()} if last else {}
-            found = detect(until, known, states, rules, excluded=_not_normal(session, self._platform, since, until))
-            snapshot = _measure(session, at, rules, known, found)
+            found = detect_all(until, watched, states, rules, _not_normal(session, self._platform, since, until))
+            known_parts = last.body.get("measured", ()) if last else ()
+            snapshot = _measure(session, at, rules, tracks, active, found, known_parts)
+            before = Snapshot.model_validate(last.body).elevation if last else Elevation()
+            elevation = after(before, snapshot.health, at, self._platform.elevation)
+            snapshot = snapshot.model_copy(update={"elevation": elevation})
+            if elevation.elevated != before.elevated:
+                emit(
+                    session,
+                    EventType.SCHEDULES_ELEVATED if elevation.elevated else EventType.SCHEDULES_RESTORED,
+                    "schedules",
+                    at.isoformat(),
+                    at,
+                    health=snapshot.health,
+                    reason=elevation.reason,
+                )
             self._announce(session, found, at)
             detector = {name: state.model_dump(mode="json") for name, state in found.states.items()}
             session.add(
                 SnapshotRow(at=at, health=snapshot.health, body=snapshot.model_dump(mode="json"), detector=detector)
             )
         return snapshot
+
+    @activity.defn
+    def expire(self, at: datetime) -> int:
+        """Forget some of the outcomes that are older than the retention; call it until it returns 0."""
+        before = at - timedelta(seconds=self._platform.observatory.outcome_retention_s)
+        with self._database.transaction() as session:
+            return expire_outcomes(session, before, EXPIRED_AT_A_TIME)
 
     def _announce(self, session: Session, found: Detection, at: datetime) -> None:
         for anomaly in found.raised:
@@ -207,7 +304,7 @@ class ObservatoryActivities:
                 row.closed_at = at
                 session.add(row)
                 emit(session, EventType.ANOMALY_CLOSED, row.subject, row.anomaly_id, at, anomaly_id=row.anomaly_id)
-            elif self._platform.mode is Mode.OBSERVE:
+            elif self._platform.mode is Mode.OBSERVE or row.body["metric"] not in CYCLED:
                 key = f"{row.anomaly_id}:observed"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=None)
             elif (attempt := self._due_attempt(session, row, at)) is not None:
@@ -247,6 +344,7 @@ class ObservatoryActivities:
                 ),
                 parameters=parameter_states(session, self._platform),
                 endings=_endings(session, request.subject),
+                memory=recall(session, request.subject, at),
             )
 
 
@@ -266,59 +364,115 @@ def _not_normal(
     return spans
 
 
+def _active_agents(session: Session, since: datetime, until: datetime, interval_s: int) -> dict[datetime, set[str]]:
+    """Who executed a task, won a bid, proposed or voted, by interval; one in which nobody did is missing."""
+    acts = [
+        select(AgentRollupRow.start, AgentRollupRow.agent_id)
+        .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until)
+        .distinct(),
+        select(AwardRow.at, AwardRow.agent_id).where(col(AwardRow.at) >= since, col(AwardRow.at) < until),
+        select(ProposalRow.at, ProposalRow.agent_id).where(col(ProposalRow.at) >= since, col(ProposalRow.at) < until),
+        select(ElectorateRow.opened_at, BallotRow.agent_id)
+        .join(BallotRow, col(BallotRow.cycle_id) == ElectorateRow.cycle_id)
+        .where(col(ElectorateRow.opened_at) >= since, col(ElectorateRow.opened_at) < until),
+    ]
+    found: dict[datetime, set[str]] = defaultdict(set)
+    for query in acts:
+        for at, agent_id in session.exec(query).all():
+            found[interval_start(at, interval_s)].add(agent_id)
+    return found
+
+
+def _platform_histories(
+    session: Session, platform: Platform, since: datetime, until: datetime, active: Mapping[datetime, set[str]]
+) -> dict[str, dict[str, list[Interval]]]:
+    """Metrics of the market and the agents, each one series: awarded meta-tasks of opened ones, active agents of all.
+
+    A meta-task is counted once its bids have had twice their window, so that one still open is no failure.
+    """
+    width = platform.observatory.interval_s
+    due = timedelta(seconds=2 * platform.cycle.bid_window_s)
+    fills: dict[datetime, list[int]] = defaultdict(lambda: [0, 0])
+    meta_tasks = session.exec(
+        select(MetaTaskRow.opened_at, exists().where(col(AwardRow.cycle_id) == MetaTaskRow.cycle_id)).where(
+            col(MetaTaskRow.opened_at) >= since - due, col(MetaTaskRow.opened_at) < until - due
+        )
+    )
+    for opened_at, awarded in meta_tasks.all():
+        cell = fills[interval_start(opened_at + due, width)]
+        cell[0] += 1
+        cell[1] += awarded
+    registered = session.exec(select(AgentRow.agent_id, AgentRow.registered_at)).all()
+    agents = {at: {name for name, registered_at in registered if registered_at < at} for at in active}
+    fill_rate = [Interval(start=at, counts=Counts(tasks=n, successes=k)) for at, (n, k) in sorted(fills.items())]
+    activity_rate = [
+        Interval(start=at, counts=Counts(tasks=len(agents[at]), successes=len(agents[at] & acted)))
+        for at, acted in sorted(active.items())
+    ]
+    series = {"market_fill_rate": fill_rate, "active_agents": activity_rate}
+    # A series without an interval must not take a share of the false-alarm budget.
+    return {metric: {PLATFORM: intervals} for metric, intervals in series.items() if intervals}
+
+
 def _measure(
-    session: Session, at: datetime, rules: ObservatoryRules, known: dict[str, list[Interval]], found: Detection
+    session: Session,
+    at: datetime,
+    rules: ObservatoryRules,
+    tracks: Mapping[str, Sequence[Rollup]],
+    active: Mapping[datetime, set[str]],
+    found: Detection,
+    measured: Collection[str],
 ) -> Snapshot:
     """The metrics of the trailing floor window, by task type and together."""
     since = at - timedelta(seconds=rules.floor_window_s)
-    recent = {name: [i for i in intervals if i.start >= since] for name, intervals in known.items()}
-    by_type = {name: _total(intervals) for name, intervals in recent.items() if intervals}
-    everything = [interval for intervals in recent.values() for interval in intervals]
-    total = _total(everything)
+    recent = {name: [one for one in track if one.start >= since] for name, track in tracks.items()}
+    by_type = {name: together(track) for name, track in recent.items() if track}
+    total = together(by_type.values())
     fill = _market_fill_rate(session, since)
-    active = session.exec(
-        select(func.count(func.distinct(BallotRow.agent_id)))
-        .join(ElectorateRow, col(ElectorateRow.cycle_id) == BallotRow.cycle_id)
-        .where(col(ElectorateRow.opened_at) >= since)
-    ).one()
-    registered = session.exec(select(func.count()).select_from(AgentRow)).one()
+    agents = set(session.exec(select(AgentRow.agent_id)).all())
+    acted = {agent_id for start, names in active.items() if start >= since for agent_id in names} & agents
     throughput = total.tasks * 3_600 / rules.floor_window_s
-    usual = healthy_counts(session, sorted(known), at, rules)
-    quality = _mean(everything, "mean_quality")
+    usual = healthy_counts(session, sorted(tracks), at, rules)
+    whole = measures(total)
+    known = {"success", *measured}
+    if any(one.rated for track in tracks.values() for one in track):
+        known.add("quality")
+    # A platform that never ran a task is not well because nobody is missing in it.
+    ran = bool(tracks) or "success" in measured
     score = health(
-        success_rate=total.rate,
-        mean_quality=quality,
-        market_fill_rate=fill,
-        active_agents=active,
-        expected_agents=registered,
+        success_rate=total.counts.rate,
+        mean_quality=whole.mean_quality,
+        # A market with nothing to fill is measured, and full.
+        market_fill_rate=1.0 if fill is None and ran else fill,
+        active_agents=len(acted) if ran else None,
+        expected_agents=len(agents),
         throughput_per_h=throughput,
         expected_throughput_per_h=usual.tasks * 3_600 / rules.baseline_s if usual else None,
+        known_parts=known,
     )
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
-        platform=total,
-        task_types=by_type,
-        mean_duration_s=_mean(everything, "mean_duration_s"),
-        mean_quality=quality,
+        platform=total.counts,
+        task_types={name: one.counts for name, one in by_type.items()},
+        mean_duration_s=whole.mean_duration_s,
+        mean_quality=whole.mean_quality,
         market_fill_rate=fill,
-        active_agents=active,
+        active_agents=len(acted),
         throughput_per_h=throughput,
         health=score.score,
         reason="; ".join(anomaly.reason for anomaly in found.raised) or score.reason,
+        p50_duration_s=whole.p50_duration_s,
+        p95_duration_s=whole.p95_duration_s,
+        spending=whole.spending,
+        measures={name: measures(one) for name, one in by_type.items()},
+        measured=tuple(sorted({*measured, *score.parts})),
     )
 
 
 def _total(intervals: Iterable[Interval]) -> Counts:
     counts = [interval.counts for interval in intervals]
     return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
-
-
-def _mean(intervals: Iterable[Interval], field: str) -> float | None:
-    """A mean over tasks of what the intervals hold as means; None where nothing was measured."""
-    measured = [(i.counts.tasks, getattr(i, field)) for i in intervals if getattr(i, field) is not None]
-    tasks = sum(count for count, _ in measured)
-    return sum(count * value for count, value in measured) / tasks if tasks else None
 
 
 def _market_fill_rate(session: Session, since: datetime) -> float | None:

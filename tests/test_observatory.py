@@ -3,30 +3,25 @@
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import col, select
-from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
 
 from activities.database import Database
-from activities.events import EventActivities, emit
 from activities.experiment import declare_parameters
 from activities.market import MarketActivities, register_agent
 from activities.observatory import (
     ObservatoryActivities,
     counts_since,
     healthy_counts,
-    interval_start,
     record_outcomes,
 )
 from activities.proposals import ProposalActivities
-from rules.subscriptions import Subscriber
+from activities.rollups import interval_start
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.events import EventType
 from schema.messages.observatory import Anomaly, Counts, Diagnosis, DiagnosisRequest, FailureKind
@@ -350,71 +345,3 @@ def test_a_diagnosis_of_a_large_platform_fits_a_message(database: Database) -> N
 def test_nobody_can_ask_for_more_than_the_most(wanted: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"less than|greater than"):
         DiagnosisRequest(subject=SUBJECT, **wanted)
-
-
-# --- Delivery ---------------------------------------------------------------------------------------------------------
-
-
-class Temporal:
-    """Stands in for the server: remembers which cycles were asked for, and is down for some calls, counted from 0."""
-
-    def __init__(self, *down: int) -> None:
-        self.started: list[str] = []
-        self._calls = count()
-        self._down = down
-
-    async def start_workflow(self, _name: str, request: CycleRequest, **_options: Any) -> None:
-        if next(self._calls) in self._down:
-            raise ConnectionError("the server is away")
-        self.started.append(request.request_id)
-
-
-def bus(database: Database, temporal: Temporal) -> EventActivities:
-    return EventActivities(database, cast(Client, temporal))
-
-
-def announce(database: Database, *keys: str) -> None:
-    body = builders.anomaly().model_dump(mode="json")
-    with database.transaction() as session:
-        for key in keys:
-            emit(session, EventType.ANOMALY_DETECTED, SUBJECT, key, NOW, anomaly=body, attempt=1)
-            emit(session, EventType.CYCLE_ENDED, SUBJECT, key, NOW)  # not for this subscriber
-
-
-async def test_events_are_delivered_in_order_and_once(database: Database) -> None:
-    announce(database, "a", "b", "c")
-    temporal = Temporal()
-
-    assert await bus(database, temporal).deliver(Subscriber.CYCLES) == 3
-    with pytest.raises(ApplicationError, match="waiting for events for cycles"):
-        await bus(database, temporal).deliver(Subscriber.CYCLES)
-
-    assert temporal.started == [f"anomaly.detected:{key}" for key in "abc"]
-
-
-async def test_a_delivery_that_failed_comes_again_and_nothing_overtakes_it(database: Database) -> None:
-    announce(database, "a", "b")
-    temporal = Temporal(1, 2)  # the second event, twice
-
-    for _ in range(2):
-        with pytest.raises(ConnectionError):
-            await bus(database, temporal).deliver(Subscriber.CYCLES)
-    await bus(database, temporal).deliver(Subscriber.CYCLES)
-
-    assert temporal.started == ["anomaly.detected:a", "anomaly.detected:b"]
-
-
-async def test_an_event_that_was_rolled_back_is_never_delivered(database: Database) -> None:
-    def fail() -> None:
-        with database.transaction() as session:
-            emit(session, EventType.ANOMALY_DETECTED, SUBJECT, "a", NOW, anomaly={}, attempt=1)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    temporal = Temporal()
-
-    with pytest.raises(ApplicationError, match="waiting"):
-        await bus(database, temporal).deliver(Subscriber.CYCLES)
-
-    assert temporal.started == []

@@ -5,7 +5,9 @@ from enum import StrEnum
 from pydantic import Field
 
 from .base import Identifier, Instant, Message, Name, Text, Value
+from .memory import Pattern
 from .platform import ParameterState
+from .schedules import Elevation
 
 
 class FailureKind(StrEnum):
@@ -43,6 +45,15 @@ class Counts(Message):
         return self.successes / self.tasks if self.tasks else None
 
 
+class AgentRecord(Counts):
+    """How an agent's tasks of one type went: counts and sums, so that records of several windows add up."""
+
+    duration_sum_s: float = 0.0
+    rated: int = 0
+    quality_sum: float = 0.0
+    cost_sum: float = 0.0
+
+
 class Interval(Message):
     """One roll-up interval of one task type, as the detector and the health score read it."""
 
@@ -71,8 +82,24 @@ class Anomaly(Message):
         return f"{self.metric}:{self.task_type or 'platform'}"
 
 
+class Measures(Message):
+    """Durations (seconds), quality and spending of some tasks; None where nothing was measured.
+
+    The quantiles are those of completed tasks, right within 1%; the mean is of all that finished.
+    """
+
+    mean_duration_s: float | None = None
+    p50_duration_s: float | None = None
+    p95_duration_s: float | None = None
+    mean_quality: float | None = None
+    spending: float = 0.0
+
+
 class Snapshot(Message):
-    """One look at the platform. `health` is 0 to 100, or None where nothing could be measured."""
+    """One look at the platform. `health` is 0 to 100, or None where nothing could be measured.
+
+    `measures` are by task type; `measured` are the parts of health that this platform has ever measured.
+    """
 
     at: Instant
     interval_s: int
@@ -85,6 +112,12 @@ class Snapshot(Message):
     throughput_per_h: float
     health: float | None
     reason: Text = ""
+    elevation: Elevation = Elevation()
+    p50_duration_s: float | None = None
+    p95_duration_s: float | None = None
+    spending: float = 0.0
+    measures: dict[str, Measures] = Field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
 
 class DurationSample(Message):
@@ -113,13 +146,17 @@ class PastEnding(Message):
 
 
 class Diagnosis(Message):
-    """The facts an agent may investigate with. Everything in it was recorded; nothing is a conclusion."""
+    """The facts an agent may investigate with. Everything in it was recorded; nothing is a conclusion.
+
+    `memory` is what earlier nights have learned of the like, at most 20 patterns, the nearest first.
+    """
 
     at: Instant
     window_start: Instant
     task_types: tuple[TaskTypeDiagnosis, ...]
     parameters: tuple[ParameterState, ...]
     endings: tuple[PastEnding, ...] = ()
+    memory: tuple[Pattern, ...] = ()
 
 
 class DiagnosisRequest(Message):

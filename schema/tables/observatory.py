@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index
+from sqlalchemy import JSON, Column, Index, LargeBinary
 from sqlmodel import Field, SQLModel
 
 from .columns import Moment
@@ -11,7 +11,11 @@ from .columns import Moment
 
 class OutcomeRow(SQLModel, table=True):
     __tablename__ = "outcome"
-    __table_args__ = (Index("outcome_by_type", "task_type", "finished_at"),)
+    # By type for an investigator's samples, by age for the retention.
+    __table_args__ = (
+        Index("outcome_by_type", "task_type", "finished_at"),
+        Index("outcome_by_age", "finished_at"),
+    )
 
     task_id: str = Field(primary_key=True)
     task_type: str
@@ -25,7 +29,7 @@ class OutcomeRow(SQLModel, table=True):
 
 
 class RollupRow(SQLModel, table=True):
-    """One interval of one task type; kept in the transaction that records the outcomes."""
+    """One interval of one task type, with sketches (activities.sketches) of durations, quality and cost."""
 
     __tablename__ = "rollup"
 
@@ -41,6 +45,35 @@ class RollupRow(SQLModel, table=True):
     rated: int = 0
     quality_sum: float = 0.0
     cost_sum: float = 0.0
+    durations: bytes = Field(default=b"", sa_type=LargeBinary)
+    qualities: bytes = Field(default=b"", sa_type=LargeBinary)
+    costs: bytes = Field(default=b"", sa_type=LargeBinary)
+
+
+class AgentRollupRow(SQLModel, table=True):
+    """One interval of one task type and agent; `arm` is a variant, or empty for a task that no experiment exposed."""
+
+    __tablename__ = "agent_rollup"
+
+    start: datetime = Field(sa_type=Moment, primary_key=True)
+    task_type: str = Field(primary_key=True)
+    arm: str = Field(primary_key=True)
+    agent_id: str = Field(primary_key=True)
+    tasks: int = 0
+    successes: int = 0
+    duration_sum_s: float = 0.0
+    rated: int = 0
+    quality_sum: float = 0.0
+    cost_sum: float = 0.0
+
+
+class RetentionRow(SQLModel, table=True):
+    """Until when the rows of a table have been forgotten: what is older cannot be told from what was counted."""
+
+    __tablename__ = "retention"
+
+    subject: str = Field(primary_key=True)
+    before: datetime = Field(sa_type=Moment)
 
 
 class SnapshotRow(SQLModel, table=True):

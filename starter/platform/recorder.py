@@ -16,7 +16,7 @@ from typing import Self
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from activities.database import Database
+from activities.database import Database, lock
 from activities.experiment import record_assignments
 from activities.observatory import record_outcomes
 from schema.messages.experiment import Assignment
@@ -39,7 +39,7 @@ class Recorder:
     `linger_s` seconds.
     """
 
-    def __init__(self, database: Database, interval_s: int, batch: int = 500, linger_s: float = 0.05) -> None:
+    def __init__(self, database: Database, interval_s: int, batch: int = 1_000, linger_s: float = 0.05) -> None:
         self._database = database
         self._interval_s = interval_s
         self._batch = batch
@@ -98,6 +98,8 @@ class Recorder:
         while True:
             try:
                 with self._database.transaction() as session:
+                    # Before the arms that assignments lock: two recorders would otherwise wait for each other.
+                    lock(session, "rollup")
                     record_assignments(session, [a for entry in entries for a in entry.assignments])
                     outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
                     record_outcomes(session, outcomes, self._interval_s)
