@@ -1,26 +1,36 @@
-"""Observatory: takes the snapshot that the schedule asks for, and answers agents who investigate."""
+"""Observatory: takes the snapshot that its schedule asks for, and answers agents who investigate."""
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.observatory import ObservatoryActivities
+    from activities.schedules import ScheduleActivities
 
 from schema import wire
 from schema.messages.observatory import Diagnosis, DiagnosisRequest, Snapshot
+from schema.messages.schedules import JobReport, JobRequest
+from workflows.budget import Step, within_budget
 from workflows.calls import BUGS, call
 
 
 @workflow.defn(name=wire.OBSERVATORY, failure_exception_types=BUGS)
 class Observatory:
-    """One look at the platform: measure, detect, and announce what is wrong, in one transaction."""
+    """One look at the platform: measure, detect, announce what is wrong, and let the schedules follow the health."""
 
     @workflow.run
-    async def run(self) -> Snapshot:
+    async def run(self, job: JobRequest) -> JobReport:
+        return await within_budget(job, (Step("snapshot", self._look), Step("schedules", self._follow)))
+
+    async def _look(self) -> str:
         snapshot: Snapshot = await call(
             ObservatoryActivities.take_snapshot, workflow.now(), summary="measure, detect, announce"
         )
-        workflow.set_current_details(snapshot.reason)
-        return snapshot
+        health = "unknown" if snapshot.health is None else f"{snapshot.health:.0f}"
+        return f"health {health}: {snapshot.reason}"
+
+    async def _follow(self) -> str | None:
+        changes: tuple[str, ...] = await call(ScheduleActivities.follow_health, summary="schedules follow the health")
+        return "; ".join(changes) or None
 
 
 @workflow.defn(name=wire.DIAGNOSTICS, failure_exception_types=BUGS)

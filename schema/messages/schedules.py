@@ -1,6 +1,7 @@
-"""Schedules: what a job of the cron registry is asked to do, and what came of it."""
+"""Schedules: what a job of the cron registry is asked to do, what came of it, and what its schedule knows of itself."""
 
-from .base import Message, Text
+from .base import Instant, Message, Text
+from .platform import ScheduleDeclaration
 
 
 class JobRequest(Message):
@@ -22,3 +23,43 @@ class JobReport(Message):
     def exceeded(self) -> bool:
         """Whether the budget ended before the work did."""
         return bool(self.left)
+
+
+class Elevation(Message):
+    """Whether diagnostic jobs are elevated; the reason is of the last change, empty before the first."""
+
+    elevated: bool = False
+    reason: Text = ""
+
+
+class Budget(Message):
+    """Seconds that a job may take, and where they come from."""
+
+    seconds: float
+    reason: Text = ""
+
+
+class JobState(Message):
+    """What a schedule carries in its action's memo: Temporal is the store, no table says the same again."""
+
+    declaration: ScheduleDeclaration
+    budget: Budget
+    elevation: Elevation = Elevation()
+
+
+class Scan(Message):
+    """What the agents' look at the market came to: how many looked at how many open cycles and tasks, and what they
+    sent."""
+
+    agents: int
+    cycles: int
+    words: int
+    tasks: int = 0
+
+
+class OpenWindow(Message):
+    """What the scan for overdue windows reads of any workflow's status."""
+
+    phase: str
+    deadline: Instant | None = None
+    paused: bool = False

@@ -1,0 +1,73 @@
+"""Elevation: how often, how soon and for how long the jobs of the cron registry run, by how well the platform is.
+
+Decides three things: when diagnostic jobs are elevated and when they go back (two thresholds, a hysteresis), what that
+means for an interval and a priority, and the time budget of a job that declares none. A missing health is never good
+news: it ends no elevation, and counts as no health at all where a budget asks how urgent things are.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+from schema.messages.platform import ElevationRules, JobClass, ScheduleDeclaration
+from schema.messages.schedules import Budget, Elevation
+
+# Temporal's own: 1 goes before everything else.
+FIRST = 1
+# Nine runs of ten fit into a budget of this quantile; the tenth has the headroom.
+QUANTILE = 0.9
+HEADROOM = 2.0
+# So many open anomalies are as urgent as it gets: the budget doubles.
+URGENT_ANOMALIES = 4
+# Budgets are whole steps of this, so that a snapshot does not change every schedule by a fraction of a second.
+BUDGET_STEP_S = 5.0
+
+
+def after(before: Elevation, health: float | None, at: datetime, rules: ElevationRules) -> Elevation:
+    """The elevation after one more health score (0 to 100, or None where nothing could be measured)."""
+    if health is None:
+        return before
+    since = f"since {at:%Y-%m-%d %H:%M} UTC: health {health:.1f}"
+    if not before.elevated and health < rules.below:
+        return Elevation(elevated=True, reason=f"elevated {since} is under {rules.below:g}")
+    if before.elevated and health > rules.above:
+        return Elevation(elevated=False, reason=f"back to normal {since} is over {rules.above:g}")
+    return before
+
+
+def is_elevated(declared: ScheduleDeclaration, elevation: Elevation) -> bool:
+    """Whether this job is one that runs more often and first now."""
+    return elevation.elevated and declared.job_class is JobClass.DIAGNOSTIC
+
+
+def interval_s(declared: int, elevated: bool, rules: ElevationRules) -> int:
+    """Seconds between two runs of a job that declares `declared` of them."""
+    return min(declared, max(rules.least_interval_s, declared // rules.divisor)) if elevated else declared
+
+
+def priority(declared: int, elevated: bool) -> int:
+    """Temporal's priority, 1 to 5, of a job that declares `declared`."""
+    return FIRST if elevated else declared
+
+
+def budget(
+    durations_s: Sequence[float], open_anomalies: int, health: float | None, declared: ScheduleDeclaration
+) -> Budget:
+    """The time budget: declared, or by how complex the job was lately and how urgent things are now.
+
+    A run that was stopped at its budget counts with what it took: that is less than it needed, so the budget grows
+    from run to run until it suffices or meets its bound.
+    """
+    if declared.budget_s != "auto":
+        return Budget(seconds=declared.budget_s)
+    if not durations_s:
+        return Budget(seconds=declared.most_budget_s, reason="auto: no run yet, so all that it may have")
+    usual_s = sorted(durations_s)[math.ceil(QUANTILE * len(durations_s)) - 1]
+    urgency = max(min(1.0, open_anomalies / URGENT_ANOMALIES), 1 - (health or 0.0) / 100)
+    wanted_s = math.ceil(usual_s * HEADROOM * (1 + urgency) / BUDGET_STEP_S) * BUDGET_STEP_S
+    runs = f"{QUANTILE:.0%} of {len(durations_s)} runs took up to {usual_s:.1f} s"
+    open_now = f"{open_anomalies} anomalies open, health {'unknown' if health is None else f'{health:.0f}'}"
+    return Budget(
+        seconds=min(max(wanted_s, declared.least_budget_s), declared.most_budget_s),
+        reason=f"auto: {runs}; {open_now}",
+    )

@@ -1,0 +1,66 @@
+"""Autonomy: the two jobs that keep the market moving. Neither decides anything: agents bid, and windows award."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
+
+with workflow.unsafe.imports_passed_through():
+    from activities.schedules import ScheduleActivities
+
+from schema import wire
+from schema.messages.schedules import JobReport, JobRequest, Scan
+from workflows.budget import Step, within_budget
+from workflows.calls import BUGS, PATIENT, SHORT, call
+
+
+@workflow.defn(name=wire.AUTONOMY_SCAN, failure_exception_types=BUGS)
+class AutonomyScan:
+    """Ask the in-house agents to look at the market now. They live in a process of their own, with its own queue."""
+
+    @workflow.init
+    def __init__(self, job: JobRequest) -> None:
+        self._job = job
+        self._agents: tuple[str, ...] = ()
+
+    @workflow.run
+    async def run(self, job: JobRequest) -> JobReport:
+        return await within_budget(job, (Step("who may look", self._ask), Step("look at the market", self._look)))
+
+    async def _ask(self) -> None:
+        self._agents = await call(ScheduleActivities.who_may_look, summary="agents that are not suspended")
+
+    async def _look(self) -> str:
+        try:
+            scan: Scan = await workflow.execute_activity(
+                wire.LOOK,
+                self._agents,
+                result_type=Scan,
+                task_queue=wire.AGENTS_QUEUE,
+                # A process that does not take it soon is not there.
+                schedule_to_start_timeout=timedelta(seconds=self._job.budget_s / 3),
+                start_to_close_timeout=SHORT,
+                retry_policy=PATIENT,
+                summary=f"{len(self._agents)} agents look",
+            )
+        except ActivityError as error:
+            if isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START:
+                return f"nobody looked: expected the agents' process on {wire.AGENTS_QUEUE}, but none answers"
+            raise
+        looked = f"{scan.agents} agents looked at {scan.cycles} open cycles and {scan.tasks} tasks"
+        return f"{looked}, and sent {scan.words} messages"
+
+
+@workflow.defn(name=wire.AWARD_DUE_BIDS, failure_exception_types=BUGS)
+class AwardDueBids:
+    """Nudge the windows that should have closed; see `ScheduleActivities.nudge_overdue` for what can be overdue."""
+
+    @workflow.run
+    async def run(self, job: JobRequest) -> JobReport:
+        return await within_budget(job, (Step("nudge what is overdue", self._nudge),))
+
+    async def _nudge(self) -> str | None:
+        nudged: tuple[str, ...] = await call(
+            ScheduleActivities.nudge_overdue, workflow.now(), summary="windows that should have closed"
+        )
+        return "; ".join(nudged) or None
