@@ -1,21 +1,75 @@
-"""Subscriptions: who hears what. The whole routing table, on one screen."""
+"""Subscriptions: who hears what, and when what failed is tried again. The whole routing table, on one screen.
 
-from enum import StrEnum
+Built in are `cycles`, which starts an improvement cycle for an anomaly, and `keys`, which has running ones read the
+agents' keys again; webhooks and notifications are declared in
+`platform.toml`. Every subscriber has a cursor and a workflow of its own, so that none delays another.
+"""
 
-from schema.messages.events import EventType
+from typing import NamedTuple
+
+from schema.messages.events import Event, EventType
+from schema.messages.platform import Platform
+
+CYCLES, KEYS = "cycles", "keys"
+# What a person is told by a target that does not say what it wants: alarms, verdicts, their consequences, reports.
+TOLD = frozenset(
+    {
+        EventType.ANOMALY_DETECTED,
+        EventType.EXPERIMENT_CONCLUDED,
+        EventType.PARAMETER_PROMOTED,
+        EventType.PARAMETER_ROLLED_BACK,
+        EventType.CYCLE_ENDED,
+        EventType.REPORT_PUBLISHED,
+    }
+)
+# The first retry soon, because most failures are a restart; the later ones rarely, because the others are not.
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 300.0
 
 
-class Subscriber(StrEnum):
-    """One cursor each. `cycles` starts an improvement cycle for an anomaly."""
+class Subscription(NamedTuple):
+    """`told`: a person's choice of the moments that matter, and not every event of the types. No default for time."""
 
-    CYCLES = "cycles"
+    types: frozenset[EventType]
+    retry_for_s: float = 86_400.0
+    told: bool = False
+    # The name by which an event can be addressed to this subscriber alone.
+    address: str = ""
 
 
-ROUTES: dict[Subscriber, frozenset[EventType]] = {
-    Subscriber.CYCLES: frozenset({EventType.ANOMALY_DETECTED}),
-}
+def subscriptions(platform: Platform) -> dict[str, Subscription]:
+    """Every subscriber of the platform, by name."""
+    return {
+        CYCLES: Subscription(frozenset({EventType.ANOMALY_DETECTED})),
+        KEYS: Subscription(frozenset({EventType.AGENT_KEY_REGISTERED, EventType.AGENT_KEY_REVOKED})),
+        **{
+            f"webhook:{hook.name}": Subscription(frozenset(hook.events or EventType), hook.retry_for_s)
+            for hook in platform.webhooks
+        },
+        **{
+            f"notification:{target.name}": Subscription(
+                frozenset(target.events or TOLD) | {EventType.TASK_SETTLED},
+                target.retry_for_s,
+                told=not target.events,
+                address=target.name,
+            )
+            for target in platform.notifications
+        },
+    }
 
 
-def wanted(subscriber: Subscriber, type: EventType) -> bool:
-    """Whether `subscriber` hears events of this type."""
-    return type in ROUTES[subscriber]
+def hears(subscription: Subscription, event: Event) -> bool:
+    """Whether this event, of a type that is subscribed to, is meant for the subscriber."""
+    match event.type:
+        case EventType.TASK_SETTLED if subscription.address:
+            return event.data.get("notify") == subscription.address  # a report goes to who asked for it
+        case EventType.ANOMALY_DETECTED if subscription.told:
+            return event.data.get("attempt") in (None, 1)  # later attempts are the same alarm
+        case EventType.CYCLE_ENDED if subscription.told:
+            return event.data.get("ending") == "escalated"  # now a person has to act
+        case _:
+            return event.type in subscription.types
+
+
+def retry_in_s(attempts: int, jitter: float) -> float:
+    """How long to wait after so many failures: doubling, bounded, and spread by `jitter` in [0, 1) over its half."""
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempts - 1, 20)) * (1 + jitter) / 2

@@ -25,6 +25,18 @@ class EventType(StrEnum):
     PARAMETER_THAWED = "parameter.thawed"
     PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
+    SCHEDULES_ELEVATED = "schedules.elevated"
+    SCHEDULES_RESTORED = "schedules.restored"
+    BUDGET_EXCEEDED = "budget.exceeded"
+    REPORT_PUBLISHED = "report.published"
+    TASK_SETTLED = "task.settled"
+    MEMORY_CONSOLIDATED = "memory.consolidated"
+    AGENT_KEY_REGISTERED = "agent.key_registered"
+    AGENT_KEY_REVOKED = "agent.key_revoked"
+    TASK_OPENED = "task.opened"
+    TASK_AWARDED = "task.awarded"
+    AGENT_SUSPENDED = "agent.suspended"
+    AGENT_RESTORED = "agent.restored"
 
 
 class Event(Message):
@@ -36,3 +48,35 @@ class Event(Message):
     at: Instant
     data: dict[str, Any] = Field(default_factory=dict)
     sequence: int = 0
+
+
+class DeliveryState(StrEnum):
+    """Why a subscriber has not had an event: it is tried again, a person must act, or it waits behind such a one."""
+
+    RETRYING = "retrying"
+    DEAD = "dead"
+    PARKED = "parked"
+
+
+class Undelivered(Message):
+    """An event that a subscriber has not had, although its cursor has passed it."""
+
+    subscriber: str
+    sequence: int
+    type: str
+    subject: str
+    state: DeliveryState
+    attempts: int
+    error: str
+    due_at: Instant
+    dead_at: Instant | None
+
+
+class SubscriberStatus(Message):
+    """How far a subscriber is: events after its cursor that it will hear, and those that it has not had before it."""
+
+    subscriber: str
+    behind: int
+    retrying: int
+    parked: int
+    dead: int

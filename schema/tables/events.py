@@ -1,9 +1,9 @@
-"""Rows of the Event Bus: the outbox and a cursor for each subscriber."""
+"""Rows of the Event Bus: the outbox, a cursor for each subscriber, and what it has not had before its cursor."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column
+from sqlalchemy import JSON, Column, Index
 from sqlmodel import Field, SQLModel
 
 from .columns import Counter, Moment
@@ -21,9 +21,28 @@ class EventRow(SQLModel, table=True):
 
 
 class CursorRow(SQLModel, table=True):
-    """The last event that a subscriber has had."""
+    """The last event that a subscriber has had, or that waits for it as an undelivered row."""
 
     __tablename__ = "cursor"
 
     subscriber: str = Field(primary_key=True)
     sequence: int = 0
+
+
+class UndeliveredRow(SQLModel, table=True):
+    """An event that failed, or that is parked behind one of its subject that did. Only a subject's first row is tried.
+
+    `failed_at` is the first failure; `dead_at` is set where only a person can set it going again.
+    """
+
+    __tablename__ = "undelivered"
+    __table_args__ = (Index("ix_undelivered_subject", "subscriber", "subject", "sequence"),)
+
+    subscriber: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(Counter, primary_key=True, autoincrement=False))
+    subject: str
+    attempts: int = 0
+    error: str = ""
+    due_at: datetime = Field(sa_type=Moment)
+    failed_at: datetime | None = Field(default=None, sa_type=Moment)
+    dead_at: datetime | None = Field(default=None, sa_type=Moment)

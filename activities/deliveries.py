@@ -1,0 +1,241 @@
+"""Deliveries: the three ways in which a subscriber gets an event, behind one interface.
+
+`cycles` starts a workflow; a webhook is CloudEvents 1.0 JSON, signed by the Standard Webhooks scheme; a notification
+goes through Apprise. What cannot be delivered is raised: `Undeliverable` where trying again is no use, `Later` or
+anything else where it is. The libraries are those of the extra `deliveries`, imported where they are used.
+"""
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from ssl import SSLContext
+from typing import TYPE_CHECKING
+
+from sqlmodel import col, select
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.database import Database
+from rules.notices import notice
+from rules.subscriptions import CYCLES, KEYS
+from schema import wire
+from schema.messages.cycle import CycleRequest, workflow_id
+from schema.messages.events import Event
+from schema.messages.observatory import Anomaly
+from schema.messages.platform import Notification, Platform, Webhook
+from schema.tables.market import MetaTaskRow
+
+if TYPE_CHECKING:
+    from apprise import Apprise
+
+Deliver = Callable[[Event], Awaitable[None]]
+
+# A receiver may ask for patience, but not for ever.
+LONGEST_RETRY_AFTER_S = 3_600.0
+# Statuses of a receiver that may take the same event later; every other one says that it never will.
+PASSING = frozenset({408, 425, 429})
+# Of an answer nothing is used; what is read of it only keeps the connection alive.
+ANSWER_BYTES = 65_536
+NOTIFICATION_TIMEOUT_S = 20
+
+
+class Undeliverable(Exception):
+    """The subscriber will never take this event as it is: a dead letter at once."""
+
+
+class Later(Exception):
+    """The subscriber may take it later, and not before `after_s` seconds where it said so."""
+
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+class Deliveries:
+    """Opens the way to a subscriber; secrets come from the environment, when they are needed."""
+
+    def __init__(
+        self, client: Client, platform: Platform, database: Database, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._client = client
+        self._database = database
+        self._environment = environment
+        self._webhooks = {f"webhook:{declared.name}": declared for declared in platform.webhooks}
+        self._notifications = {f"notification:{declared.name}": declared for declared in platform.notifications}
+
+    def open(self, subscriber: str) -> AbstractAsyncContextManager[Deliver]:
+        """What delivers to `subscriber`, for the length of the context; ValueError where its secret is missing."""
+        if subscriber == CYCLES:
+            return nullcontext(self._start_cycle)
+        if subscriber == KEYS:
+            return nullcontext(self._tell_cycles)
+        if subscriber in self._webhooks:
+            return self._webhook(self._webhooks[subscriber])
+        return self._notification(self._notifications[subscriber])
+
+    async def _start_cycle(self, event: Event) -> None:
+        if event.data["attempt"] is None:
+            return  # the platform only observes
+        anomaly = Anomaly.model_validate(event.data["anomaly"])
+        request = CycleRequest(request_id=event.key, anomaly=anomaly)
+        await self._client.start_workflow(
+            wire.IMPROVEMENT_CYCLE,
+            request,
+            id=workflow_id(anomaly.subject),
+            task_queue=wire.TASK_QUEUE,
+            # The id is the lock: a second observer of one anomaly joins the cycle that runs.
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            static_summary=f"Improvement cycle: {anomaly.metric} of {anomaly.task_type or 'the platform'}",
+            static_details=anomaly.reason,
+        )
+
+    async def _tell_cycles(self, event: Event) -> None:
+        """Have every open cycle read the agents' keys again; one that opens from now on reads the new ones anyway."""
+        for cycle in await asyncio.to_thread(self._open_cycles):
+            try:
+                await self._client.get_workflow_handle(cycle).signal(wire.HEED_KEYS)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:  # terminated, or ended in this moment
+                    raise
+
+    def _open_cycles(self) -> set[str]:
+        with self._database.reading() as session:
+            return set(session.exec(select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))))
+
+    @asynccontextmanager
+    async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:
+        with _extra():
+            import httpx
+            from standardwebhooks import Webhook as Signer
+            from standardwebhooks.webhooks import EmptyWebhookSecretError
+        secret = self._secret(declared.secret_env, f"webhook {declared.name}")
+        try:
+            signer = Signer(secret)
+        except (ValueError, EmptyWebhookSecretError):
+            raise ValueError(f"expected whsec_ and base64 in {declared.secret_env}, but other text came") from None
+        source = f"/nautilus/{self._client.namespace}"
+
+        async def post(event: Event) -> None:
+            body, now = envelope(event, source), datetime.now(UTC)
+            headers = {
+                "content-type": "application/cloudevents+json; charset=utf-8",
+                "webhook-id": event.key,
+                "webhook-timestamp": str(int(now.timestamp())),
+                "webhook-signature": signer.sign(event.key, now, body),
+            }
+            try:
+                # The library's own limits are for each step of a request, and an answer may have very many.
+                async with (
+                    asyncio.timeout(declared.timeout_s),
+                    http.stream("POST", declared.url, content=body, headers=headers) as answer,
+                ):
+                    read = 0
+                    async for chunk in answer.aiter_raw():
+                        if (read := read + len(chunk)) > ANSWER_BYTES:
+                            break
+            except TimeoutError:
+                raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
+            except httpx.TransportError as error:
+                raise Later(f"expected an answer, but {type(error).__name__} came: {error}") from None
+            judge(answer.status_code, answer.headers.get("retry-after"), now)
+
+        async with httpx.AsyncClient(timeout=declared.timeout_s, verify=_tls()) as http:
+            yield post
+
+    @asynccontextmanager
+    async def _notification(self, declared: Notification) -> AsyncIterator[Deliver]:
+        with _extra():
+            # Its hundred plug-ins take a second to load, in which workflows must go on.
+            target = await asyncio.to_thread(self._target, declared)
+
+        async def tell(event: Event) -> None:
+            said = notice(event)
+            result = await target.async_notify(
+                title=said.title,
+                body=said.text,
+                body_format="text",
+                timeout=NOTIFICATION_TIMEOUT_S,
+            )
+            if not result:
+                raise Later("; ".join(entry.message for entry in result.logs()) or result.status.name.lower())
+
+        yield tell
+
+    def _target(self, declared: Notification) -> "Apprise":
+        import apprise
+
+        target = apprise.Apprise()
+        if not target.add(self._secret(declared.url_env, f"notification {declared.name}")):
+            raise ValueError(f"expected URLs that Apprise knows in {declared.url_env}, but another came")
+        for service in target:
+            service.overflow_mode = apprise.OverflowMode.SPLIT  # a long report arrives in parts, and all of it
+        return target
+
+    def _secret(self, variable: str, what: str) -> str:
+        value = self._environment.get(variable, "")
+        if not value:
+            raise ValueError(f"expected the secret of {what} in {variable}, but the worker has no such variable")
+        return value
+
+
+def envelope(event: Event, source: str) -> str:
+    """The event as CloudEvents 1.0 JSON. `id` is its natural key; `sequence` grows within a subject."""
+    with _extra():
+        from cloudevents.core.formats.json import JSONFormat
+        from cloudevents.core.v1.event import CloudEvent
+    attributes = {
+        "id": event.key,
+        "source": source,
+        "type": event.type.value,
+        "subject": event.subject,
+        "time": event.at,
+        "datacontenttype": "application/json",
+        # An extension of the specification's own registry: text whose order is the order of the events.
+        "sequence": f"{event.sequence:020}",
+    }
+    return JSONFormat().write(CloudEvent(attributes, event.data)).decode()
+
+
+def judge(status: int, retry_after: str | None, now: datetime) -> None:
+    """Return where the receiver took the event; raise what its status says otherwise.
+
+    410 (Gone) is a refusal like another: what is sent to whom is for the operator's declaration to say.
+    """
+    if 200 <= status < 300:
+        return
+    reason = f"expected a status of 2xx, but {status} came"
+    if status < 500 and status not in PASSING:
+        raise Undeliverable(reason)
+    raise Later(reason, min(LONGEST_RETRY_AFTER_S, _seconds(retry_after or "", now)))
+
+
+def _seconds(retry_after: str, now: datetime) -> float:
+    """Retry-After in seconds: a number or a date (RFC 9110, 10.2.3); what is neither is no wish."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after).astimezone(UTC) - now).total_seconds())
+    except ValueError:
+        return 0.0
+
+
+@functools.cache
+def _tls() -> SSLContext:
+    """Loading the authorities takes longer than many deliveries."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise RuntimeError(f"expected the libraries of the extra `deliveries`, but {error}") from None

@@ -1,0 +1,128 @@
+"""Commands about events: what happened, who has not heard of it, and how to set that going again."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from activities import events
+from schema.declaration import read_platform
+from schema.messages.events import DeliveryState, Event
+from schema.settings import Settings
+from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+
+app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
+
+FOLLOW_S = 1.0
+Subscriber = Annotated[str, typer.Argument(help="`nautilus events list` shows them.")]
+Subject = Annotated[str | None, typer.Option(help="Of this subject only.")]
+
+
+@app.command("list")
+def show_all(as_json: AsJson = False) -> None:
+    """Every subscriber: how far behind it is, and what it has not had."""
+    found = events.subscribers(open_database(), read_platform(Settings().platform))
+    if as_json:
+        emit([status.model_dump(mode="json") for status in found])
+        return
+    table = new_table("subscriber", "behind", "retrying", "parked", "dead")
+    for status in found:
+        table.add_row(*(str(value) for value in status.model_dump().values()))
+    out.print(table if found else "no subscriber has been started; `nautilus events apply` does")
+
+
+@app.command()
+def apply() -> None:
+    """Start the dispatcher of every subscriber in platform.toml; a new one hears what happens from now on."""
+    from worker import connect
+
+    database, platform = open_database(), read_platform(Settings().platform)
+
+    async def start() -> None:
+        await events.start_bus(await connect(), database, platform)
+
+    asyncio.run(start())
+    out.print(f"running: {', '.join(status.subscriber for status in events.subscribers(database, platform))}")
+
+
+@app.command()
+def tail(
+    latest: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C; with --json, one a line.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The latest events, oldest first."""
+    database = open_database()
+    found = events.outbox(database, latest=latest)
+    if as_json and not follow:
+        emit([event.model_dump(mode="json") for event in found])
+        return
+    last = 0
+    while True:
+        for event in found:
+            _show(event, as_json)
+            last = event.sequence
+        if not follow:
+            if not found:
+                out.print("nothing has happened yet")
+            return
+        if not (found := events.outbox(database, after=last)):
+            time.sleep(FOLLOW_S)
+
+
+def _show(event: Event, as_json: bool) -> None:
+    if as_json:
+        emit(event.model_dump(mode="json"))
+    else:
+        line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
+        out.print(line, soft_wrap=True)
+
+
+@app.command()
+def dead(
+    every: Annotated[bool, typer.Option("--all", help="What is retried or parked, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Dead letters: events that a subscriber will not have unless you act. Later ones of the subject wait behind."""
+    late = events.undelivered(open_database())
+    found = [letter for letter in late if every or letter.state is DeliveryState.DEAD]
+    if as_json:
+        emit([letter.model_dump(mode="json") for letter in found])
+        return
+    table = new_table("subscriber", "sequence", "type", "subject", "state", "attempts", "since", "last error")
+    for x in found:
+        since = f"{x.dead_at:%Y-%m-%d %H:%M}" if x.dead_at else ""
+        table.add_row(x.subscriber, str(x.sequence), x.type, x.subject, x.state.value, str(x.attempts), since, x.error)
+    out.print(table if found else "no dead letters")
+
+
+@app.command()
+def redrive(
+    subscriber: Annotated[str | None, typer.Argument(help="Of this subscriber only.")] = None,
+    subject: Subject = None,
+    every: Annotated[bool, typer.Option("--all", help="Of every subject.")] = False,
+) -> None:
+    """Deliver dead letters again, and in order what is parked behind them; what is being retried is tried at once."""
+    if (subject is None) == (not every):
+        raise CommandError("expected exactly one of --subject and --all")
+    count = events.redrive(open_database(), subscriber, subject, datetime.now(UTC))
+    out.print(f"{count} dead letters are on their way again" if count else "no dead letters there")
+
+
+@app.command()
+def drop(
+    subscriber: Subscriber,
+    sequence: Annotated[int, typer.Argument(help="`nautilus events dead` shows it.")],
+    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+) -> None:
+    """Give up a dead letter, so that what is parked behind it goes on without it."""
+    if not events.drop(open_database(), subscriber, sequence, who, why, datetime.now(UTC)):
+        raise CommandError(
+            f"expected a dead letter, but {sequence} of {subscriber} is none; see `nautilus events dead`"
+        )
+    out.print(f"{subscriber} will not have event {sequence}, and the ledger says so")

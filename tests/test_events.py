@@ -1,0 +1,769 @@
+"""The Event Bus: who hears what, in which order, what becomes of a failure, and what goes over the wire."""
+
+import ast
+import asyncio
+import dataclasses
+import functools
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlmodel import select
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities import events, ledger
+from activities.database import Database
+from activities.deliveries import LONGEST_RETRY_AFTER_S, Deliver, Deliveries, Later, Undeliverable, envelope, judge
+from activities.events import EventActivities, emit, outbox, redrive, undelivered
+from benchmarks.delivery import SECRET, Receiver, judged, names
+from rules.notices import notice
+from rules.subscriptions import CYCLES, LONGEST_RETRY_S, TOLD, hears, retry_in_s, subscriptions
+from schema import wire
+from schema.messages.cycle import CycleRequest
+from schema.messages.events import DeliveryState, Event, EventType
+from schema.messages.platform import Notification, Platform, Webhook
+from schema.settings import Settings
+from schema.tables.events import CursorRow
+from tests import builders
+from tests.builders import NOW
+from worker import worker
+
+# Apprise loads it, and needs it no more where it is gone.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+TYPE = EventType.META_TASK_OPENED
+HOOK = "webhook:audit"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "postgresql":
+        yield request.getfixturevalue("postgres_database")
+        return
+    shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "nautilus.db")
+    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def lite(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
+    """SQLite only, for what does not hang on the store."""
+    shutil.copy(migrated_file, tmp_path / "lite.db")
+    database = Database(f"sqlite:///{tmp_path / 'lite.db'}")
+    yield database
+    database.close()
+
+
+def platform(url: str = "http://127.0.0.1:1/", retry_for_s: float = 60, timeout_s: float = 0.5) -> Platform:
+    hook = Webhook(name="audit", url=url, secret_env="SECRET", retry_for_s=retry_for_s, timeout_s=timeout_s)
+    return builders.platform(webhooks=(hook,), notifications=(Notification(name="ops", url_env="OPS"),))
+
+
+class Reader:
+    """A subscriber that remembers what it took, and fails for the subjects that it is told to."""
+
+    def __init__(self) -> None:
+        self.took: list[str] = []
+        self.refuses: dict[str, Exception] = {}
+        # Set, it is what the subject b does: it says so, and never comes back.
+        self.hangs: asyncio.Event | None = None
+
+    @asynccontextmanager
+    async def open(self, _subscriber: str) -> AsyncIterator[Deliver]:
+        yield self._deliver
+
+    async def _deliver(self, event: Event) -> None:
+        if event.subject in self.refuses:
+            raise self.refuses[event.subject]
+        if self.hangs is not None and event.subject == "b":
+            self.hangs.set()
+            await asyncio.Event().wait()
+        self.took.append(event.key.partition(":")[2])
+
+
+class Bus:
+    """The dispatcher of one webhook at a time of the test's choosing; the subscriber has just been declared."""
+
+    def __init__(self, database: Database, declared: Platform | None = None) -> None:
+        self.reader = Reader()
+        self.database = database
+        self.activities = EventActivities(database, declared or platform(), self.reader.open)
+        events._subscribe(database, HOOK)
+
+    def announce(self, *keys: str) -> None:
+        """Events whose subject is the first letter of their key."""
+        with self.database.transaction() as session:
+            for key in keys:
+                emit(session, TYPE, key[0], key, NOW, cycle_id=key)
+
+    async def run(self, after_s: float = 0, subscriber: str = HOOK) -> Any:
+        """An attempt of the activity, so many seconds after the beginning: its result, or what it waits for."""
+        environment = ActivityEnvironment()
+        started = NOW + timedelta(seconds=after_s)
+        environment.info = dataclasses.replace(environment.info, started_time=started)
+        try:
+            return await environment.run(self.activities.deliver, subscriber)
+        except ApplicationError as waiting:
+            return waiting.message
+
+    def states(self) -> dict[str, DeliveryState]:
+        by_sequence = {event.sequence: event.key.partition(":")[2] for event in outbox(self.database)}
+        return {by_sequence[late.sequence]: late.state for late in undelivered(self.database)}
+
+
+# --- Order, retries, dead letters -------------------------------------------------------------------------------------
+
+
+async def test_events_are_delivered_in_order_and_once(database: Database) -> None:
+    bus = Bus(database)
+    bus.announce("a1", "b1", "a2")
+
+    assert await bus.run() == f"waiting for events for {HOOK}"
+    assert await bus.run(5) == f"waiting for events for {HOOK}"
+
+    assert [key for key in bus.reader.took if key[0] == "a"] == ["a1", "a2"]
+    assert sorted(bus.reader.took) == ["a1", "a2", "b1"]
+
+
+async def test_a_subject_that_fails_holds_up_its_own_events_and_no_others(database: Database) -> None:
+    bus = Bus(database)
+    bus.reader.refuses["a"] = Later("not now")
+    bus.announce("a1", "a2", "b1", "b2")
+
+    said = await bus.run()
+    bus.announce("a3", "b3")
+    await bus.run()
+
+    assert bus.reader.took == ["b1", "b2", "b3"]
+    assert said.endswith("1 subjects are tried again, 0 wait for a person; lately: not now")
+    assert bus.states() == {"a1": "retrying", "a2": "parked", "a3": "parked"}
+
+    bus.reader.refuses.clear()
+    await bus.run(10)
+
+    assert bus.reader.took[3:] == ["a1", "a2", "a3"]
+    assert bus.states() == {}
+
+
+async def test_a_retry_waits_for_its_time(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.reader.refuses["a"] = Later("in a minute", after_s=50)
+    bus.announce("a1")
+    await bus.run()
+    bus.reader.refuses.clear()
+
+    await bus.run(49)
+    assert bus.reader.took == []
+
+    await bus.run(51)
+    assert bus.reader.took == ["a1"]
+
+
+async def test_after_the_declared_time_an_event_is_a_dead_letter_and_the_later_ones_wait_behind_it(
+    database: Database,
+) -> None:
+    bus = Bus(database)
+    bus.reader.refuses["a"] = ConnectionError("nobody there")
+    bus.announce("a1", "a2")
+
+    await bus.run()
+    await bus.run(59)
+    assert bus.states() == {"a1": "retrying", "a2": "parked"}
+
+    said = await bus.run(120)
+    bus.reader.refuses.clear()
+    await bus.run(10_000)
+
+    assert bus.states() == {"a1": "dead", "a2": "parked"}
+    assert undelivered(database)[0].attempts >= 3
+    assert undelivered(database)[0].error == "nobody there"
+    assert "0 subjects are tried again, 1 wait for a person" in said
+
+
+async def test_what_will_never_be_taken_is_a_dead_letter_at_once(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.reader.refuses["a"] = Undeliverable("404")
+    bus.announce("a1", "b1")
+
+    await bus.run()
+
+    assert bus.states() == {"a1": "dead"}
+    assert bus.reader.took == ["b1"]
+
+
+async def test_a_redriven_dead_letter_comes_first_then_what_was_parked_then_what_is_new(
+    database: Database,
+) -> None:
+    bus = Bus(database)
+    bus.reader.refuses |= {"a": Undeliverable("no"), "b": Undeliverable("no")}
+    bus.announce("a1", "b1", "a2", "a3")
+    await bus.run()
+    bus.reader.refuses.clear()
+
+    assert redrive(database, HOOK, "a", NOW) == 1
+    await bus.run(1)
+    bus.announce("a4")
+    await bus.run(2)
+
+    assert bus.reader.took == ["a1", "a2", "a3", "a4"]
+    assert bus.states() == {"b1": "dead"}
+    assert redrive(database, "webhook:another", None, NOW) == 0
+
+
+async def test_a_dropped_dead_letter_is_on_the_record_and_lets_the_others_go(database: Database) -> None:
+    bus = Bus(database)
+    bus.reader.refuses["a"] = Undeliverable("no")
+    bus.announce("a1", "a2")
+    await bus.run()
+    bus.reader.refuses.clear()
+    (dead, parked) = undelivered(database)
+
+    assert not events.drop(database, HOOK, parked.sequence, "olga", "a mistake", NOW)  # only what is dead
+    assert events.drop(database, HOOK, dead.sequence, "olga", "wrong address", NOW)
+    await bus.run(1)
+
+    assert bus.reader.took[0] == "a2"
+    assert ledger.entries(database)[-1].body["why"] == "wrong address"
+
+
+async def test_an_attempt_that_is_cut_off_is_made_again_and_nothing_is_lost(database: Database) -> None:
+    bus = Bus(database)
+    bus.announce("a1", "a2", "b1")
+    bus.reader.hangs = asyncio.Event()
+
+    cut_off = asyncio.create_task(bus.run())
+    await bus.reader.hangs.wait()
+    cut_off.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cut_off
+    bus.reader.hangs = None
+    await bus.run(1)
+
+    assert [key for key in bus.reader.took if key != "b1"] in (["a1", "a2"], ["a1", "a2", "a1", "a2"])
+    assert bus.reader.took[-1] == "b1"
+    assert bus.states() == {}
+
+
+async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite: Database) -> None:
+    bus, other = Bus(lite), Bus(lite)
+    bus.announce("a1")
+
+    async def overtaken(_event: Event) -> None:
+        await other.run()
+        raise Undeliverable("too late")
+
+    @asynccontextmanager
+    async def slow(_subscriber: str) -> AsyncIterator[Deliver]:
+        yield overtaken
+
+    bus.activities = EventActivities(lite, platform(), slow)
+
+    assert await bus.run() == f"expected to be the only one that serves {HOOK}, but another does"
+    assert other.reader.took == ["a1"]
+    assert bus.states() == {}
+
+
+async def test_a_slow_delivery_delays_no_other_subject(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.announce("b1", "a1", "b2")
+    bus.reader.hangs = asyncio.Event()
+
+    running = asyncio.create_task(bus.run())
+    await bus.reader.hangs.wait()
+    bus.announce("a2", "a3")
+    async with asyncio.timeout(10):
+        while bus.reader.took != ["a1", "a2", "a3"]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+
+
+async def test_a_subscriber_that_takes_nothing_fills_a_bounded_table(
+    lite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BATCH", 5)
+    monkeypatch.setattr(events, "BACKLOG", 20)
+    bus = Bus(lite)
+    bus.announce(*(f"{subject}{number:02}" for number in range(10) for subject in "abcdef"))
+    bus.reader.refuses = {subject: Later("down") for subject in "abcdef"}
+
+    for attempt in range(10):
+        await bus.run(attempt)
+    assert 15 <= len(undelivered(lite)) <= 20
+
+    bus.reader.refuses.clear()
+    await bus.run(50)
+
+    assert len(bus.reader.took) == 60
+    for subject in "abcdef":
+        assert [key for key in bus.reader.took if key[0] == subject] == [f"{subject}{n:02}" for n in range(10)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=15))
+def test_whatever_fails_however_often_everything_arrives_in_order(
+    migrated_file: Path, tmp_path_factory: pytest.TempPathFactory, happens: list[tuple[str, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "nautilus.db"
+    shutil.copy(migrated_file, path)
+    database = Database(f"sqlite:///{path}")
+    bus = Bus(database, platform(retry_for_s=1e6))
+    left = {f"{subject}{number:02}": failures for number, (subject, failures) in enumerate(happens)}
+
+    async def fails(event: Event) -> None:
+        key = event.key.partition(":")[2]
+        if left[key]:
+            left[key] -= 1
+            raise Later("again")
+        bus.reader.took.append(key)
+
+    @asynccontextmanager
+    async def opened(_subscriber: str) -> AsyncIterator[Deliver]:
+        yield fails
+
+    async def play() -> None:
+        bus.activities = EventActivities(database, platform(retry_for_s=1e6), opened)
+        for number, key in enumerate(left):
+            bus.announce(key)
+            if number % 3 == 0:
+                await bus.run(number)
+        for attempt in range(200):
+            await bus.run(1_000 * (attempt + 1))
+            if len(bus.reader.took) == len(left):
+                return
+
+    asyncio.run(play())
+    database.close()
+
+    assert len(bus.reader.took) == len(left)
+    for subject in "abc":
+        assert [k for k in bus.reader.took if k[0] == subject] == [k for k in left if k[0] == subject]
+
+
+async def test_an_event_that_was_rolled_back_is_never_delivered(lite: Database) -> None:
+    def fail() -> None:
+        with lite.transaction() as session:
+            emit(session, TYPE, "a", "a1", NOW, cycle_id="a1")
+            raise ZeroDivisionError
+
+    bus = Bus(lite)
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    await bus.run()
+
+    assert bus.reader.took == []
+
+
+# --- Who hears what ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_subscriber_hears_what_happens_from_now_on_and_cycles_everything(lite: Database) -> None:
+    body = builders.anomaly().model_dump(mode="json")
+    with lite.transaction() as session:
+        emit(session, EventType.ANOMALY_DETECTED, "s", "before", NOW, anomaly=body, attempt=1)
+    bus = Bus(lite)
+    with lite.transaction() as session:
+        emit(session, EventType.ANOMALY_DETECTED, "s", "after", NOW, anomaly=body, attempt=1)
+
+    await bus.run()
+    assert bus.reader.took == ["after"]
+
+    await bus.run(subscriber=CYCLES)
+    assert bus.reader.took == ["after", "before", "after"]
+
+
+async def test_a_subscriber_that_nobody_declares_ends_and_one_that_comes_back_goes_on_where_it_was(
+    lite: Database,
+) -> None:
+    bus = Bus(lite)
+    declared, bus.activities = bus.activities, EventActivities(lite, builders.platform(), bus.reader.open)
+    bus.announce("a1")
+
+    assert await bus.run() is None
+    bus.activities = declared
+    await bus.run()
+
+    assert bus.reader.took == ["a1"]
+
+
+async def test_events_for_others_move_the_cursor_and_are_not_handed_over(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.announce("a1", "a2")
+
+    await bus.run(subscriber=CYCLES)
+
+    assert bus.reader.took == []
+    with lite.reading() as session:
+        assert session.exec(select(CursorRow.sequence).where(CursorRow.subscriber == CYCLES)).one() == 2
+
+
+def happened(type: EventType, **data: Any) -> Event:
+    return Event(key=f"{type.value}:1", type=type, subject="s", at=NOW, data=data, sequence=7)
+
+
+@pytest.mark.parametrize(
+    ("subscriber", "event", "heard"),
+    [
+        (CYCLES, happened(EventType.ANOMALY_DETECTED, attempt=2), True),
+        (CYCLES, happened(EventType.CYCLE_ENDED), False),
+        (HOOK, happened(EventType.TASK_SETTLED, notify="boss"), True),  # no `events`: all of them
+        ("webhook:few", happened(EventType.CYCLE_ENDED, ending="futile"), True),
+        ("webhook:few", happened(EventType.PROPOSAL_SUBMITTED), False),
+        ("notification:ops", happened(EventType.ANOMALY_DETECTED, attempt=1), True),
+        ("notification:ops", happened(EventType.ANOMALY_DETECTED, attempt=None), True),  # the platform observes
+        ("notification:ops", happened(EventType.ANOMALY_DETECTED, attempt=2), False),  # the same alarm again
+        ("notification:ops", happened(EventType.CYCLE_ENDED, ending="futile"), False),
+        ("notification:ops", happened(EventType.CYCLE_ENDED, ending="escalated"), True),
+        ("notification:ops", happened(EventType.REPORT_PUBLISHED), True),
+        ("notification:ops", happened(EventType.TASK_SETTLED, notify="boss"), False),
+        ("notification:boss", happened(EventType.TASK_SETTLED, notify="boss"), True),
+        ("notification:boss", happened(EventType.TASK_SETTLED, notify=None), False),
+        ("notification:boss", happened(EventType.CYCLE_ENDED, ending="futile"), True),  # asked for by its type
+        ("notification:boss", happened(EventType.REPORT_PUBLISHED), False),
+    ],
+)
+def test_who_hears_what(subscriber: str, event: Event, heard: bool) -> None:
+    declared = platform().model_copy(
+        update={
+            "webhooks": (
+                *platform().webhooks,
+                Webhook(name="few", url="https://x/", secret_env="S", events=(EventType.CYCLE_ENDED,)),
+            ),
+            "notifications": (
+                *platform().notifications,
+                Notification(name="boss", url_env="B", events=(EventType.CYCLE_ENDED,)),
+            ),
+        }
+    )
+    assert hears(subscriptions(declared)[subscriber], event) is heard
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_a_retry_never_waits_longer_than_the_longest_nor_no_time(attempts: int, jitter: float) -> None:
+    assert 0.1 <= retry_in_s(attempts, jitter) <= LONGEST_RETRY_S
+    assert retry_in_s(attempts, jitter) <= retry_in_s(attempts + 1, jitter)
+
+
+# --- Webhooks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "raises", "after_s"),
+    [
+        (200, None, None, 0),
+        (204, None, None, 0),
+        (301, None, Undeliverable, 0),  # the declared address is not the receiver's
+        (400, None, Undeliverable, 0),
+        (404, "10", Undeliverable, 0),
+        (410, None, Undeliverable, 0),  # gone: a person must say so in platform.toml
+        (408, None, Later, 0),
+        (429, "7", Later, 7),
+        (429, "99999999", Later, LONGEST_RETRY_AFTER_S),
+        (503, "Sun, 22 Nov 2026 12:00:30 GMT", Later, 30),
+        (503, "Sun, 22 Nov 2026 11:00:00 GMT", Later, 0),
+        (503, "soon", Later, 0),
+        (500, "-3", Later, 0),
+    ],
+)
+def test_what_a_status_means(
+    status: int, retry_after: str | None, raises: type[Exception] | None, after_s: float
+) -> None:
+    if raises is None:
+        judge(status, retry_after, NOW)
+        return
+    with pytest.raises(raises, match=f"expected a status of 2xx, but {status} came") as raised:
+        judge(status, retry_after, NOW)
+    assert getattr(raised.value, "after_s", 0) == after_s
+
+
+def test_an_event_is_a_cloud_event_on_the_wire() -> None:
+    assert json.loads(envelope(happened(TYPE, cycle_id="c"), "/nautilus/test")) == {
+        "specversion": "1.0",
+        "id": "meta_task.opened:1",
+        "source": "/nautilus/test",
+        "type": "meta_task.opened",
+        "subject": "s",
+        "time": "2026-11-22T12:00:00Z",
+        "datacontenttype": "application/json",
+        "sequence": "00000000000000000007",
+        "data": {"cycle_id": "c"},
+    }
+
+
+class Temporal:
+    """Stands in for the server: remembers which cycles were asked for."""
+
+    namespace = "test"
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    async def start_workflow(self, _name: str, request: CycleRequest, **_options: Any) -> None:
+        self.started.append(request.request_id)
+
+
+def deliveries(declared: Platform, **environment: str) -> Deliveries:
+    return Deliveries(cast(Client, Temporal()), declared, Database("sqlite://"), {"SECRET": SECRET} | environment)
+
+
+async def test_a_webhook_gets_a_signed_event_and_a_forged_one_is_noticed() -> None:
+    async with Receiver(failing=0).listening() as receiver:
+        declared = platform(receiver.url)
+        async with deliveries(declared).open(HOOK) as deliver:
+            await deliver(happened(TYPE))
+        async with deliveries(declared, SECRET="whsec_AAAA").open(HOOK) as deliver:
+            with pytest.raises(Undeliverable, match="401"):
+                await deliver(happened(TYPE))
+
+    assert receiver.taken == {"s": ["meta_task.opened:1"]}
+    assert receiver.forged == 1
+
+
+async def test_a_receiver_that_is_away_hangs_up_or_never_answers_is_tried_again() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def hangs_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def says(handler: Callable[..., Any]) -> str:
+        server = await asyncio.start_server(handler, "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            async with deliveries(platform(url, timeout_s=0.2)).open(HOOK) as deliver:
+                with pytest.raises(Later) as later:
+                    await deliver(happened(TYPE))
+        return str(later.value)
+
+    assert await says(silent) == "expected an answer within 0.2 s, but none came"
+    assert "expected an answer, but" in await says(hangs_up)
+    async with deliveries(platform()).open(HOOK) as deliver:
+        with pytest.raises(Later, match="ConnectError"):
+            await deliver(happened(TYPE))
+
+
+@pytest.mark.parametrize(
+    ("subscriber", "secrets", "says"),
+    [
+        (HOOK, {"SECRET": ""}, "expected the secret of webhook audit in SECRET, but the worker has no such variable"),
+        (HOOK, {"SECRET": "whsec_%"}, "whsec_"),
+        ("notification:ops", {}, "expected the secret of notification ops in OPS"),
+        ("notification:ops", {"OPS": "nonsense"}, "expected URLs that Apprise knows in OPS, but another came"),
+    ],
+)
+async def test_a_missing_secret_is_one_line_without_it_and_nobodys_events_are_lost(
+    lite: Database, subscriber: str, secrets: dict[str, str], says: str
+) -> None:
+    bus = Bus(lite)
+    bus.activities = EventActivities(lite, platform(), deliveries(platform(), **secrets).open)
+    events._subscribe(lite, subscriber)
+    with lite.transaction() as session:
+        emit(session, EventType.REPORT_PUBLISHED, "night", "n1", NOW, title="t", text="x")
+
+    with pytest.raises((ValueError, ApplicationError), match=says):
+        await ActivityEnvironment().run(bus.activities.deliver, subscriber)
+
+    assert undelivered(lite) == []
+    assert [status.behind for status in events.subscribers(lite, platform()) if status.subscriber == subscriber] == [1]
+
+
+async def test_a_dispatcher_that_is_cut_off_again_and_again_loses_nothing_on_the_way_to_a_bad_receiver(
+    lite: Database,
+) -> None:
+    # `python -m benchmarks.delivery` does the same at size, with a process that is killed.
+    happening = names(120, 10)
+    async with Receiver(slow_s=0.6).listening() as receiver:
+        declared = platform(receiver.url, retry_for_s=1e6, timeout_s=0.3)
+        events._subscribe(lite, HOOK)
+        with lite.transaction() as session:
+            for subject, key in happening:
+                emit(session, TYPE, subject, key, NOW, cycle_id=key)
+        started = datetime.now(UTC)
+        for attempt in range(200):
+            bus = EventActivities(lite, declared, deliveries(declared).open)
+            environment = ActivityEnvironment()
+            # Each attempt an hour later, so that the test does not wait for what it is not about.
+            later = started + timedelta(hours=attempt)
+            environment.info = dataclasses.replace(environment.info, started_time=later)
+            running = asyncio.ensure_future(environment.run(bus.deliver, HOOK))
+            done, _ = await asyncio.wait([running], timeout=0.1 if attempt < 5 else None)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            if done and receiver.arrived == len(happening) and not undelivered(lite):
+                break
+
+    report = judged(receiver, happening)
+    assert (report["missing"], report["out_of_order"], report["bad_signatures"]) == (0, 0, 0)
+    assert report["duplicates"] > 0
+
+
+# --- Notifications ----------------------------------------------------------------------------------------------------
+
+FACTS: dict[EventType, dict[str, Any]] = {
+    EventType.ANOMALY_DETECTED: {"anomaly": builders.anomaly().model_dump(mode="json"), "attempt": 1},
+    EventType.EXPERIMENT_CONCLUDED: {"reading": {"decision": "promote", "reason": "94% against 67%"}},
+    EventType.PARAMETER_PROMOTED: {"parameter": "a.b", "value": 180, "version": 2, "cycle_id": "c#1", "reason": "94%"},
+    EventType.PARAMETER_ROLLED_BACK: {
+        "parameter": "a.b",
+        "value": 90,
+        "version": 3,
+        "cycle_id": "c#1",
+        "reason": "harm",
+    },
+    EventType.CYCLE_ENDED: {"cycle_id": "c#1", "ending": "escalated", "reason": "six attempts"},
+    EventType.REPORT_PUBLISHED: {"title": "The night", "text": "all is well"},
+    EventType.TASK_SETTLED: {"title": "On sleep", "text": "we know little", "notify": "ops"},
+    EventType.META_TASK_OPENED: {"cycle_id": "c#1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("type", "title", "text"),
+    [
+        (EventType.ANOMALY_DETECTED, "Alarm: success_rate of research_synthesis", "Since 2026-11-22T"),
+        (EventType.EXPERIMENT_CONCLUDED, "Verdict on s: promote", "94% against 67%"),
+        (EventType.PARAMETER_PROMOTED, "Promoted: a.b = 180", "94%\nVersion 2, by c#1."),
+        (EventType.PARAMETER_ROLLED_BACK, "Rolled back: a.b = 90", "Version 3"),
+        (EventType.CYCLE_ENDED, "Cycle c#1: escalated", "six attempts"),
+        (EventType.REPORT_PUBLISHED, "The night", "all is well"),
+        (EventType.TASK_SETTLED, "On sleep", "we know little"),
+        (EventType.META_TASK_OPENED, "meta_task.opened: s", "cycle_id: c#1"),
+    ],
+)
+def test_an_event_in_words(type: EventType, title: str, text: str) -> None:
+    said = notice(happened(type, **FACTS[type]))
+
+    assert said.title == title
+    assert text in said.text
+
+
+@pytest.mark.parametrize("type", EventType)
+def test_every_event_has_a_title_and_a_text(type: EventType) -> None:
+    said = notice(happened(type, **FACTS.get(type, {})))
+
+    assert said.title
+    assert said.text
+    assert "\n" not in said.title
+
+
+def test_what_a_person_is_told_has_words_of_its_own() -> None:
+    assert TOLD | {EventType.TASK_SETTLED} <= FACTS.keys()
+
+
+async def test_apprise_carries_a_notice_and_says_why_it_could_not() -> None:
+    said: dict[str, list[Any]] = defaultdict(list)
+
+    async def service(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].split("\r\n")[0])
+        path = head.split()[1]
+        said[path].append(json.loads(await reader.readexactly(length)))
+        status = "200 OK" if path == "/good" else "500 Internal Server Error"
+        writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    event = happened(EventType.REPORT_PUBLISHED, title="The night", text="all is <well>")
+    server = await asyncio.start_server(service, "127.0.0.1", 0)
+    async with server:
+        at = f"json://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with deliveries(platform(), OPS=f"{at}/good").open("notification:ops") as deliver:
+            await deliver(event)
+        async with deliveries(platform(), OPS=f"{at}/bad").open("notification:ops") as deliver:
+            with pytest.raises(Later, match="500"):
+                await deliver(event)
+
+    assert [(s["title"], s["message"]) for s in said["/good"]] == [("The night", "all is <well>")]
+    assert said["/bad"]
+
+
+# --- The workflow -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_workflow_delivers_and_ends_once_nobody_declares_its_subscriber(
+    temporal: Client, lite: Database, task_queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+    quick = Settings(event_poll_s=0.1)
+    async with Receiver(failing=0).listening() as receiver:
+        declared = platform(receiver.url)
+        events._subscribe(lite, HOOK)
+        async with worker(temporal, lite, declared, quick, task_queue):
+            handle = await temporal.start_workflow(
+                wire.EVENT_BUS, HOOK, id=f"bus:{task_queue}", task_queue=task_queue, result_type=type(None)
+            )
+            with lite.transaction() as session:
+                emit(session, TYPE, "s", "1", NOW, cycle_id="c")
+            async with asyncio.timeout(20):
+                while not receiver.taken:
+                    await asyncio.sleep(0.01)
+        async with worker(temporal, lite, builders.platform(), quick, task_queue):
+            await asyncio.wait_for(handle.result(), 30)
+
+    assert receiver.taken == {"s": ["meta_task.opened:1"]}
+
+
+# --- Every type has an emitter and a reader ---------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+ROWS = re.findall(r"^\| `([a-z_.]+)` \|(.*)\|(.*)\|(.*)\|(.*)\|$", (ROOT / "docs/events.md").read_text(), re.MULTILINE)
+DOCUMENTED = {type: set(re.findall(r"`(\w+)`", data)) for type, _when, _subject, data, _readers in ROWS}
+
+
+@functools.cache
+def emitted() -> dict[EventType, list[set[str]]]:
+    """The names of the data with which the code emits each type; also through a function that passes a type on."""
+    found: dict[EventType, list[set[str]]] = defaultdict(list)
+    for path in [*(ROOT / "activities").rglob("*.py"), *(ROOT / "starter" / "platform").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
+            for call in calls(function, "emit"):
+                data = {str(keyword.arg) for keyword in call.keywords}
+                named = types_in(call)
+                if not named:
+                    named = [type for outer in calls(tree, function.name) for type in types_in(outer)]
+                assert named, f"{path.name}:{call.lineno}: an emit whose type is not to be seen"
+                for type in named:
+                    found[type].append(data)
+    return found
+
+
+def calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in found if getattr(call.func, "id", getattr(call.func, "attr", None)) == name]
+
+
+def types_in(call: ast.Call) -> list[EventType]:
+    attributes = [node for argument in call.args for node in ast.walk(argument) if isinstance(node, ast.Attribute)]
+    return [EventType[node.attr] for node in attributes if getattr(node.value, "id", "") == "EventType"]
+
+
+@pytest.mark.parametrize("type", EventType)
+def test_every_type_is_emitted_with_the_data_that_the_page_says(type: EventType) -> None:
+    data = emitted().get(type, [])
+
+    assert data, f"nothing emits {type.value}"
+    assert all(fields == DOCUMENTED[type.value] for fields in data)
+
+
+def test_the_page_has_a_row_and_a_reader_for_every_type() -> None:
+    assert sorted(type for type, *_ in ROWS) == sorted(type.value for type in EventType)
+    for type, *_, readers in ROWS:
+        named = set(re.findall(r"cycles|keys|webhooks|notifications", readers))
+        assert named, type
+        assert ("cycles" in named) == (type in subscriptions(platform())[CYCLES].types)
+        assert ("notifications" in named) == (type in TOLD | {EventType.TASK_SETTLED})
+        assert type in subscriptions(platform())[HOOK].types
