@@ -26,11 +26,11 @@ class Message(BaseModel):
 class AgentMessage(Message):
     """What an agent sends to a cycle: strict, because a misspelt field must be refused and not lost.
 
-    `message_id` names the receipt. `signature` is Ed25519 over canonical JSON of workflow id, kind, agent and content.
+    `message_id` names the receipt. `signature` is as `rules.identity` has it, in base64. Canonical JSON has no NaN.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     message_id: Identifier
     agent_id: Identifier
-    signature: str | None = None
+    signature: Annotated[str, StringConstraints(max_length=200)] | None = None

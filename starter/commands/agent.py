@@ -1,18 +1,54 @@
-"""Commands about agents: run the built-in ones, register one, see how they stand."""
+"""Commands about agents: run the built-in ones, register them, their keys, and signing by hand."""
 
 import asyncio
+import json
+import sys
 from datetime import UTC, datetime
-from typing import Annotated
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from activities import market
-from schema.messages.base import Identifier
-from starter.client import NautilusClient
+from rules.identity import REVOKED
+from schema import wire
+from schema.messages.base import AgentMessage, Identifier
+from schema.messages.market import Bid
+from schema.messages.proposals import Ballot, Proposal
+from schema.messages.tasks import Heartbeat, WorkResult
+from schema.settings import Settings
+from starter import keys
+from starter.client import NautilusClient, opening
 from starter.command import AsJson, CommandError, emit, new_table, open_database, out, run
 
-app = typer.Typer(no_args_is_help=True, help="Agents.")
+app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
+
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+Public = Annotated[str | None, typer.Option(help="The agent's public key, as `nautilus agent keygen` prints it.")]
+KeyFile = Annotated[Path | None, typer.Option(help="The agent's key file, where it is on this machine.")]
+
+
+class Kind(StrEnum):
+    """What agents sign."""
+
+    PLACE_BID = wire.PLACE_BID
+    SUBMIT_PROPOSAL = wire.SUBMIT_PROPOSAL
+    CAST_BALLOT = wire.CAST_BALLOT
+    OPEN_CYCLE = wire.OPEN_CYCLE
+    HEARTBEAT = wire.HEARTBEAT
+    SUBMIT_RESULT = wire.SUBMIT_RESULT
+
+
+WORDS: dict[Kind, type[AgentMessage]] = {
+    Kind.PLACE_BID: Bid,
+    Kind.SUBMIT_PROPOSAL: Proposal,
+    Kind.CAST_BALLOT: Ballot,
+    Kind.OPEN_CYCLE: Proposal,
+    Kind.HEARTBEAT: Heartbeat,
+    Kind.SUBMIT_RESULT: WorkResult,
+}
 
 
 @app.command("run")
@@ -29,34 +65,138 @@ def agent_run(
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run_agents(await NautilusClient.connect(), ROSTER, stop, every_s)
+        # `up` makes these and registers them; one made here would be nobody's.
+        theirs = [keys.read(keys.path_of(Settings().home, agent.agent_id)) for agent in ROSTER]
+        client = await NautilusClient.connect(*theirs)
+        await run_agents(client, ROSTER, stop, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve())
 
 
+@app.command("keygen")
+def agent_keygen(
+    agent_id: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
+) -> None:
+    """Make a key for an agent; prints the public half, which its operator registers. Nothing is overwritten."""
+    path = file or Path(f"{_checked('agent', agent_id).replace('/', '_')}.pem")
+    try:
+        out.print(keys.make(path, _checked("agent", agent_id)).public)
+    except FileExistsError:
+        raise CommandError(f"expected a new file, but there is {path} already, and keys are not overwritten") from None
+
+
 @app.command("register")
-def agent_register(agent_id: str, operator: Annotated[str, typer.Option(help="Who answers for the agent.")]) -> None:
-    """Let an agent bid and vote."""
-    for name, value in (("agent", agent_id), ("operator", operator)):
-        try:
-            TypeAdapter(Identifier).validate_python(value)
-        except ValidationError:
-            # A name that messages cannot carry would stop every cycle that reads it.
-            raise CommandError(f"expected letters, digits and _.:@/#+- for the {name}, but {value!r} came") from None
-    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC)):
-        raise CommandError(f"expected a new agent, but {agent_id} is registered already")
-    out.print(f"{agent_id} of {operator} may bid and vote")
+def agent_register(
+    agent_id: str,
+    operator: Annotated[str, typer.Option(help="Who answers for the agent.")],
+    public_key: Public = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Let an agent bid and vote, with the key that it signs with (needless where `unsigned_agents` is declared)."""
+    from activities import market
+
+    _checked("operator", operator)
+    public = _public(_checked("agent", agent_id), public_key, key_file)
+    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public):
+        raise CommandError(f"expected a new agent, but {agent_id} is registered already; `agent rotate` gives it a key")
+    out.print(f"{agent_id} of {operator} may bid and vote" + ("" if public else ", unsigned where that is allowed"))
+
+
+@app.command("rotate")
+def agent_rotate(agent_id: str, who: Who, why: Why, public_key: Public = None, key_file: KeyFile = None) -> None:
+    """Give an agent a new key in place of the one it has (or its first one, or one again after a revocation)."""
+    from activities import identity
+
+    if (public := _public(agent_id, public_key, key_file)) is None:
+        raise CommandError("expected --public-key or --key-file, but neither came")
+    identity.rotate(open_database(), agent_id, public, who, why, datetime.now(UTC))
+    out.print(f"{agent_id} signs with {public} from now on; running cycles hear of it within seconds")
+
+
+@app.command("revoke")
+def agent_revoke(agent_id: str, who: Who, why: Why) -> None:
+    """Take an agent's key out of force, also in running cycles: it has no say until `agent rotate` gives it another."""
+    from activities import identity
+
+    identity.revoke(open_database(), agent_id, who, why, datetime.now(UTC))
+    out.print(f"the key of {agent_id} is revoked; running cycles hear of it within seconds")
+
+
+@app.command("sign")
+def agent_sign(
+    kind: Kind,
+    key: Annotated[Path, typer.Option(help="The agent's key file.", envvar="NAUTILUS_AGENT_KEY")],
+    workflow_id: Annotated[str, typer.Option(help="The workflow that it is for; not for open_cycle.")] = "",
+    run_id: Annotated[str, typer.Option(help="Its first run's id; asked of Temporal where it is not given.")] = "",
+) -> None:
+    """Sign a message (JSON on stdin) and print it, for `temporal workflow update`, `signal` or (open_cycle) `start`."""
+    signer = keys.read(key)
+    word = WORDS[kind].model_validate({"agent_id": signer.agent_id} | _said(sys.stdin.read()))
+    if isinstance(word, Proposal) and kind is Kind.OPEN_CYCLE:
+        emit(opening(word, signer).model_dump(mode="json", exclude_none=True))
+        return
+    if not workflow_id:
+        raise CommandError(f"expected --workflow-id, because a {kind.value} is good for one workflow only")
+
+    async def ask() -> str:
+        return await (await NautilusClient.connect()).first_run(workflow_id)
+
+    signed = signer.sign(word, workflow_id, run_id or run(ask()), kind.value)
+    emit(signed.model_dump(mode="json", exclude_none=True))
 
 
 @app.command("list")
 def agent_list(as_json: AsJson = False) -> None:
-    """Every agent: standing, record, balance."""
+    """Every agent: standing, record, balance, key."""
+    from activities import market
+
     with open_database().reading() as session:
         rows = [(agent, market.balance(session, agent.agent_id)) for agent in market.roster(session)]
     if as_json:
         emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
         return
-    table = new_table("agent", "operator", "standing", "promoted", "attempts", "balance")
+    table = new_table("agent", "operator", "standing", "promoted", "attempts", "balance", "key")
     for a, balance in rows:
-        table.add_row(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance))
+        key = "revoked" if a.public_key == REVOKED else (a.public_key or "none")[:12]
+        table.add_row(
+            *(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance), key)
+        )
     out.print(table)
+
+
+def _checked(name: str, value: str) -> str:
+    try:
+        return TypeAdapter(Identifier).validate_python(value)
+    except ValidationError:
+        # A name that messages cannot carry would stop every cycle that reads it.
+        raise CommandError(f"expected letters, digits and _.:@/#+- for the {name}, but {value!r} came") from None
+
+
+def _public(agent_id: str, public_key: str | None, key_file: Path | None) -> str | None:
+    if public_key is not None and key_file is not None:
+        raise CommandError("expected one of --public-key and --key-file, but both came")
+    if key_file is None:
+        return public_key
+    key = keys.read(key_file)
+    if key.agent_id != agent_id:
+        raise CommandError(f"expected the key of {agent_id}, but {key_file} is of {key.agent_id}")
+    return key.public
+
+
+def _said(text: str) -> dict[str, Any]:
+    """The object on stdin. Nobody should sign what two readers may read in two ways, so a name comes once."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise CommandError(f"expected every name once, but {max(names, key=names.count)!r} comes twice")
+        return found
+
+    try:
+        said = json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        raise CommandError(f"expected a message as JSON on stdin, but {error}") from None
+    if not isinstance(said, dict):
+        raise CommandError(f"expected a message as a JSON object on stdin, but {text.strip()[:40]!r} came")
+    return said

@@ -1,0 +1,96 @@
+"""Identity: the agents' keys. One in force for each agent, every change in the ledger and announced.
+
+A key that was in force once is never in force again, for nobody: what it signed then must not count a second time.
+"""
+
+from datetime import datetime
+
+from sqlmodel import Session, col, select
+from temporalio import activity
+
+from activities import ledger
+from activities.database import Database, lock
+from activities.events import emit
+from rules import identity
+from schema import wire
+from schema.messages.cycle import CycleOpening
+from schema.messages.events import EventType
+from schema.messages.ledger import EntryKind
+from schema.tables.identity import AgentKeyRow
+from schema.tables.market import AgentRow
+
+
+def keys(session: Session) -> dict[str, str]:
+    """The key in force of each agent, or REVOKED where none of its keys is."""
+    rows = session.exec(select(AgentKeyRow)).all()
+    in_force = {row.agent_id: row.public_key for row in rows if row.revoked_at is None}
+    return {row.agent_id: in_force.get(row.agent_id, identity.REVOKED) for row in rows}
+
+
+def put_key(session: Session, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
+    """Make this the agent's key, in place of the one it has. Raises ValueError; the same key again changes nothing."""
+    if (refusal := identity.key_refusal(public_key)) is not None:
+        raise ValueError(refusal)
+    lock(session, "agent_key")
+    if session.get(AgentRow, agent_id) is None:
+        raise ValueError(f"expected a registered agent, but there is no {agent_id}")
+    if (known := session.get(AgentKeyRow, public_key)) is not None:
+        if known.agent_id == agent_id and known.revoked_at is None:
+            return
+        raise ValueError(f"expected a new key, but {public_key} is or was a key of {known.agent_id}")
+    if keys(session).get(agent_id):
+        _revoke(session, agent_id, who, why, at)
+    session.add(AgentKeyRow(public_key=public_key, agent_id=agent_id, valid_from=at))
+    _record(session, EntryKind.AGENT_KEY_REGISTERED, EventType.AGENT_KEY_REGISTERED, agent_id, public_key, who, why, at)
+
+
+def rotate(database: Database, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
+    """Give an agent a new key, its first one, or one again after a revocation. Raises ValueError."""
+    with database.transaction() as session:
+        put_key(session, agent_id, public_key, who, why, at)
+
+
+def revoke(database: Database, agent_id: str, who: str, why: str, at: datetime) -> None:
+    """Take an agent's key out of force: it has no say until it is given another. Raises ValueError."""
+    with database.transaction() as session:
+        lock(session, "agent_key")
+        if not keys(session).get(agent_id):
+            raise ValueError(f"expected an agent with a key in force, but {agent_id} has none")
+        _revoke(session, agent_id, who, why, at)
+
+
+def _revoke(session: Session, agent_id: str, who: str, why: str, at: datetime) -> None:
+    in_force = (AgentKeyRow.agent_id == agent_id, col(AgentKeyRow.revoked_at).is_(None))
+    row = session.exec(select(AgentKeyRow).where(*in_force)).one()
+    row.revoked_at, row.why = at, why
+    session.add(row)
+    _record(session, EntryKind.AGENT_KEY_REVOKED, EventType.AGENT_KEY_REVOKED, agent_id, row.public_key, who, why, at)
+
+
+def _record(
+    session: Session, kind: EntryKind, type: EventType, agent_id: str, key: str, who: str, why: str, at: datetime
+) -> None:
+    ledger.append(session, kind, f"{kind.value}:{key}", agent_id, at, {"public_key": key, "who": who, "why": why})
+    emit(session, type, agent_id, key, at, public_key=key, who=who, why=why)
+
+
+def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: bool) -> str | None:
+    """Why a cycle cannot be opened with the proposal that it came with, or None."""
+    request, proposal = opening.request, opening.request.proposal
+    if proposal is None:
+        return None
+    key = keys(session).get(proposal.agent_id)
+    return identity.refusal(proposal, opening.workflow_id, request.request_id, wire.OPEN_CYCLE, key, unsigned_allowed)
+
+
+class IdentityActivities:
+    """Tells running cycles which keys count."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @activity.defn
+    def read_keys(self) -> dict[str, str]:
+        """The key in force of each agent, REVOKED where none is."""
+        with self._database.reading() as session:
+            return keys(session)
