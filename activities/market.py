@@ -1,37 +1,57 @@
-"""Market: agents, meta-tasks, awards, standing, transfers, and the end of a cycle.
+"""Market: agents and their records, meta-tasks, awards, standing, transfers, and the end of a cycle.
 
 The end of a cycle is one transaction: its ledger entry, the winner's reward, the standing it earned, the released locks
 and the event. Doing it twice finds the entry and changes nothing.
 """
 
+from collections import Counter
 from datetime import datetime, timedelta
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
-from activities import ledger
+from activities import identity, ledger
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.experiment import parameter_states, release
 from activities.observatory import counts_since, guardrails, healthy_counts
 from rules import standing as standings
+from rules.identity import REVOKED
+from rules.standing import faded
+from schema import wire
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, RecordedAct
 from schema.messages.events import EventType
 from schema.messages.ledger import EntryKind
-from schema.messages.market import Agent, Award, AwardResult, Standing
+from schema.messages.market import PLATFORM_META, Agent, Award, Record, Standing
 from schema.messages.platform import Platform
-from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, StandingRow, TransferRow
+from schema.messages.tasks import task_workflow_id
+from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, RecordRow, StandingRow, TaskRow, TransferRow
 
 TREASURY = "treasury"
+# The account of who asks for a task; no agent may have such a name.
+REQUESTER = "requester:"
+COUNTS = tuple(Record.model_fields)
 
 
 def register_agent(
-    database: Database, agent_id: str, operator: str, at: datetime, public_key: str | None = None
+    database: Database,
+    agent_id: str,
+    operator: str,
+    at: datetime,
+    public_key: str | None = None,
+    house: bool = False,
 ) -> bool:
-    """Add an agent under its operator; False where the agent is there already. Raises ValueError for a bad name."""
+    """Add an agent under its operator, with its key; False where the agent is there already, whose operator and key
+    stay as they are. Raises ValueError for a bad name or key.
+
+    The platform does a `house` agent's tasks in its name; any other brings its own executor.
+    """
     # A name that no message can carry would stop every cycle that reads it.
     Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
+    if agent_id == TREASURY or agent_id.startswith(REQUESTER):
+        raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
     row = {
         "agent_id": agent_id,
         "operator": operator,
@@ -40,23 +60,49 @@ def register_agent(
         "successes": 0,
         "attempts": 0,
         "suspended": False,
-        "public_key": public_key,
+        "house": house,
+        "doubt": 0.0,
+        "active_at": at,
     }
     with database.transaction() as session:
-        return bool(insert_new(session, AgentRow, [row], returning="agent_id"))
+        if not insert_new(session, AgentRow, [row], returning="agent_id"):
+            return False
+        if public_key is not None:
+            identity.put_key(session, agent_id, public_key, operator, "registered", at)
+        return True
 
 
-def roster(session: Session) -> tuple[Agent, ...]:
-    """Every registered agent, with the awards it is working on as its load."""
+def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...]:
+    """Every registered agent, with its record on `task_type` and the awards it is working on as its load."""
     busy = (
         select(AwardRow.agent_id, func.count())
         .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
         .where(col(MetaTaskRow.ended_at).is_(None))
         .group_by(AwardRow.agent_id)
     )
-    load = dict(session.exec(busy).all())
-    rows = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all()
-    return tuple(Agent(**row.model_dump(exclude={"registered_at"}), load=load.get(row.agent_id, 0)) for row in rows)
+    working = (
+        select(TaskRow.agent_id, func.count())
+        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
+        .group_by(TaskRow.agent_id)
+    )
+    load = Counter(dict(session.exec(busy).all())) + Counter(dict(session.exec(working).all()))
+    mine = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
+    records = {row.agent_id: Record.model_validate(row.model_dump()) for row in mine}
+    market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
+    rows, keys = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all(), identity.keys(session)
+    found = []
+    for row in rows:
+        key = keys.get(row.agent_id)
+        agent = Agent(
+            **row.model_dump(exclude={"registered_at"}),
+            load=load[row.agent_id],
+            record=records.get(row.agent_id, Record()),
+            market=market,
+            public_key=key,
+        )
+        # Who has lost its key takes part in nothing, until it is given another.
+        found.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
+    return tuple(found)
 
 
 def balance(session: Session, account: str) -> int:
@@ -72,21 +118,63 @@ def transfer(session: Session, reference: str, debit: str, credit: str, amount: 
     insert_new(session, TransferRow, [row], returning="reference")
 
 
-def _move_standing(session: Session, result: Standing) -> None:
+def move_standing(session: Session, result: Standing) -> None:
+    """Let a result count, once: standing, records, the penalty, and suspension where it has become too much."""
     lock(session, f"standing:{result.agent_id}")
     agent = session.get_one(AgentRow, result.agent_id)
     moved = standings.after(agent.standing, result.result)
-    row = {**result.model_dump(), "result": result.result.value, "standing": moved}
-    if not insert_new(session, StandingRow, [row], returning="agent_id"):
+    row = {**result.model_dump(include={"cycle_id", "agent_id", "at"}), "result": result.result.value}
+    if not insert_new(session, StandingRow, [row | {"standing": moved}], returning="agent_id"):
         return
-    agent.standing, agent.attempts = moved, agent.attempts + 1
-    agent.successes += result.result is AwardResult.PROMOTED
-    agent.suspended = standings.is_suspended(agent.standing, agent.attempts)
+    others = _others(session, result.agent_id, result.task_type)
+    agent.standing, agent.attempts, agent.active_at = moved, agent.attempts + 1, result.at
+    agent.successes += standings.succeeded(result.result)
+    agent.doubt = standings.doubt_after(agent.doubt, result.result, others)
+    _count(session, result)
+    if result.penalty:
+        reference = f"penalty:{result.cycle_id}:{result.agent_id}"
+        transfer(session, reference, result.agent_id, TREASURY, result.penalty, result.at, "missed its deadline")
+    failing = standings.is_suspended(agent.standing, agent.attempts, agent.doubt)
+    if failing and not agent.suspended and not _has_a_speciality(session, agent.agent_id):
+        agent.suspended, agent.suspended_at = True, result.at
+        key = f"{agent.agent_id}:{result.cycle_id}"
+        record = f"{agent.successes} of {agent.attempts} results were good"
+        emit(session, EventType.AGENT_SUSPENDED, agent.agent_id, key, result.at, agent_id=agent.agent_id, reason=record)
     session.add(agent)
 
 
+def _has_a_speciality(session: Session, agent_id: str) -> bool:
+    """Whether the agent does as well as the others at some task type; it stops winning the rest by itself."""
+    rows = session.exec(select(RecordRow).where(RecordRow.agent_id == agent_id)).all()
+    return any(
+        standings.is_speciality(Record.model_validate(row.model_dump()), _others(session, agent_id, row.task_type))
+        for row in rows
+    )
+
+
+def _others(session: Session, agent_id: str, task_type: str) -> Record:
+    """What all other agents together have done on a task type."""
+    sums = select(func.sum(RecordRow.attempts), func.sum(RecordRow.successes)).where(
+        RecordRow.task_type == task_type, RecordRow.agent_id != agent_id
+    )
+    attempts, successes = session.exec(sums).one()
+    return Record(attempts=attempts or 0.0, successes=successes or 0.0)
+
+
+def _count(session: Session, result: Standing) -> None:
+    key = (result.agent_id, result.task_type)
+    record = session.get(RecordRow, key) or RecordRow(agent_id=result.agent_id, task_type=result.task_type)
+    record.attempts += 1
+    record.successes += standings.succeeded(result.result)
+    if result.quality is not None:
+        record.rated, record.quality_sum = record.rated + 1, record.quality_sum + result.quality
+    if result.duration_s is not None:
+        record.timed, record.seconds_sum = record.timed + 1, record.seconds_sum + result.duration_s
+    session.add(record)
+
+
 class MarketActivities:
-    """Opens, awards and closes meta-tasks."""
+    """Opens, awards and closes meta-tasks, and keeps the agents' standing."""
 
     def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
@@ -103,6 +191,8 @@ class MarketActivities:
             lock(session, f"subject:{request.subject}")
             row = session.exec(select(MetaTaskRow).where(MetaTaskRow.request_id == request.request_id)).first()
             if row is None:
+                if (forgery := identity.opening_refusal(session, opening, self._platform.unsigned_agents)) is not None:
+                    raise ApplicationError(forgery, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
             task_types = self._task_types(opening)
             window = timedelta(seconds=self._platform.observatory.floor_window_s)
@@ -119,6 +209,8 @@ class MarketActivities:
                 healthy=healthy_counts(session, task_types, at, self._platform.observatory),
                 guardrails=guardrails(session, task_types, at, self._platform.observatory),
                 duplicate=row.run_id != opening.run_id,
+                unsigned_agents=self._platform.unsigned_agents,
+                market=self._platform.market,
             )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
@@ -159,9 +251,16 @@ class MarketActivities:
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
-        """The winner let the deadline pass: it loses standing, once."""
+        """The winner let the deadline pass: it loses standing and pays, once, and its task is free for the next."""
         with self._database.transaction() as session:
-            _move_standing(session, missed)
+            move_standing(session, missed)
+            held = select(TaskRow).where(
+                TaskRow.task_id == missed.cycle_id.removeprefix(task_workflow_id("")),
+                TaskRow.agent_id == missed.agent_id,
+            )
+            if missed.task_type != PLATFORM_META and (task := session.exec(held).first()) is not None:
+                task.agent_id = None
+                session.add(task)
             key = f"{missed.cycle_id}:{missed.agent_id}"
             emit(session, EventType.AWARD_MISSED, missed.cycle_id, key, missed.at, agent_id=missed.agent_id)
 
@@ -180,14 +279,8 @@ class MarketActivities:
         with self._database.transaction() as session:
             if not ledger.append(session, EntryKind.CYCLE_ENDED, f"{end.cycle_id}:ended", end.subject, end.at, end):
                 return
-            if end.agent_id is not None and end.reward:
-                transfer(session, f"reward:{end.cycle_id}", TREASURY, end.agent_id, end.reward, end.at, end.reason)
-            if end.agent_id is not None and end.penalty:
-                transfer(session, f"penalty:{end.cycle_id}", end.agent_id, TREASURY, end.penalty, end.at, end.reason)
-            if end.agent_id is not None and end.result is not None:
-                _move_standing(
-                    session, Standing(cycle_id=end.cycle_id, agent_id=end.agent_id, result=end.result, at=end.at)
-                )
+            if end.agent_id is not None:
+                _settle(session, end, end.agent_id)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
             task.ended_at, task.ending = end.at, end.ending.value
@@ -202,6 +295,63 @@ class MarketActivities:
                 ending=end.ending.value,
                 reason=end.reason,
             )
+
+    @activity.defn
+    def restore_agents(self, at: datetime) -> str | None:
+        """Let the suspended whose time is over come back, on probation; the names of who did."""
+        due = at - timedelta(seconds=self._platform.market.suspension_s)
+        with self._database.reading() as session:
+            names = session.exec(
+                select(AgentRow.agent_id).where(col(AgentRow.suspended), col(AgentRow.suspended_at) <= due)
+            ).all()
+        # One transaction each: the event's lock comes after the agent's, as everywhere.
+        for name in names:
+            with self._database.transaction() as session:
+                lock(session, f"standing:{name}")
+                agent = session.get_one(AgentRow, name)
+                if agent.suspended and agent.suspended_at is not None and agent.suspended_at <= due:
+                    key = f"{name}:{agent.suspended_at.isoformat()}"
+                    agent.suspended, agent.suspended_at, agent.doubt = False, None, 0.0
+                    agent.standing, agent.active_at = standings.RETURN_STANDING, at
+                    session.add(agent)
+                    emit(session, EventType.AGENT_RESTORED, name, key, at, agent_id=name)
+        return f"restored: {', '.join(names)}" if names else None
+
+    @activity.defn
+    def fade_idle(self, at: datetime) -> str | None:
+        """Move idle agents' standing towards a newcomer's, and their records towards none.
+
+        What is counted is the time since the last result or the last fading, so that doing it twice is doing it once.
+        """
+        half_life_s = self._platform.market.idle_half_life_s
+        with self._database.reading() as session:
+            names = session.exec(select(AgentRow.agent_id).where(~col(AgentRow.suspended))).all()
+        for name in names:
+            with self._database.transaction() as session:
+                lock(session, f"standing:{name}")
+                agent = session.get_one(AgentRow, name)
+                idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
+                if idle_s <= 0:
+                    continue
+                agent.standing = faded(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
+                agent.doubt, agent.active_at = faded(agent.doubt, 0.0, idle_s, half_life_s), at
+                session.add(agent)
+                for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
+                    for count in COUNTS:
+                        setattr(record, count, faded(getattr(record, count), 0.0, idle_s, half_life_s))
+                    session.add(record)
+        return None
+
+
+def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
+    """What the proposer earns and pays, each with a reference of its own, and what its standing makes of it."""
+    payments = {"reward": end.reward, "bonus": end.bonus, "forecast": end.forecast, "penalty": -end.penalty}
+    for name, amount in payments.items():
+        if amount:
+            debit, credit = (TREASURY, agent_id) if amount > 0 else (agent_id, TREASURY)
+            transfer(session, f"{name}:{end.cycle_id}", debit, credit, abs(amount), end.at, end.reason)
+    if end.result is not None:
+        move_standing(session, Standing(cycle_id=end.cycle_id, agent_id=agent_id, result=end.result, at=end.at))
 
 
 def _failures_in_a_row(session: Session, opened: MetaTaskRow) -> int:

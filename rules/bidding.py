@@ -1,27 +1,36 @@
-"""Bidding: who gets a meta-task.
+"""Bidding: who gets a task, a platform's own or a user's.
 
-Price never decides alone: a bid is scored by the agent's track record (shrunken towards a newcomer's, never the raw
-ratio of two tasks), its standing, its price and its load. Ties go by a hash of task and agent, so that no name is
-favoured for ever.
+Price never decides alone. A bid is scored by what may be hoped of it: the agent's record on that task type, shrunken
+towards everybody's and never the raw ratio of two tasks, plus some standard errors. That is optimism in the face of
+uncertainty (Lai & Robbins 1985; Kaufmann, Cappe & Garivier 2012): who is little known is tried, who fails is tried ever
+less, and no dice are needed. Work in progress counts as a result to come, so that tasks awarded together do not all try
+the same agent. Then quality, standing, price, speed and load, each from 0 to 1, and a head start for an agent on trial.
+Ties go by a hash of task and agent, so that no name is favoured for ever.
 """
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 
 import mmh3
 
 from rules import standing
 from schema.messages.market import Agent, Bid, RankedBid
 
-TRACK_WEIGHT, STANDING_WEIGHT, PRICE_WEIGHT, LOAD_WEIGHT = 0.35, 0.25, 0.25, 0.15
-# Two imaginary results, one of them good: a newcomer starts in the middle and moves as results come.
-PRIOR_SUCCESSES, PRIOR_ATTEMPTS = 1.0, 2.0
+TRACK_WEIGHT, QUALITY_WEIGHT, STANDING_WEIGHT = 0.60, 0.12, 0.08
+PRICE_WEIGHT, SPEED_WEIGHT, LOAD_WEIGHT = 0.12, 0.04, 0.04
+# How many imaginary results, as good as everybody's, stand beside an agent's own.
+PRIOR_RESULTS = 2.0
+# Standard errors of hope. By simulation (tests/test_bidding.py): fewer settle on whom chance favoured first.
+OPTIMISM = 1.5
+# The first results of an agent, on whatever tasks, are its first chance: enough to tell one that keeps failing.
+TRIAL_RESULTS, TRIAL_HEAD_START = 18, 0.3
 
 
 def refusal(bid: Bid, agents: Mapping[str, Agent], reward: int) -> str | None:
     """Say why a bid cannot stand, or None when it can."""
     agent = agents.get(bid.agent_id)
     if agent is None:
-        return f"expected an agent that was registered when the meta-task opened, but {bid.agent_id} came"
+        return f"expected an agent that was registered when the task opened, but {bid.agent_id} came"
     if standing.tier(agent) is standing.Tier.SUSPENDED:
         return f"expected an agent in good standing, but {bid.agent_id} is suspended"
     if bid.price > reward:
@@ -29,24 +38,69 @@ def refusal(bid: Bid, agents: Mapping[str, Agent], reward: int) -> str | None:
     return None
 
 
-def rank(cycle_id: str, bids: Sequence[Bid], agents: Mapping[str, Agent], reward: int) -> tuple[RankedBid, ...]:
+def success_rate(agent: Agent) -> float:
+    """The share of tasks of this type that the agent is expected to do well, 0 to 1."""
+    usual = (agent.market.successes + 1) / (agent.market.attempts + 2)
+    return (agent.record.successes + PRIOR_RESULTS * usual) / (agent.record.attempts + PRIOR_RESULTS)
+
+
+def hope(agent: Agent) -> float:
+    """The success rate some standard errors up: the spread of a Beta posterior, narrowed by work under way."""
+    rate = success_rate(agent)
+    return rate + OPTIMISM * sqrt(rate * (1 - rate) / (agent.record.attempts + agent.load + PRIOR_RESULTS + 1))
+
+
+def on_trial(agent: Agent) -> bool:
+    """Whether the agent still has its first chance."""
+    return agent.attempts + agent.load < TRIAL_RESULTS
+
+
+def quality(agent: Agent) -> float:
+    """The expected quality of a success, 0 to 1, shrunken like the success rate."""
+    usual = (agent.market.quality_sum + 0.5) / (agent.market.rated + 1)
+    return (agent.record.quality_sum + PRIOR_RESULTS * usual) / (agent.record.rated + PRIOR_RESULTS)
+
+
+def seconds(agent: Agent, eta_s: float) -> float:
+    """How long the agent is expected to take: what it promises, corrected by what it took."""
+    return (agent.record.seconds_sum + PRIOR_RESULTS * eta_s) / (agent.record.timed + PRIOR_RESULTS)
+
+
+def rank(task_id: str, bids: Sequence[Bid], agents: Mapping[str, Agent], reward: int) -> tuple[RankedBid, ...]:
     """Order `bids` from best to worst. `reward` is the highest price, in credits."""
+    expected_s = {bid.agent_id: seconds(agents[bid.agent_id], bid.eta_s) for bid in bids}
+    fastest_s = min(expected_s.values(), default=0.0)
 
     def ranked(bid: Bid) -> RankedBid:
-        agent = agents[bid.agent_id]
-        track = (agent.successes + PRIOR_SUCCESSES) / (agent.attempts + PRIOR_ATTEMPTS)
-        cheapness = 1 - bid.price / reward if reward else 1.0
-        idleness = 1 / (1 + agent.load)
+        agent, takes_s = agents[bid.agent_id], expected_s[bid.agent_id]
         score = (
-            TRACK_WEIGHT * track + STANDING_WEIGHT * agent.standing + PRICE_WEIGHT * cheapness + LOAD_WEIGHT * idleness
+            TRACK_WEIGHT * hope(agent)
+            + QUALITY_WEIGHT * quality(agent)
+            + STANDING_WEIGHT * agent.standing
+            + PRICE_WEIGHT * (1 - bid.price / reward if reward else 1.0)
+            + SPEED_WEIGHT * fastest_s / takes_s
+            + LOAD_WEIGHT / (1 + agent.load)
+            + (TRIAL_HEAD_START if on_trial(agent) else 0.0)
         )
         reason = (
-            f"track {agent.successes}/{agent.attempts} counts {track:.2f}, standing {agent.standing:.2f}, "
-            f"price {bid.price} of {reward}, load {agent.load}"
+            f"record {agent.record.successes:.3g}/{agent.record.attempts:.3g} counts {success_rate(agent):.2f}, "
+            f"at best {hope(agent):.2f}, quality {quality(agent):.2f}, standing {agent.standing:.2f}, "
+            f"price {bid.price} of {reward}, about {takes_s:.3g} s, load {agent.load}"
+            f"{', on trial' if on_trial(agent) else ''}"
         )
         return RankedBid(bid=bid, score=score, reason=reason)
 
-    def order(candidate: RankedBid) -> tuple[float, int]:
-        return (-candidate.score, mmh3.hash(f"{cycle_id}:{candidate.bid.agent_id}", signed=False))
+    return tuple(sorted((ranked(bid) for bid in bids), key=lambda r: (-r.score, _lot(task_id, r.bid.agent_id))))
 
-    return tuple(sorted((ranked(bid) for bid in bids), key=order))
+
+def direct(task_id: str, agents: Sequence[Agent]) -> tuple[Agent, float] | None:
+    """Who gets a task that is awarded without a window, and the score: by standing and load; None where nobody may."""
+    scores = {a: a.standing / (1 + a.load) for a in agents if not a.suspended}
+    if not scores:
+        return None
+    best = min(scores, key=lambda a: (-scores[a], _lot(task_id, a.agent_id)))
+    return best, scores[best]
+
+
+def _lot(task_id: str, agent_id: str) -> int:
+    return mmh3.hash(f"{task_id}:{agent_id}", signed=False)

@@ -1,7 +1,49 @@
-"""Rewards: what an ending is worth to the agent whose proposal it was."""
+"""Rewards: what an ending is worth to the agent whose proposal it was, and what a broken promise costs.
+
+Everything is in whole credits and bounded by what the operator declares. The price is paid for a promotion; the bonus
+grows with the improvement that is beyond doubt; a forecast earns its logarithmic score, whatever the ending, so that
+nothing pays better than saying what one believes (Good 1952).
+"""
+
+from math import log
 
 from schema.messages.cycle import Ending
+from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.market import AwardResult
+
+# A rate is never held for more certain than this, so a score is bounded and its scale is fixed.
+CERTAIN = 0.99
+LARGEST_SCORE = log(CERTAIN / (1 - CERTAIN))
+
+
+def missed_penalty(price: int) -> int:
+    """What a missed deadline costs: half of what was asked, so that an offer that will not be kept has a price."""
+    return price // 2
+
+
+def improvement_bonus(reading: Reading | None, most: int) -> int:
+    """A share of `most`: the points of success rate that the experiment holds certain (its interval's lower end)."""
+    if reading is None or reading.interval is None:
+        return 0
+    return round(most * min(1.0, max(0.0, reading.interval[0])))
+
+
+def forecast_pay(design: ExperimentDesign | None, reading: Reading | None, stake: int) -> int:
+    """The score of the predicted rate on the treatment's tasks against the baseline's, from -stake to stake.
+
+    The mean log likelihood ratio of a task: best, in expectation, for who predicts the true rate. Nothing is learnt
+    about a forecast before both sides have finished tasks, and nothing paid.
+    """
+    if design is None or reading is None or not reading.treatment.tasks or not reading.control.tasks:
+        return 0
+    rate = reading.treatment.successes / reading.treatment.tasks
+    return round(stake * forecast_score(design.predicted_rate, design.baseline_rate, rate))
+
+
+def forecast_score(predicted: float, baseline: float, rate: float) -> float:
+    """From -1 to 1: the mean log likelihood ratio of tasks that succeed at `rate`, on a fixed scale."""
+    p, q = (min(CERTAIN, max(1 - CERTAIN, value)) for value in (predicted, baseline))
+    return (rate * log(p / q) + (1 - rate) * log((1 - p) / (1 - q))) / LARGEST_SCORE
 
 
 def result_of(ending: Ending) -> AwardResult | None:

@@ -2,17 +2,32 @@
 
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules import standing
+from rules import rewards, standing
 from rules.cooldown import next_attempt_at
 from rules.rewards import result_of
-from rules.standing import NEWCOMER_STANDING, Tier, after, is_suspended, tier, vote_weight, worth
+from rules.standing import (
+    CREDIT_LIMIT,
+    DOUBT_LIMIT,
+    NEWCOMER_STANDING,
+    Tier,
+    after,
+    doubt_after,
+    faded,
+    has_room,
+    is_speciality,
+    is_suspended,
+    tier,
+    vote_weight,
+    worth,
+)
 from schema.messages.cycle import Ending
-from schema.messages.market import Agent, AwardResult
+from schema.messages.market import Agent, AwardResult, Record
 from tests import builders
 
 results = st.sampled_from(AwardResult)
@@ -74,7 +89,7 @@ def test_results_make_the_tier(path: list[AwardResult], expected: Tier) -> None:
 def test_a_broken_promise_costs_more_than_an_idea_that_did_not_help() -> None:
     order = sorted(AwardResult, key=worth)
 
-    assert order == [AwardResult.MISSED, AwardResult.HARMFUL, AwardResult.USELESS, AwardResult.PROMOTED]
+    assert order[:4] == [AwardResult.MISSED, AwardResult.FAILED, AwardResult.HARMFUL, AwardResult.USELESS]
     assert worth(AwardResult.USELESS) < NEWCOMER_STANDING  # doing nothing useful is never a way up
 
 
@@ -104,6 +119,71 @@ def test_an_agent_that_mostly_helps_is_hardly_ever_suspended_by_bad_luck() -> No
     )
 
     assert suspended <= 10
+
+
+def test_doubt_rises_with_failures_and_the_credit_of_a_good_name_is_limited() -> None:
+    usual, doubt = Record(attempts=100, successes=80), 0.0
+    for _ in range(1_000):
+        doubt = doubt_after(doubt, AwardResult.DONE, usual)
+
+    assert doubt == -CREDIT_LIMIT
+    failures = 0
+    while not is_suspended(0.5, 10, doubt):
+        doubt, failures = doubt_after(doubt, AwardResult.FAILED, usual), failures + 1
+    assert failures == 6  # an agent that was good once is found, too
+    assert doubt_after(1.0, AwardResult.USELESS, usual) == 1.0
+
+
+def test_where_everybody_fails_nobody_is_to_blame() -> None:
+    broken, doubt = Record(attempts=100, successes=5), 0.0
+    for _ in range(20):
+        doubt = doubt_after(doubt, AwardResult.FAILED, broken)
+
+    assert doubt < DOUBT_LIMIT
+
+
+def test_a_new_agent_as_good_as_the_others_is_hardly_ever_suspended_by_bad_luck() -> None:
+    usual, dice, suspended = Record(attempts=1_000, successes=850), Random(3), 0
+    for _ in range(500):
+        doubt = 0.0
+        for number in range(1, 101):
+            result = AwardResult.DONE if dice.random() < 0.85 else AwardResult.FAILED
+            doubt = doubt_after(doubt, result, usual)
+            if is_suspended(0.5, number, doubt):
+                suspended += 1
+                break
+
+    assert suspended <= 0.08 * 500  # Ville's 1 in 20 at the start, and some that a limited credit costs later
+
+
+def test_idleness_moves_half_the_way_in_a_half_life() -> None:
+    assert faded(0.9, 0.5, 86_400, 86_400) == pytest.approx(0.7)
+    assert faded(0.9, 0.5, 0, 86_400) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 2),  # a newcomer cannot fail at much before its first results are in
+        ({"standing": 0.9, "attempts": 20}, 16),
+        ({"standing": 0.5, "attempts": 20}, 8),
+        ({"standing": 0.2, "attempts": 20}, 1),  # probation
+        ({"suspended": True}, 0),
+    ],
+)
+def test_the_tier_says_how_many_awards_at_a_time(changes: dict[str, Any], most: int) -> None:
+    loads = [load for load in range(20) if has_room(builders.agent("ada", load=load, **changes))]
+
+    assert loads == list(range(most))
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.05, 0.95), st.floats(0.05, 0.95))
+def test_nothing_pays_better_than_an_honest_forecast(truth: float, baseline: float, said: float) -> None:
+    def score(predicted: float) -> float:
+        return rewards.forecast_score(predicted, baseline, truth)
+
+    assert score(truth) >= score(said) - 1e-12
+    assert -1 <= score(said) <= 1
 
 
 def _walk(path: list[AwardResult]) -> list[float]:
@@ -154,3 +234,15 @@ def test_every_ending_says_when_the_next_attempt_may_start(ending: Ending, wait_
 
     expected = None if wait_s is None else builders.NOW + timedelta(seconds=wait_s)
     assert next_attempt_at(ending, builders.NOW, rules) == expected
+
+
+@pytest.mark.parametrize(
+    ("good", "of", "expected"),
+    [
+        (9, 10, True),  # as good as the others
+        (5, 10, False),
+        (4, 4, False),  # four results say little
+    ],
+)
+def test_who_does_well_at_something_has_a_speciality(good: int, of: int, expected: bool) -> None:
+    assert is_speciality(Record(attempts=of, successes=good), Record(attempts=100, successes=85)) is expected

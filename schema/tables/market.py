@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, UniqueConstraint
+from sqlalchemy import JSON, Column, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from .columns import Counter, Moment
@@ -19,7 +19,10 @@ class AgentRow(SQLModel, table=True):
     successes: int = 0
     attempts: int = 0
     suspended: bool = False
-    public_key: str | None = None
+    house: bool = False
+    doubt: float = 0.0
+    suspended_at: datetime | None = Field(default=None, sa_type=Moment)
+    active_at: datetime | None = Field(default=None, sa_type=Moment)
 
 
 class MetaTaskRow(SQLModel, table=True):
@@ -38,6 +41,57 @@ class MetaTaskRow(SQLModel, table=True):
     opened_at: datetime = Field(sa_type=Moment)
     ended_at: datetime | None = Field(default=None, sa_type=Moment)
     ending: str | None = None
+
+
+class RecordRow(SQLModel, table=True):
+    """An agent's results on one task type; they fade while it is idle."""
+
+    __tablename__ = "record"
+
+    agent_id: str = Field(primary_key=True)
+    task_type: str = Field(primary_key=True, index=True)
+    attempts: float = 0.0
+    successes: float = 0.0
+    rated: float = 0.0
+    quality_sum: float = 0.0
+    timed: float = 0.0
+    seconds_sum: float = 0.0
+
+
+class TaskRow(SQLModel, table=True):
+    """A user task; `agent_id` is who has it now, and `settlement` is written once, with all that hangs on it."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        # An agent's load is counted at every award, however many tasks there have been.
+        Index(
+            "task_open", "agent_id", sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL")
+        ),
+    )
+
+    task_id: str = Field(primary_key=True)
+    task_type: str
+    requester: str
+    run_id: str
+    opened_at: datetime = Field(sa_type=Moment)
+    agent_id: str | None = None
+    ended_at: datetime | None = Field(default=None, sa_type=Moment)
+    ending: str | None = None
+    settlement: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
+
+
+class TaskTypeRow(SQLModel, table=True):
+    """A task type that an agent registered, with the executor it brings."""
+
+    __tablename__ = "task_type"
+
+    name: str = Field(primary_key=True)
+    operator: str
+    agent_id: str
+    direct: bool
+    description: str
+    payload_schema: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    registered_at: datetime = Field(sa_type=Moment)
 
 
 class AwardRow(SQLModel, table=True):

@@ -1,0 +1,121 @@
+"""Task work: does user tasks in house, in the name of the agent that has the award, and settles them.
+
+Runs on a task queue of its own, because work takes the processor and the other activities must not wait for it. The
+parameters come from the platform's own resolver, so that user tasks take part in experiments; the assignment is on
+record before the work begins. Work may be done twice where a worker died; it is settled once.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from temporalio import activity
+
+from activities.database import Database
+from activities.experiment import record_assignments
+from activities.task_runner import Execution, TaskRunner
+from activities.tasks import settle
+from schema.messages.base import Value
+from schema.messages.experiment import Assignment
+from schema.messages.platform import Platform
+from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, WorkOrder, WorkResult
+from schema.tables.market import TaskRow
+
+T = TypeVar("T")
+# A task type without a declared limit gets this one: nothing runs for ever.
+DEFAULT_LIMIT_S = 3_600.0
+# Well under the heartbeat timeout that the workflow sets.
+BEAT_S = 5.0
+# What a second run of the same work may differ by: other machines round and time differently.
+QUALITY_TOLERANCE = 0.05
+
+
+class Resolution(Protocol):
+    """The parameters of one task and the experiments that chose some of them."""
+
+    @property
+    def values(self) -> dict[str, Value]: ...
+    @property
+    def assignments(self) -> Sequence[Assignment]: ...
+
+
+class Resolver(Protocol):
+    """What `starter.platform.resolver` offers."""
+
+    def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
+        """Every parameter that touches `task_type`, for one task that starts at `at`."""
+
+
+class TaskWork:
+    """Runs tasks in processes that are killed at their limit."""
+
+    def __init__(self, database: Database, platform: Platform, runner: TaskRunner, resolver: Resolver) -> None:
+        self._database = database
+        self._platform = platform
+        self._runner = runner
+        self._resolver = resolver
+        self._limits = {declared.name: declared.timeout_parameter for declared in platform.task_types}
+
+    @activity.defn
+    async def execute(self, order: WorkOrder) -> Settlement:
+        """Do the task and settle it; the settlement that stands, which an earlier attempt may have written."""
+        return await _beating(asyncio.to_thread(self._execute, order, activity.info().started_time))
+
+    @activity.defn
+    async def check(self, request: TaskRequest, handed_in: WorkResult) -> str | None:
+        """Do again what an executor outside has handed in; why its result does not hold, or None."""
+        at = activity.info().started_time
+        execution = await _beating(asyncio.to_thread(self._run, request, self._values(request, at)))
+        if execution.result is None:
+            return f"done again in house, it failed: {execution.detail}"
+        quality = execution.result.quality
+        if handed_in.quality is None or abs(handed_in.quality - quality) > QUALITY_TOLERANCE:
+            return f"expected a quality of {quality:g}, as done again in house, but {handed_in.quality} was claimed"
+        return None
+
+    def _execute(self, order: WorkOrder, at: datetime) -> Settlement:
+        request = order.request
+        with self._database.reading() as session:
+            task = session.get_one(TaskRow, request.task_id)
+            if task.settlement is not None:
+                return Settlement.model_validate(task.settlement)
+        resolution = self._resolver.resolve_task(request.task_type, request.task_id, at)
+        if resolution.assignments:
+            with self._database.transaction() as session:
+                record_assignments(session, resolution.assignments)
+        execution = self._run(request, resolution.values)
+        result = execution.result
+        settlement = Settlement(
+            request=request,
+            ending=TaskEnding.DONE if result else TaskEnding.FAILED,
+            reason=f"done by {order.award.agent_id}" if result else f"{execution.failure}: {execution.detail}"[:2_000],
+            started_at=at,
+            at=at + timedelta(seconds=execution.duration_s),
+            duration_s=execution.duration_s,
+            agent_id=order.award.agent_id,
+            price=order.award.price if result else 0,
+            failure=execution.failure,
+            quality=result.quality if result else None,
+            summary=result.summary[:2_000] if result else "",
+            details=result.details if result else {},
+        )
+        with self._database.transaction() as session:
+            return settle(session, settlement, self._platform.observatory.interval_s)
+
+    def _values(self, request: TaskRequest, at: datetime) -> dict[str, Value]:
+        return self._resolver.resolve_task(request.task_type, request.task_id, at).values
+
+    def _run(self, request: TaskRequest, values: dict[str, Value]) -> Execution:
+        key = self._limits[request.task_type]
+        return self._runner.run(
+            request.task_type, request.payload, values, float(values[key]) if key else DEFAULT_LIMIT_S
+        )
+
+
+async def _beating(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work in a thread, and tell the server meanwhile that this worker lives."""
+    working = asyncio.ensure_future(work)
+    while not (await asyncio.wait([working], timeout=BEAT_S))[0]:
+        activity.heartbeat()
+    return working.result()

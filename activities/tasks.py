@@ -1,0 +1,285 @@
+"""Tasks: opens, awards and settles what users ask for, and keeps the task types that agents bring.
+
+A settlement is one transaction: the outcome, the payment, the standing it earned, the records and the event. Doing it
+twice finds the first one and changes nothing; so a task has one outcome and is paid once, however often workers die.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlmodel import Session, select
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.database import Database, insert_new, lock
+from activities.events import emit
+from activities.identity import keys
+from activities.market import REQUESTER, move_standing, roster, transfer
+from activities.observatory import record_outcomes
+from rules import bidding, identity, standing
+from schema import wire
+from schema.messages.events import EventType
+from schema.messages.market import Agent, Award, AwardResult, RankedBid, Standing
+from schema.messages.observatory import TaskOutcome
+from schema.messages.platform import Platform
+from schema.messages.tasks import (
+    AwardOrder,
+    Settlement,
+    TaskBriefing,
+    TaskEnding,
+    TaskOpening,
+    TaskTypeListing,
+    TypeRegistration,
+    task_workflow_id,
+)
+from schema.tables.market import AgentRow, AwardRow, TaskRow, TaskTypeRow
+
+# How many of the bids are kept with an award, for whoever asks why.
+KEPT_BIDS = 20
+# While all bidders have as much work as they may have, look again this often.
+ROOM_POLL = timedelta(seconds=1)
+
+
+def task_types(session: Session, platform: Platform) -> list[TaskTypeListing]:
+    """The declared task types, which the platform does itself, and those that agents brought, by name."""
+    declared = [TaskTypeListing(name=t.name, description=t.description, direct=t.direct) for t in platform.task_types]
+    rows = session.exec(select(TaskTypeRow).order_by(TaskTypeRow.name)).all()
+    brought = [TaskTypeListing(**row.model_dump(exclude={"agent_id"}), executor=row.agent_id) for row in rows]
+    names = {t.name for t in declared}
+    return declared + [t for t in brought if t.name not in names]
+
+
+def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlement:
+    """Write how a task ended, with all that hangs on it, once; the settlement that stands."""
+    request, at, agent_id = settlement.request, settlement.at, settlement.agent_id
+    task = session.get_one(TaskRow, request.task_id, with_for_update=True)
+    if task.settlement is not None:
+        return Settlement.model_validate(task.settlement)
+    if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
+        outcome = TaskOutcome(
+            task_id=request.task_id,
+            task_type=request.task_type,
+            started_at=settlement.started_at,
+            finished_at=at,
+            duration_s=settlement.duration_s,
+            failure=settlement.failure,
+            agent_id=agent_id or "",
+            quality=settlement.quality,
+            cost=settlement.price,
+        )
+        record_outcomes(session, [outcome], interval_s)
+    if agent_id is not None:
+        work_id = task_workflow_id(request.task_id)
+        if settlement.price:
+            payer = f"{REQUESTER}{request.requester or 'unnamed'}"
+            transfer(session, f"reward:{work_id}", payer, agent_id, settlement.price, at, settlement.reason)
+        result = Standing(
+            cycle_id=work_id,
+            agent_id=agent_id,
+            result=AwardResult.DONE if settlement.ending is TaskEnding.DONE else AwardResult.FAILED,
+            at=at,
+            task_type=request.task_type,
+            quality=settlement.quality,
+            duration_s=settlement.duration_s,
+        )
+        move_standing(session, result)
+    task.ended_at, task.ending = at, settlement.ending.value
+    task.settlement = settlement.model_dump(mode="json")
+    session.add(task)
+    done = settlement.ending is TaskEnding.DONE
+    by = f" by {agent_id}" if agent_id else ""
+    emit(
+        session,
+        EventType.TASK_SETTLED,
+        task_workflow_id(request.task_id),
+        request.task_id,
+        at,
+        task_id=request.task_id,
+        task_type=request.task_type,
+        agent_id=agent_id,
+        success=done,
+        requester=request.requester,
+        notify=request.notify,
+        title=f"{request.task_type} {request.task_id}: {settlement.ending.value}{by}",
+        text=settlement.summary if done else settlement.reason,
+    )
+    return settlement
+
+
+class TaskActivities:
+    """What a user task's workflow asks of the database."""
+
+    def __init__(self, database: Database, platform: Platform) -> None:
+        self._database = database
+        self._platform = platform
+
+    @activity.defn
+    def open_task(self, opening: TaskOpening) -> TaskBriefing:
+        """Write the task down and gather what its workflow must know; a direct type is awarded here, at once.
+
+        A task whose id another run has had comes back as a duplicate of it.
+        """
+        request, rules, at = opening.request, self._platform.market, opening.at
+        with self._database.transaction() as session:
+            row = {"task_id": request.task_id, "task_type": request.task_type, "requester": request.requester}
+            new = insert_new(session, TaskRow, [row | {"run_id": opening.run_id, "opened_at": at}], returning="task_id")
+            task = session.get_one(TaskRow, request.task_id)
+            kind = next((t for t in task_types(session, self._platform) if t.name == request.task_type), None)
+            if new:
+                emit(
+                    session,
+                    EventType.TASK_OPENED,
+                    task_workflow_id(request.task_id),
+                    request.task_id,
+                    at,
+                    task_id=request.task_id,
+                    task_type=request.task_type,
+                    requester=request.requester,
+                )
+            briefing = TaskBriefing(
+                bid_window_s=rules.bid_window_s,
+                award_window_s=rules.award_window_s,
+                result_window_s=rules.result_window_s,
+                heartbeat_s=rules.heartbeat_s,
+                most_awards=rules.most_awards,
+                price=rules.price if request.price is None else request.price,
+                duplicate=task.run_id != opening.run_id,
+                unsigned_agents=self._platform.unsigned_agents,
+            )
+            if kind is None:
+                refusal = f"expected a task type of this platform, but {request.task_type} is none"
+                return briefing.model_copy(update={"refusal": refusal})
+            if briefing.duplicate:
+                return briefing
+            house = not kind.executor
+            agents = tuple(a for a in roster(session, request.task_type) if house or not a.house)
+            if not kind.direct:
+                share = rules.check_share if house else 0.0
+                return briefing.model_copy(update={"agents": agents, "house": house, "check_share": share})
+            candidates = [a for a in agents if (a.house if house else a.agent_id == kind.executor)]
+            award = self._award_direct(session, opening, briefing, task, candidates)
+            heard = () if house else tuple(candidates)  # whose words it takes: a house agent says nothing
+            return briefing.model_copy(update={"agents": heard, "house": house, "award": award, "most_awards": 1})
+
+    def _award_direct(
+        self,
+        session: Session,
+        opening: TaskOpening,
+        briefing: TaskBriefing,
+        task: TaskRow,
+        candidates: list[Agent],
+    ) -> Award | None:
+        work_id = task_workflow_id(task.task_id)
+        if task.agent_id is not None:
+            return Award.model_validate(session.get_one(AwardRow, (work_id, task.agent_id)).body)
+        if (found := bidding.direct(task.task_id, candidates)) is None:
+            return None
+        agent, score = found
+        award = Award(
+            cycle_id=work_id,
+            agent_id=agent.agent_id,
+            price=briefing.price,
+            score=score,
+            reason=f"direct: standing {agent.standing:.2f}, load {agent.load}",
+            deadline=opening.at + timedelta(seconds=briefing.result_window_s),
+            house=agent.house and briefing.house,
+        )
+        _award(session, task, award, (), opening.at)
+        return award
+
+    @activity.defn
+    def award_task(self, order: AwardOrder) -> Award | None:
+        """Give the task to the best bid whose agent has room, by what is known now; None where all are suspended.
+
+        While none has room it asks to be retried; the retries are not history.
+        """
+        request, work_id = order.request, task_workflow_id(order.request.task_id)
+        with self._database.transaction() as session:
+            # Two awards at once must not both see an agent's last free place.
+            lock(session, "award")
+            task = session.get_one(TaskRow, request.task_id)
+            if task.agent_id is not None:
+                return Award.model_validate(session.get_one(AwardRow, (work_id, task.agent_id)).body)
+            agents = {a.agent_id: a for a in roster(session, request.task_type) if not a.suspended}
+            bids = [bid for bid in order.bids if bid.agent_id in agents]
+            ranked = bidding.rank(work_id, bids, agents, order.price)
+            best = next((r for r in ranked if standing.has_room(agents[r.bid.agent_id])), None)
+            if best is not None:
+                award = Award(
+                    cycle_id=work_id,
+                    agent_id=best.bid.agent_id,
+                    price=best.bid.price,
+                    score=best.score,
+                    reason=best.reason,
+                    deadline=order.at + timedelta(seconds=order.result_window_s),
+                    house=order.house and agents[best.bid.agent_id].house,
+                )
+                _award(session, task, award, ranked, order.at)
+                return award
+        if not ranked:
+            return None
+        raise ApplicationError(
+            f"all {len(ranked)} bidders have as many awards as they may have",
+            next_retry_delay=ROOM_POLL,
+            category=ApplicationErrorCategory.BENIGN,
+        )
+
+    @activity.defn
+    def settle_task(self, settlement: Settlement) -> Settlement:
+        """Write how a task ended; the settlement that stands, which an earlier attempt may have written."""
+        with self._database.transaction() as session:
+            return settle(session, settlement, self._platform.observatory.interval_s)
+
+    @activity.defn
+    def register_task_type(self, registration: TypeRegistration, at: datetime) -> TaskTypeListing:
+        """Add a task type, or change one's own. What it may not be is refused and not retried."""
+        with self._database.transaction() as session:
+            lock(session, f"task_type:{registration.name}")
+            agent = session.get(AgentRow, registration.agent_id)
+            forgery = identity.refusal(
+                registration,
+                registration.workflow_id,
+                registration.message_id,
+                wire.TYPE_REGISTRATION,
+                keys(session).get(registration.agent_id),
+                self._platform.unsigned_agents,
+            )
+            if forgery is not None:
+                raise _refused(forgery)
+            taken = session.get(TaskTypeRow, registration.name)
+            if agent is None or agent.suspended or agent.house:
+                raise _refused(
+                    f"expected a registered agent in good standing with an executor of its own, "
+                    f"but {registration.agent_id} is not one"
+                )
+            if any(registration.name == declared.name for declared in self._platform.task_types):
+                raise _refused(f"expected a new task type, but the platform itself runs {registration.name}")
+            if taken is not None and taken.operator != agent.operator:
+                raise _refused(
+                    f"expected a task type of {agent.operator}, but {registration.name} is {taken.operator}'s"
+                )
+            row = TaskTypeRow(
+                name=registration.name,
+                operator=agent.operator,
+                agent_id=agent.agent_id,
+                direct=registration.direct,
+                description=registration.description,
+                payload_schema=registration.payload_schema,
+                registered_at=at,
+            )
+            row = session.merge(row)
+            return TaskTypeListing(**row.model_dump(exclude={"agent_id"}), executor=row.agent_id)
+
+
+def _refused(reason: str) -> ApplicationError:
+    return ApplicationError(reason, type="refused", non_retryable=True)
+
+
+def _award(session: Session, task: TaskRow, award: Award, ranked: tuple[RankedBid, ...], at: datetime) -> None:
+    task.agent_id = award.agent_id
+    session.add(task)
+    body = award.model_dump(mode="json")
+    others = [{"agent_id": r.bid.agent_id, "score": r.score, "reason": r.reason} for r in ranked[:KEPT_BIDS]]
+    row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body | {"ranking": others}}
+    insert_new(session, AwardRow, [row], returning="agent_id")
+    key = f"{award.cycle_id}:{award.agent_id}"
+    emit(session, EventType.TASK_AWARDED, award.cycle_id, key, at, task_id=task.task_id, award=body)

@@ -1,0 +1,225 @@
+"""Tasks: what users ask of the market, what executors hand in, and how a task ended."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import to_json
+
+from .base import AgentMessage, Identifier, Instant, Message, Name, Text
+from .cycle import Act, Receipt
+from .market import Agent, Award, Bid
+from .observatory import FailureKind
+
+# A result travels in a history, and Temporal warns at 256 kB.
+LARGEST_DETAILS_BYTES = 100_000
+
+
+def task_workflow_id(task_id: str) -> str:
+    """The id of the workflow that is the task; Temporal and the market let only one of an id be."""
+    return f"task:{task_id}"
+
+
+class TaskRequest(Message):
+    """A user's task. `task_id` is the natural key: submitted twice it is done once. `price` is the most it may cost."""
+
+    # Shorter than other names, because the workflow's id and the accounts' references are made from it.
+    task_id: Annotated[Identifier, StringConstraints(max_length=180)]
+    task_type: Name
+    payload: dict[str, Any] = Field(default_factory=dict)
+    requester: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=120)] = ""
+    notify: Annotated[str, StringConstraints(max_length=500)] = ""
+    price: int | None = Field(default=None, ge=0, le=1_000_000)
+
+
+class TaskPhase(StrEnum):
+    """Where a user task stands. `bidding` is spelled as a cycle's: one query lists both."""
+
+    OPENING = "opening"
+    BIDDING = "bidding"
+    AWARDING = "awarding"
+    EXECUTING = "executing"
+    SETTLING = "settling"
+    ENDED = "ended"
+
+
+class TaskEnding(StrEnum):
+    DONE = "done"
+    FAILED = "failed"
+    NO_BIDS = "no_bids"
+    NO_RESULT = "no_result"
+    REFUSED = "refused"
+    ABORTED = "aborted"
+
+
+class TaskOpening(Message):
+    """A run asks to become the task of its request."""
+
+    request: TaskRequest
+    run_id: str
+    at: Instant
+
+
+class TaskBriefing(Message):
+    """What a task knows when it opens, frozen. `award` is there at once where the type is awarded without a window.
+
+    `refusal` says why the task cannot be, `duplicate` that another run has had its id.
+    """
+
+    bid_window_s: float
+    award_window_s: float
+    result_window_s: float
+    heartbeat_s: float
+    most_awards: int
+    price: int
+    house: bool = True
+    agents: tuple[Agent, ...] = ()
+    award: Award | None = None
+    check_share: float = 0.0
+    refusal: str = ""
+    duplicate: bool = False
+    unsigned_agents: bool = True
+
+
+class AwardOrder(Message):
+    """Award a task to the best of these bids, without those of who missed it. `house`: the platform can do it."""
+
+    request: TaskRequest
+    bids: tuple[Bid, ...]
+    price: int
+    at: Instant
+    result_window_s: float
+    house: bool
+
+
+class Heartbeat(AgentMessage):
+    """An executor outside says that it is at work. A silent one forfeits its award."""
+
+    progress: Text = ""
+
+
+class WorkResult(AgentMessage):
+    """What an executor outside hands in: a success with its quality, 0 to 1, or a failure with its kind."""
+
+    failure: FailureKind | None = None
+    summary: Text = ""
+    quality: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_how_good(self) -> Self:
+        if (self.failure is None) == (self.quality is None):
+            raise ValueError("expected a quality from 0 to 1 with a success, and none with a failure")
+        return self
+
+    @field_validator("details")
+    @classmethod
+    def _small(cls, details: dict[str, Any]) -> dict[str, Any]:
+        if (size := len(to_json(details))) > LARGEST_DETAILS_BYTES:
+            raise ValueError(f"expected details of at most {LARGEST_DETAILS_BYTES} bytes of JSON, but {size} came")
+        return details
+
+
+class WorkOrder(Message):
+    """Do a task in house, in the name of the agent that has its award, and settle it."""
+
+    request: TaskRequest
+    award: Award
+
+
+class Settlement(Message):
+    """How a user task went and what it moved: written once, with its outcome, transfer, standing and event.
+
+    `price` is what the agent is paid. Nobody is, and no outcome is recorded, where no agent had a part in the ending.
+    """
+
+    request: TaskRequest
+    ending: TaskEnding
+    reason: Text
+    started_at: Instant
+    at: Instant
+    duration_s: float = 0.0
+    agent_id: str | None = None
+    price: int = 0
+    failure: FailureKind | None = None
+    quality: float | None = None
+    summary: Text = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskState(BaseModel):
+    """All that a task's workflow remembers, and carries over when it continues as new."""
+
+    request: TaskRequest
+    phase: TaskPhase = TaskPhase.OPENING
+    deadline: Instant | None = None
+    heard_at: Instant | None = None
+    awarded_at: Instant | None = None
+    briefing: TaskBriefing | None = None
+    bids: dict[str, Bid] = Field(default_factory=dict)
+    bids_closed: bool = False
+    award: Award | None = None
+    missed: list[str] = Field(default_factory=list)
+    progress: str = ""
+    result: WorkResult | None = None
+    settlement: Settlement | None = None
+    abort: Act | None = None
+    story: list[str] = Field(default_factory=list)
+    receipts: dict[str, Receipt] = Field(default_factory=dict)
+    refused: int = 0
+    unread: str = ""
+
+    @property
+    def known(self) -> TaskBriefing:
+        """The briefing of a task that has opened."""
+        assert self.briefing is not None
+        return self.briefing
+
+
+class TaskStatus(Message):
+    """Where a task stands: the answer to the query `status`, and the result of the workflow.
+
+    `agents` are who may bid, with their records on this type; `price` is the most that a bid may ask, and
+    `house` says that the platform itself can do the work.
+    """
+
+    workflow_id: str
+    request: TaskRequest
+    phase: TaskPhase
+    deadline: Instant | None = None
+    price: int = 0
+    bids: tuple[Bid, ...] = ()
+    award: Award | None = None
+    missed: tuple[str, ...] = ()
+    progress: str = ""
+    settlement: Settlement | None = None
+    agents: tuple[Agent, ...] = ()
+    story: tuple[str, ...] = ()
+    refused: int = 0
+    unread: str = ""
+    house: bool = True
+
+
+class TypeRegistration(AgentMessage):
+    """An agent that brings its own executor adds a task type. `payload_schema` is JSON Schema, for who reads it."""
+
+    name: Name
+    description: Text = ""
+    payload_schema: dict[str, Any] = Field(default_factory=dict)
+    direct: bool = False
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow that takes it; its signature is bound to this, and to the message id as context."""
+        return f"task-type:{self.name}:{self.message_id}"
+
+
+class TaskTypeListing(Message):
+    """A task type of the market. `executor` is empty where the platform does the work itself."""
+
+    name: Name
+    description: str = ""
+    direct: bool = False
+    executor: str = ""
+    operator: str = ""
+    payload_schema: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""`nautilus tasks`: what a person types, and what a bad line of a file comes to."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from activities.database import Database
+from schema.messages.tasks import TaskEnding
+from tests.test_market_task import MONTE_CARLO, market
+
+TOML = '[[task_types]]\nname = "monte_carlo"\n'
+
+
+def nautilus(home: Path, *arguments: str, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+    (home / "platform.toml").write_text(TOML)
+    environment = {
+        "NAUTILUS_HOME": str(home),
+        "NAUTILUS_PLATFORM": str(home / "platform.toml"),
+        "TEMPORAL_ADDRESS": address,
+    }
+    command = [sys.executable, "-m", "starter", "tasks", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def line(**fields: object) -> str:
+    return json.dumps({"task_type": "monte_carlo", "payload": MONTE_CARLO} | fields)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("not json", ":2: expected JSON, but"),
+        ("[1]", ":2: expected an object, but [1] came"),
+        (line(task_type=7), ":2: task_type: Input should be a valid string"),
+        (line(payload={"spot": 1}), ":2: strike: Field required"),  # what the type itself would refuse
+        (line(payloads={}), "but payloads came"),  # misspelt: it must not be lost
+        (line(task_id="no spaces"), ":2: task_id: String should match pattern"),
+    ],
+)
+def test_a_bad_line_is_one_clear_line_and_nothing_is_submitted(tmp_path: Path, bad: str, says: str) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(f"{line()}\n{bad}\n{line()}\n")
+
+    # No server is there: a first line that was submitted would fail otherwise.
+    run = nautilus(tmp_path, "submit", "--file", str(file))
+
+    assert (run.returncode, run.stdout) == (1, "")
+    assert says in " ".join(run.stderr.split())
+    assert "Traceback" not in run.stderr
+
+
+async def test_a_file_is_submitted_once_and_a_task_is_shown(
+    temporal: Client, database: Database, tmp_path: Path
+) -> None:
+    address = temporal.service_client.config.target_host
+    file = tmp_path / "tasks.jsonl"
+    tag = datetime.now(UTC).timestamp()
+    file.write_text("\n".join([line(requester=f"r{tag}-{n}") for n in range(3)] + [line(task_id=f"own-{tag}")]) + "\n")
+    submit = ("submit", "--file", str(file), "--json")
+    told = [json.loads(nautilus(tmp_path, *submit, address=address).stdout) for _ in range(2)]
+
+    assert told == [{"tasks": 4, "new": 4}, {"tasks": 4, "new": 0}]
+
+    async with market(temporal, database, "nautilus", tmp_path) as stage:
+        task = f"task:own-{tag}"
+        await stage.bid(task, "ann")
+        await stage.bid(task, "bea", 90)
+        ended = await stage.ended(task)
+    shown = json.loads(nautilus(tmp_path, "show", f"own-{tag}", "--json", address=address).stdout)
+
+    assert ended.settlement is not None
+    assert ended.settlement.ending is TaskEnding.DONE
+    assert shown["settlement"]["ending"] == "done"
+    assert task in {
+        row["workflow_id"] for row in json.loads(nautilus(tmp_path, "list", "--all", "--json", address=address).stdout)
+    }

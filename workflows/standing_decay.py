@@ -1,0 +1,27 @@
+"""Standing decay: nightly, lets who was suspended long enough come back, and moves who was idle towards a newcomer."""
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.market import MarketActivities
+
+from schema import wire
+from schema.messages.schedules import JobReport, JobRequest
+from workflows.budget import Step, within_budget
+from workflows.calls import BUGS, call
+
+
+@workflow.defn(name=wire.STANDING_DECAY, failure_exception_types=BUGS)
+class StandingDecay:
+    """Restore, then fade; each step is safe to take again."""
+
+    @workflow.run
+    async def run(self, job: JobRequest) -> JobReport:
+        now = workflow.now()
+        return await within_budget(
+            job,
+            (
+                Step("restore", lambda: call(MarketActivities.restore_agents, now, summary="let the suspended back")),
+                Step("fade", lambda: call(MarketActivities.fade_idle, now, summary="fade what the idle are known for")),
+            ),
+        )
