@@ -9,19 +9,24 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from temporalio import activity
 from temporalio.client import WorkflowFailureError, WorkflowQueryFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
 
+from schema import wire
 from schema.messages.cycle import CycleStatus, Phase
-from schema.messages.market import Bid
+from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.proposals import Ballot, Proposal
+from schema.messages.schedules import Scan
 from starter.client import MetaTask, NautilusClient, Refused
 
+from .bidder import bid_on
 from .evidence import Case
 from .investigator import Investigator
 
@@ -34,6 +39,8 @@ FACTS_S = 30.0
 # A cycle whose worker is away does not answer; the others must not wait for it for ever.
 PATIENCE_S = 30.0
 LONGEST_PAUSE_S = 60.0
+# The newest of the tasks that await bids; the others come when these are awarded.
+TASKS_A_LOOK = 100
 # Every other status is a server that is away, starting or busy.
 OUR_MISTAKES = frozenset(
     {
@@ -91,27 +98,58 @@ class Watcher:
         self._agents = agents
         self._mine = mine
         self._files: dict[str, _File] = {}
+        # The process looks by itself and when the scan asks for it: two looks at once would read and send all twice.
+        self._looking = asyncio.Lock()
 
-    async def step(self) -> None:
-        """Look once at every open cycle, and give each the words that it waits for."""
+    @activity.defn(name=wire.LOOK)
+    async def scan(self, agents: tuple[str, ...]) -> Scan:
+        """Look at the market now: those of the named agents that live here."""
+        return await self.step(agents)
+
+    async def step(self, only: Collection[str] | None = None) -> Scan:
+        """Look once at every open cycle, and give each the words that it waits for (of `only` these agents)."""
+        async with self._looking:
+            return await self._step([a for a in self._agents if only is None or a.agent_id in only])
+
+    async def _step(self, agents: Sequence[Investigator]) -> Scan:
         listed = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
         cycles = list(dict.fromkeys(task.workflow_id for tasks in listed for task in tasks if self._mine(task)))
         self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
-        await asyncio.gather(*(self._attend(cycle) for cycle in cycles))
+        tasks = [t for t in await self._client.tasks(most=TASKS_A_LOOK) if t.task_type != PLATFORM_META]
+        words = await asyncio.gather(
+            *(self._attend(cycle, agents) for cycle in cycles), *(self._bid(task.workflow_id, agents) for task in tasks)
+        )
+        return Scan(agents=len(agents), cycles=len(cycles), words=sum(words), tasks=len(tasks))
 
-    async def _attend(self, cycle: str) -> None:
+    async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
+        """Offer, for each agent, to do a user task; how many offers. A refusal is noted: the window may have closed."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                status = await self._client.task_status(task)
+                bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
+                await asyncio.gather(*(self._client.place_bid(task, bid) for bid in bids))
+        except UNANSWERED as error:
+            log.info("task.unanswered", task=task, error=str(error))
+            return 0
+        return len(bids)
+
+    async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
+        """How many words were sent."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 status = await self._client.status(cycle)
-                due = [agent for agent in self._agents if is_due(agent.agent_id, status)]
+                due = [agent for agent in agents if is_due(agent.agent_id, status)]
                 if due:
                     file = await self._file(status)
-                    await asyncio.gather(*(self._ask(agent, file) for agent in due if agent.agent_id not in file.asked))
+                    asked = (self._ask(agent, file) for agent in due if agent.agent_id not in file.asked)
+                    return sum(await asyncio.gather(*asked))
         except UNANSWERED as error:
             log.warning("cycle.unanswered", cycle=cycle, error=repr(error))
+        return 0
 
-    async def _ask(self, agent: Investigator, file: _File) -> None:
+    async def _ask(self, agent: Investigator, file: _File) -> bool:
         """Let an agent investigate, and send what comes of it. A refusal is noted: the cycle may have moved on."""
+        sent = False
         status = file.case.status
         # In a thread: the fits take some milliseconds each, and a worker may share this loop.
         word = await asyncio.to_thread(agent.word, file.case)
@@ -126,9 +164,11 @@ class Watcher:
         except Refused as refused:
             log.info("message.refused", cycle_id=status.cycle_id, agent_id=agent.agent_id, reason=str(refused))
         else:
+            sent = word is not None
             kind = type(word).__name__ if word else None
             log.info("agent.answered", cycle_id=status.cycle_id, agent_id=agent.agent_id, word=kind)
         file.asked.add(agent.agent_id)
+        return sent
 
     async def _file(self, status: CycleStatus) -> _File:
         key = (status.cycle_id, status.phase, status.award, status.proposal)
@@ -152,9 +192,20 @@ async def run_agents(
     stop: asyncio.Event,
     every_s: float = 5.0,
     mine: Callable[[MetaTask], bool] = lambda task: True,
+    task_queue: str | None = None,
 ) -> None:
-    """Let agents work until `stop` is set. A server that is away is waited for; an unknown error ends this."""
+    """Let agents work until `stop` is set. A server that is away is waited for; an unknown error ends this.
+
+    With a `task_queue`, they also look whenever the autonomy scan asks there.
+    """
     watcher = Watcher(client, agents, mine)
+    async with contextlib.AsyncExitStack() as stack:
+        if task_queue is not None:
+            await stack.enter_async_context(Worker(client.temporal, task_queue=task_queue, activities=[watcher.scan]))
+        await _look_every(every_s, watcher, stop)
+
+
+async def _look_every(every_s: float, watcher: Watcher, stop: asyncio.Event) -> None:
     pause_s = every_s
     while not stop.is_set():
         try:
@@ -169,7 +220,7 @@ async def run_agents(
             await asyncio.wait_for(stop.wait(), pause_s)
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> None:
     """Do the work, and leave it when `stop` is set."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:

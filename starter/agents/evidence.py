@@ -12,6 +12,7 @@ from functools import cached_property
 
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
+from schema.messages.memory import Change, Pattern, PatternKind, PatternState, Symptom
 from schema.messages.observatory import Counts, Diagnosis, DurationSample, FailureKind, TaskTypeDiagnosis
 from schema.messages.platform import ParameterKind, ParameterState
 
@@ -23,6 +24,8 @@ FAILED = frozenset({"futile", "harmful", "rejected", "inconclusive", "rolled_bac
 # What an experiment has refuted, as against what a vote has only turned down.
 REFUTED = frozenset({"futile", "harmful", "rolled_back"})
 ALIKE = 0.05
+# Distances to two limits that differ by less than this share tell nothing apart: memory may.
+TELLING = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,69 @@ class Case:
         return next((s for s in self.recent.parameters if s.declaration.key == parameter), None)
 
     def limits(self) -> list["Limit"]:
-        """Every limit of the task type, the one that explains most failures first."""
+        """Every limit of the task type, the one that explains most failures first, then what mended the like before."""
         found = [Limit(state, self.samples) for state in self.recent.parameters if is_limit(state, self.task_type)]
-        return sorted(found, key=lambda limit: (-limit.explained, limit.distance, limit.key))
+
+        def rank(limit: Limit) -> tuple[float, float, int, float, str]:
+            nearness = min(limit.distance, 1.0) // TELLING
+            return -limit.explained, nearness, -self._promise(limit.key), limit.distance, limit.key
+
+        return sorted(found, key=rank)
+
+    @cached_property
+    def symptom(self) -> Symptom:
+        """What is wrong here, in the words of the memory."""
+        metric = self.status.anomaly.metric if self.status.anomaly else "success_rate"
+        return Symptom.of(metric, self.task_type, self.records.failures.items() if self.records else ())
+
+    @cached_property
+    def _remedies(self) -> list[tuple[Change, Pattern]]:
+        """What is remembered of the same metric failing in the same way, of this task type first."""
+        known = [(p.claim.change, p) for p in self.recent.memory if p.claim.kind is PatternKind.REMEDY]
+        like = [(c, p) for c, p in known if c and p.claim.symptom.failure == self.symptom.failure]
+        own = [(c, p) for c, p in like if p.claim.symptom.metric == self.symptom.metric]
+        return sorted(own, key=lambda known: known[1].claim.symptom != self.symptom)
+
+    def recalled(self, parameter: str, value: Value) -> Pattern | None:
+        """What is remembered of a change in this direction: for this very symptom first, then of the nearest size."""
+        return next(iter(self._recalled(parameter, value)), None)
+
+    def times_mended(self, parameter: str, value: Value) -> int:
+        """How often at most a change in this direction has mended the like."""
+        return max((p.successes for p in self._recalled(parameter, value)), default=0)
+
+    def _recalled(self, parameter: str, value: Value) -> list[Pattern]:
+        if (change := self.change(parameter, value)) is None:
+            return []
+        same = [
+            (p.claim.symptom != self.symptom, abs(c.size - change.size), p)
+            for c, p in self._remedies
+            if c.goes_like(change)
+        ]
+        return [p for _, _, p in sorted(same, key=lambda known: known[:2])]
+
+    def refuted(self, parameter: str, value: Value) -> Pattern | None:
+        """What speaks against a change for this very symptom: it was refuted itself, or as part of a larger one."""
+        change = self.change(parameter, value)
+        own = [(c, p) for c, p in self._remedies if p.claim.symptom == self.symptom and c.parameter == parameter]
+        if change is None:
+            return None
+        alike = [p for c, p in own if c.is_like(change)]
+        further = [p for c, p in own if c.goes_like(change) and abs(c.size) > abs(change.size)]
+        return next((p for p in alike or further if p.state is PatternState.REFUTED), None)
+
+    def _promise(self, parameter: str) -> int:
+        """Whether lengthening a limit has mended the like (1), has failed to (-1), or neither (0)."""
+        longer = Change(parameter=parameter, verb="raise")
+        found = [p for c, p in self._remedies if c.goes_like(longer)]
+        own = [p for p in found if p.claim.symptom == self.symptom]
+        states = {p.state for p in own or found}
+        return (PatternState.SUPPORTED in states) or -(PatternState.REFUTED in states)
+
+    def change(self, parameter: str, value: Value) -> Change | None:
+        """The change to `value` from what production runs on, as the memory knows changes."""
+        state = self.state(parameter)
+        return Change.of(parameter, state.value, value) if state is not None else None
 
     def failed_before(self, parameter: str, value: Value, current: Value) -> str | None:
         """How a change like this one has ended before, or None. What refutes a longer way refutes its first part."""

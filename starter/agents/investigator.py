@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
+from schema.messages.memory import Pattern, PatternState
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 
 from .estimators import Estimate, Method, Model
@@ -22,6 +23,7 @@ BEYOND_THE_RECORDS = 3.0
 CERTAIN, DIGITS = 0.9999, 4
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
+TIMES_MENDED = "times_mended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +86,20 @@ class Investigator:
         since = f"{now.successes} of {now.tasks} tasks succeeded since the onset"
         earlier = f", {before.successes} of {before.tasks} before" if before.tasks else ""
         forecast = f"by {self.method_name} {rate:.1%} would succeed within {finding.value:g} {unit}"
+        recalled = case.recalled(limit.key, finding.value)
+        precedent = f"; {recalled.text}" if recalled and recalled.state is PatternState.SUPPORTED else ""
         return Proposal(
             message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
             parameter=limit.key,
             base_version=limit.state.version,
             value=finding.value,
-            root_cause=f"{finding.cause} and were killed at {present:g} {unit}, before they could end",
+            root_cause=f"{finding.cause} and were killed at {present:g} {unit}, before they could end{precedent}",
             evidence=(
                 Evidence(claim=since + earlier, figures={"success_rate": round(finding.baseline, DIGITS)}),
                 Evidence(claim=finding.cause, figures={"share_of_failures_at_limit": round(limit.explained, DIGITS)}),
                 Evidence(claim=forecast, figures={"predicted_rate": rate, "standard_error": error}),
+                *((remembrance(recalled),) if recalled else ()),
             ),
             predicted_rate=rate,
             way_back=f"set {limit.key} back to {present:g} {unit}",
@@ -124,8 +129,11 @@ class Investigator:
             return Choice.REJECT, wrong
         if (ending := case.failed_before(proposal.parameter, proposal.value, state.value)) in REFUTED:
             return Choice.REJECT, f"an experiment on a change like this has ended {ending}"
+        if (against := case.refuted(proposal.parameter, proposal.value)) is not None:
+            return Choice.REJECT, f"I remember that {against.text}"
+        recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
-            return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
+            return by_memory(recalled, case, proposal, baseline)
         if (cause := explanation(limit)) is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
             return Choice.REJECT, f"{ended} ended at {limit.key}: it is not the cause"
@@ -145,7 +153,7 @@ class Investigator:
             return Choice.ABSTAIN, f"{mine}: too uncertain to tell"
         if held < self.bar * (claimed - baseline):
             return Choice.REJECT, f"{mine}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
-        return Choice.APPROVE, f"{mine}; {cause}"
+        return Choice.APPROVE, f"{mine}; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
 
     def _finding(self, case: Case) -> "Finding | None":
         """The cause that explains most, and the value this agent would try; None where there is none to be had."""
@@ -166,7 +174,9 @@ class Investigator:
         open_ = [
             Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
             for value in limit.candidates()
-            if limit.in_seconds(value) <= furthest and not case.failed_before(limit.key, value, limit.state.value)
+            if limit.in_seconds(value) <= furthest
+            and not case.failed_before(limit.key, value, limit.state.value)
+            and not case.refuted(limit.key, value)
         ]
         good = [finding for finding in open_ if finding.gain_held >= worth and finding.estimate.rate < CERTAIN]
         if not good:
@@ -204,6 +214,28 @@ def explanation(limit: Limit) -> str | None:
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
 
 
+def remembrance(pattern: Pattern) -> Evidence:
+    """What the memory says of a change, to be looked up in it by whoever votes."""
+    return Evidence(claim=pattern.text, figures={TIMES_MENDED: pattern.successes, "times_tried": pattern.tries})
+
+
+def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline: float) -> tuple[Choice, str]:
+    """A verdict on a change that the records cannot tell the effect of: by what experiments measured before."""
+    asked = (case.symptom, case.change(proposal.parameter, proposal.value))
+    if recalled is None or recalled.effect_interval is None or (recalled.claim.symptom, recalled.claim.change) != asked:
+        return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
+    (low, high), claimed, worth = (
+        recalled.effect_interval,
+        proposal.predicted_rate - baseline,
+        case.status.minimum_effect,
+    )
+    if recalled.state is not PatternState.SUPPORTED or low < worth:
+        return Choice.ABSTAIN, f"I remember only that {recalled.text}"
+    if claimed > high + worth:
+        return Choice.REJECT, f"the claimed {claimed:+.1%} is exaggerated: I remember that {recalled.text}"
+    return Choice.APPROVE, f"I remember that {recalled.text}"
+
+
 def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
     """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
     known = {"success_rate": case.baseline.rate}
@@ -211,6 +243,9 @@ def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | 
         known |= {"share_of_failures_at_limit": limit.explained}
     for evidence in proposal.evidence:
         for name, claimed in evidence.figures.items():
+            # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
+            if name == TIMES_MENDED and claimed > case.times_mended(proposal.parameter, proposal.value):
+                return f"the proposal says that the like mended {claimed:g} times, the memory does not"
             recorded = known.get(name)
             if recorded is not None and abs(claimed - recorded) > SLACK + 1.5 / math.sqrt(len(case.samples)):
                 return f"the proposal says {name} {claimed:.3g}, the records say {recorded:.3g}"

@@ -1,0 +1,49 @@
+"""Memory: reads and keeps what was learned. Who learns it is `activities.consolidation`."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlmodel import Session, col, select
+
+from activities.database import Database
+from rules import patterns
+from schema.messages.memory import Memory, Pattern, PatternKind
+from schema.tables.memory import MemoryRow
+
+# A diagnosis is read by every agent; beyond the nearest there is little to learn.
+MOST_RECALLED = 20
+
+
+def remembered(session: Session, *kinds: PatternKind) -> dict[str, Memory]:
+    """What is in memory, of these kinds or of all."""
+    query = select(MemoryRow).order_by(MemoryRow.pattern_id)
+    if kinds:
+        query = query.where(col(MemoryRow.kind).in_([kind.value for kind in kinds]))
+    return {row.pattern_id: Memory.model_validate(row.body) for row in session.exec(query).all()}
+
+
+def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Memory]) -> None:
+    """Write what differs; the caller's transaction makes it one change."""
+    for pattern_id in before.keys() - after.keys():
+        session.delete(session.get_one(MemoryRow, pattern_id))
+    for pattern_id, memory in after.items():
+        if before.get(pattern_id) != memory:
+            row = MemoryRow(pattern_id=pattern_id, kind=memory.claim.kind.value, body=memory.model_dump(mode="json"))
+            session.merge(row)
+
+
+def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
+    """What is known of the like of `subject`, for who investigates it: bounded, the nearest first."""
+    known = patterns.judge(remembered(session, PatternKind.REMEDY, PatternKind.WEEKLY_LOW), at)
+    metric, _, task_type = subject.partition(":")
+    return patterns.relevant(known.values(), metric, task_type, MOST_RECALLED)
+
+
+def everything(database: Database, at: datetime) -> list[tuple[Pattern, Memory]]:
+    """Every pattern as it stands at `at`, with its observations; remedies first, the weightiest of a kind first."""
+    with database.reading() as session:
+        found = remembered(session)
+    judged = patterns.judge(found, at).values()
+    kinds = list(PatternKind)
+    ordered = sorted(judged, key=lambda p: (kinds.index(p.claim.kind), -(p.support + p.against), p.pattern_id))
+    return [(pattern, found[pattern.pattern_id]) for pattern in ordered]

@@ -1,0 +1,375 @@
+"""Patterns: what can be learned from finished cycles, weeks and days, and how sure it is.
+
+Evidence is kept one by one and weighed by age: counts decay, not truth. What contradicts a claim is counted against it;
+it overwrites nothing, and a claim that grows old becomes unsure and not false. Nothing here decides anything: agents
+read it beside the records, and only an experiment promotes.
+
+Sources: Wilson, "Probable inference, the law of succession, and statistical inference", 1927 (intervals of shares);
+DerSimonian & Laird, "Meta-analysis in clinical trials", 1986 (effects that differ between experiments); Dunn, "Multiple
+comparisons among means", 1961, the correction after Bonferroni; Hoeffding, "On the distribution of the number of
+successes in independent trials", 1956 (tails of trials with unequal chances).
+"""
+
+import math
+from calendar import day_name
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from statistics import NormalDist
+from typing import NamedTuple
+
+from rules.design import is_harmful
+from rules.detection import binomial_tail
+from schema.messages.cycle import CycleEnd, Ending
+from schema.messages.experiment import ExperimentDesign, Reading
+from schema.messages.memory import (
+    Change,
+    Claim,
+    Lesson,
+    Memory,
+    Observation,
+    Pattern,
+    PatternKind,
+    PatternState,
+    Symptom,
+)
+from schema.messages.observatory import Counts, Interval
+
+# A platform changes its work every few months; what was true two months ago is worth half.
+HALF_LIFE = timedelta(days=60)
+# Six half-lives: what has not been seen for a year is forgotten.
+NEGLIGIBLE = 2.0**-6
+# More would be evidence older than a hundred nights.
+MOST_OBSERVATIONS = 100
+Z95 = NormalDist().inv_cdf(0.975)
+# A verdict is a whole experiment with error rates of its own, and an hour of the week has passed its own test: one
+# settles a claim for a half-life (z^2 = 1/2), and until another contradicts it. Single tasks settle at 95 %.
+SETTLED = {PatternKind.REMEDY: math.sqrt(0.5), PatternKind.WEEKLY_LOW: math.sqrt(0.5), PatternKind.SKILL: Z95}
+HOURS_OF_WEEK = 168
+WEEKLY_ALPHA = 0.05
+WEEK = timedelta(days=7)
+# Meta-tasks, beside the task types that the platform runs.
+PLATFORM_META = "platform_meta"
+LINES_OF_A_LESSON = 12
+
+Learned = tuple[Claim, Sequence[Observation]]
+
+
+def weight(at: datetime, now: datetime) -> float:
+    """What evidence of `at` is worth `now`, 0 to 1."""
+    return min(1.0, math.exp2((at - now) / HALF_LIFE))
+
+
+def wilson(support: float, total: float, z: float) -> tuple[float, float]:
+    """The score interval of a share (Wilson 1927); counts weighed by age need not be whole."""
+    if total <= 0:
+        return 0.0, 1.0
+    share, slack = support / total, z * z / total
+    centre = (share + slack / 2) / (1 + slack)
+    half = math.sqrt(slack * (share * (1 - share) + slack / 4)) / (1 + slack)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, tuple[float, float]] | None:
+    """The mean effect and its 95 % interval, wider where effects differ more than chance (DerSimonian & Laird 1986)."""
+    known = [(o.effect, o.error**2, weight(o.at, now)) for o in observations if o.effect is not None and o.error]
+    if not known:
+        return None
+    precision = math.fsum(1 / v for _, v, _ in known)
+    mean = math.fsum(e / v for e, v, _ in known) / precision
+    spread = math.fsum((e - mean) ** 2 / v for e, v, _ in known) - (len(known) - 1)
+    scale = precision - math.fsum(1 / v**2 for _, v, _ in known) / precision
+    between = max(0.0, spread / scale) if len(known) > 1 else 0.0
+    weights = [w / (v + between) for _, v, w in known]
+    effect = math.fsum(w * e for w, (e, _, _) in zip(weights, known, strict=True)) / math.fsum(weights)
+    variance = math.fsum(w * w * (v + between) for w, (_, v, _) in zip(weights, known, strict=True))
+    half = Z95 * math.sqrt(variance) / math.fsum(weights)
+    return effect, (effect - half, effect + half)
+
+
+# ---- what is learned
+
+
+def remedy(end: CycleEnd, design: ExperimentDesign, symptom: Symptom) -> Learned | None:
+    """What a finished cycle says about its change; None where no experiment spoke.
+
+    A vote, a person's veto or a broken assignment is no evidence of what a change does.
+    """
+    reading, support, against = end.reading, 0, 0
+    match end.ending:
+        case Ending.PROMOTED:
+            support = 1
+        case Ending.FUTILE | Ending.HARMFUL:
+            against = 1
+        case Ending.ROLLED_BACK:
+            if end.watch is None or not is_harmful(design, end.watch):
+                return None
+            reading, against = end.watch, 1
+        case Ending.INCONCLUSIVE:
+            pass
+        case _:
+            return None
+    if reading is None:
+        return None
+    claim = Claim(
+        kind=PatternKind.REMEDY,
+        symptom=symptom,
+        change=Change.of(design.parameter, design.control, design.treatment),
+    )
+    effect, error = _effect(reading)
+    seen = Observation(
+        source=end.cycle_id,
+        at=end.at,
+        support=support,
+        against=against,
+        effect=effect,
+        error=error,
+        ending=end.ending.value,
+    )
+    return claim, [seen]
+
+
+def _effect(reading: Reading) -> tuple[float | None, float | None]:
+    """The effect with the standard error that its always-valid interval stands for: too wide rather than too narrow."""
+    if reading.effect is None or reading.interval is None or reading.interval[0] >= reading.interval[1]:
+        return None, None
+    low, high = reading.interval
+    return reading.effect, (high - low) / (2 * Z95)
+
+
+class _Hour(NamedTuple):
+    """One hour of one week, and the rest of that week."""
+
+    start: datetime
+    counts: Counts
+    rest: Counts
+
+    @property
+    def expected(self) -> float:
+        """Half a task each way keeps the rate off 0 and 1 (Krichevsky & Trofimov 1981)."""
+        return (self.rest.successes + 0.5) / (self.rest.tasks + 1)
+
+
+def weekly_lows(
+    metric: str, task_type: str, intervals: Iterable[Interval], known: Collection[int] = ()
+) -> list[Learned]:
+    """The hours of the week (UTC) whose success rate lies below the rest of their weeks beyond chance.
+
+    All 168 are looked at, so each is tested at alpha / 168. An hour must pass without its worst week too: an incident
+    is not a habit. `known` hours are told whatever they show, so that they can be contradicted.
+    """
+    hours: dict[datetime, list[Counts]] = defaultdict(list)
+    weeks: dict[datetime, list[Counts]] = defaultdict(list)
+    for interval in intervals:
+        start = interval.start.replace(minute=0, second=0, microsecond=0)
+        hours[start].append(interval.counts)
+        weeks[_week(start)].append(interval.counts)
+    totals = {start: _total(counts) for start, counts in weeks.items()}
+    table: dict[int, list[_Hour]] = defaultdict(list)
+    for start, parts in sorted(hours.items()):
+        counts, week = _total(parts), totals[_week(start)]
+        rest = Counts(tasks=week.tasks - counts.tasks, successes=week.successes - counts.successes)
+        if counts.tasks and rest.tasks:
+            table[start.weekday() * 24 + start.hour].append(_Hour(start, counts, rest))
+    found: list[Learned] = []
+    for hour, seen in sorted(table.items()):
+        if hour in known or _is_low(seen):
+            claim = Claim(kind=PatternKind.WEEKLY_LOW, symptom=Symptom(metric=metric, task_type=task_type), hour=hour)
+            found.append((claim, [_in_one_week(one) for one in seen]))
+    return found
+
+
+def _week(at: datetime) -> datetime:
+    return at.replace(hour=0) - timedelta(days=at.weekday())
+
+
+def _total(counts: Iterable[Counts]) -> Counts:
+    known = list(counts)
+    return Counts(tasks=sum(c.tasks for c in known), successes=sum(c.successes for c in known))
+
+
+def _is_low(seen: Sequence[_Hour]) -> bool:
+    """Whether an hour is low beyond chance, its worst week left out.
+
+    The weeks' rates differ; below its mean their sum has a lighter tail than the binomial of their mean rate (Hoeffding
+    1956), so the test is on the safe side.
+    """
+    rest = sorted(seen, key=lambda one: one.counts.successes - one.counts.tasks * one.expected)[1:]
+    counts = _total(one.counts for one in rest)
+    if not counts.tasks:
+        return False
+    rate = math.fsum(one.counts.tasks * one.expected for one in rest) / counts.tasks
+    return binomial_tail(counts.successes, counts.tasks, rate) <= WEEKLY_ALPHA / HOURS_OF_WEEK
+
+
+def _in_one_week(one: _Hour) -> Observation:
+    rate, below = (
+        (one.counts.successes + 0.5) / (one.counts.tasks + 1),
+        one.counts.successes < (one.counts.tasks * one.rest.successes / one.rest.tasks),
+    )
+    variance = rate * (1 - rate) / one.counts.tasks + one.expected * (1 - one.expected) / one.rest.tasks
+    return Observation(
+        source=one.start.isoformat(),
+        at=one.start,
+        support=int(below),
+        against=int(not below),
+        effect=rate - one.expected,
+        error=math.sqrt(variance),
+    )
+
+
+def skill(metric: str, task_type: str, agent_id: str, source: str, at: datetime, counts: Counts) -> Learned:
+    """An agent's successes in some of its tasks of one type."""
+    claim = Claim(kind=PatternKind.SKILL, symptom=Symptom(metric=metric, task_type=task_type), agent_id=agent_id)
+    seen = Observation(source=source, at=at, support=counts.successes, against=counts.tasks - counts.successes)
+    return claim, [seen]
+
+
+# ---- what is remembered
+
+
+def merge(remembered: Mapping[str, Memory], learned: Iterable[Learned], now: datetime) -> dict[str, Memory]:
+    """The memory with what was learned, without what is too old to count.
+
+    An observation is known by its source: what was merged before changes nothing, and what was counted again later
+    replaces its earlier count.
+    """
+    merged = dict(remembered)
+    for claim, observations in learned:
+        old = merged.get(claim.pattern_id)
+        by_source = {o.source: o for o in (*(old.observations if old else ()), *observations)}
+        newest = sorted(by_source.values(), key=lambda o: (o.at, o.source))[-MOST_OBSERVATIONS:]
+        merged[claim.pattern_id] = Memory(claim=claim, observations=tuple(newest))
+    return {key: m for key, m in merged.items() if weight(m.observations[-1].at, now) >= NEGLIGIBLE}
+
+
+def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]:
+    """Every pattern as it stands `now`. An agent is compared with the others on its task type."""
+    counts = {key: _weighed(memory, now) for key, memory in remembered.items()}
+    everybody: dict[Symptom, list[tuple[float, float]]] = defaultdict(list)
+    for key, memory in remembered.items():
+        if memory.claim.kind is PatternKind.SKILL:
+            everybody[memory.claim.symptom].append(counts[key])
+    found = {}
+    for key, memory in remembered.items():
+        support, against = counts[key]
+        reference = 0.5
+        if memory.claim.kind is PatternKind.SKILL:
+            others = everybody[memory.claim.symptom]
+            succeeded, failed = (math.fsum(c[i] for c in others) - counts[key][i] for i in (0, 1))
+            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else reference
+        found[key] = _pattern(key, memory, (support, against), reference, now)
+    return found
+
+
+def _weighed(memory: Memory, now: datetime) -> tuple[float, float]:
+    weights = [(weight(o.at, now), o) for o in memory.observations]
+    return math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights)
+
+
+def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float, now: datetime) -> Pattern:
+    claim, seen, (support, against) = memory.claim, memory.observations, counts
+    low, high = wilson(support, support + against, SETTLED[claim.kind])
+    state = PatternState.CONTESTED
+    if low > reference:
+        state = PatternState.SUPPORTED
+    elif high < reference:
+        state = PatternState.REFUTED
+    effect = pooled(seen, now)
+    pattern = Pattern(
+        pattern_id=key,
+        claim=claim,
+        state=state,
+        text="",
+        successes=sum(o.support for o in seen),
+        # What ended without a verdict was tried too.
+        tries=sum(max(1, o.support + o.against) for o in seen),
+        support=support,
+        against=against,
+        interval=(low, high),
+        reference=reference,
+        effect=effect[0] if effect else None,
+        effect_interval=effect[1] if effect else None,
+        first_seen=seen[0].at,
+        last_seen=seen[-1].at,
+    )
+    return pattern.model_copy(update={"text": _sentence(pattern, seen)})
+
+
+def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
+    """The claim and its evidence; effects in points."""
+    claim, times = pattern.claim, f"{pattern.successes} of {pattern.tries}"
+    symptom = f"{claim.symptom.metric} of {claim.symptom.task_type}"
+    effect = ""
+    if pattern.effect is not None and pattern.effect_interval is not None:
+        low, high = pattern.effect_interval
+        effect = f", {100 * pattern.effect:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+    match claim.kind:
+        case PatternKind.REMEDY:
+            assert claim.change is not None
+            cause = f" failing by {claim.symptom.failure}" if claim.symptom.failure else ""
+            failed = Counter(o.ending for o in seen if not o.support)
+            endings = f" ({', '.join(f'{n} {ending}' for ending, n in sorted(failed.items()))})" if failed else ""
+            return f"{claim.change.text} mended {symptom}{cause} {times} times{endings}{effect}"
+        case PatternKind.WEEKLY_LOW:
+            assert claim.hour is not None
+            day = f"{day_name[claim.hour // 24]} {claim.hour % 24:02d}:00"
+            return f"{symptom} lay below the rest of the week on {day} UTC {times} times{effect}"
+        case PatternKind.SKILL:
+            low, high = pattern.interval
+            return (
+                f"{claim.agent_id} succeeded in {times} tasks of {claim.symptom.task_type} "
+                f"[{low:.0%}, {high:.0%}], the others in {pattern.reference:.0%}"
+            )
+
+
+def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:
+    """What is new, what has changed and what is forgotten, in words; what matters most first."""
+    new = [p for key, p in after.items() if key not in before]
+    changed = [p for key, p in after.items() if key in before and _differs(before[key], p)]
+    forgotten = [p for key, p in before.items() if key not in after]
+    news = [(f"new, {p.state.value}", p) for p in new]
+    news += [(f"changed, {_moved(before[p.pattern_id].state, p.state)}", p) for p in changed]
+    news += [("forgotten", p) for p in forgotten]
+    lines = [f"{what}: {p.text}" for what, p in sorted(news, key=_importance)]
+    rest = len(lines) - LINES_OF_A_LESSON
+    text = "\n".join(lines[:LINES_OF_A_LESSON] + ([f"and {rest} more"] if rest > 0 else [])) or "nothing new"
+    return Lesson(
+        at=at,
+        text=text[:2_000],
+        new=tuple(p.pattern_id for p in new),
+        changed=tuple(p.pattern_id for p in changed),
+        forgotten=tuple(p.pattern_id for p in forgotten),
+    )
+
+
+def _differs(was: Pattern, now: Pattern) -> bool:
+    """Whether it is news: single tasks and weeks move the counts of the other kinds every night."""
+    tried_again = now.claim.kind is PatternKind.REMEDY and was.tries != now.tries
+    return was.state is not now.state or tried_again
+
+
+def _moved(was: PatternState, now: PatternState) -> str:
+    return now.value if was is now else f"{was.value} -> {now.value}"
+
+
+def _importance(news: tuple[str, Pattern]) -> tuple[bool, bool, str, str]:
+    """What a reader should hear first: what can be done, then what is settled."""
+    what, p = news
+    return p.claim.kind is not PatternKind.REMEDY, p.state is PatternState.CONTESTED, what, p.text
+
+
+def relevant(patterns: Iterable[Pattern], metric: str, task_type: str, most: int) -> tuple[Pattern, ...]:
+    """What an investigator ought to know: of the same metric, of its own task type first, then the weightiest."""
+
+    def rank(p: Pattern) -> tuple[bool, bool, float, str]:
+        own = p.claim.symptom.task_type == task_type
+        return not own, p.claim.kind is not PatternKind.REMEDY, -(p.support + p.against), p.pattern_id
+
+    about = [
+        p
+        for p in patterns
+        if p.claim.symptom.metric == metric
+        and (p.claim.kind is PatternKind.REMEDY or p.claim.symptom.task_type == task_type)
+    ]
+    return tuple(sorted(about, key=rank)[:most])

@@ -1,0 +1,28 @@
+"""Rows of the memory: what is remembered, and what each consolidation has read and learned."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, Column
+from sqlmodel import Field, SQLModel
+
+from .columns import Moment
+
+
+class MemoryRow(SQLModel, table=True):
+    __tablename__ = "memory"
+
+    pattern_id: str = Field(primary_key=True)
+    kind: str
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class ConsolidationRow(SQLModel, table=True):
+    """The newest one is the cursor: the ledger was read up to `ledger_sequence`, the outcomes up to `read_until`."""
+
+    __tablename__ = "consolidation"
+
+    at: datetime = Field(sa_type=Moment, primary_key=True)
+    ledger_sequence: int
+    read_until: datetime = Field(sa_type=Moment)
+    lesson: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))

@@ -1,0 +1,517 @@
+"""Memory on a real database: what a night reads, that it reads it once, and what agents make of it."""
+
+import asyncio
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import func, select
+from temporalio.client import Client
+
+from activities import ledger
+from activities.consolidation import ConsolidationActivities
+from activities.database import Database
+from activities.experiment import declare_parameters
+from activities.market import MarketActivities, register_agent
+from activities.memory import everything
+from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.proposals import ProposalActivities
+from rules import consensus
+from rules.design import experiment
+from rules.verdict import read
+from schema import wire
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, CycleStatus, Ending, Phase
+from schema.messages.events import EventType
+from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
+from schema.messages.ledger import EntryKind
+from schema.messages.market import AwardResult, Standing
+from schema.messages.memory import Pattern, PatternKind
+from schema.messages.observatory import Counts, DiagnosisRequest, FailureKind, TaskOutcome
+from schema.messages.platform import Parameter, ParameterKind, Platform, Risk, TaskTypeDeclaration
+from schema.messages.proposals import Choice, Evidence, Proposal
+from schema.messages.schedules import JobReport, JobRequest
+from schema.settings import Settings
+from schema.tables.events import EventRow
+from schema.tables.memory import ConsolidationRow
+from schema.tables.observatory import AnomalyRow, OutcomeRow
+from starter.agents.evidence import Case
+from starter.agents.investigator import Investigator
+from starter.agents.roster import ROSTER
+from starter.cli import main
+from tests import builders
+from tests.builders import NOW
+from worker import worker
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+TYPES = ("ask", "build", "check")
+# Both limits are the same, and both would explain every failure; only the second one does anything.
+DECOY, LIMIT = "idle_s", "timeout_s"
+LIMIT_S = 1.0
+MAX_TASKS = 2_000
+
+
+@pytest.fixture
+def lite(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
+    """What agents make of a memory does not depend on where it is kept."""
+    shutil.copy(migrated_file, tmp_path / "nautilus.db")
+    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
+    yield database
+    database.close()
+
+
+@pytest.fixture(params=["lite", "postgres_database"])
+def database(request: pytest.FixtureRequest) -> Database:
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
+def platform(*more: Parameter) -> Platform:
+    """Three task types, each with two limits of one second of which only one is real."""
+    limits: dict[str, Any] = {"default": LIMIT_S, "minimum": 0.1, "maximum": 10.0, "largest_change": 2.0}
+    parameters = [
+        builders.parameter(key=f"{name}.{limit}", task_types=(name,), **limits)
+        for name in TYPES
+        for limit in (DECOY, LIMIT)
+    ]
+    return builders.platform(
+        task_types=tuple(TaskTypeDeclaration(name=name) for name in TYPES),
+        parameters=(*parameters, *more),
+        cycle=builders.rules(max_tasks=MAX_TASKS),
+    )
+
+
+class World:
+    """A platform whose tasks need longer than their limit. Real store, market, memory and agents; no server."""
+
+    def __init__(self, database: Database, seed: int = 1, *more: Parameter) -> None:
+        self.database = database
+        self.platform = platform(*more)
+        declare_parameters(database, self.platform, NOW)
+        self.market = MarketActivities(database, self.platform)
+        self.observatory = ObservatoryActivities(database, self.platform)
+        self.dice = random.Random(seed)
+        self.now = NOW
+        for agent in ROSTER:
+            register_agent(database, agent.agent_id, agent.operator, NOW)
+
+    def night(self) -> str:
+        """Consolidate, and go on in the morning."""
+        self.now += DAY
+        return ConsolidationActivities(self.database, self.platform).consolidate(self.now).text
+
+    def patterns(self, kind: PatternKind = PatternKind.REMEDY) -> list[Pattern]:
+        return [pattern for pattern, _ in everything(self.database, self.now) if pattern.claim.kind is kind]
+
+    def work(self, task_type: str, tasks: int, agent_id: str = "", limit_s: float = LIMIT_S) -> Counts:
+        """Record tasks of the last ten minutes: log-normal durations around one second, cut off at the limit."""
+        outcomes = []
+        for number in range(tasks):
+            needed_s = self.dice.lognormvariate(0, 0.45)
+            outcomes.append(
+                builders.outcome(
+                    f"{task_type}-{self.now.isoformat()}-{agent_id}-{number}",
+                    needed_s <= limit_s,
+                    self.now - timedelta(seconds=600 * number / tasks + 1),
+                    task_type=task_type,
+                    agent_id=agent_id,
+                    duration_s=min(needed_s, limit_s + 0.01),
+                )
+            )
+        with self.database.transaction() as session:
+            record_outcomes(session, outcomes, self.platform.observatory.interval_s)
+        return Counts(tasks=tasks, successes=sum(o.failure is None for o in outcomes))
+
+    def fall_ill(self, task_type: str, named: bool = True) -> tuple[CycleRequest, str]:
+        """The symptom shows, an anomaly is raised (for the type, or for the platform), and a cycle opens."""
+        self.now += DAY
+        counts = self.work(task_type, 200)
+        onset = self.now - timedelta(seconds=600)
+        anomaly = builders.anomaly(
+            onset, task_type=task_type if named else "", observed=counts, anomaly_id=f"{task_type}@{self.now:%j.%H}"
+        )
+        with self.database.transaction() as session:
+            body = anomaly.model_dump(mode="json")
+            session.merge(
+                AnomalyRow(anomaly_id=anomaly.anomaly_id, subject=anomaly.subject, detected_at=self.now, body=body)
+            )
+        return CycleRequest(request_id=f"r{self.now:%j.%H%M}", anomaly=anomaly), anomaly.subject
+
+    def case(self, request: CycleRequest, phase: Phase = Phase.PROPOSING, proposal: Proposal | None = None) -> Case:
+        """What agents see of it."""
+        assert request.anomaly is not None
+        subject = request.anomaly.subject
+        since_s = int((self.now - request.anomaly.onset).total_seconds())
+        facts = self.observatory.diagnose(DiagnosisRequest(subject=subject, window_s=since_s), self.now)
+        status = CycleStatus(
+            workflow_id="w",
+            cycle_id="c",
+            subject=subject,
+            phase=phase,
+            attempt=1,
+            anomaly=request.anomaly,
+            proposal=proposal,
+        )
+        return Case(status, facts, facts)
+
+    def attempt(self, request: CycleRequest, agent: Investigator) -> tuple[Proposal, Ending]:
+        """One cycle: the agent proposes, the others vote, the experiment runs on this world, the ledger is written."""
+        self.now += HOUR
+        proposal = agent.proposal(self.case(request))
+        assert proposal is not None
+        voting = self.case(request, Phase.VOTING, proposal)
+        ballots = {a.agent_id: a.ballot(voting) for a in ROSTER if a is not agent}
+        tally = consensus.tally([builders.voter(a) for a in ballots], ballots, Risk.LOW, self.platform.cycle)
+        assert tally.accepted, [ballot.reason for ballot in ballots.values()]
+        opening = CycleOpening(
+            request=request.model_copy(update={"request_id": f"r{self.now:%j.%H%M}"}),
+            workflow_id="w",
+            run_id=f"{self.now:%j.%H%M}",
+            at=self.now,
+        )
+        briefing = self.market.open_meta_task(opening)
+        ProposalActivities(self.database).open_vote(briefing.cycle_id, proposal, self.now)
+        design = experiment(briefing, proposal, "success_rate")
+        reading = self.measured(design)
+        ending = Ending(reading.decision.replace("promote", "promoted"))
+        end_cycle(self, design, proposal, reading, ending, request.subject)
+        return proposal, ending
+
+    def measured(self, design: ExperimentDesign) -> Reading:
+        """Half the tasks get the treatment until there is a verdict; only the real limit changes anything."""
+        real = design.parameter.endswith(LIMIT)
+        limits = [LIMIT_S, float(design.treatment) if real else LIMIT_S]
+        arms = [[0, 0], [0, 0]]
+        # Durations are not measured here; and a threshold of 1 / alpha need not be calibrated for every design.
+        design = design.model_copy(update={"guardrails": (), "max_tasks": None})
+        while sum(tasks for tasks, _ in arms) < MAX_TASKS:
+            for _ in range(50):
+                arm = self.dice.randrange(2)
+                arms[arm][0] += 1
+                arms[arm][1] += self.dice.lognormvariate(0, 0.45) <= limits[arm]
+            control, treatment = (ArmCounts(tasks=tasks, successes=successes) for tasks, successes in arms)
+            strata = (StratumCounts(treatment_share=0.5, control=control, treatment=treatment),)
+            reading = read(design, strata, (), opened_at=self.now, at=self.now, extended=False)
+            if reading.decision != "continue":
+                return reading
+        return reading.model_copy(update={"decision": "inconclusive"})
+
+
+def end_cycle(
+    world: World, design: ExperimentDesign, proposal: Proposal, reading: Reading, ending: Ending, subject: str
+) -> None:
+    with world.database.transaction() as session:
+        ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.cycle_id, design.parameter, world.now, design)
+    world.market.end_cycle(
+        CycleEnd(
+            cycle_id=design.cycle_id,
+            subject=subject,
+            ending=ending,
+            reason="",
+            at=world.now,
+            agent_id=proposal.agent_id,
+            result=AwardResult.PROMOTED if ending is Ending.PROMOTED else AwardResult.USELESS,
+            proposal=proposal,
+            reading=reading,
+        )
+    )
+
+
+def lessons(database: Database) -> list[EventRow]:
+    with database.reading() as session:
+        return list(session.exec(select(EventRow).where(EventRow.type == EventType.MEMORY_CONSOLIDATED.value)).all())
+
+
+def until_promoted(world: World, task_type: str, nights: bool = False) -> list[Proposal]:
+    """Every attempt on a fresh anomaly of a task type, a different agent each time; a night after each, if wanted."""
+    request, _ = world.fall_ill(task_type)
+    proposals = []
+    for agent in 3 * world.dice.sample(ROSTER, len(ROSTER)):
+        if agent.proposal(world.case(request)) is None:
+            continue
+        proposal, ending = world.attempt(request, agent)
+        proposals.append(proposal)
+        if nights:
+            world.night()
+        if ending is Ending.PROMOTED:
+            return proposals
+    raise AssertionError(f"nothing was found by {len(proposals)} proposals")
+
+
+# ---- a night
+
+
+def test_a_night_learns_what_failed_and_what_mended_and_by_how_much(database: Database) -> None:
+    world = World(database)
+    until_promoted(world, "ask")
+
+    text = world.night()
+
+    by_name = {p.claim.change.name: p for p in world.patterns() if p.claim.change}
+    assert by_name[DECOY].state == "refuted"
+    assert by_name[DECOY].claim.symptom.failure == FailureKind.TIMEOUT
+    assert by_name[LIMIT].state == "supported"
+    low, _ = by_name[LIMIT].effect_interval or (0.0, 0.0)
+    assert low > 0
+    assert "raising ask.timeout_s to about" in text
+    assert [row.data["lesson"]["text"] for row in lessons(database)] == [text]
+
+
+def test_the_same_night_twice_changes_nothing(database: Database) -> None:
+    world = World(database)
+    until_promoted(world, "ask")
+    world.work("ask", 40, agent_id="hand-1")
+    world.night()
+    before = everything(database, world.now)
+
+    again = [ConsolidationActivities(database, world.platform).consolidate(world.now + n * HOUR) for n in (0, 1, 2)]
+
+    assert everything(database, world.now) == before
+    assert len(lessons(database)) == 1
+    assert again[0].new
+    assert [lesson.new for lesson in again[1:]] == [(), ()]
+    with database.reading() as session:
+        assert session.exec(select(func.count()).select_from(ConsolidationRow)).one() == 1
+
+
+def test_an_empty_platform_has_an_empty_night(database: Database) -> None:
+    world = World(database)
+
+    assert world.night() == "nothing new"
+    assert everything(database, world.now) == []
+
+
+def test_what_a_second_night_reads_was_not_read_in_the_first(database: Database) -> None:
+    world = World(database)
+    until_promoted(world, "ask")
+    world.night()
+    first = {p.pattern_id: p.tries for p in world.patterns()}
+    until_promoted(world, "build")
+    world.night()
+
+    assert all(p.tries == first.get(p.pattern_id, 1) for p in world.patterns())
+    assert {p.claim.symptom.task_type for p in world.patterns()} == {"ask", "build"}
+
+
+def test_an_agent_s_tasks_and_meta_tasks_are_counted_once(database: Database) -> None:
+    world = World(database)
+    good, bad = (world.work("ask", 60, agent, limit) for agent, limit in (("hand-1", 5.0), ("hand-2", 0.8)))
+    for cycle, agent in (("c#1", "argo"), ("c#2", "argo"), ("c#1", "fram")):
+        world.market.record_missed_award(
+            Standing(cycle_id=cycle, agent_id=agent, result=AwardResult.MISSED, at=world.now)
+        )
+    for _ in range(3):
+        world.night()
+
+    skills = {(p.claim.agent_id, p.claim.symptom.task_type): p for p in world.patterns(PatternKind.SKILL)}
+    assert (skills["hand-1", "ask"].successes, skills["hand-1", "ask"].tries) == (good.successes, good.tasks)
+    assert (skills["hand-2", "ask"].successes, skills["hand-2", "ask"].tries) == (bad.successes, bad.tasks)
+    assert (skills["hand-1", "ask"].state, skills["hand-2", "ask"].state) == ("supported", "refuted")
+    assert (skills["argo", "platform_meta"].successes, skills["argo", "platform_meta"].tries) == (0, 2)
+
+
+def test_an_hour_that_is_low_every_week_is_learned_from_the_roll_ups(database: Database) -> None:
+    world = World(database)
+    outcomes: list[TaskOutcome] = []
+    for hour in range(4 * 168):
+        at = NOW + hour * HOUR
+        low = at.weekday() == 1 and at.hour == 14
+        outcomes += [builders.outcome(f"t-{hour}-{n}", not (low and n < 3), at, task_type="ask") for n in range(4)]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, world.platform.observatory.interval_s)
+    world.now = outcomes[-1].finished_at
+
+    world.night()
+
+    (pattern,) = world.patterns(PatternKind.WEEKLY_LOW)
+    assert "Tuesday 14:00 UTC 4 of 4 times, -" in pattern.text
+
+
+def test_a_platform_without_memory_diagnoses_as_before(database: Database) -> None:
+    world = World(database)
+    request, _ = world.fall_ill("ask")
+
+    case = world.case(request)
+
+    assert case.recent.memory == ()
+    proposal = ROSTER[0].proposal(case)
+    assert proposal is not None
+    assert len(proposal.evidence) == 3
+
+
+# ---- agents who remember
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_with_memory_a_good_change_is_found_in_fewer_attempts(lite: Database, seed: int) -> None:
+    world = World(lite, seed)
+
+    attempts = [[p.parameter for p in until_promoted(world, name, nights=True)] for name in TYPES]
+
+    # What failed once is not tried again in another size, and the other task types do not try it at all.
+    assert attempts == [["ask.idle_s", "ask.timeout_s"], ["build.timeout_s"], ["check.timeout_s"]]
+
+
+def test_without_memory_every_task_type_costs_the_same_detour(lite: Database) -> None:
+    world = World(lite)
+
+    attempts = [len(until_promoted(world, name)) for name in TYPES[:2]]
+
+    assert min(attempts) >= 2
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_refuted_change_is_not_proposed_again_under_another_subject(lite: Database, remembers: bool) -> None:
+    world = World(lite)
+    until_promoted(world, "ask")
+    if remembers:
+        world.night()
+
+    request, _ = world.fall_ill("ask", named=False)  # the endings of the other subject are not known here
+    proposed = {p.parameter for agent in ROSTER if (p := agent.proposal(world.case(request))) is not None}
+
+    assert proposed == {f"ask.{LIMIT}" if remembers else f"ask.{DECOY}"}
+
+
+def remembering_world(lite: Database) -> tuple[World, CycleRequest, Proposal]:
+    """A change was learned on one task type, and is proposed for another."""
+    world = World(lite)
+    until_promoted(world, "ask")
+    world.night()
+    request, _ = world.fall_ill("build")
+    proposal = ROSTER[0].proposal(world.case(request))
+    assert proposal is not None
+    return world, request, proposal
+
+
+def test_a_proposal_cites_what_mended_the_like_and_voters_say_that_they_remember(lite: Database) -> None:
+    world, request, proposal = remembering_world(lite)
+
+    voting = world.case(request, Phase.VOTING, proposal)
+    ballots = [agent.ballot(voting) for agent in ROSTER[1:]]
+
+    assert proposal.parameter == f"build.{LIMIT}"
+    assert "raising ask.timeout_s" in proposal.root_cause
+    assert "mended success_rate of ask failing by timeout 1 of 1 times" in proposal.root_cause
+    assert proposal.evidence[-1].figures == {"times_mended": 1.0, "times_tried": 1.0}
+    approved = [ballot for ballot in ballots if ballot.choice is Choice.APPROVE]
+    assert len(approved) >= 3
+    assert all("I remember that raising ask.timeout_s" in ballot.reason for ballot in approved)
+
+
+def test_what_the_memory_does_not_hold_cannot_be_cited(lite: Database) -> None:
+    world, request, proposal = remembering_world(lite)
+    boast = Evidence(claim="it always helps", figures={"times_mended": 7})
+    forged = proposal.model_copy(update={"evidence": (*proposal.evidence[:-1], boast)})
+
+    ballots = [agent.ballot(world.case(request, Phase.VOTING, forged)) for agent in ROSTER[1:]]
+
+    assert {ballot.choice for ballot in ballots} == {Choice.REJECT}
+
+
+def test_voters_reject_what_was_refuted_for_the_same_symptom(lite: Database) -> None:
+    world = World(lite)
+    decoy = until_promoted(world, "ask")[0]
+    world.night()
+    request, _ = world.fall_ill("ask", named=False)
+    rate = world.case(request).baseline.rate
+    assert rate is not None
+    evidence = (Evidence(claim="some fail", figures={"success_rate": rate}),)
+    again = decoy.model_copy(update={"evidence": evidence})
+
+    ballots = [agent.ballot(world.case(request, Phase.VOTING, again)) for agent in ROSTER[1:]]
+
+    assert {ballot.choice for ballot in ballots} == {Choice.REJECT}
+    assert all("I remember that raising ask.idle_s" in ballot.reason for ballot in ballots)
+
+
+def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: Database) -> None:
+    depth = builders.parameter(
+        key="ask.depth", kind=ParameterKind.INTEGER, unit="", default=32, minimum=8, maximum=200, task_types=("ask",)
+    )
+    world = World(lite, 1, depth)
+    request, _ = world.fall_ill("ask")
+    rate = world.case(request).baseline.rate
+    assert rate is not None
+    proposal = builders.proposal(
+        "mallory",
+        parameter="ask.depth",
+        value=16,
+        predicted_rate=rate + 0.25,
+        evidence=(Evidence(claim="some fail", figures={"success_rate": rate}),),
+    )
+    opening = CycleOpening(request=request, workflow_id="w", run_id="r", at=world.now)
+    design = experiment(world.market.open_meta_task(opening), proposal, "success_rate")
+    reading = world.measured(design.model_copy(update={"parameter": f"ask.{LIMIT}", "treatment": 2.0}))
+
+    def choices(about: Proposal) -> set[Choice]:
+        voting = world.case(request, Phase.VOTING, about)
+        return {agent.ballot(voting).choice for agent in ROSTER}
+
+    assert choices(proposal) == {Choice.ABSTAIN}
+    world.now += HOUR
+    end_cycle(world, design, proposal.model_copy(update={"agent_id": "argo"}), reading, Ending.PROMOTED, "s")
+    ConsolidationActivities(lite, world.platform).consolidate(world.now)
+    assert choices(proposal) == {Choice.APPROVE}
+
+
+# ---- the workflow
+
+
+async def test_a_night_is_a_workflow_that_reports_what_it_did(
+    temporal: Client, lite: Database, task_queue: str
+) -> None:
+    world = World(lite)
+    world.work("ask", 60, "hand-1", 5.0)
+    async with worker(temporal, lite, world.platform, Settings(), task_queue):
+        report: JobReport = await temporal.execute_workflow(
+            wire.CONSOLIDATION,
+            JobRequest(job_id="consolidation", budget_s=120),
+            id=f"consolidation:{task_queue}",
+            task_queue=task_queue,
+            result_type=JobReport,
+        )
+    with lite.reading() as session:
+        kept = session.exec(select(func.count()).select_from(OutcomeRow)).one()
+
+    assert (report.done, report.left) == (("learn", "report", "expire"), ())
+    assert report.notes[2] == f"{60 - kept} raw outcomes dropped"
+
+
+async def test_a_person_takes_the_night_now_and_reads_what_it_taught(
+    temporal: Client,
+    lite: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world = World(lite)
+    until_promoted(world, "ask")
+    monkeypatch.setenv("NAUTILUS_HOME", str(tmp_path))
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.service_client.config.target_host)
+
+    def nautilus(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr("sys.argv", ["nautilus", "memory", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code or 0, *capsys.readouterr()
+
+    empty = nautilus("list")
+    async with worker(temporal, lite, world.platform, Settings()):
+        told = await asyncio.to_thread(nautilus, "consolidate")
+    listed = json.loads(nautilus("list", "--json")[1])
+    remedy = next(p for p in listed if p["claim"]["kind"] == "remedy" and p["state"] == "supported")
+    shown, unknown = nautilus("show", remedy["pattern_id"]), nautilus("show", "nothing")
+
+    assert empty[0] == 0
+    assert "nothing is remembered yet" in empty[1]
+    assert told[0] == 0
+    assert "new, supported: raising ask.timeout_s" in told[1].replace("\n", " ")
+    assert shown[0] == 0
+    assert "success_rate:ask#" in shown[1]  # the cycle that it was learned from
+    assert unknown[0] == 1
+    assert unknown[2].startswith("nautilus: expected a pattern, but nothing is not one")
