@@ -39,6 +39,7 @@ class Page:
         self._write = write
         self._number = 0
         self._session: dict[str, str] = {}
+        self._events: list[dict[str, Any]] = []
 
     async def attach(self, width: int, height: int) -> None:
         target = await self._ask("Target.createTarget", url="about:blank")
@@ -85,6 +86,19 @@ class Page:
             await asyncio.sleep(0.1)
         return text
 
+    async def prefer(self, scheme: str) -> None:
+        """Show the page as to somebody who prefers `light` or `dark`."""
+        await self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    async def listen(self) -> None:
+        """Keep what the page asks of the network, and what it complains of, from now on."""
+        for domain in ("Network", "Log", "Runtime", "Audits"):
+            await self._ask(f"{domain}.enable")
+
+    def heard(self, *methods: str) -> list[dict[str, Any]]:
+        """The parameters of the events of these kinds so far, oldest first."""
+        return [event["params"] for event in self._events if event["method"] in methods]
+
     async def picture(self, path: Path, **clip: int) -> None:
         """Save what the page shows; `clip` is x, y, width and height."""
         shot = await self._ask("Page.captureScreenshot", format="png", clip={**clip, "scale": 1})
@@ -100,6 +114,7 @@ class Page:
                 if "error" in answer:
                     raise ProtocolError(f"{method}: {answer['error']}")
                 return answer["result"]
+            self._events.append(answer)
 
 
 @asynccontextmanager

@@ -1,0 +1,468 @@
+"""The report: the facts of a seeded fortnight, the few lines for a messenger, and the page in a real browser.
+
+With NAUTILUS_PICTURES set to a folder, the page is saved there as a picture (`docs/images` has it).
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from sqlalchemy import event
+from sqlmodel import select
+
+from activities import ledger
+from activities.database import Database, migrate
+from activities.experiment import roll_back_by_hand
+from activities.report import ReportActivities, lasted, report, text
+from schema.messages.events import EventType
+from schema.messages.ledger import EntryKind
+from schema.messages.report import IssueState, Report
+from schema.tables.events import EventRow
+from schema.tables.observatory import RollupRow, SnapshotRow
+from starter.cli import main
+from starter.report_page import page
+from tests.browser import Page, browser, chromium
+from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, TICK_H, Fortnight
+
+END = BEGIN + timedelta(days=14)
+HOSTILE = "<script>fetch('https://evil.example')</script><b onclick=x>\u202eזדון\u0000" + "x" * 1_500
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('fortnight') / 'nautilus.db'}")
+    migrate(database)
+    Fortnight(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def facts(lived: Database) -> Report:
+    return report(lived, PLATFORM, BEGIN, END)
+
+
+def hostile(facts: Report) -> Report:
+    """The report of a platform whose agents write what they like wherever they may write."""
+
+    def spoil(value: Any, key: str = "") -> Any:
+        match value:
+            case dict():
+                return {k: spoil(v, k) for k, v in value.items()}
+            case list():
+                return [spoil(v, key) for v in value]
+            case str() if key in ("reason", "root_cause", "ending_reason", "subject", "what", "stands", "operator"):
+                return HOSTILE
+        return value
+
+    spoilt = spoil(facts.model_dump(mode="json"))
+    for anomaly in [issue["anomaly"] for name in ("issues", "open_anomalies") for issue in spoilt[name]]:
+        anomaly["reason"] = HOSTILE[:2_000]
+    return Report.model_validate(spoilt)
+
+
+# --- The facts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_fortnight_tells_what_it_was_made_to_tell(facts: Report) -> None:
+    assert facts.before is not None
+    assert facts.after is not None
+    before, after = facts.before.counts, facts.after.counts
+    # Four types at .60, .58, .95 and .60 begin; .72 to .94, .93, .95 and .93 end.
+    assert 0.60 < (before.rate or 0) < 0.72
+    assert 0.88 < (after.rate or 0) < 0.96
+    assert (facts.before.mean_duration_s or 0) > (facts.after.mean_duration_s or 0) > 150
+    assert facts.issue_states[IssueState.FIXED] == 3
+    assert facts.issue_states[IssueState.FIXED_BY_PERSON] == 1
+    assert facts.issue_states[IssueState.OPEN] == 1
+    assert facts.endings.keys() >= {"promoted", "rolled_back", "rejected", "inconclusive", "no_bids"}
+    assert facts.rolled_back == 1
+    assert [cycle.subject for cycle in facts.open_cycles] == [f"success_rate:{RESEARCH}"]
+
+
+def test_a_change_says_what_it_replaced_and_a_rollback_that_it_went_back(facts: Report) -> None:
+    of_physics = [c for c in facts.changes if c.parameter == "physics_simulation.step_ms"]
+
+    assert [(c.before, c.value, c.rolled_back) for c in of_physics] == [
+        (10.0, 2.0, False),
+        (2.0, 10.0, True),
+        (10.0, 5.0, False),
+    ]
+    assert of_physics[0].task_types == ("physics_simulation",)
+
+
+def test_a_period_begins_with_the_value_of_the_last_change_before_it(lived: Database, facts: Report) -> None:
+    last = facts.changes[4]
+    later = report(lived, PLATFORM, last.at, END)
+
+    assert later.changes[0] == last
+    assert later.rolled_back == 0
+
+
+def test_charts_add_up_to_the_roll_ups_and_a_silence_is_a_gap(lived: Database, facts: Report) -> None:
+    with lived.reading() as session:
+        rows = session.exec(select(RollupRow)).all()
+    whole, *types = facts.tracks
+    silent = range(SILENT.start, SILENT.stop)
+    hours = {int((point.start - BEGIN).total_seconds() // 3_600) for point in whole.points}
+
+    assert sum(p.counts.tasks for p in whole.points) == sum(row.tasks for row in rows)
+    assert sum(p.counts.successes for t in types for p in t.points) == sum(row.successes for row in rows)
+    assert not hours & set(silent)
+    assert {silent.start - TICK_H, silent.stop} <= hours
+    assert all(point.counts.tasks for track in facts.tracks for point in track.points)
+
+
+def test_an_experiment_comes_with_its_arms_its_votes_and_its_running_evidence(facts: Report) -> None:
+    first = facts.experiments[-1]
+    running = facts.experiments[0]
+
+    assert (first.design.control, first.design.treatment, first.ending) == (10.0, 2.0, "rolled_back")
+    assert (first.agent_id, first.votes) == ("eve", "4 for, 1 against")
+    assert first.reading is not None
+    assert first.evidence[-1].tasks == first.reading.control.tasks + first.reading.treatment.tasks
+    assert first.evidence[-1].log_e == pytest.approx(first.reading.log_e)
+    assert first.watch is not None
+    assert (running.state, running.ending) == ("running", None)
+    assert running.reading is not None
+    assert running.reading.decision == "continue"
+
+
+def test_what_agents_earned_is_what_the_market_paid(lived: Database, facts: Report) -> None:
+    by_name = {agent.agent_id: agent for agent in facts.agents}
+
+    assert by_name["ada"].results == {"promoted": 2}
+    assert by_name["ada"].earned == by_name["ada"].balance > 0
+    assert by_name["eve"].paid > 0
+    assert by_name["ada"].standing > by_name["ada"].standing_before == 0.5
+    assert sum(agent.ballots for agent in facts.agents) == 5 * sum(agent.proposals for agent in facts.agents)
+
+
+def test_the_p95_is_read_from_snapshots_that_have_it(lived: Database, tmp_path: Path) -> None:
+    with lived.reading() as session:
+        body = session.exec(select(SnapshotRow.body)).first()
+    database = Database(f"sqlite:///{tmp_path / 'p95.db'}")
+    migrate(database)
+    with database.transaction() as session:
+        session.add(RollupRow(start=BEGIN, task_type=RESEARCH, tasks=2, successes=1, duration_sum_s=600.0))
+        for hours, p95 in ((1, 500.0), (335, 240.0)):
+            at = BEGIN + timedelta(hours=hours)
+            session.add(SnapshotRow(at=at, health=80.0, body={**(body or {}), "p95_duration_s": p95}, detector={}))
+    told = text(report(database, PLATFORM, BEGIN, END))
+    database.close()
+
+    assert "95th percentile: 8.33 min -> 4 min" in told
+    assert "mean completion time: 5 min -> not measured" in told
+
+
+def test_a_fix_that_a_person_takes_back_is_no_fix(lived: Database, facts: Report, tmp_path: Path) -> None:
+    with lived.engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql(f"VACUUM INTO '{tmp_path / 'copy.db'}'")
+    database = Database(f"sqlite:///{tmp_path / 'copy.db'}")
+    roll_back_by_hand(database, f"{RESEARCH}.timeout_s", "olga", "too slow", END)
+    taken_back = report(database, PLATFORM, BEGIN, END + timedelta(seconds=1))
+    database.close()
+
+    assert taken_back.issue_states[IssueState.FIXED] == facts.issue_states[IssueState.FIXED] - 1
+    assert taken_back.issue_states[IssueState.TAKEN_BACK] == 1
+    assert taken_back.rolled_back == facts.rolled_back + 1
+
+
+def test_a_report_reads_no_raw_outcomes_and_as_much_for_a_year_as_for_a_fortnight(lived: Database) -> None:
+    statements: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(lived.engine, "before_cursor_execute", note)
+    try:
+        counts = []
+        for days in (14, 365):
+            statements.clear()
+            report(lived, PLATFORM, END - timedelta(days=days), END)
+            counts.append(len([s for s in statements if "FROM ledger" not in s]))
+            assert not [s for s in statements if re.search(r"\boutcome\b", s)]
+    finally:
+        event.remove(lived.engine, "before_cursor_execute", note)
+
+    assert counts[1] < 1.8 * counts[0] < 1_000
+
+
+def test_both_databases_tell_the_same(lived: Database, postgres_database: Database) -> None:
+    Fortnight(postgres_database, hours=36)
+    until = BEGIN + timedelta(hours=36)
+
+    there, here = (report(d, PLATFORM, BEGIN, until) for d in (postgres_database, lived))
+
+    # The other one has lived longer: what counts is what was recorded within the period.
+    assert there.tracks == here.tracks
+    assert there.changes == here.changes
+    assert there.health == pytest.approx(here.health)
+    assert [i.anomaly for i in there.issues] == [i.anomaly for i in here.issues]
+    assert there.ledger.kinds == here.ledger.kinds
+    assert text(there).split("issues detected")[0] == text(here).split("issues detected")[0]
+
+
+def test_a_broken_chain_is_said_to_be_broken(database: Database, facts: Report) -> None:
+    with database.transaction() as session:
+        ledger.append(session, EntryKind.PERSON_ACTED, "k", "s", BEGIN, {"kind": "pause"})
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql('UPDATE ledger SET body = \'{"kind":"abort"}\'')
+
+    broken = report(database, PLATFORM, BEGIN, END)
+
+    assert "its digest does not match" in text(broken)
+    assert "The chain is broken" in page(broken)
+    assert "The hash chain verifies." in page(facts)
+
+
+def test_a_period_must_end_after_it_begins(database: Database) -> None:
+    with pytest.raises(ValueError, match="expected a period that ends after it begins"):
+        report(database, PLATFORM, END, BEGIN)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "not measured"), (0.25, "250 ms"), (42, "42 s"), (495, "8.25 min"), (7_200, "2 h"), (1_209_600, "14 days")],
+)
+def test_a_duration_is_said_in_the_unit_that_fits(seconds: float | None, words: str) -> None:
+    assert lasted(seconds) == words
+
+
+# --- The few lines ----------------------------------------------------------------------------------------------------
+
+
+def test_the_text_has_the_article_s_rows_and_at_most_forty_lines(facts: Report) -> None:
+    lines = text(facts).splitlines()
+
+    assert len(lines) <= 40
+    assert f"issues detected: {facts.issues_total}" in lines
+    assert f"fixed with no human: 3 of {facts.issues_total}" in lines
+    assert "promotions rolled back: 1" in lines
+    assert lines[-1].startswith(f"ledger: {facts.ledger.entries} entries of {facts.ledger.entries}; unbroken, head ")
+
+
+def test_however_much_happened_the_text_is_short_and_holds_no_control_characters(facts: Report) -> None:
+    much = hostile(facts).model_copy(
+        update={
+            "issue_states": dict.fromkeys(IssueState, 9),
+            "open_anomalies": hostile(facts).issues,
+            "open_cycles": facts.open_cycles * 9,
+        }
+    )
+    told = text(much)
+
+    assert len(told.splitlines()) <= 40
+    assert max(map(len, told.splitlines())) < 400
+    assert told.replace("\n", "").isprintable()
+
+
+def test_an_empty_platform_is_not_measured_and_never_zero(database: Database) -> None:
+    empty = report(database, PLATFORM, BEGIN, END)
+
+    for shown in (text(empty), page(empty).split("</style>")[1].split("<svg")[0]):
+        assert "not measured" in shown
+        assert not re.search(r"(?<!\d)0(\.0)?( ?%| min| s\b)", shown)
+    assert "issues detected: not measured" in text(empty)
+    assert len(empty.missing) == 5
+    assert "What is missing" in page(empty)
+
+
+def test_the_report_of_a_night_is_published_once(lived: Database) -> None:
+    activities = ReportActivities(lived, PLATFORM)
+
+    told = [activities.publish(END + timedelta(minutes=minutes)) for minutes in (0, 5)]
+
+    assert told[0] == told[1]
+    with lived.reading() as session:
+        (published,) = session.exec(select(EventRow).where(EventRow.type == EventType.REPORT_PUBLISHED.value)).all()
+    assert (published.key, published.data["text"]) == ("report.published:2026-11-22", told[0])
+    assert published.data["title"] == "Nautilus, 2026-11-22"
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nautilus(
+    lived: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    declared = "".join(f'[[task_types]]\nname = "{declared.name}"\n' for declared in PLATFORM.task_types)
+    (tmp_path / "platform.toml").write_text(declared)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("NAUTILUS_PLATFORM", str(tmp_path / "platform.toml"))
+        monkeypatch.setenv("NAUTILUS_DATABASE_URL", str(lived.url))
+        monkeypatch.setattr(sys, "argv", ["nautilus", "report", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return (left.value.code if isinstance(left.value.code, int) else 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_tells_writes_and_emits(nautilus: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    period = ("--until", "2026-11-22T00:00Z")
+
+    assert nautilus(*period)[1].startswith("Nautilus, 08 Nov 2026 00:00 to 22 Nov 2026 00:00 UTC")
+    assert nautilus(*period, "--html", str(file)) == (0, f"the report is in {file}\n", "")
+    assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
+    document = Report.model_validate(json.loads(nautilus(*period, "--since", "2w", "--json")[1]))
+    assert document.rolled_back == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--since", "yesterday"), "expected a time like 90m, 12h, 14d or 2w for --since, but 'yesterday' came"),
+        (("--since", "9999999w"), "expected a time like"),
+        (("--until", "soon"), "expected an instant like 2026-11-22T12:00Z for --until, but 'soon' came"),
+        (("--html", "/nowhere/report.html"), "expected to read and write files"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    nautilus: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], says: str
+) -> None:
+    code, out, err = nautilus(*arguments)
+
+    assert (code, out) == (1, "")
+    assert says in " ".join(err.split())
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_chart_says_in_words_what_it_shows(facts: Report) -> None:
+    body = page(facts).split("</head>")[1].rsplit("</html>")[0]
+    charts = ET.fromstring(body).iter("svg")
+
+    for chart in charts:
+        title, description = (chart.find(name) for name in ("title", "desc"))
+        assert title is not None
+        assert description is not None
+        assert description.text
+        assert chart.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+
+
+@pytest.fixture
+async def tab(tmp_path: Path) -> AsyncIterator[Page]:
+    executable = chromium()
+    if executable is None:
+        pytest.skip("expected Chromium (apt-get install chromium) on this machine")
+    async with browser(executable, tmp_path / "chromium") as page:
+        await page.listen()
+        yield page
+
+
+# The lowest contrast of any text with what is painted behind it (WCAG 2.2, 1.4.3), and the text.
+CONTRAST = """(() => {
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const luminance = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(
+    v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
+  let worst = [99, ''];
+  for (const e of document.body.querySelectorAll('*')) {
+    const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
+    if (!text || ['TITLE', 'DESC'].includes(e.tagName.toUpperCase())) continue;
+    let behind = e;
+    while (behind.parentElement && (parse(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0)
+      behind = behind.parentElement;
+    const style = getComputedStyle(e), svg = e instanceof SVGElement;
+    const [a, b] = [parse(svg ? style.fill : style.color), parse(getComputedStyle(behind).backgroundColor)]
+      .map(luminance).sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < worst[0]) worst = [ratio, text];
+  }
+  return worst;
+})()"""
+VISIBLE = "[...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width).length"
+
+
+async def test_a_person_reads_the_page_on_a_phone_and_on_a_screen_by_day_and_by_night(
+    facts: Report, tab: Page, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    await asyncio.to_thread(file.write_text, page(facts), encoding="utf-8")
+
+    for width in (320, 400, 1400):
+        await tab.resize(width, 900)
+        for scheme in ("light", "dark"):
+            await tab.prefer(scheme)
+            await tab.open(file.as_uri())
+            await tab.shows("What changed", "fixed with a person", "The hash chain verifies.")
+            assert await tab.run("document.documentElement.scrollWidth") == width
+            lowest, where = await tab.run(CONTRAST)
+            assert lowest >= 4.5, f"{where!r} at {width} px, {scheme}"
+            dark = await tab.run("getComputedStyle(document.documentElement).backgroundColor") == "rgb(20, 23, 26)"
+            assert dark == (scheme == "dark")
+            # One of the two forms of each big chart, four task types, the experiments, the agents.
+            assert await tab.run(VISIBLE) == 2 + 4 + len(facts.experiments) + len(facts.agents)
+
+    wide = "document.querySelector('svg.wide')"
+    assert await tab.run(f"{wide}.querySelectorAll('.promotion').length") == 5
+    assert await tab.run(f"{wide}.querySelectorAll('.rollback').length") == 1
+    # The silence breaks the line in two.
+    assert await tab.run(f"{wide}.querySelectorAll('.line').length") == 2
+    requested = {request["request"]["url"] for request in tab.heard("Network.requestWillBeSent")}
+    assert requested == {file.as_uri()}
+    assert tab.heard("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Audits.issueAdded") == []
+    if folder := os.environ.get("NAUTILUS_PICTURES"):
+        await tab.prefer("light")
+        await tab.resize(1180, 1310)
+        await tab.picture(Path(folder) / "report.png", x=0, y=0, width=1180, height=1310)
+
+
+async def test_what_a_hostile_agent_writes_is_text_and_stays_in_its_place(
+    facts: Report, tab: Page, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    await asyncio.to_thread(file.write_text, page(hostile(facts)), encoding="utf-8")
+
+    for width in (400, 1400):
+        await tab.resize(width, 900)
+        await tab.open(file.as_uri())
+        shown = await tab.shows("<script>fetch('https://evil.example')</script><b onclick=x>")
+        assert await tab.run("document.documentElement.scrollWidth") == width
+        assert "\u202e" not in shown
+        assert max(map(len, shown.splitlines())) < 2_000
+    assert await tab.run("document.querySelectorAll('script, iframe, img, a, [onclick], [style]').length") == 0
+    assert {request["request"]["url"] for request in tab.heard("Network.requestWillBeSent")} == {file.as_uri()}
+    assert tab.heard("Log.entryAdded", "Runtime.exceptionThrown") == []
+
+
+async def test_the_policy_would_stop_a_script_that_got_in_after_all(facts: Report, tab: Page, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    bad = page(facts).replace(
+        "</main>", "<script>document.title = 'taken'</script><img src='https://evil.example'/></main>"
+    )
+    await asyncio.to_thread(file.write_text, bad, encoding="utf-8")
+
+    await tab.open(file.as_uri())
+    await tab.shows("What changed")
+
+    assert (await tab.run("document.title")).startswith("Nautilus report")
+    refused = " ".join(entry["entry"]["text"] for entry in tab.heard("Log.entryAdded"))
+    assert "script" in refused
+    assert "https://evil.example" in refused
+
+
+async def test_an_empty_platform_has_a_page_that_says_what_is_missing(
+    database: Database, tab: Page, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    await asyncio.to_thread(file.write_text, page(report(database, PLATFORM, BEGIN, END)), encoding="utf-8")
+
+    await tab.resize(400, 900)
+    await tab.open(file.as_uri())
+    await tab.shows("What is missing", "nautilus outcomes import", "not measured", "No anomaly is open.")
+    assert await tab.run("document.documentElement.scrollWidth") == 400
