@@ -6,6 +6,7 @@ Temporal is found the SDK's own way (temporal.toml, TEMPORAL_ADDRESS, ...), the 
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,24 +18,49 @@ from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.worker import Worker
 
+from activities.consolidation import ConsolidationActivities
 from activities.database import Database
+from activities.deliveries import Deliveries
 from activities.events import EventActivities
 from activities.experiment import ExperimentActivities
+from activities.identity import IdentityActivities
 from activities.market import MarketActivities
 from activities.observatory import ObservatoryActivities
 from activities.proposals import ProposalActivities
+from activities.report import ReportActivities
+from activities.schedules import ScheduleActivities
+from activities.task_runner import TaskRunner
+from activities.task_types import installed
+from activities.task_work import Resolver, TaskWork
+from activities.tasks import TaskActivities
 from schema import wire
 from schema.declaration import read_platform
 from schema.messages.platform import Platform
 from schema.settings import Settings
+from starter.platform.resolver import ParameterResolver
+from workflows.autonomy import AutonomyScan, AwardDueBids
+from workflows.consolidation import Consolidation
 from workflows.event_bus import EventBus
 from workflows.improvement_cycle import ImprovementCycle
+from workflows.market_task import MarketTask, RegisterTaskType
 from workflows.observatory import Diagnostics, Observatory
 from workflows.plugin import plugin
+from workflows.standing_decay import StandingDecay
 
 log = structlog.get_logger()
 
-WORKFLOWS: Sequence[type] = (ImprovementCycle, Observatory, Diagnostics, EventBus)
+WORKFLOWS: Sequence[type] = (
+    ImprovementCycle,
+    Observatory,
+    Diagnostics,
+    EventBus,
+    AutonomyScan,
+    AwardDueBids,
+    Consolidation,
+    MarketTask,
+    RegisterTaskType,
+    StandingDecay,
+)
 # Activities are short transactions; SQLite has one writer, so more threads would only wait for it.
 ACTIVITY_THREADS = 16
 # Long enough for a transaction that waits for a busy database to finish before the process leaves.
@@ -47,7 +73,10 @@ def activities(database: Database, client: Client, platform: Platform, settings:
     market = MarketActivities(database, platform)
     observatory = ObservatoryActivities(database, platform)
     proposals = ProposalActivities(database)
-    events = EventActivities(database, client, settings.event_poll_s)
+    schedules = ScheduleActivities(client, database, platform)
+    events = EventActivities(database, platform, Deliveries(client, platform, database).open, settings.event_poll_s)
+    identity = IdentityActivities(database)
+    tasks = TaskActivities(database, platform)
     return [
         experiment.open_experiment,
         experiment.await_verdict,
@@ -64,9 +93,23 @@ def activities(database: Database, client: Client, platform: Platform, settings:
         market.end_cycle,
         observatory.take_snapshot,
         observatory.diagnose,
+        observatory.expire,
         proposals.open_vote,
         proposals.record_vote,
         events.deliver,
+        schedules.follow_health,
+        schedules.record_exceeded,
+        schedules.who_may_look,
+        schedules.nudge_overdue,
+        ConsolidationActivities(database, platform).consolidate,
+        ReportActivities(database, platform).publish,
+        identity.read_keys,
+        tasks.open_task,
+        tasks.award_task,
+        tasks.settle_task,
+        tasks.register_task_type,
+        market.restore_agents,
+        market.fade_idle,
     ]
 
 
@@ -81,6 +124,25 @@ def worker(
         activities=activities(database, client, platform, settings),
         activity_executor=ThreadPoolExecutor(ACTIVITY_THREADS, thread_name_prefix="activity"),
         max_concurrent_activities=ACTIVITY_THREADS,
+        graceful_shutdown_timeout=GRACE,
+    )
+
+
+def task_worker(
+    client: Client,
+    database: Database,
+    platform: Platform,
+    runner: TaskRunner,
+    resolver: Resolver,
+    task_queue: str = wire.TASKS_QUEUE,
+) -> Worker:
+    """A worker that does user tasks in house, as many at a time as there are processors; the caller runs it."""
+    work = TaskWork(database, platform, runner, resolver)
+    return Worker(
+        client,
+        task_queue=task_queue,
+        activities=[work.execute, work.check],
+        max_concurrent_activities=os.cpu_count() or 1,
         graceful_shutdown_timeout=GRACE,
     )
 
@@ -100,12 +162,23 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    names = {declared.name for declared in platform.task_types}
+    types = {name: task_type for name, task_type in installed().items() if name in names}
+    # Its processes start with the first task, so a worker that is given none costs no more than before.
+    runner = TaskRunner(types, settings.home / "cache")
+    resolver = ParameterResolver(database, platform, settings.resolver_refresh_s)
     try:
-        async with worker(await connect(), database, platform, settings):
+        client = await connect()
+        async with (
+            worker(client, database, platform, settings),
+            task_worker(client, database, platform, runner, resolver),
+        ):
             log.info("worker.started", task_queue=wire.TASK_QUEUE)
             await stopping.wait()
         log.info("worker.stopped")
     finally:
+        runner.close()
+        resolver.close()
         database.close()
 
 

@@ -486,19 +486,24 @@ def record_assignments(session: Session, assignments: Iterable[Assignment]) -> N
             _arm_of(session, experiment_id, share, variant).assigned += count
 
 
-def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> None:
-    """Count how assigned tasks went, by task id; a task that was counted as lost stays lost."""
-    concerned = select(AssignmentRow.experiment_id).where(col(AssignmentRow.task_id).in_(outcomes)).distinct()
-    for experiment_id in sorted(session.exec(concerned).all()):
+def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> dict[str, str]:
+    """Count how assigned tasks went, by task id, and tell their arms; a task that was counted as lost stays lost."""
+    running = select(ExperimentRow.experiment_id).where(
+        col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
+    )
+    experiment_ids = session.exec(running).all()
+    if not experiment_ids:
+        return {}
+    mine = (col(AssignmentRow.experiment_id).in_(experiment_ids), col(AssignmentRow.task_id).in_(outcomes))
+    assigned = session.exec(
+        select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*mine)
+    ).all()
+    for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
         lock(session, f"arms:{experiment_id}")
     rows = session.exec(
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
-        .where(
-            col(AssignmentRow.task_id).in_(outcomes),
-            col(AssignmentRow.success).is_(None),
-            col(ExperimentRow.closed_at).is_(None),
-        )
+        .where(*mine, col(AssignmentRow.success).is_(None), col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
     ).all()
     for assignment, experiment in rows:
@@ -516,6 +521,7 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
             guard.judged += good is not None
             guard.good += bool(good)
             session.add(guard)
+    return {task_id: variant for _, task_id, variant in assigned}
 
 
 def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:

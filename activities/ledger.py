@@ -55,7 +55,12 @@ def entries(database: Database, subject: str | None = None, latest: int | None =
         query = query.limit(latest)
     with database.reading() as session:
         rows = session.exec(query).all()
-    return [LedgerEntry.model_validate({**row.model_dump(), "body": json.loads(row.body)}) for row in reversed(rows)]
+    return [entry(row) for row in reversed(rows)]
+
+
+def entry(row: LedgerRow) -> LedgerEntry:
+    """A row as a message."""
+    return LedgerEntry.model_validate({**row.model_dump(), "body": json.loads(row.body)})
 
 
 def verify(database: Database) -> tuple[int, str, str | None]:

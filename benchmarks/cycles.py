@@ -108,6 +108,7 @@ def the_platform(limit_s: float) -> Platform:
         update={
             "cycle": platform.cycle.model_copy(update=WINDOWS),
             "observatory": platform.observatory.model_copy(update={"interval_s": 1}),
+            "unsigned_agents": True,
         }
     )
 

@@ -39,7 +39,6 @@ from temporalio.converter import default as default_converter
 from activities import ledger
 from activities.database import Database, migrate
 from activities.experiment import counters, declare_parameters
-from activities.market import register_agent
 from activities.observatory import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
@@ -48,12 +47,13 @@ from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcom
 from schema.messages.platform import Platform
 from schema.tables.experiment import TaskTypeLockRow
 from schema.tables.market import TransferRow
+from starter import keys
 from starter.agents.roster import ROSTER
 from starter.demo import PARAMETER, RESEARCH, declaration
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import Server, dev_server, free_port
-from starter.stack import connect
+from starter.stack import connect, register_own
 
 ROOT = Path(__file__).parent.parent
 # The article's fault: a third of the tasks would last longer than the limit; 99% end within 2.5 times of it.
@@ -183,6 +183,8 @@ def platform_in(home: Path, windows: Mapping[str, float] = WINDOWS) -> Platform:
     home.mkdir()
     written = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
     written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in windows.items())
+    # Other benchmarks use this platform with agents that have no keys.
+    written = f"unsigned_agents = true\n{written}"
     (home / "platform.toml").write_text(written)
     return Platform.model_validate(tomllib.loads(written))
 
@@ -236,13 +238,12 @@ def the_anomaly(onset: datetime, observed: Counts) -> Anomaly:
     )
 
 
-def failing_platform(database: Database, platform: Platform) -> Anomaly:
+def failing_platform(database: Database, platform: Platform, home: Path) -> Anomaly:
     """Declare, register and record what was before: a third of the research tasks ran into their limit."""
     now = datetime.now(UTC)
     before = now - timedelta(seconds=3)
     declare_parameters(database, platform, now)
-    for agent in ROSTER:
-        register_agent(database, agent.agent_id, agent.operator, now)
+    register_own(database, home, now)
     outcomes = [outcome(n, LIMIT_S, before) for n in range(TASKS_BEFORE)]
     with database.transaction() as session:
         record_outcomes(session, outcomes, platform.observatory.interval_s)
@@ -257,9 +258,12 @@ async def scene(
     """A cycle that has just been started, with worker and traffic; both are gone at the end."""
     platform = platform_in(home, windows)
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    # One set of agents, with one set of keys, serves the platforms of all runs.
+    (home.parent / "keys").mkdir(mode=0o700, exist_ok=True)
+    (home / "keys").symlink_to(home.parent / "keys")
     processes.use(home)
     await asyncio.to_thread(migrate, database)
-    anomaly = failing_platform(database, platform)
+    anomaly = failing_platform(database, platform, home)
     processes.start(WORKER)
     handle = await client.start_workflow(
         wire.IMPROVEMENT_CYCLE,
@@ -417,6 +421,9 @@ async def play_all(runs: Sequence[tuple[Phase, str]], folder: Path) -> list[dict
     processes = Processes(server, folder)
     try:
         client = await connect(server)
+        for agent in ROSTER:
+            keys.own(folder, agent.agent_id)
+        processes.use(folder)
         processes.start(AGENTS)
         for number, (phase, killed) in enumerate(runs, 1):
             home = folder / f"{phase.value}-{killed}"

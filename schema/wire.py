@@ -11,11 +11,26 @@ IMPROVEMENT_CYCLE = "ImprovementCycle"
 OBSERVATORY = "Observatory"
 EVENT_BUS = "EventBus"
 DIAGNOSTICS = "Diagnostics"
+AUTONOMY_SCAN = "AutonomyScan"
+AWARD_DUE_BIDS = "AwardDueBids"
+STANDING_DECAY = "StandingDecay"
+CONSOLIDATION = "Consolidation"
+
+# Where the agents' own process looks at the market when it is asked to
+AGENTS_QUEUE = "nautilus-agents"
+LOOK = "look_at_the_market"
 
 # Messages to a cycle: each name is an update (answered) and a signal (accepted while no worker runs).
 PLACE_BID = "place_bid"
 SUBMIT_PROPOSAL = "submit_proposal"
 CAST_BALLOT = "cast_ballot"
+# What agents sign besides: the start of a cycle with a proposal of one's own, whose context is the request's id
+OPEN_CYCLE = "open_cycle"
+# Signal: some agent's key has changed
+HEED_KEYS = "heed_keys"
+
+# A signal without content: look at the deadline again
+NUDGE = "nudge"
 
 # Updates for people
 PAUSE = "pause"
@@ -35,4 +50,14 @@ METRIC = "NautilusMetric"
 PHASE = "NautilusPhase"
 PARAMETER = "NautilusParameter"
 OUTCOME = "NautilusOutcome"
-SEARCH_ATTRIBUTES = (METRIC, PHASE, PARAMETER, OUTCOME)
+TASK_TYPE = "NautilusTaskType"
+AGENT = "NautilusAgent"
+SEARCH_ATTRIBUTES = (METRIC, PHASE, PARAMETER, OUTCOME, TASK_TYPE, AGENT)
+
+# The market of user tasks. A task takes `place_bid` like a cycle, and from an executor outside what is named here.
+MARKET_TASK = "MarketTask"
+TYPE_REGISTRATION = "TypeRegistration"
+STANDING_DECAY = "StandingDecay"
+TASKS_QUEUE = "nautilus-tasks"
+HEARTBEAT = "heartbeat"
+SUBMIT_RESULT = "submit_result"

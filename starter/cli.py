@@ -26,6 +26,11 @@ COMMANDS = {
     "ledger": "ledger",
     "agent": "agent",
     "outcomes": "outcomes",
+    "schedules": "schedules",
+    "events": "events",
+    "memory": "memory",
+    "report": "report",
+    "tasks": "tasks",
 }
 
 

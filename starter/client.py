@@ -1,30 +1,58 @@
 """The small client: all that an agent needs, over Temporal alone. Built-in agents enter by this door too.
 
+It signs what it sends, with the key file that NAUTILUS_AGENT_KEY names or the keys that it was given.
+
 client = await NautilusClient.connect()
 for task in await client.meta_tasks(Phase.BIDDING):
     await client.place_bid(task.workflow_id, Bid(message_id="b-1", agent_id="me", price=40, eta_s=60))
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple, Self
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowExecution, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from schema import wire
+from schema.messages.base import AgentMessage
 from schema.messages.cycle import Act, CycleRequest, CycleResult, CycleStatus, Phase, Receipt, workflow_id
-from schema.messages.market import Bid
+from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.observatory import Diagnosis, DiagnosisRequest
 from schema.messages.proposals import Ballot, Proposal
+from schema.messages.tasks import (
+    Heartbeat,
+    TaskPhase,
+    TaskRequest,
+    TaskStatus,
+    TaskTypeListing,
+    TypeRegistration,
+    WorkResult,
+    task_workflow_id,
+)
+from starter import keys
+from starter.keys import AgentKey
 
 # What the server says of a run that has had 10,000 signals, and how long to wait for the next run.
 FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
+
+
+Word = TypeVar("Word", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
 
 
 class Refused(Exception):
@@ -39,20 +67,43 @@ class MetaTask(NamedTuple):
     phase: Phase
 
 
+def opening(proposal: Proposal, key: AgentKey | None) -> CycleRequest:
+    """The request to open a cycle with a proposal, signed for this one request. Raises ValueError."""
+    request = CycleRequest(request_id=f"{proposal.agent_id}:{proposal.message_id}", proposal=proposal)
+    if key is None:
+        return request
+    signed = key.sign(proposal, workflow_id(request.subject), request.request_id, wire.OPEN_CYCLE)
+    return request.model_copy(update={"proposal": signed})
+
+
+class Listed(NamedTuple):
+    """A task of the market. `task_type` is `platform_meta` for an improvement cycle."""
+
+    workflow_id: str
+    task_type: str
+    phase: str
+    agent_id: str
+    opened: datetime
+    outcome: str = ""
+
+
 class NautilusClient:
     """Talks to cycles by their workflow ids. Safe to share between coroutines."""
 
-    def __init__(self, temporal: Client, task_queue: str = wire.TASK_QUEUE) -> None:
+    def __init__(self, temporal: Client, task_queue: str = wire.TASK_QUEUE, *keys: AgentKey) -> None:
         self.temporal = temporal
         self._task_queue = task_queue
+        self._keys = {key.agent_id: key for key in keys}
 
     @classmethod
-    async def connect(cls) -> Self:
-        """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables."""
+    async def connect(cls, *signers: AgentKey) -> Self:
+        """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables. Raises KeyFileError."""
+        if not signers and (file := os.environ.get("NAUTILUS_AGENT_KEY")):
+            signers = (keys.read(Path(file)),)
         config = ClientConfig.load_client_connect_config()
         config.setdefault("namespace", wire.NAMESPACE)
         config.setdefault("target_host", "localhost:7233")
-        return cls(await Client.connect(**config, data_converter=pydantic_data_converter))
+        return cls(await Client.connect(**config, data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
 
     async def meta_tasks(self, phase: Phase) -> list[MetaTask]:
         """The running cycles in this phase, oldest first."""
@@ -99,11 +150,12 @@ class NautilusClient:
         """Vote on the open proposal. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(cycle, wire.CAST_BALLOT, ballot, wait)
 
-    async def signal(self, cycle: str, name: str, message: Bid | Proposal | Ballot) -> None:
+    async def signal(self, cycle: str, name: str, message: Word) -> None:
         """Send without waiting, even while no worker runs; `receipts` tells later what became of it.
 
         A run that a flood has filled takes no more until the cycle continues as new: then this tries again.
         """
+        message = await self._signed(cycle, name, message)
         for pause_s in FULL_PAUSES_S:
             try:
                 await self._handle(cycle).signal(name, message)
@@ -115,11 +167,91 @@ class NautilusClient:
                 return
         raise Refused(f"expected {cycle} to continue as new, but it is full of messages")
 
-    async def _say(self, cycle: str, name: str, message: Bid | Proposal | Ballot, wait: bool) -> Receipt | None:
+    async def _say(self, cycle: str, name: str, message: Word, wait: bool) -> Receipt | None:
         if wait:
-            return await self._send(cycle, name, message)
+            return await self._send(cycle, name, await self._signed(cycle, name, message))
         await self.signal(cycle, name, message)
         return None
+
+    async def tasks(
+        self, phase: TaskPhase | None = TaskPhase.BIDDING, agent_id: str = "", ended: bool = False, most: int = 1_000
+    ) -> list[Listed]:
+        """The market, newest first: user tasks and cycles in `phase` (None: any), or only `agent_id`'s awards."""
+        query = f"WorkflowType IN ('{wire.MARKET_TASK}', '{wire.IMPROVEMENT_CYCLE}')"
+        query += "" if ended else " AND ExecutionStatus='Running'"
+        query += f" AND {wire.PHASE}='{phase.value}'" if phase else ""
+        query += f" AND {wire.AGENT}='{agent_id}'" if agent_id else ""
+
+        def listed(execution: WorkflowExecution) -> Listed:
+            def shown(name: str) -> str:
+                return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
+
+            task_type = shown(wire.TASK_TYPE) or PLATFORM_META
+            opened, outcome = execution.start_time, shown(wire.OUTCOME)
+            return Listed(execution.id, task_type, shown(wire.PHASE), shown(wire.AGENT), opened, outcome)
+
+        return [listed(execution) async for execution in self.temporal.list_workflows(query, limit=most)]
+
+    async def submit_task(self, request: TaskRequest) -> bool:
+        """Ask the market for a task; False where a task of this id was submitted before."""
+        task_type = SearchAttributePair(SearchAttributeKey.for_keyword(wire.TASK_TYPE), request.task_type)
+        try:
+            await self.temporal.start_workflow(
+                wire.MARKET_TASK,
+                request,
+                id=task_workflow_id(request.task_id),
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                search_attributes=TypedSearchAttributes([task_type]),
+                static_summary=f"{request.task_type} {request.task_id}",
+            )
+        except WorkflowAlreadyStartedError:
+            return False
+        return True
+
+    async def task_status(self, task: str) -> TaskStatus:
+        """Where a task stands; `task` is its workflow id. Raises Refused where there is none."""
+        try:
+            status: TaskStatus = await self._handle(task).query(wire.STATUS, result_type=TaskStatus)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
+                raise Refused(f"expected a task, but there is no workflow {task}") from None
+            raise
+        return status
+
+    async def task_result(self, task: str) -> TaskStatus:
+        """Wait for the end of a task."""
+        result: TaskStatus = await self.temporal.get_workflow_handle(task, result_type=TaskStatus).result()
+        return result
+
+    async def heartbeat(self, task: str, beat: Heartbeat, wait: bool = True) -> Receipt | None:
+        """Say that one's executor is at work. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._say(task, wire.HEARTBEAT, beat, wait)
+
+    async def submit_result(self, task: str, result: WorkResult, wait: bool = True) -> Receipt | None:
+        """Hand in the awarded task. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._say(task, wire.SUBMIT_RESULT, result, wait)
+
+    async def register_type(self, registration: TypeRegistration) -> TaskTypeListing:
+        """Add a task type that one's own executor does; it can be submitted and bid on at once. Raises Refused."""
+        if (key := self._key_of(registration)) is not None:
+            context = registration.message_id
+            registration = key.sign(registration, registration.workflow_id, context, wire.TYPE_REGISTRATION)
+        try:
+            listing: TaskTypeListing = await self.temporal.execute_workflow(
+                wire.TYPE_REGISTRATION,
+                registration,
+                id=registration.workflow_id,
+                task_queue=self._task_queue,
+                result_type=TaskTypeListing,
+            )
+        except WorkflowFailureError as error:
+            cause = error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
+            if isinstance(cause, ApplicationError):
+                raise Refused(cause.message) from None
+            raise
+        return listing
 
     async def receipts(self, cycle: str) -> list[Receipt]:
         """What became of the latest messages to a cycle."""
@@ -128,7 +260,7 @@ class NautilusClient:
 
     async def open_cycle(self, proposal: Proposal) -> str:
         """Open a cycle at the vote, with a proposal of one's own; its workflow id."""
-        request = CycleRequest(request_id=f"{proposal.agent_id}:{proposal.message_id}", proposal=proposal)
+        request = opening(proposal, self._key_of(proposal))
         handle = await self.temporal.start_workflow(
             wire.IMPROVEMENT_CYCLE,
             request,
@@ -161,6 +293,33 @@ class NautilusClient:
                 yield status
             else:
                 await asyncio.sleep(every_s)
+
+    async def first_run(self, cycle: str) -> str:
+        """The id of the first run of what goes on under this workflow id: what a signature is good for."""
+        try:
+            described = await self._handle(cycle).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
+                raise Refused(f"expected a running cycle, but {cycle} is not running") from None
+            raise
+        return described.raw_info.first_run_id
+
+    async def _signed(self, cycle: str, kind: str, message: Word) -> Word:
+        if (key := self._key_of(message)) is None:
+            return message
+        try:
+            return key.sign(message, cycle, await self.first_run(cycle), kind)
+        except ValueError as error:
+            raise Refused(f"expected a message that can be signed, but {error}") from None
+
+    def _key_of(self, message: AgentMessage) -> AgentKey | None:
+        """None where this client signs nothing, or somebody has signed. Raises Refused for a stranger's word."""
+        if not self._keys or message.signature is not None:
+            return None
+        if message.agent_id not in self._keys:
+            have = ", ".join(self._keys)
+            raise Refused(f"expected a message of {have}, whose key this client has, but it is of {message.agent_id}")
+        return self._keys[message.agent_id]
 
     def _handle(self, cycle: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(cycle)

@@ -28,6 +28,7 @@ from activities import ledger
 from activities.experiment import progress_of
 from activities.observatory import counts_since
 from activities.task_runner import TaskRunner
+from rules.rates import wilson
 from schema import wire
 from schema.messages.cycle import CycleResult, CycleStatus, Phase
 from schema.messages.observatory import Counts
@@ -37,7 +38,7 @@ from simulation.traffic import paced, wanted_types
 from starter.client import NautilusClient
 from starter.server import free_port
 from starter.stack import Ports, Stack, running
-from workflows.page import percent, wilson
+from workflows.page import percent
 
 RESEARCH, OTHER = "research_synthesis", "monte_carlo"
 PARAMETER = f"{RESEARCH}.timeout_s"

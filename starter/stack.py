@@ -16,17 +16,19 @@ from pathlib import Path
 
 import structlog
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.envconfig import ClientConfig
 
-from activities import schedules
+from activities import identity, schedules
 from activities.database import Database, migrate
+from activities.events import start_bus
 from activities.experiment import declare_parameters
 from activities.market import register_agent
-from rules.subscriptions import Subscriber
+from rules.identity import REVOKED
 from schema import wire
 from schema.declaration import read_platform
+from schema.messages.platform import CycleRules
 from schema.settings import Settings
+from starter import keys
 from starter.agents.roster import ROSTER
 from starter.server import Server, dev_server, prepare, retain
 from workflows.plugin import plugin
@@ -92,10 +94,9 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         await asyncio.to_thread(migrate, database)
         now = datetime.now(UTC)
         declare_parameters(database, platform, now)
-        for agent in ROSTER:
-            register_agent(database, agent.agent_id, agent.operator, now)
+        register_own(database, settings.home, now)
         await schedules.apply(client, wanted)
-        await start_bus(client)
+        await start_bus(client, database, platform)
         environment = {
             "TEMPORAL_ADDRESS": server.address,
             "TEMPORAL_NAMESPACE": client.namespace,
@@ -103,7 +104,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             "NAUTILUS_PLATFORM": str(settings.platform.resolve()),
             "NAUTILUS_DATABASE_URL": settings.database,
         }
-        commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run"]}
+        pace = ["--every-s", f"{agents_every_s(platform.cycle):g}"]
+        commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run", *pace]}
         if platform.traffic is not None:
             commands["traffic"] = ["-m", "simulation.traffic"]
         for name, command in commands.items():
@@ -112,17 +114,30 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         yield Stack(client, database, server.web_ui, environment)
 
 
-async def start_bus(client: Client) -> None:
-    """One dispatcher for each subscriber; the id makes it one."""
-    for subscriber in Subscriber:
-        await client.start_workflow(
-            wire.EVENT_BUS,
-            subscriber,
-            id=f"event-bus:{subscriber.value}",
-            task_queue=wire.TASK_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"Event bus: hands the outbox to {subscriber.value}",
-        )
+def agents_every_s(rules: CycleRules) -> float:
+    """Seconds between the agents' own looks: several in the shortest window. The autonomy scan comes on top."""
+    return min(30.0, max(1.0, min(rules.bid_window_s, rules.proposal_window_s, rules.voting_window_s) / 15))
+
+
+def register_own(database: Database, home: Path, at: datetime) -> None:
+    """Give each built-in agent its key and let it in: our own agents are the one thing that `up` vouches for.
+
+    Raises ValueError where a key in force is not the one in `home`: another installation uses this database.
+    """
+    for agent in ROSTER:
+        key = keys.own(home, agent.agent_id)
+        if register_agent(database, agent.agent_id, agent.operator, at, key.public, house=True):
+            continue
+        with database.reading() as session:
+            in_force = identity.keys(session).get(agent.agent_id)
+        if in_force is None:
+            identity.rotate(database, agent.agent_id, key.public, "nautilus", "its first key", at)
+        elif in_force not in (key.public, REVOKED):  # a revocation is a person's, and stays
+            file = keys.path_of(home, agent.agent_id)
+            raise ValueError(
+                f"expected the key of {agent.agent_id} that is registered, but {file} is another; bring the file here, "
+                f"or `nautilus agent rotate {agent.agent_id} --key-file {file} --why ...`"
+            )
 
 
 async def _supervise(name: str, command: Sequence[str], environment: Mapping[str, str], path: Path) -> None:

@@ -62,6 +62,7 @@ def platform(**changes: Any) -> Platform:
         "parameters": (parameter(),),
         "cycle": rules(),
         "observatory": ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600),
+        "unsigned_agents": True,
     }
     return Platform(**(fields | changes))
 

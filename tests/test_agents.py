@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from temporalio.client import Client
 
 from activities.database import Database
 from activities.experiment import declare_parameters
-from activities.market import register_agent
 from activities.observatory import record_outcomes
 from rules import bounds, consensus
 from schema import wire
@@ -32,6 +32,7 @@ from schema.messages.observatory import (
 from schema.messages.platform import ParameterKind, ParameterState, Risk
 from schema.messages.proposals import Choice, Evidence, Proposal, Tally
 from schema.settings import Settings
+from starter import keys
 from starter.agents import run_agents
 from starter.agents.estimators import (
     LOG_LOGISTIC,
@@ -49,6 +50,7 @@ from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
+from starter.stack import register_own
 from tests import builders
 from worker import worker
 
@@ -395,15 +397,16 @@ def test_the_vote_on_what_would_not_help_fails_in_97_of_100_draws(value: float, 
 
 
 async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
-    temporal: Client, database: Database, task_queue: str
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     platform = builders.platform(
-        parameters=(limit_of(1.0).declaration,), cycle=builders.rules(bid_window_s=3, bake_window_s=0.2)
+        parameters=(limit_of(1.0).declaration,),
+        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
+        unsigned_agents=False,
     )
     now, dice = datetime.now(UTC), random.Random(11)
     declare_parameters(database, platform, now)
-    for agent in ROSTER:
-        register_agent(database, agent.agent_id, agent.operator, now)
+    register_own(database, tmp_path, now)
 
     def outcome(task_id: str, limit_s: float, at: datetime) -> TaskOutcome:
         sample = cut(dice.lognormvariate(0, 0.45), limit_s)
@@ -430,7 +433,7 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
 
     anomaly = builders.anomaly(now - timedelta(seconds=10))
     cycle = f"{workflow_id(anomaly.subject)}:{task_queue}"
-    client = NautilusClient(temporal, task_queue)
+    client = NautilusClient(temporal, task_queue, *(keys.own(tmp_path, agent.agent_id) for agent in ROSTER))
     async with worker(temporal, database, platform, Settings(), task_queue):
         request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
         await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)

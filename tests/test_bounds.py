@@ -1,6 +1,5 @@
 """Bounds: what no majority can allow is refused before any vote."""
 
-import math
 from typing import Any
 
 import pytest
@@ -29,8 +28,6 @@ def judge(state: ParameterState, task_type: str = "research_synthesis", **change
         ({"value": 10.0}, None),  # exactly the minimum
         ({"value": 9.9}, "research_synthesis.timeout_s: expected a value between 10 and 600 s, but 9.9 came"),
         ({"value": 700.0}, "research_synthesis.timeout_s: expected a value between 10 and 600 s, but 700.0 came"),
-        ({"value": math.inf}, "research_synthesis.timeout_s: expected a value between 10 and 600 s, but inf came"),
-        ({"value": math.nan}, "research_synthesis.timeout_s: expected a value between 10 and 600 s, but nan came"),
         ({"value": "180"}, "research_synthesis.timeout_s: expected a number, but '180' came"),
         ({"value": True}, "research_synthesis.timeout_s: expected a number, but True came"),
         ({"value": 90}, "expected a change of research_synthesis.timeout_s, but 90 is its value already"),
@@ -118,7 +115,10 @@ def test_with_nothing_declared_nothing_can_be_proposed() -> None:
 
 # --- Properties -------------------------------------------------------------------------------------------------------
 
-values = st.one_of(st.floats(), st.integers(-1_000, 1_000), st.booleans(), st.text(max_size=5))
+# What is no number is refused at the door, by the message itself.
+values = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False), st.integers(-1_000, 1_000), st.booleans(), st.text(max_size=5)
+)
 
 
 @given(values, st.floats(10, 600), st.floats(0.001, 0.999))

@@ -100,6 +100,12 @@ MISTAKES = {
     "a broken platform.toml": (("params", "list"), {"NAUTILUS_PLATFORM": "BROKEN"}, "expected TOML"),
     "an unknown parameter": (("params", "show", "x.y"), {}, "expected a declared parameter, but x.y came"),
     "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "expected letters, digits"),
+    "a dead letter that is none": (
+        ("events", "drop", "cycles", "7", "--why", "w", "--who", "me"),
+        {},
+        "expected a dead letter, but 7 of cycles is none",
+    ),
+    "no word on what to redrive": (("events", "redrive"), {}, "expected exactly one of --subject and --all"),
     "no file": (("outcomes", "import", "/nowhere"), {}, "expected a file of outcomes"),
     "a file that is not text": (("outcomes", "import", "BINARY"), {}, "BINARY"),
 }
@@ -142,6 +148,9 @@ READING = [
     ("ledger", "list"),
     ("ledger", "verify"),
     ("agent", "list"),
+    ("events", "list"),
+    ("events", "tail"),
+    ("events", "dead"),
 ]
 
 

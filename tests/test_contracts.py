@@ -21,11 +21,15 @@ from schema.messages.experiment import Purpose, Variant
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Bid
 from schema.messages.observatory import FailureKind, TaskOutcome
-from schema.messages.platform import Mode, ParameterKind, Risk
+from schema.messages.platform import JobClass, JobId, Mode, ParameterKind, Risk
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.tasks import TaskEnding, TaskPhase
 from tests.builders import NOW, TIMEOUT
 
-MODULES = ("cycle", "events", "experiment", "ledger", "market", "observatory", "platform", "proposals")
+MODULES = (
+    *("cycle", "events", "experiment", "ledger", "market", "memory", "observatory", "platform", "proposals"),
+    *("report", "schedules", "tasks"),
+)
 
 BID = Bid(message_id="bid-1", agent_id="ada", price=40, eta_s=600, pitch="I know timeouts")
 PROPOSAL = Proposal(
@@ -202,6 +206,13 @@ def test_every_message_is_frozen(kind: type[BaseModel]) -> None:
         ("OBSERVATORY", "Observatory"),
         ("EVENT_BUS", "EventBus"),
         ("DIAGNOSTICS", "Diagnostics"),
+        ("AUTONOMY_SCAN", "AutonomyScan"),
+        ("AWARD_DUE_BIDS", "AwardDueBids"),
+        ("STANDING_DECAY", "StandingDecay"),
+        ("CONSOLIDATION", "Consolidation"),
+        ("AGENTS_QUEUE", "nautilus-agents"),
+        ("LOOK", "look_at_the_market"),
+        ("NUDGE", "nudge"),
         ("PLACE_BID", "place_bid"),
         ("SUBMIT_PROPOSAL", "submit_proposal"),
         ("CAST_BALLOT", "cast_ballot"),
@@ -213,7 +224,18 @@ def test_every_message_is_frozen(kind: type[BaseModel]) -> None:
         ("PROMOTE", "promote"),
         ("STATUS", "status"),
         ("RECEIPTS", "receipts"),
-        ("SEARCH_ATTRIBUTES", ("NautilusMetric", "NautilusPhase", "NautilusParameter", "NautilusOutcome")),
+        (
+            "SEARCH_ATTRIBUTES",
+            (
+                *("NautilusMetric", "NautilusPhase", "NautilusParameter", "NautilusOutcome"),
+                *("NautilusTaskType", "NautilusAgent"),
+            ),
+        ),
+        ("MARKET_TASK", "MarketTask"),
+        ("TYPE_REGISTRATION", "TypeRegistration"),
+        ("TASKS_QUEUE", "nautilus-tasks"),
+        ("HEARTBEAT", "heartbeat"),
+        ("SUBMIT_RESULT", "submit_result"),
     ],
 )
 def test_a_name_on_the_wire_is_never_renamed(name: str, value: object) -> None:
@@ -224,7 +246,9 @@ def test_a_name_on_the_wire_is_never_renamed(name: str, value: object) -> None:
     ("kind", "words"),
     [
         (Choice, "approve reject abstain"),
-        (AwardResult, "promoted useless harmful missed"),
+        (AwardResult, "promoted useless harmful missed done failed"),
+        (TaskPhase, "opening bidding awarding executing settling ended"),
+        (TaskEnding, "done failed no_bids no_result refused aborted"),
         (FailureKind, "timeout invalid_result error lost"),
         (Variant, "control treatment"),
         (Purpose, "experiment watch"),
@@ -244,8 +268,12 @@ def test_a_name_on_the_wire_is_never_renamed(name: str, value: object) -> None:
             EventType,
             "anomaly.detected anomaly.closed meta_task.opened meta_task.awarded award.missed proposal.submitted "
             "proposal.accepted proposal.rejected experiment.started experiment.concluded parameter.promoted "
-            "parameter.rolled_back person.acted cycle.ended",
+            "parameter.rolled_back person.acted cycle.ended task.opened task.awarded task.settled agent.suspended "
+            "agent.restored",
         ),
+        (EventType, "schedules.elevated schedules.restored budget.exceeded"),
+        (JobId, "metrics_snapshot autonomy_scan award_due_bids standing_decay consolidation"),
+        (JobClass, "diagnostic market memory"),
     ],
 )
 def test_a_word_once_written_stays_readable(kind: type[StrEnum], words: str) -> None:

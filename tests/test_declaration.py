@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from schema.declaration import DeclarationError, read_platform
-from schema.messages.platform import Platform, Risk
+from schema.messages.platform import JobClass, Platform, Risk
 
 GOOD = """
 [[task_types]]
@@ -49,6 +49,17 @@ def test_a_declaration_is_read_with_the_rules_of_the_article(tmp_path: Path) -> 
     assert (platform.cycle.approval_share, platform.cycle.minimum_ballots) == (0.51, 3)
     assert platform.observatory.success_floor == 0.70
     assert platform.observatory.baseline_s == 7 * 86_400
+
+
+def test_a_job_may_declare_its_budget_its_class_and_its_priority(tmp_path: Path) -> None:
+    (declared,) = read(
+        tmp_path,
+        '[[schedules]]\nid = "autonomy_scan"\nevery_s = 60\nbudget_s = "auto"\nmost_budget_s = 40\n'
+        'class = "diagnostic"\npriority = 2',
+    ).schedules
+
+    assert (declared.budget_s, declared.least_budget_s, declared.most_budget_s) == ("auto", 5, 40)
+    assert (declared.job_class, declared.priority) == (JobClass.DIAGNOSTIC, 2)
 
 
 def test_an_empty_file_declares_nothing_tunable(tmp_path: Path) -> None:
@@ -120,6 +131,27 @@ def test_a_mistake_in_a_parameter_names_the_key_and_what_was_expected(
             '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = 0',
             "schedules.0.budget_s: expected greater than 0, but 0 came",
         ),
+        (
+            '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = "quick"',
+            "schedules.0.budget_s: expected seconds or auto, but 'quick' came",
+        ),
+        (
+            '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = "auto"\nleast_budget_s = 400',
+            "schedules.0: expected a least_budget_s of at most most_budget_s (300)",
+        ),
+        (
+            '[[schedules]]\nid = "consolidation"\ncron = "at three"\nbudget_s = 5',
+            "schedules.0.cron: expected text like",
+        ),
+        (
+            '[[schedules]]\nid = "consolidation"\ncron = "0 3 * * *"\nbudget_s = 5\npriority = 6',
+            "schedules.0.priority: expected less than or equal to 5, but 6 came",
+        ),
+        (
+            '[[schedules]]\nid = "consolidation"\ncron = "0 3 * * *"\nbudget_s = 5\nclass = "urgent"',
+            "schedules.0.class: expected 'diagnostic', 'market' or 'memory', but 'urgent' came",
+        ),
+        ("[elevation]\nbelow = 70", "elevation: expected a threshold `below` that is under `above` (65)"),
         ("[cycle]\nalpha = 0.7", "cycle.alpha: expected less than 0.5, but 0.7 came"),
         ("[cycle]\napproval_share = 0.5", "cycle.approval_share: expected greater than 0.5, but 0.5 came"),
         ("[cycle]\nvoting_window_s = nan", "cycle.voting_window_s: expected a finite number"),
@@ -195,6 +227,12 @@ def test_every_mistake_says_what_was_expected_in_our_grammar(tmp_path: Path, was
         "[cycle]\nexperiment_window_s = inf",  # no timedelta has it: the cycle would fail when it gets there
         '[cycle]\nmax_tasks = "200"',  # text for a number
         '[[parameters]]\nkey="a.x"\nkind="float"\nminimum=0\nmaximum=inf\ndefault=1\ntask_types=["research"]',
+        '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = inf',
+        '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = true',
+        '[[webhooks]]\nname = "a"\nurl = "ftp://x/"\nsecret_env = "S"',
+        '[[webhooks]]\nname = "a"\nurl = "https://x/"\nsecret_env = "whsec_MfKQ9r8G"',  # the secret itself
+        '[[webhooks]]\nname = "a"\nurl = "https://x/"\nsecret_env = "S"\nevents = ["anomaly.detcted"]',
+        '[[notifications]]\nname = "a"\nurl_env = "tgram://token/chat"',
         '[[schedules]]\nid = "metrics"\nevery_s = 5\nbudget_s = 1',  # an override of a job that does not exist
     ],
 )

@@ -12,6 +12,7 @@ from temporalio.client import Client
 
 from activities import schedules
 from activities.database import Database
+from activities.events import start_bus
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import record_outcomes
@@ -22,7 +23,6 @@ from schema.messages.proposals import Choice
 from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.server import binary
-from starter.stack import start_bus
 from tests import builders
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker
@@ -132,7 +132,7 @@ async def platforms(
         record_outcomes(session, old, 1)
     await schedules.apply(temporal, schedules.jobs(platform))
     async with worker(temporal, database, platform, Settings(event_poll_s=0.5)):
-        await start_bus(temporal)
+        await start_bus(temporal, database, platform)
         yield Platforms(NautilusClient(temporal), database, platform)
         async for execution in temporal.list_workflows("ExecutionStatus='Running' AND TaskQueue='nautilus'"):
             await temporal.get_workflow_handle(execution.id).terminate("the tests are over")

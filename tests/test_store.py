@@ -38,8 +38,9 @@ from activities.experiment import (
     record_assignments,
 )
 from activities.market import TREASURY, MarketActivities, balance, register_agent, roster
-from activities.observatory import FAILURE_COLUMNS, interval_start, record_outcomes
+from activities.observatory import record_outcomes
 from activities.proposals import ProposalActivities
+from activities.rollups import FAILURE_COLUMNS, interval_start
 from rules import design
 from rules.assignment import variant
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
@@ -58,7 +59,7 @@ from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW, TIMEOUT
-from tests.conftest import on_server
+from tests.postgres import on_server
 
 INTERVAL_S = 60
 fresh = count(1)

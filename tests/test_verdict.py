@@ -318,6 +318,6 @@ def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None
 
     assert [g.kind for g in found] == [GuardrailKind.FAST, GuardrailKind.WELL_RATED]  # nothing costs anything here
     fast, rated = found
-    assert fast.bound == 95.0
+    assert fast.bound == pytest.approx(95, rel=0.02)  # the upper bound of a sketch's bucket
     assert fast.usual == pytest.approx(0.857, abs=0.01)  # failures are slow
-    assert rated.bound == 0.5
+    assert rated.bound == pytest.approx(0.49, rel=0.02)

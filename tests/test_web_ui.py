@@ -14,7 +14,7 @@ import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from activities.database import Database
-from activities.events import emit
+from activities.events import emit, start_bus
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import record_outcomes
@@ -27,7 +27,6 @@ from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.demo import page_url
 from starter.server import Server, dev_server, free_port, prepare
-from starter.stack import start_bus
 from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.test_improvement_cycle import AGENTS, Stage, limited
@@ -87,7 +86,7 @@ async def announced(client: Client, database: Database, platform: Platform) -> s
             anomaly=anomaly.model_dump(mode="json"),
             attempt=1,
         )
-    await start_bus(client)
+    await start_bus(client, database, platform)
     return workflow_id(anomaly.subject)
 
 

@@ -20,12 +20,12 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.experiment import ExperimentActivities
+    from activities.identity import IdentityActivities
     from activities.market import MarketActivities
     from activities.proposals import ProposalActivities
 
-from rules import bidding
+from rules import bidding, rewards
 from rules import design as designs
-from rules.rewards import result_of
 from schema import wire
 from schema.messages.cycle import (
     Act,
@@ -71,6 +71,8 @@ class ImprovementCycle:
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
         self._state = carried or CycleState(request=request)
+        self._nudges = 0
+        self._keys_changed, self._reading_keys = False, asyncio.Lock()
 
     # ---- the story
 
@@ -273,13 +275,15 @@ class ImprovementCycle:
             reason=over.reason,
             at=workflow.now(),
             agent_id=proposal.agent_id if proposal else None,
-            result=result_of(over.ending) if proposal else None,
+            result=rewards.result_of(over.ending) if proposal else None,
             reward=reward if promoted else 0,
             penalty=reward if over.ending is Ending.ROLLED_BACK and state.veto is None else 0,
             proposal=proposal,
             tally=state.tally,
             reading=state.reading,
             watch=state.watch,
+            bonus=rewards.improvement_bonus(state.reading, state.known.market.improvement_bonus) if promoted else 0,
+            forecast=rewards.forecast_pay(state.design, state.reading, state.known.market.forecast_stake),
         )
         await call(MarketActivities.end_cycle, state.end, summary=f"{over.ending.value}: write the ledger, settle")
         self._upsert(wire.OUTCOME, over.ending.value)
@@ -333,6 +337,7 @@ class ImprovementCycle:
             agent_id=state.award.agent_id,
             result=AwardResult.MISSED,
             at=workflow.now(),
+            penalty=rewards.missed_penalty(state.award.price),
         )
         await call(MarketActivities.record_missed_award, missed, summary=f"{missed.agent_id} missed its deadline")
         self._note(f"{missed.agent_id} missed its deadline")
@@ -535,6 +540,23 @@ class ImprovementCycle:
             return
         await self._take(kind, word)
 
+    @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
+    def nudge(self) -> None:
+        self._nudges += 1
+
+    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
+    async def heed_keys(self) -> None:
+        """Whoever sends this can only make the cycle look, and many at once are one look."""
+        self._keys_changed = True
+        await workflow.wait_condition(lambda: self._state.phase is not Phase.OPENING)
+        async with self._reading_keys:
+            if not self._keys_changed or self._state.tally is not None:
+                return
+            self._keys_changed = False
+            keys = await call(IdentityActivities.read_keys, summary="an agent's key has changed")
+            if changed := windows.heed(self._state, keys):
+                self._note(f"keys have changed: {', '.join(changed)}")
+
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
     async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
         self.refuse_signal(name, "expected place_bid, submit_proposal or cast_ballot; what people do are updates")
@@ -542,7 +564,11 @@ class ImprovementCycle:
     def _refuse_bad(self, kind: str, word: Word) -> None:
         """A validator: refuses before anything enters history. What comes while the cycle opens waits in `_take`."""
         state = self._state
-        if state.phase is Phase.OPENING or receipts.of(state, word.agent_id, word.message_id) is not None:
+        if state.phase is Phase.OPENING:
+            return
+        if (forgery := self._forgery(kind, word)) is not None:
+            raise ApplicationError(forgery, type=kind)
+        if receipts.of(state, word.agent_id, word.message_id) is not None:
             return
         if (refusal := windows.refusal(state, word)) is not None:
             raise ApplicationError(refusal, type=kind)
@@ -551,6 +577,8 @@ class ImprovementCycle:
         state = self._state
         # A message may arrive before the first step of the story: it must not be lost for being early.
         await workflow.wait_condition(lambda: state.phase is not Phase.OPENING)
+        if (forgery := self._forgery(kind, word)) is not None:
+            return receipts.add(state, receipts.NOBODY, word.message_id, kind, forgery)
         if (known := receipts.of(state, word.agent_id, word.message_id)) is not None:
             return known
         refusal = windows.refusal(state, word)
@@ -558,6 +586,11 @@ class ImprovementCycle:
             windows.take(state, word, workflow.now())
             self._show()
         return receipts.add(state, word.agent_id, word.message_id, kind, refusal)
+
+    def _forgery(self, kind: str, word: Word) -> str | None:
+        info = workflow.info()
+        # The workflow id is used again for the next attempt; the first run's id never is.
+        return windows.forgery(self._state, word, info.workflow_id, info.first_execution_run_id, kind)
 
     def _refuse_bad_act(self, kind: str, act: Act) -> None:
         if receipts.of(self._state, act.who, act.message_id) is not None:
@@ -588,13 +621,13 @@ class ImprovementCycle:
         """Wait for a condition or the deadline, which may move; then the window is closed."""
         state = self._state
         while state.paused_at is not None or not (condition() or workflow.now() >= self._deadline):
-            seen = (state.deadline, state.paused_at)
+            seen = (state.deadline, state.paused_at, self._nudges)
             left = None if state.paused_at is not None else self._deadline - workflow.now()
             with suppress(TimeoutError):
                 await workflow.wait_condition(
                     lambda s=seen: (
                         self._interrupted()  # type: ignore[misc]
-                        or (state.deadline, state.paused_at) != s
+                        or (state.deadline, state.paused_at, self._nudges) != s
                         or (state.paused_at is None and condition())
                     ),
                     timeout=left,

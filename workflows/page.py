@@ -5,10 +5,10 @@ shown as plain text of bounded length: a proposal must not be able to draw its o
 """
 
 import json
-import math
 import re
 import shlex
 
+from rules.rates import wilson
 from schema import wire
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus, Phase
@@ -211,13 +211,3 @@ def _value(value: Value) -> str:
 def percent(counts: Counts | ArmCounts) -> str:
     """A rate for people; a dash where there is nothing to divide."""
     return f"{counts.successes / counts.tasks:.0%}" if counts.tasks else "-"
-
-
-def wilson(counts: Counts, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of one rate, for people (Wilson 1927); decisions use always-valid ones."""
-    if not counts.tasks:
-        return 0.0, 1.0
-    n, p = counts.tasks, counts.successes / counts.tasks
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -20,7 +20,10 @@ from temporalio.worker import (
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 # Loaded once per process and not once per workflow. `rules` stays policed: it decides, so it must be deterministic.
-PASS_THROUGH = ("activities", "schema", "pydantic", "pydantic_core", "sqlmodel", "sqlalchemy", "structlog", "mmh3")
+PASS_THROUGH = (
+    *("activities", "schema", "pydantic", "pydantic_core", "sqlmodel", "sqlalchemy", "structlog", "mmh3"),
+    *("cryptography", "rfc8785"),
+)
 
 
 class _SafeSignals(WorkflowInboundInterceptor):

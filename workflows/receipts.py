@@ -1,20 +1,38 @@
 """Receipts: what became of each message, so that a sender of signals can know. Bounded: the latest ones are kept."""
 
-from schema.messages.cycle import CycleState, Receipt
+from typing import Protocol
+
+from schema.messages.cycle import Receipt
 
 LIMIT = 500
+# The sender of what nobody proved to have sent: no agent's name, so that a forgery cannot take the place of a message.
+NOBODY = ""
 
 
-def of(state: CycleState, sender: str, message_id: str) -> Receipt | None:
+def _key(sender: str, message_id: str) -> str:
+    # A space is in no name and no id: "a" with "b/c" must not be taken for "a/b" with "c".
+    return f"{sender} {message_id}"
+
+
+class Remembers(Protocol):
+    """The state of a cycle or of a task: what keeps receipts."""
+
+    receipts: dict[str, Receipt]
+    refused: int
+
+
+def of(state: Remembers, sender: str, message_id: str) -> Receipt | None:
     """The receipt of a message that came before; ids are the sender's own."""
-    return state.receipts.get(f"{sender}/{message_id}")
+    return state.receipts.get(_key(sender, message_id))
 
 
-def add(state: CycleState, sender: str, message_id: str, kind: str, refusal: str | None) -> Receipt:
+def add(state: Remembers, sender: str, message_id: str, kind: str, refusal: str | None) -> Receipt:
     """Note what became of a message; a refused one counts."""
     state.refused += refusal is not None
-    receipt = Receipt(message_id=message_id, kind=kind, accepted=refusal is None, reason=refusal or "")
-    state.receipts[f"{sender}/{message_id}"] = receipt
+    receipt = Receipt(message_id=message_id, kind=kind, accepted=refusal is None, reason=refusal or "", sender=sender)
+    state.receipts[_key(sender, message_id)] = receipt
     while len(state.receipts) > LIMIT:
-        del state.receipts[next(iter(state.receipts))]
+        # Forgeries go first: a flood of them must not wash out what agents want to read.
+        forged = (key for key, kept in state.receipts.items() if kept.sender == NOBODY)
+        del state.receipts[next(forged, next(iter(state.receipts)))]
     return receipt

@@ -6,7 +6,7 @@ update's validator; only `take` and `apply` change the state. Deadlines are inst
 
 from datetime import datetime, timedelta
 
-from rules import bidding, bounds, consensus
+from rules import bidding, bounds, consensus, identity
 from rules.design import affected, baseline_rate
 from schema import wire
 from schema.messages.cycle import Act, CycleState, Phase
@@ -16,6 +16,33 @@ from schema.messages.proposals import Ballot, Proposal, Tally
 Word = Bid | Proposal | Ballot
 
 WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
+
+
+def forgery(state: CycleState, word: Word, workflow_id: str, run_id: str, kind: str) -> str | None:
+    """Why this cannot be a word of the agent that it names, or None. The keys are the cycle's, never the message's."""
+    voting = state.electorate is not None and isinstance(word, Ballot)
+    known = state.electorate.voters if voting and state.electorate else state.known.agents
+    keys = {agent.agent_id: agent.public_key for agent in known}
+    if state.keys is not None:
+        keys = {agent_id: state.keys.get(agent_id) for agent_id in keys}
+    key = keys.get(word.agent_id)
+    return identity.refusal(word, workflow_id, run_id, kind, key, state.known.unsigned_agents)
+
+
+def heed(state: CycleState, keys: dict[str, str]) -> list[str]:
+    """Go by these keys from now on; the agents whose key has changed.
+
+    What is taken stands, but the meta-task is not awarded to who has lost its key.
+    """
+    before = {a.agent_id: a.public_key for a in state.known.agents} if state.keys is None else state.keys
+    state.keys = keys
+    revoked = {agent_id for agent_id, key in keys.items() if key == identity.REVOKED}
+    if state.ranked is None:
+        state.bids = {agent_id: bid for agent_id, bid in state.bids.items() if agent_id not in revoked}
+    else:
+        # The first has the award, or is being given it; without a key it can only let the deadline pass.
+        state.ranked[1:] = [ranked for ranked in state.ranked[1:] if ranked.bid.agent_id not in revoked]
+    return sorted(agent_id for agent_id, key in keys.items() if before.get(agent_id) != key)
 
 
 def refusal(state: CycleState, word: Word) -> str | None:

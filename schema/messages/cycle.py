@@ -9,7 +9,7 @@ from .base import Identifier, Instant, Message, Text
 from .experiment import ExperimentDesign, Guardrail, PromotionResult, Reading
 from .market import Agent, Award, AwardResult, Bid, RankedBid
 from .observatory import Anomaly, Counts
-from .platform import CycleRules, ParameterState
+from .platform import CycleRules, MarketRules, ParameterState
 from .proposals import Ballot, Electorate, Proposal, Tally
 
 
@@ -97,6 +97,9 @@ class Briefing(Message):
     healthy: Counts | None = None
     guardrails: tuple[Guardrail, ...] = ()
     duplicate: bool = False
+    # A briefing that does not say is of a cycle that opened before signatures were checked, and goes on as it was.
+    unsigned_agents: bool = True
+    market: MarketRules = MarketRules()
 
 
 class Act(Message):
@@ -121,16 +124,20 @@ class RecordedAct(Message):
 
 
 class Receipt(Message):
-    """What became of a message: accepted, or refused with the reason."""
+    """What became of a message: accepted, or refused with the reason. `sender` is empty for a forgery."""
 
     message_id: str
     kind: str
     accepted: bool
     reason: str = ""
+    sender: str = ""
 
 
 class CycleEnd(Message):
-    """The ending as the ledger records it, with what the proposer earns, or pays where its change did harm."""
+    """The ending as the ledger records it, with what the proposer earns, or pays where its change did harm.
+
+    `reward` is the price, `bonus` for the measured improvement, `forecast` for the honest prediction (or against it).
+    """
 
     cycle_id: Identifier
     subject: str
@@ -145,13 +152,16 @@ class CycleEnd(Message):
     tally: Tally | None = None
     reading: Reading | None = None
     watch: Reading | None = None
+    bonus: int = 0
+    forecast: int = 0
 
 
 class CycleState(BaseModel):
     """All that a cycle remembers, and what it carries over when it continues as new. Only its workflow changes it.
 
     One window at a time is open; `phase` says which and `deadline` until when. Each step of the story fills in its
-    product, and a step whose product is there is not taken again.
+    product, and a step whose product is there is not taken again. `keys` are the agents' as they were read again after
+    a change; None: they are as the briefing and the electorate have them.
     """
 
     request: CycleRequest
@@ -182,6 +192,7 @@ class CycleState(BaseModel):
     receipts: dict[str, Receipt] = Field(default_factory=dict)
     refused: int = 0
     unread: str = ""
+    keys: dict[str, str] | None = None
 
     @property
     def known(self) -> Briefing:

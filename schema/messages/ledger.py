@@ -14,6 +14,8 @@ class EntryKind(StrEnum):
     PARAMETER_THAWED = "parameter.thawed"
     PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
+    AGENT_KEY_REGISTERED = "agent.key_registered"
+    AGENT_KEY_REVOKED = "agent.key_revoked"
 
 
 class LedgerEntry(Message):

@@ -3,13 +3,17 @@
 Agents can never propose a change to anything here; it changes by a person's commit.
 """
 
+import math
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from .base import Message, Name, Value
+from .events import EventType
 
+EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2_000)]
 ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$", max_length=120)]
 
 
@@ -112,31 +116,68 @@ class ParameterState(Message):
 
 
 class TaskTypeDeclaration(Declaration):
-    """A task type the platform runs. `timeout_parameter` is the limit its processes are killed at."""
+    """A task type the platform runs. `timeout_parameter` is the limit its processes are killed at.
+
+    Tasks of a `direct` type are awarded by standing and load, without a window for bids.
+    """
 
     name: Name
     timeout_parameter: ParameterKey | None = None
     description: str = ""
+    direct: bool = False
 
 
 class JobId(StrEnum):
     """The jobs of the cron registry; `activities.schedules` says what each starts."""
 
     METRICS_SNAPSHOT = "metrics_snapshot"
+    AUTONOMY_SCAN = "autonomy_scan"
+    AWARD_DUE_BIDS = "award_due_bids"
+    STANDING_DECAY = "standing_decay"
+    CONSOLIDATION = "consolidation"
+
+
+class JobClass(StrEnum):
+    """What a job is for. Diagnostic jobs are elevated while health is low."""
+
+    DIAGNOSTIC = "diagnostic"
+    MARKET = "market"
+    MEMORY = "memory"
 
 
 class ScheduleDeclaration(Declaration):
-    """One job of the cron registry; exactly one of `every_s` and `cron` is set."""
+    """One job of the cron registry; exactly one of `every_s` and `cron` (five fields, UTC) is set.
+
+    With a `budget_s` of auto it follows the job's recent runs and what is open, between the two bounds. `priority` is
+    Temporal's: 1 goes first. Class and priority that are not declared are the table's own.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     id: JobId
     every_s: int | None = Field(default=None, ge=1)
-    cron: str | None = None
-    budget_s: float = Field(gt=0)
+    cron: Annotated[str, StringConstraints(pattern=r"^[\d*/,A-Za-z-]+( [\d*/,A-Za-z-]+){4}$")] | None = None
+    budget_s: float | Literal["auto"]
+    least_budget_s: float = Field(default=5, gt=0)
+    most_budget_s: float = Field(default=300, gt=0)
+    job_class: JobClass | None = Field(default=None, alias="class")
+    priority: int | None = Field(default=None, ge=1, le=5)
+
+    @field_validator("budget_s", mode="before")
+    @classmethod
+    def _some_budget(cls, value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"expected seconds or auto, but {value!r} came")
+        if value != "auto" and not 0 < value < math.inf:
+            raise ValueError(f"expected greater than 0, but {value!r} came")
+        return value
 
     @model_validator(mode="after")
     def _one_clock(self) -> Self:
         if (self.every_s is None) == (self.cron is None):
             raise ValueError("expected exactly one of every_s and cron")
+        if self.least_budget_s > self.most_budget_s:
+            raise ValueError(f"expected a least_budget_s of at most most_budget_s ({self.most_budget_s:g})")
         return self
 
 
@@ -186,8 +227,32 @@ class CycleRules(Declaration):
         return self
 
 
+class MarketRules(Declaration):
+    """The rules of the game for user tasks and for what agents earn. Durations in seconds, amounts in credits.
+
+    `price` is the most a task may cost where its requester says nothing. Executors outside hand in within
+    `result_window_s` and are never silent for `heartbeat_s`; `check_share` of what they hand in is done again in house.
+    An award waits `award_window_s` for a bidder with room.
+    """
+
+    bid_window_s: float = Field(default=30, gt=0)
+    award_window_s: float = Field(default=86_400, gt=0)
+    result_window_s: float = Field(default=3_600, gt=0)
+    heartbeat_s: float = Field(default=120, gt=0)
+    most_awards: int = Field(default=3, ge=1, le=20)
+    price: int = Field(default=100, ge=0, le=1_000_000)
+    check_share: float = Field(default=0.05, ge=0, le=1)
+    improvement_bonus: int = Field(default=200, ge=0, le=1_000_000)
+    forecast_stake: int = Field(default=200, ge=0, le=1_000_000)
+    idle_half_life_s: float = Field(default=30 * 86_400, gt=0)
+    suspension_s: float = Field(default=7 * 86_400, gt=0)
+
+
 class ObservatoryRules(Declaration):
-    """How the Observatory looks. `interval_s` is the width of one roll-up; the article's is an hour."""
+    """How the Observatory looks. `interval_s` is the width of one roll-up; the article's is an hour.
+
+    `outcome_retention_s` is how long single outcomes are kept: all that looks back further reads roll-ups.
+    """
 
     interval_s: int = Field(default=3_600, ge=1)
     baseline_s: int = Field(default=7 * 86_400, ge=1)
@@ -195,6 +260,32 @@ class ObservatoryRules(Declaration):
     success_floor: float = Field(default=0.70, gt=0, lt=1)
     floor_window_tasks: int = Field(default=50, ge=1)
     floor_window_s: int = Field(default=86_400, ge=1)
+    outcome_retention_s: int = Field(default=30 * 86_400, ge=1)
+
+    @model_validator(mode="after")
+    def _keeps_what_it_reads(self) -> Self:
+        if self.outcome_retention_s < (least := self.baseline_s + self.guard_s + self.floor_window_s):
+            raise ValueError(f"expected outcome_retention_s of at least baseline, guard and floor window ({least})")
+        return self
+
+
+class ElevationRules(Declaration):
+    """When diagnostic jobs run more often and first: from a health under `below` until one over `above`.
+
+    Two thresholds, so that a health that hovers does not switch with every snapshot. An interval is divided, but not to
+    less than `least_interval_s`: what looks every minute sees enough, and a platform in trouble has other work to do.
+    """
+
+    below: float = Field(default=50, gt=0, lt=100)
+    above: float = Field(default=65, gt=0, lt=100)
+    divisor: int = Field(default=4, ge=1)
+    least_interval_s: int = Field(default=60, ge=1)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.below >= self.above:
+            raise ValueError(f"expected a threshold `below` that is under `above` ({self.above:g})")
+        return self
 
 
 class Traffic(Declaration):
@@ -204,8 +295,31 @@ class Traffic(Declaration):
     per_second: dict[Name, Annotated[float, Field(ge=0)]]
 
 
+class Webhook(Declaration):
+    """Where events are posted, all types unless `events` names some; what fails is retried for `retry_for_s`.
+
+    `secret_env` names the environment variable with the signing secret (whsec_...): no secret stands in this file.
+    """
+
+    name: Name
+    url: Url
+    secret_env: EnvironmentVariable
+    events: tuple[EventType, ...] = ()
+    timeout_s: float = Field(default=10, gt=0, le=20)
+    retry_for_s: float = Field(default=86_400, ge=0)
+
+
+class Notification(Declaration):
+    """Whom to tell, by Apprise: `url_env` names the environment variable with the target's URL, which is a secret."""
+
+    name: Name
+    url_env: EnvironmentVariable
+    events: tuple[EventType, ...] = ()
+    retry_for_s: float = Field(default=86_400, ge=0)
+
+
 class Platform(Declaration):
-    """The whole of `platform.toml`."""
+    """The whole of `platform.toml`. `unsigned_agents` lets agents without a key in, and anybody can speak for them."""
 
     mode: Mode = Mode.RECOMMEND
     task_types: tuple[TaskTypeDeclaration, ...] = ()
@@ -214,6 +328,11 @@ class Platform(Declaration):
     cycle: CycleRules = CycleRules()
     observatory: ObservatoryRules = ObservatoryRules()
     traffic: Traffic | None = None
+    elevation: ElevationRules = ElevationRules()
+    webhooks: tuple[Webhook, ...] = ()
+    notifications: tuple[Notification, ...] = ()
+    unsigned_agents: bool = False
+    market: MarketRules = MarketRules()
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
@@ -223,6 +342,8 @@ class Platform(Declaration):
             ("task type", names),
             ("parameter", keys),
             ("schedule", [str(s.id) for s in self.schedules]),
+            ("webhook", [hook.name for hook in self.webhooks]),
+            ("notification", [target.name for target in self.notifications]),
         ):
             if (twice := next((value for value in values if values.count(value) > 1), None)) is not None:
                 raise ValueError(f"expected every {what} once, but {twice} is declared twice")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from .base import AgentMessage, Identifier, Instant, Message, Text, Value
 from .platform import ParameterKey
@@ -12,6 +12,8 @@ from .platform import ParameterKey
 
 class Evidence(Message):
     """One claim and the figures it rests on, so that a voter can check it against the same records."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     claim: Text
     figures: dict[str, float] = Field(default_factory=dict)

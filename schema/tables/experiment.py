@@ -50,7 +50,7 @@ class ExperimentRow(SQLModel, table=True):
     extended: bool = False
     queued_at: datetime = Field(sa_type=Moment)
     opened_at: datetime | None = Field(default=None, sa_type=Moment)
-    closed_at: datetime | None = Field(default=None, sa_type=Moment)
+    closed_at: datetime | None = Field(default=None, sa_type=Moment, index=True)
     design: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 

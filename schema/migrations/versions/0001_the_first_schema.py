@@ -22,8 +22,37 @@ def upgrade() -> None:
         sa.Column("successes", sa.Integer(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("suspended", sa.Boolean(), nullable=False),
-        sa.Column("public_key", sa.String(), nullable=True),
+        sa.Column("house", sa.Boolean(), nullable=False),
+        sa.Column("doubt", sa.Float(), nullable=False),
+        sa.Column("suspended_at", Moment(timezone=True), nullable=True),
+        sa.Column("active_at", Moment(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("agent_id"),
+    )
+    op.create_table(
+        "agent_key",
+        sa.Column("public_key", sa.String(), nullable=False),
+        sa.Column("agent_id", sa.String(), nullable=False),
+        sa.Column("valid_from", Moment(timezone=True), nullable=False),
+        sa.Column("revoked_at", Moment(timezone=True), nullable=True),
+        sa.Column("why", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("public_key"),
+    )
+    with op.batch_alter_table("agent_key", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_agent_key_agent_id"), ["agent_id"], unique=False)
+
+    op.create_table(
+        "agent_rollup",
+        sa.Column("start", Moment(timezone=True), nullable=False),
+        sa.Column("task_type", sa.String(), nullable=False),
+        sa.Column("arm", sa.String(), nullable=False),
+        sa.Column("agent_id", sa.String(), nullable=False),
+        sa.Column("tasks", sa.Integer(), nullable=False),
+        sa.Column("successes", sa.Integer(), nullable=False),
+        sa.Column("duration_sum_s", sa.Float(), nullable=False),
+        sa.Column("rated", sa.Integer(), nullable=False),
+        sa.Column("quality_sum", sa.Float(), nullable=False),
+        sa.Column("cost_sum", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("start", "task_type", "arm", "agent_id"),
     )
     op.create_table(
         "anomaly",
@@ -76,6 +105,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cycle_id", "agent_id"),
     )
     op.create_table(
+        "consolidation",
+        sa.Column("at", Moment(timezone=True), nullable=False),
+        sa.Column("ledger_sequence", sa.Integer(), nullable=False),
+        sa.Column("read_until", Moment(timezone=True), nullable=False),
+        sa.Column("lesson", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("at"),
+    )
+    op.create_table(
         "cursor",
         sa.Column("subscriber", sa.String(), nullable=False),
         sa.Column("sequence", sa.Integer(), nullable=False),
@@ -117,6 +154,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("experiment_id"),
     )
     with op.batch_alter_table("experiment", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_experiment_closed_at"), ["closed_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_experiment_cycle_id"), ["cycle_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_experiment_exposing"), ["exposing"], unique=False)
 
@@ -156,6 +194,13 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_ledger_subject"), ["subject"], unique=False)
 
     op.create_table(
+        "memory",
+        sa.Column("pattern_id", sa.String(), nullable=False),
+        sa.Column("kind", sa.String(), nullable=False),
+        sa.Column("body", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("pattern_id"),
+    )
+    op.create_table(
         "meta_task",
         sa.Column("cycle_id", sa.String(), nullable=False),
         sa.Column("request_id", sa.String(), nullable=False),
@@ -185,6 +230,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id"),
     )
     with op.batch_alter_table("outcome", schema=None) as batch_op:
+        batch_op.create_index("outcome_by_age", ["finished_at"], unique=False)
         batch_op.create_index("outcome_by_type", ["task_type", "finished_at"], unique=False)
 
     op.create_table(
@@ -210,6 +256,27 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_proposal_proposal_id"), ["proposal_id"], unique=False)
 
     op.create_table(
+        "record",
+        sa.Column("agent_id", sa.String(), nullable=False),
+        sa.Column("task_type", sa.String(), nullable=False),
+        sa.Column("attempts", sa.Float(), nullable=False),
+        sa.Column("successes", sa.Float(), nullable=False),
+        sa.Column("rated", sa.Float(), nullable=False),
+        sa.Column("quality_sum", sa.Float(), nullable=False),
+        sa.Column("timed", sa.Float(), nullable=False),
+        sa.Column("seconds_sum", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("agent_id", "task_type"),
+    )
+    with op.batch_alter_table("record", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_record_task_type"), ["task_type"], unique=False)
+
+    op.create_table(
+        "retention",
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("before", Moment(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("subject"),
+    )
+    op.create_table(
         "rollup",
         sa.Column("start", Moment(timezone=True), nullable=False),
         sa.Column("task_type", sa.String(), nullable=False),
@@ -223,6 +290,9 @@ def upgrade() -> None:
         sa.Column("rated", sa.Integer(), nullable=False),
         sa.Column("quality_sum", sa.Float(), nullable=False),
         sa.Column("cost_sum", sa.Float(), nullable=False),
+        sa.Column("durations", sa.LargeBinary(), nullable=False),
+        sa.Column("qualities", sa.LargeBinary(), nullable=False),
+        sa.Column("costs", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("start", "task_type"),
     )
     op.create_table(
@@ -241,6 +311,39 @@ def upgrade() -> None:
         sa.Column("at", Moment(timezone=True), nullable=False),
         sa.Column("standing", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("cycle_id", "agent_id"),
+    )
+    op.create_table(
+        "task",
+        sa.Column("task_id", sa.String(), nullable=False),
+        sa.Column("task_type", sa.String(), nullable=False),
+        sa.Column("requester", sa.String(), nullable=False),
+        sa.Column("run_id", sa.String(), nullable=False),
+        sa.Column("opened_at", Moment(timezone=True), nullable=False),
+        sa.Column("agent_id", sa.String(), nullable=True),
+        sa.Column("ended_at", Moment(timezone=True), nullable=True),
+        sa.Column("ending", sa.String(), nullable=True),
+        sa.Column("settlement", sa.JSON(), nullable=True),
+        sa.PrimaryKeyConstraint("task_id"),
+    )
+    with op.batch_alter_table("task", schema=None) as batch_op:
+        batch_op.create_index(
+            "task_open",
+            ["agent_id"],
+            unique=False,
+            sqlite_where=sa.text("ended_at IS NULL"),
+            postgresql_where=sa.text("ended_at IS NULL"),
+        )
+
+    op.create_table(
+        "task_type",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("operator", sa.String(), nullable=False),
+        sa.Column("agent_id", sa.String(), nullable=False),
+        sa.Column("direct", sa.Boolean(), nullable=False),
+        sa.Column("description", sa.String(), nullable=False),
+        sa.Column("payload_schema", sa.JSON(), nullable=False),
+        sa.Column("registered_at", Moment(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
         "task_type_lock",
@@ -267,11 +370,32 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_transfer_credit"), ["credit"], unique=False)
         batch_op.create_index(batch_op.f("ix_transfer_debit"), ["debit"], unique=False)
 
+    op.create_table(
+        "undelivered",
+        sa.Column("subscriber", sa.String(), nullable=False),
+        sa.Column(
+            "sequence", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("subject", sa.String(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("error", sa.String(), nullable=False),
+        sa.Column("due_at", Moment(timezone=True), nullable=False),
+        sa.Column("failed_at", Moment(timezone=True), nullable=True),
+        sa.Column("dead_at", Moment(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("subscriber", "sequence"),
+    )
+    with op.batch_alter_table("undelivered", schema=None) as batch_op:
+        batch_op.create_index("ix_undelivered_subject", ["subscriber", "subject", "sequence"], unique=False)
+
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
+    with op.batch_alter_table("undelivered", schema=None) as batch_op:
+        batch_op.drop_index("ix_undelivered_subject")
+
+    op.drop_table("undelivered")
     with op.batch_alter_table("transfer", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_transfer_debit"))
         batch_op.drop_index(batch_op.f("ix_transfer_credit"))
@@ -281,9 +405,21 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_task_type_lock_cycle_id"))
 
     op.drop_table("task_type_lock")
+    op.drop_table("task_type")
+    with op.batch_alter_table("task", schema=None) as batch_op:
+        batch_op.drop_index(
+            "task_open", sqlite_where=sa.text("ended_at IS NULL"), postgresql_where=sa.text("ended_at IS NULL")
+        )
+
+    op.drop_table("task")
     op.drop_table("standing")
     op.drop_table("snapshot")
     op.drop_table("rollup")
+    op.drop_table("retention")
+    with op.batch_alter_table("record", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_record_task_type"))
+
+    op.drop_table("record")
     with op.batch_alter_table("proposal", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_proposal_proposal_id"))
 
@@ -291,9 +427,11 @@ def downgrade() -> None:
     op.drop_table("parameter")
     with op.batch_alter_table("outcome", schema=None) as batch_op:
         batch_op.drop_index("outcome_by_type")
+        batch_op.drop_index("outcome_by_age")
 
     op.drop_table("outcome")
     op.drop_table("meta_task")
+    op.drop_table("memory")
     with op.batch_alter_table("ledger", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_ledger_subject"))
 
@@ -303,6 +441,7 @@ def downgrade() -> None:
     with op.batch_alter_table("experiment", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_experiment_exposing"))
         batch_op.drop_index(batch_op.f("ix_experiment_cycle_id"))
+        batch_op.drop_index(batch_op.f("ix_experiment_closed_at"))
 
     op.drop_table("experiment")
     with op.batch_alter_table("event", schema=None) as batch_op:
@@ -311,6 +450,7 @@ def downgrade() -> None:
     op.drop_table("event")
     op.drop_table("electorate")
     op.drop_table("cursor")
+    op.drop_table("consolidation")
     op.drop_table("ballot")
     op.drop_table("award")
     with op.batch_alter_table("assignment", schema=None) as batch_op:
@@ -322,5 +462,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_anomaly_subject"))
 
     op.drop_table("anomaly")
+    op.drop_table("agent_rollup")
+    with op.batch_alter_table("agent_key", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_agent_key_agent_id"))
+
+    op.drop_table("agent_key")
     op.drop_table("agent")
     # ### end Alembic commands ###
