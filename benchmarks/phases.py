@@ -397,7 +397,8 @@ def judged(database: Database, result: CycleResult | None) -> dict[str, Any]:
     """How often a cycle promoted and paid, by the records and not by what it says of itself."""
     kinds = [entry.kind for entry in ledger.entries(database)]
     with database.reading() as session:
-        payments = len(session.exec(select(TransferRow)).all())
+        # The bonus and the forecast are paid beside the reward; each has a reference of its own.
+        payments = len([t for t in session.exec(select(TransferRow)).all() if t.reference.startswith("reward:")])
     return {
         "ended": result is not None,
         "ending": result.end.ending.value if result and result.end else None,

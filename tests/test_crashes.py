@@ -15,10 +15,12 @@ from temporalio.client import Client
 from activities import ledger
 from activities.database import Database
 from benchmarks.phases import WINDOWS, WORKER, Processes, Scene, Temporal, as_promised, judged, reached, scene
+from schema import wire
 from schema.messages.cycle import Phase
 from schema.messages.ledger import EntryKind
 from schema.messages.proposals import Choice
 from schema.settings import Settings
+from starter import keys
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
 from starter.server import Server
@@ -47,7 +49,13 @@ async def test_a_worker_killed_in_the_vote_and_in_the_experiment_loses_nothing(
 ) -> None:
     server = Server(temporal.service_client.config.target_host, "", tmp_path / "temporal.log")
     async with scene(tmp_path / "home", temporal, Processes(server, tmp_path), "crash", QUICK) as on_stage:
-        stage = Stage(NautilusClient(temporal), on_stage.database, on_stage.platform, on_stage.handle.id)
+        signers = [keys.own(tmp_path / "home", agent.agent_id) for agent in ROSTER]
+        stage = Stage(
+            NautilusClient(temporal, wire.TASK_QUEUE, *signers),
+            on_stage.database,
+            on_stage.platform,
+            on_stage.handle.id,
+        )
         await stage.bids(*(agent.agent_id for agent in ROSTER))
         proposal_id = await stage.proposes(ROSTER[0].agent_id, value=2.0)
         await stage.votes(proposal_id, beagle=Choice.APPROVE)

@@ -29,8 +29,7 @@ from worker import worker
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 LINES = re.findall(r"`(temporal [^`]+)`", PAGE.read_text(encoding="utf-8"))
-PROPOSAL = builders.proposal("ada").proposal_id
-VALUES = {"PROPOSAL": PROPOSAL, "YOU": "olga", "WHY": "because"}
+VALUES = {"YOU": "olga", "WHY": "because"}
 
 
 class Platforms:
@@ -63,21 +62,25 @@ class Platforms:
             case wire.PLACE_BID:
                 return await self.stage("open"), {"AGENT": "bob" if way == "update" else "cyd"}
             case wire.SUBMIT_PROPOSAL:
-                return await self._awarded(way), {"AGENT": "ada"}
+                stage = await self._awarded(way)
+                return stage, {"AGENT": await proposer(stage)}
             case wire.CAST_BALLOT | wire.VETO:
                 stage = await self._awarded("voting")
                 if (await stage.client.status(stage.cycle)).phase is Phase.PROPOSING:
-                    await stage.proposes("ada")
+                    await stage.proposes(await proposer(stage))
                     await stage.reach(Phase.VOTING)
-                return stage, {"VOTER": "bob" if way == "update" else "cyd"}
+                others = [agent for agent in AGENTS if agent != await proposer(stage)]
+                status = await stage.client.status(stage.cycle)
+                assert status.proposal is not None
+                voter = others[0 if way == "update" else 1]
+                return stage, {"VOTER": voter, "PROPOSAL": status.proposal.proposal_id}
             case wire.PROMOTE:
                 return await self._recommended(), {}
             case wire.WIDEN:
                 stage = await self._awarded("widened")
                 # The line before it has promoted.
                 (now,) = (await stage.client.diagnose("success_rate:research_synthesis")).parameters
-                proposal_id = await stage.proposes("ada", base_version=now.version, value=120.0)
-                await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
+                await accepted(stage, base_version=now.version, value=120.0)
                 await stage.reach(Phase.EXPERIMENT)
                 return stage, {}
             case wire.ABORT:
@@ -92,15 +95,14 @@ class Platforms:
         stage = await self.stage(name)
         if (await stage.client.status(stage.cycle)).phase is Phase.BIDDING:
             for agent in AGENTS:
-                # The load of many awards must not cost ada the next one.
-                await stage.client.place_bid(stage.cycle, builders.bid(agent, price=0 if agent == "ada" else 100))
+                await stage.client.place_bid(stage.cycle, builders.bid(agent))
             await stage.reach(Phase.PROPOSING)
         return stage
 
     async def _recommended(self) -> Stage:
         stage = await self._awarded("recommended")
-        proposal_id, done = await stage.proposes("ada"), asyncio.Event()
-        await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
+        done = asyncio.Event()
+        await accepted(stage)
         traffic = asyncio.ensure_future(
             stage.runs_tasks(lambda limit, dice: dice.random() < (0.99 if limit >= 180 else 0.4), done)
         )
@@ -110,6 +112,19 @@ class Platforms:
             done.set()
             await traffic
         return stage
+
+
+async def proposer(stage: Stage) -> str:
+    """Who has the award: by its load and record, another from page line to page line."""
+    award = (await stage.client.status(stage.cycle)).award
+    assert award is not None
+    return award.agent_id
+
+
+async def accepted(stage: Stage, **changes: object) -> None:
+    mine = await proposer(stage)
+    others = [agent for agent in AGENTS if agent != mine][:3]
+    await stage.votes(await stage.proposes(mine, **changes), **dict.fromkeys(others, Choice.APPROVE))
 
 
 @pytest.fixture(scope="module")
