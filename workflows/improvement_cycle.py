@@ -9,7 +9,7 @@ that receives more messages than a history holds continues as new where it was.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
 from rules import bidding, rewards
 from rules import design as designs
 from schema import wire
+from schema.messages.base import AgentMessage
 from schema.messages.cycle import (
     Act,
     CycleEnd,
@@ -42,17 +43,13 @@ from schema.messages.cycle import (
     VoteRecord,
 )
 from schema.messages.experiment import Look, Promotion, Purpose, Reading
-from schema.messages.market import Award, AwardResult, Bid, RankedBid, Standing
+from schema.messages.market import Award, AwardResult, RankedBid, Standing
 from schema.messages.platform import Mode
 from schema.messages.proposals import Ballot, Proposal
 from workflows import receipts, windows
 from workflows.calls import BUGS, call, start
+from workflows.intake import Intake
 from workflows.page import render
-from workflows.windows import Word
-
-# A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
-# The count is in the status.
-TOLD_REFUSALS = 100
 
 
 class CycleOver(Exception):
@@ -65,13 +62,12 @@ class CycleOver(Exception):
 
 
 @workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=BUGS)
-class ImprovementCycle:
+class ImprovementCycle(Intake):
     """Detect, open a meta-task, await bids, collect a proposal, wait for votes, experiment, promote, watch."""
 
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
         self._state = carried or CycleState(request=request)
-        self._nudges = 0
         self._keys_changed, self._reading_keys = False, asyncio.Lock()
 
     # ---- the story
@@ -392,18 +388,6 @@ class ImprovementCycle:
 
     # ---- messages: each is one line onto the window that is open
 
-    @workflow.update(name=wire.PLACE_BID, description="Offer to investigate this meta-task.")
-    async def place_bid(self, bid: Bid) -> Receipt:
-        return await self._take(wire.PLACE_BID, bid)
-
-    @place_bid.validator
-    def _check_bid(self, bid: Bid) -> None:
-        self._refuse_bad(wire.PLACE_BID, bid)
-
-    @workflow.signal(name=wire.PLACE_BID, description="The same as the update; see the query receipts.")
-    async def place_bid_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.PLACE_BID, Bid, sent)
-
     @workflow.update(name=wire.SUBMIT_PROPOSAL, description="Hand in the proposal that was awarded.")
     async def submit_proposal(self, proposal: Proposal) -> Receipt:
         return await self._take(wire.SUBMIT_PROPOSAL, proposal)
@@ -516,34 +500,6 @@ class ImprovementCycle:
             watch=state.watch,
         )
 
-    @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
-    def receipts(self) -> list[Receipt]:
-        return list(self._state.receipts.values())
-
-    def refuse_signal(self, name: str, reason: object) -> None:
-        """A signal that could not even be read; the interceptor and `_hear` say so."""
-        self._state.refused += 1
-        if self._state.refused > TOLD_REFUSALS:
-            return
-        self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
-        workflow.logger.warning(f"signal refused: {self._state.unread}")
-
-    async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
-        """A signal: what cannot be read is refused and counted like everything else; the SDK would drop it unseen."""
-        try:
-            word = workflow.payload_converter().from_payload(sent.payload, word_type)
-        except ValueError as error:
-            self.refuse_signal(kind, error)
-            return
-        if not isinstance(word, word_type):
-            self.refuse_signal(kind, f"expected a {word_type.__name__} as JSON, but {type(word).__name__} came")
-            return
-        await self._take(kind, word)
-
-    @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
-    def nudge(self) -> None:
-        self._nudges += 1
-
     @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
     async def heed_keys(self) -> None:
         """Whoever sends this can only make the cycle look, and many at once are one look."""
@@ -557,40 +513,25 @@ class ImprovementCycle:
             if changed := windows.heed(self._state, keys):
                 self._note(f"keys have changed: {', '.join(changed)}")
 
-    @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
-    async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
-        self.refuse_signal(name, "expected place_bid, submit_proposal or cast_ballot; what people do are updates")
+    @property
+    def _heard(self) -> CycleState:
+        return self._state
 
-    def _refuse_bad(self, kind: str, word: Word) -> None:
-        """A validator: refuses before anything enters history. What comes while the cycle opens waits in `_take`."""
-        state = self._state
-        if state.phase is Phase.OPENING:
-            return
-        if (forgery := self._forgery(kind, word)) is not None:
-            raise ApplicationError(forgery, type=kind)
-        if receipts.of(state, word.agent_id, word.message_id) is not None:
-            return
-        if (refusal := windows.refusal(state, word)) is not None:
-            raise ApplicationError(refusal, type=kind)
+    @property
+    def _opening(self) -> bool:
+        return self._state.phase is Phase.OPENING
 
-    async def _take(self, kind: str, word: Word) -> Receipt:
-        state = self._state
-        # A message may arrive before the first step of the story: it must not be lost for being early.
-        await workflow.wait_condition(lambda: state.phase is not Phase.OPENING)
-        if (forgery := self._forgery(kind, word)) is not None:
-            return receipts.add(state, receipts.NOBODY, word.message_id, kind, forgery)
-        if (known := receipts.of(state, word.agent_id, word.message_id)) is not None:
-            return known
-        refusal = windows.refusal(state, word)
-        if refusal is None:
-            windows.take(state, word, workflow.now())
-            self._show()
-        return receipts.add(state, word.agent_id, word.message_id, kind, refusal)
-
-    def _forgery(self, kind: str, word: Word) -> str | None:
+    def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         info = workflow.info()
         # The workflow id is used again for the next attempt; the first run's id never is.
         return windows.forgery(self._state, word, info.workflow_id, info.first_execution_run_id, kind)
+
+    def _refusal(self, word: AgentMessage) -> str | None:
+        return windows.refusal(self._state, word)
+
+    def _accept(self, word: AgentMessage) -> None:
+        windows.take(self._state, word, workflow.now())
+        self._show()
 
     def _refuse_bad_act(self, kind: str, act: Act) -> None:
         if receipts.of(self._state, act.who, act.message_id) is not None:

@@ -8,7 +8,7 @@ submitted twice is done once.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
 
 from rules import bidding, identity, rewards
 from schema import wire
+from schema.messages.base import AgentMessage
 from schema.messages.cycle import Act, Receipt
 from schema.messages.market import AwardResult, Bid, Standing
 from schema.messages.observatory import FailureKind
@@ -44,10 +45,8 @@ from schema.messages.tasks import (
 )
 from workflows import receipts
 from workflows.calls import BUGS, PATIENT, call, start
+from workflows.intake import Intake
 
-Word = Bid | Heartbeat | WorkResult
-# A flood of junk must not become a flood of log lines.
-TOLD_REFUSALS = 100
 # The runner kills work at its own limit, of a week at most; this only bounds what a lost timer could cost.
 LONGEST_WORK = timedelta(days=8)
 # A worker beats every few seconds; one that does not is dead, and the work begins again on another.
@@ -64,13 +63,12 @@ class TaskOver(Exception):
 
 
 @workflow.defn(name=wire.MARKET_TASK, failure_exception_types=BUGS)
-class MarketTask:
+class MarketTask(Intake):
     """Open, await bids, award, execute, check, settle."""
 
     @workflow.init
     def __init__(self, request: TaskRequest, carried: TaskState | None = None) -> None:
         self._state = carried or TaskState(request=request)
-        self._nudges = 0
 
     # ---- the story
 
@@ -244,18 +242,6 @@ class MarketTask:
 
     # ---- messages: the same names as a cycle's, and what an executor outside says
 
-    @workflow.update(name=wire.PLACE_BID, description="Offer to do this task.")
-    async def place_bid(self, bid: Bid) -> Receipt:
-        return await self._take(wire.PLACE_BID, bid)
-
-    @place_bid.validator
-    def _check_bid(self, bid: Bid) -> None:
-        self._refuse_bad(wire.PLACE_BID, bid)
-
-    @workflow.signal(name=wire.PLACE_BID, description="The same as the update; see the query receipts.")
-    async def place_bid_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.PLACE_BID, Bid, sent)
-
     @workflow.update(name=wire.HEARTBEAT, description="The executor is at work.")
     async def heartbeat(self, beat: Heartbeat) -> Receipt:
         return await self._take(wire.HEARTBEAT, beat)
@@ -290,14 +276,6 @@ class MarketTask:
         if self._state.phase in (TaskPhase.SETTLING, TaskPhase.ENDED):
             raise ApplicationError("expected a task that has not ended, but this one is settled", type=wire.ABORT)
 
-    @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
-    def nudge(self) -> None:
-        self._nudges += 1
-
-    @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
-    async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
-        self.refuse_signal(name, "expected place_bid, heartbeat or submit_result; what people do are updates")
-
     @workflow.query(name=wire.STATUS, description="Where the task stands.")
     def status(self) -> TaskStatus:
         state = self._state
@@ -319,66 +297,35 @@ class MarketTask:
             house=state.briefing.house if state.briefing else False,
         )
 
-    @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
-    def receipts(self) -> list[Receipt]:
-        return list(self._state.receipts.values())
+    @property
+    def _heard(self) -> TaskState:
+        return self._state
 
-    def refuse_signal(self, name: str, reason: object) -> None:
-        """A signal that could not even be read; the interceptor and `_hear` say so."""
-        self._state.refused += 1
-        if self._state.refused <= TOLD_REFUSALS:
-            self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
-            workflow.logger.warning(f"signal refused: {self._state.unread}")
+    @property
+    def _opening(self) -> bool:
+        return self._state.phase is TaskPhase.OPENING
 
-    async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
-        try:
-            word = workflow.payload_converter().from_payload(sent.payload, word_type)
-        except ValueError as error:
-            self.refuse_signal(kind, error)
-            return
-        if not isinstance(word, word_type):
-            self.refuse_signal(kind, f"expected a {word_type.__name__} as JSON, but {type(word).__name__} came")
-            return
-        await self._take(kind, word)
-
-    def _refuse_bad(self, kind: str, word: Word) -> None:
-        """A validator: refuses before anything enters history. What comes while the task opens waits in `_take`."""
+    def _accept(self, word: AgentMessage) -> None:
         state = self._state
-        if state.phase is TaskPhase.OPENING:
-            return
-        if (forgery := self._forgery(kind, word)) is not None:
-            raise ApplicationError(forgery, type=kind)
-        if receipts.of(state, word.agent_id, word.message_id) is not None:
-            return
-        if (refusal := self._refusal(word)) is not None:
-            raise ApplicationError(refusal, type=kind)
+        state.heard_at = workflow.now()
+        match word:
+            case Bid():
+                state.bids[word.agent_id] = word
+            case Heartbeat():
+                state.progress = word.progress
+            case WorkResult():
+                state.result = word
+            case _:
+                raise ValueError(f"expected a bid, a heartbeat or a result, but {type(word).__name__} came")
 
-    async def _take(self, kind: str, word: Word) -> Receipt:
-        state = self._state
-        await workflow.wait_condition(lambda: state.phase is not TaskPhase.OPENING)
-        if (forgery := self._forgery(kind, word)) is not None:
-            return receipts.add(state, receipts.NOBODY, word.message_id, kind, forgery)
-        if (known := receipts.of(state, word.agent_id, word.message_id)) is not None:
-            return known
-        if (refusal := self._refusal(word)) is None:
-            state.heard_at = workflow.now()
-            match word:
-                case Bid():
-                    state.bids[word.agent_id] = word
-                case Heartbeat():
-                    state.progress = word.progress
-                case WorkResult():
-                    state.result = word
-        return receipts.add(state, word.agent_id, word.message_id, kind, refusal)
-
-    def _forgery(self, kind: str, word: Word) -> str | None:
+    def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         """Why this cannot be a word of the agent that it names, or None. The keys are those of the opening."""
         info, known = workflow.info(), self._state.known
         key = next((agent.public_key for agent in known.agents if agent.agent_id == word.agent_id), None)
         run_id = info.first_execution_run_id
         return identity.refusal(word, info.workflow_id, run_id, kind, key, known.unsigned_agents)
 
-    def _refusal(self, word: Word) -> str | None:
+    def _refusal(self, word: AgentMessage) -> str | None:
         """Why what an agent sent cannot be taken now, or None."""
         state, stands = self._state, f"but {self._state.request.task_id} is in phase {self._state.phase.value}"
         if isinstance(word, Bid):

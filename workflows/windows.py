@@ -9,16 +9,15 @@ from datetime import datetime, timedelta
 from rules import bidding, bounds, consensus, identity
 from rules.design import affected, baseline_rate
 from schema import wire
+from schema.messages.base import AgentMessage
 from schema.messages.cycle import Act, CycleState, Phase
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Proposal, Tally
 
-Word = Bid | Proposal | Ballot
-
 WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
 
 
-def forgery(state: CycleState, word: Word, workflow_id: str, run_id: str, kind: str) -> str | None:
+def forgery(state: CycleState, word: AgentMessage, workflow_id: str, run_id: str, kind: str) -> str | None:
     """Why this cannot be a word of the agent that it names, or None. The keys are the cycle's, never the message's."""
     voting = state.electorate is not None and isinstance(word, Ballot)
     known = state.electorate.voters if voting and state.electorate else state.known.agents
@@ -45,7 +44,7 @@ def heed(state: CycleState, keys: dict[str, str]) -> list[str]:
     return sorted(agent_id for agent_id, key in keys.items() if before.get(agent_id) != key)
 
 
-def refusal(state: CycleState, word: Word) -> str | None:
+def refusal(state: CycleState, word: AgentMessage) -> str | None:
     """Why what an agent sent cannot be taken now, or None."""
     wanted = WANTED[type(word)]
     if state.phase is not wanted or not state.window_open:
@@ -58,9 +57,10 @@ def refusal(state: CycleState, word: Word) -> str | None:
             return _proposal_refusal(state, word)
         case Ballot():
             return _ballot_refusal(state, word)
+    raise ValueError(f"expected a bid, a proposal or a ballot, but {type(word).__name__} came")
 
 
-def take(state: CycleState, word: Word, now: datetime) -> None:
+def take(state: CycleState, word: AgentMessage, now: datetime) -> None:
     """Take what was not refused: the first one of each agent stands."""
     match word:
         case Bid():
@@ -69,6 +69,8 @@ def take(state: CycleState, word: Word, now: datetime) -> None:
             state.proposal = word
         case Ballot():
             _cast(state, word, now)
+        case _:
+            raise ValueError(f"expected a bid, a proposal or a ballot, but {type(word).__name__} came")
 
 
 def bids_complete(state: CycleState) -> bool:
