@@ -476,7 +476,7 @@ async def test_the_scan_makes_the_agents_look_and_who_is_suspended_does_not(clie
         stop.set()
         await agents
     assert bidders == {agent.agent_id for agent in ROSTER} - {"argo"}
-    assert report.notes[0].startswith("5 agents looked at 1 open cycles and 0 tasks")
+    assert report.notes == ("5 agents looked at 1 open cycles and 0 tasks, and sent 5 messages",)
 
 
 async def test_a_scan_without_an_agents_process_says_so_and_does_not_fail(client: Client, database: Database) -> None:
