@@ -8,8 +8,8 @@ prices that say nothing of their skill: the two that fail 60% of what they take 
 
 Two markets, one after the other. In the first, eight agents and 400 tasks of one type. In the second, eight agents and
 400 tasks of four types, each with one agent that is good at it. `random_success_rate` is what the first market's tasks,
-with the same luck, would have come to with agents drawn at random; `specialist_share` is of the second half of the
-second market, when there is a history to go by. Progress goes to standard error.
+with the same luck, would have come to with agents drawn at random; `specialist_share` is of all tasks of the second
+market, those among which its history was made included. Progress goes to standard error.
 """
 
 import argparse
@@ -158,7 +158,6 @@ async def measure(seed: int) -> dict[str, Any]:
             played, suspended = await live(temporal, home, "survival", TYPES[:1], survival, BAD, SURVIVAL_TASKS, seed)
             grown, _ = await live(temporal, home, "specialists", TYPES, special, (), SPECIALIST_TASKS, seed)
     windows = [played[start : start + WINDOW] for start in range(0, SURVIVAL_TASKS, WINDOW)]
-    late = grown[SPECIALIST_TASKS // 2 :]
     return {
         "random_success_rate": round(share([p.at_random for p in played]), 4),
         "windows": [
@@ -172,7 +171,7 @@ async def measure(seed: int) -> dict[str, Any]:
         "bad": list(BAD),
         "suspended": suspended,
         "specialist_share": {
-            task_type: round(share([p.agent_id == AGENTS[j] for p in late if p.task_type == task_type]), 4)
+            task_type: round(share([p.agent_id == AGENTS[j] for p in grown if p.task_type == task_type]), 4)
             for j, task_type in enumerate(TYPES)
         },
     }
