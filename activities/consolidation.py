@@ -21,7 +21,7 @@ from schema.messages.cycle import CycleEnd
 from schema.messages.events import EventType
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.ledger import EntryKind
-from schema.messages.market import AwardResult
+from schema.messages.market import PLATFORM_META, AwardResult
 from schema.messages.memory import Lesson, Memory, PatternKind, Symptom
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import Platform
@@ -170,4 +170,4 @@ def _meta_tasks(session: Session, at: datetime) -> Iterator[Learned]:
     ).all()
     for row in rows:
         counts = Counts(tasks=1, successes=int(row.result == AwardResult.PROMOTED.value))
-        yield patterns.skill(METRIC, patterns.PLATFORM_META, row.agent_id, row.cycle_id, row.at, counts)
+        yield patterns.skill(METRIC, PLATFORM_META, row.agent_id, row.cycle_id, row.at, counts)

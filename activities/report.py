@@ -474,7 +474,7 @@ def rate(counts: Counts) -> str:
     """A share of tasks with the counts behind it and its 95 % interval."""
     if not counts.tasks:
         return NOT_MEASURED
-    low, high = wilson(counts)
+    low, high = wilson(counts.successes, counts.tasks)
     share = counts.successes / counts.tasks
     return f"{share:.1%} ({counts.successes:,} of {counts.tasks:,}; {low:.1%} to {high:.1%})"
 

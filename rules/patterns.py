@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from rules.design import is_harmful
 from rules.detection import binomial_tail
+from rules.rates import wilson
 from schema.messages.cycle import CycleEnd, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.memory import (
@@ -48,8 +49,6 @@ SETTLED = {PatternKind.REMEDY: math.sqrt(0.5), PatternKind.WEEKLY_LOW: math.sqrt
 HOURS_OF_WEEK = 168
 WEEKLY_ALPHA = 0.05
 WEEK = timedelta(days=7)
-# Meta-tasks, beside the task types that the platform runs.
-PLATFORM_META = "platform_meta"
 LINES_OF_A_LESSON = 12
 
 Learned = tuple[Claim, Sequence[Observation]]
@@ -58,16 +57,6 @@ Learned = tuple[Claim, Sequence[Observation]]
 def weight(at: datetime, now: datetime) -> float:
     """What evidence of `at` is worth `now`, 0 to 1."""
     return min(1.0, math.exp2((at - now) / HALF_LIFE))
-
-
-def wilson(support: float, total: float, z: float) -> tuple[float, float]:
-    """The score interval of a share (Wilson 1927); counts weighed by age need not be whole."""
-    if total <= 0:
-        return 0.0, 1.0
-    share, slack = support / total, z * z / total
-    centre = (share + slack / 2) / (1 + slack)
-    half = math.sqrt(slack * (share * (1 - share) + slack / 4)) / (1 + slack)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, tuple[float, float]] | None:

@@ -1,15 +1,13 @@
-"""Rates, as people read them; decisions about experiments use always-valid evidence instead."""
+"""Rates, as people and the memory read them; decisions about experiments use always-valid evidence instead."""
 
 import math
 
-from schema.messages.observatory import Counts
 
-
-def wilson(counts: Counts, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of one rate, for people (Wilson 1927); decisions use always-valid ones."""
-    if not counts.tasks:
+def wilson(successes: float, tasks: float, z: float = 1.96) -> tuple[float, float]:
+    """The score interval of one rate, of 95 % by default (Wilson 1927); counts weighed by age need not be whole."""
+    if tasks <= 0:
         return 0.0, 1.0
-    n, p = counts.tasks, counts.successes / counts.tasks
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    rate, slack = successes / tasks, z * z / tasks
+    centre = (rate + slack / 2) / (1 + slack)
+    half = math.sqrt(slack * (rate * (1 - rate) + slack / 4)) / (1 + slack)
     return max(0.0, centre - half), min(1.0, centre + half)

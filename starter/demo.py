@@ -304,7 +304,7 @@ def _show_end(console: Console, told: Told) -> None:
         table.add_row("change", f"{s['parameter']} {s['from']:g} -> {s['to']:g}")
     for name in ("before", "control", "treatment"):
         counts = Counts(**s[name])
-        low, high = wilson(counts)
+        low, high = wilson(counts.successes, counts.tasks)
         table.add_row(name, f"{counts.successes} of {counts.tasks} = {percent(counts)} (95 %: {low:.0%} to {high:.0%})")
     reading = told.result.end.reading if told.result.end else None
     if reading and reading.interval:

@@ -264,7 +264,7 @@ def _curve(plot: Plot, points: Sequence[Point], interval_s: int) -> Iterator[ET.
     half = timedelta(seconds=interval_s / 2)
     for run in _runs(points, interval_s):
         at = [plot.x(min(point.start + half, plot.until)) for point in run]
-        bounds = [wilson(point.counts) for point in run]
+        bounds = [wilson(point.counts.successes, point.counts.tasks) for point in run]
         line = [(x, plot.y(point.counts.rate or 0.0)) for x, point in zip(at, run, strict=True)]
         if len(run) == 1:
             (x, y), (low, high) = line[0], bounds[0]
@@ -343,7 +343,9 @@ def _success(facts: Report) -> ET.Element:
     whole = next((track for track in facts.tracks if not track.task_type), Track(task_type=""))
     types = [track for track in facts.tracks if track.task_type]
     # One scale for all, or the eye compares what cannot be compared.
-    lowest = min((wilson(p.counts)[0] for track in facts.tracks for p in track.points), default=0.0)
+    lowest = min(
+        (wilson(p.counts.successes, p.counts.tasks)[0] for track in facts.tracks for p in track.points), default=0.0
+    )
     low = math.floor(lowest * 5) / 5 if lowest < 0.8 else 0.6
     figure = tag(
         "figure",
@@ -514,7 +516,7 @@ def _arms(record: ExperimentRecord) -> ET.Element:
 def _counted(counts: Counts) -> tuple[str, str, str]:
     if not counts.tasks:
         return "0", "–", "–"
-    low, high = wilson(counts)
+    low, high = wilson(counts.successes, counts.tasks)
     return f"{counts.tasks:,}", f"{counts.successes / counts.tasks:.1%}", f"{low:.0%} to {high:.0%}"
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rules import patterns
-from rules.patterns import HALF_LIFE, Learned, judge, lesson, merge, pooled, remedy, skill, weekly_lows, wilson
+from rules.patterns import HALF_LIFE, Learned, judge, lesson, merge, pooled, remedy, skill, weekly_lows
+from rules.rates import wilson
 from schema.messages.cycle import CycleEnd, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.memory import Change, Claim, Memory, Observation, Pattern, PatternKind, PatternState, Symptom

@@ -157,7 +157,7 @@ def _experiment(status: CycleStatus) -> list[str]:
 
 
 def _arm(name: str, value: Value, counts: Counts) -> str:
-    low, high = wilson(counts)
+    low, high = wilson(counts.successes, counts.tasks)
     between = f"{low:.0%} to {high:.0%}" if counts.tasks else "-"
     return _row(name, _value(value), str(counts.tasks), str(counts.successes), percent(counts), between)
 

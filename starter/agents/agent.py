@@ -127,11 +127,18 @@ class Watcher:
             async with asyncio.timeout(PATIENCE_S):
                 status = await self._client.task_status(task)
                 bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
-                await asyncio.gather(*(self._client.place_bid(task, bid) for bid in bids))
+                return sum(await asyncio.gather(*(self._offer(task, bid) for bid in bids)))
         except UNANSWERED as error:
             log.info("task.unanswered", task=task, error=str(error))
-            return 0
-        return len(bids)
+        return 0
+
+    async def _offer(self, task: str, bid: Bid) -> bool:
+        try:
+            await self._client.place_bid(task, bid)
+        except Refused as refused:
+            log.info("message.refused", task=task, agent_id=bid.agent_id, reason=str(refused))
+            return False
+        return True
 
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
         """How many words were sent."""
