@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,11 +38,22 @@ def emit(document: Any) -> None:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Do asynchronous work to its end, or to Ctrl-C."""
+    """Do asynchronous work to its end, to Ctrl-C, or to SIGTERM: either way what it started is stopped in order."""
+
+    async def until_told() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        # Python dies of SIGTERM at once, and the processes of a platform, each of a session of its own, would live on.
+        if threading.current_thread() is threading.main_thread():  # no other can hear of signals
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
     try:
-        return asyncio.run(work)
+        return asyncio.run(until_told())
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except asyncio.CancelledError:
+        raise typer.Exit(143) from None
 
 
 def open_database() -> "Database":

@@ -228,3 +228,27 @@ async def test_a_cycle_without_a_worker_is_one_line(
 
     assert code == 1
     assert "expected a worker to answer" in complaint
+
+
+def test_what_is_told_to_end_stops_what_it_started() -> None:
+    program = """
+import asyncio, typer
+from starter.command import run
+async def work():
+    try:
+        print("started", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        print("stopped in order", flush=True)
+try:
+    run(work())
+except typer.Exit as end:
+    raise SystemExit(end.exit_code)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    started = process.stdout.readline()
+    process.terminate()
+    rest, _ = process.communicate(timeout=30)
+
+    assert (started, rest, process.returncode) == ("started\n", "stopped in order\n", 143)
