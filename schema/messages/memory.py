@@ -152,10 +152,7 @@ class Pattern(Message):
 
 
 class Lesson(Message):
-    """What one consolidation has learned: in words, and by pattern ids."""
+    """What one consolidation has learned, in words."""
 
     at: Instant
     text: Text
-    new: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    forgotten: tuple[str, ...] = ()
