@@ -184,45 +184,35 @@ def _issues(session: Session, changes: Iterable[Change], since: datetime, until:
     """Anomalies that were detected in the period or are still open, newest first, each with what became of it."""
     known = (
         col(AnomalyRow.detected_at) < until,
-        or_(
-            col(AnomalyRow.detected_at) >= since,
-            col(AnomalyRow.closed_at).is_(None),
-            col(AnomalyRow.closed_at) >= until,
-        ),
+        or_(col(AnomalyRow.detected_at) >= since, col(AnomalyRow.closed_at).is_(None)),
     )
     rows = session.exec(select(AnomalyRow).where(*known).order_by(col(AnomalyRow.detected_at).desc())).all()
     attempts = defaultdict(list)
     joined = select(MetaTaskRow).join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
-    for task in session.exec(joined.where(*known, col(MetaTaskRow.opened_at) < until)).all():
+    for task in session.exec(joined.where(*known)).all():
         attempts[task.anomaly_id].append(task)
     acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
     by_hand = set(session.exec(acted).all())
-    made = {(c.promotion.parameter, c.promotion.expected_version): c.rolled_back for c in changes}
     # A rollback swaps from the very version that the promotion made.
-    undone = {
+    undone = {(c.promotion.parameter, c.promotion.expected_version - 1) for c in changes if c.rolled_back}
+    taken_back = {
         c.promotion.cycle_id
         for c in changes
-        if not c.rolled_back and made.get((c.promotion.parameter, c.promotion.expected_version + 1))
+        if not c.rolled_back and (c.promotion.parameter, c.promotion.expected_version) in undone
     }
     issues = []
     for row in rows:
-        ended = [task for task in attempts[row.anomaly_id] if task.ended_at is not None and task.ended_at < until]
-        fix = next((task for task in ended if task.ending == Ending.PROMOTED), None)
-        closed_at = row.closed_at if row.closed_at and row.closed_at < until else None
+        tried = attempts[row.anomaly_id]
+        fix = next((task for task in tried if task.ending == Ending.PROMOTED), None)
         if fix is None:
-            state = IssueState.CLOSED if closed_at else IssueState.OPEN
-        elif fix.cycle_id in undone:
+            state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
+        elif fix.cycle_id in taken_back:
             state = IssueState.TAKEN_BACK
         else:
             state = IssueState.FIXED_BY_PERSON if fix.cycle_id in by_hand else IssueState.FIXED
-        issues.append(
-            Issue(
-                anomaly=Anomaly.model_validate(row.body),
-                state=state,
-                attempts=len(attempts[row.anomaly_id]),
-                over_at=fix.ended_at if fix else closed_at,
-            )
-        )
+        over_at = fix.ended_at if fix else row.closed_at
+        anomaly = Anomaly.model_validate(row.body)
+        issues.append(Issue(anomaly=anomaly, state=state, attempts=len(tried), over_at=over_at))
     return tuple(issues)
 
 
@@ -235,7 +225,7 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
     proposed = session.get(ProposalRow, row.cycle_id)
     ballots = session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id)).all()
     watched = session.get(ExperimentRow, f"{row.experiment_id}.watch")
-    reading = end.reading if end else _reading(session, row, until)
+    reading = _reading(session, row, until)
     finished = reading.control.tasks + reading.treatment.tasks if reading else 0
     points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
     if end is not None:
@@ -254,7 +244,7 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
         approved=sum(ballot["choice"] == Choice.APPROVE for ballot in ballots),
         rejected=sum(ballot["choice"] == Choice.REJECT for ballot in ballots),
         reading=reading,
-        watch=end.watch if end else _reading(session, watched, until) if watched else None,
+        watch=_reading(session, watched, until) if watched else None,
         evidence=tuple((point.control.tasks + point.treatment.tasks, point.log_e) for point in points),
     )
 

@@ -72,7 +72,8 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
     effect = math.fsum(w * e for w, (e, _, _) in zip(weights, known, strict=True)) / math.fsum(weights)
     variance = math.fsum(w * w * (v + between) for w, (_, v, _) in zip(weights, known, strict=True))
     half = Z95 * math.sqrt(variance) / math.fsum(weights)
-    return effect, (effect - half, effect + half)
+    # A difference of rates is never more than everything.
+    return effect, (max(-1.0, effect - half), min(1.0, effect + half))
 
 
 # ---- what is learned

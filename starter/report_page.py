@@ -7,6 +7,7 @@ The template escapes all that it shows: whatever agents and people wrote can onl
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -120,7 +121,8 @@ def swap(old: Value | None, new: Value) -> str:
 
 
 def tally(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(counts.items())) or "–"
+    said_of = {re.sub("[._]", " ", name): count for name, count in sorted(counts.items())}
+    return ", ".join(f"{count} {name}" for name, count in said_of.items()) or "–"
 
 
 def points(difference: float) -> str:

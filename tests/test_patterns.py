@@ -179,6 +179,13 @@ def test_one_experiment_keeps_its_own_interval() -> None:
     assert (found[0], *found[1]) == pytest.approx((0.24, 0.14, 0.34))
 
 
+def test_a_difference_of_rates_is_at_most_everything() -> None:
+    found = pooled([Observation(source="a", at=NOW, effect=0.65, error=0.2)], NOW)
+
+    assert found is not None
+    assert found[1][1] == 1.0
+
+
 def test_the_pooled_interval_covers_the_truth() -> None:
     dice, covered = random.Random(1), 0
     for _ in range(1_000):
