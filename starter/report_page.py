@@ -117,12 +117,11 @@ def interval(counts: Counts) -> str:
 
 
 def swap(old: Value | None, new: Value) -> str:
-    return f"{said(old)}\u00a0→\u00a0{said(new)}"
+    return f"{said(old)} → {said(new)}"
 
 
 def tally(counts: dict[str, int]) -> str:
-    said_of = {re.sub("[._]", " ", name): count for name, count in sorted(counts.items())}
-    return ", ".join(f"{count} {name}" for name, count in said_of.items()) or "–"
+    return ", ".join(f"{n} {re.sub('[._]', ' ', name)}" for name, n in sorted(counts.items())) or "–"
 
 
 def points(difference: float) -> str:
@@ -141,6 +140,8 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
     for one in track:
         near = runs and (one.start - runs[-1][-1].start).total_seconds() <= 1.5 * facts.interval_s
         runs[-1].append(one) if near else runs.append([one])
+    # From the first record on: a young platform is no empty fortnight.
+    since = min((t[0].start for t in facts.tracks.values() if t), default=facts.since)
     until = facts.until.timestamp()
 
     def line(run: list[Interval], figures: Sequence[float]) -> list[tuple[float, float]]:
@@ -159,18 +160,20 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
     for number, change in enumerate(reversed(facts.changes), 1):
         if not name or name in change.task_types:
             kind, sign = ("rollback", "▼") if change.rolled_back else ("promotion", "▲")
-            says = f"{number}: {change.promotion.parameter} {swap(change.before, change.promotion.value)}"
-            marks.append(Mark(change.at.timestamp(), kind, f"{sign}{number}", f"{says}, {change.at:%d %b %H:%M}"))
+            made, at = change.promotion, max(change.at, since).timestamp()
+            says = f"{number}: {made.parameter} {swap(change.before, made.value)}, {change.at:%d %b %H:%M}"
+            marks.append(Mark(at, kind, f"{sign}{number}", says))
     kinds = [mark.kind for mark in marks]
-    form, span = "%H:%M" if facts.until - facts.since <= timedelta(days=1) else "%d %b", facts.until - facts.since
-    at = [facts.since + span * n / (dates - 1) for n in range(dates)]
+    span = facts.until - since
+    form = "%H:%M" if span <= timedelta(days=1) else "%d %b"
+    ticks = [since + span * n / (dates - 1) for n in range(dates)]
     return Chart(
         f"Success rate of {name or 'the platform'} in intervals of {lasted(facts.interval_s)}; "
         f"{kinds.count('promotion')} promotions and {kinds.count('rollback')} rollbacks are marked.",
         *(width, height),
-        across=(facts.since.timestamp(), until),
+        across=(since.timestamp(), until),
         up=(low, 1.0),
-        x_ticks=[(date.timestamp(), f"{date:{form}}") for date in at],
+        x_ticks=[(date.timestamp(), f"{date:{form}}") for date in ticks],
         y_ticks=[(n / 5, f"{n / 5:.0%}") for n in range(round(5 * low), 6)],
         dashed=facts.success_floor,
         lines=lines,
