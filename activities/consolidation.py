@@ -66,7 +66,7 @@ class ConsolidationActivities:
             learned = [
                 *_remedies(session, ends),
                 *self._weekly_lows(session, before, until),
-                *self._work(session, until),
+                *_work(session, until),
                 *_meta_tasks(session, at),
             ]
         after = patterns.merge(before, learned, at)
@@ -95,15 +95,6 @@ class ConsolidationActivities:
         for task_type, intervals in history(session, until - WEEKS_BACK, until).items():
             hours = {c.hour for c in known if c.hour is not None and c.symptom.task_type == task_type}
             yield from patterns.weekly_lows(METRIC, task_type, intervals, hours)
-
-    def _work(self, session: Session, until: datetime) -> Iterator[Learned]:
-        """How each agent did on each task type, day by day; read again for a week, because outcomes may come late."""
-        declared = {task_type.name for task_type in self._platform.task_types}
-        for days in range(DAYS_BACK, 0, -1):
-            start = until - days * DAY
-            for (agent_id, task_type), done in agent_record(session, start, start + DAY).items():
-                if task_type in declared:
-                    yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, done)
 
 
 def _last(session: Session) -> ConsolidationRow | None:
@@ -148,6 +139,14 @@ def _symptom(session: Session, design: ExperimentDesign) -> Symptom:
     named = anomaly.task_type if anomaly else ""
     task_type = named or max(design.task_types, key=lambda name: (failures[name].total(), name))
     return Symptom.of(design.metric, task_type, failures.get(task_type, Counter()).items())
+
+
+def _work(session: Session, until: datetime) -> Iterator[Learned]:
+    """How each agent did on each task type, day by day; read again for a week, because outcomes may come late."""
+    for days in range(1, DAYS_BACK + 1):
+        start = until - days * DAY
+        for (agent_id, task_type), done in agent_record(session, start, start + DAY).items():
+            yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, done)
 
 
 def _meta_tasks(session: Session, at: datetime) -> Iterator[Learned]:

@@ -8,8 +8,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, func, or_
 from sqlmodel import Session, col, select
 from temporalio import activity
@@ -22,7 +23,7 @@ from activities.observatory import history
 from rules.rates import wilson
 from rules.standing import NEWCOMER_STANDING
 from rules.verdict import read
-from schema.messages.base import Value
+from schema.messages.base import Message, Value
 from schema.messages.cycle import CycleEnd, Ending
 from schema.messages.events import EventType
 from schema.messages.experiment import ExperimentDesign, Promotion, Reading
@@ -58,6 +59,8 @@ EXPERIMENTS = 20
 DRAWN_TASKS = 5_000
 NIGHT = timedelta(days=1)
 NOT_MEASURED = "not measured"
+
+M = TypeVar("M", bound=Message)
 
 
 def report(database: Database, platform: Platform, since: datetime, until: datetime) -> Report:
@@ -166,7 +169,8 @@ def _changes(session: Session, platform: Platform, since: datetime, until: datet
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
     changes = []
     for row in rows:
-        made = Promotion.model_validate_json(row.body)
+        if (made := _body(Promotion, row.body)) is None:
+            continue
         change = Change(
             at=datetime.fromisoformat(row.at),
             promotion=made,
@@ -221,7 +225,7 @@ def _issues(session: Session, changes: Iterable[Change], since: datetime, until:
 
 def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
     ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
-    end = CycleEnd.model_validate_json(ended) if ended else None
+    end = _body(CycleEnd, ended) if ended else None
     proposed = session.get(ProposalRow, row.cycle_id)
     ballots = session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id)).all()
     watched = session.get(ExperimentRow, f"{row.experiment_id}.watch")
@@ -305,6 +309,14 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
         for agent in session.exec(select(AgentRow)).all()
     ]
     return tuple(sorted(agents, key=lambda a: (-a.earned, -sum(a.results.values()), a.agent_id)))
+
+
+def _body(message: type[M], body: str) -> M | None:
+    """An entry's body; None for one that somebody damaged: the chain tells of it, and the rest is still told."""
+    try:
+        return message.model_validate_json(body)
+    except ValidationError:
+        return None
 
 
 def _entered(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -232,11 +232,11 @@ def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]
             everybody[memory.claim.symptom].append(counts[key])
     found = {}
     for key, memory in remembered.items():
-        reference = 0.5
+        reference: float | None = 0.5
         if memory.claim.kind is PatternKind.SKILL:
             all_of_it = everybody[memory.claim.symptom]
             succeeded, failed = (math.fsum(c[i] for c in all_of_it) - counts[key][i] for i in (0, 1))
-            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else reference
+            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else None
         found[key] = _pattern(key, memory, counts[key], reference, now)
     return found
 
@@ -246,15 +246,13 @@ def _weighed(memory: Memory, now: datetime) -> tuple[float, float]:
     return math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights)
 
 
-def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float, now: datetime) -> Pattern:
+def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float | None, now: datetime) -> Pattern:
     claim, seen, (support, against) = memory.claim, memory.observations, counts
     low, high = wilson(support, support + against, SETTLED[claim.kind])
     state = PatternState.CONTESTED
-    if low > reference:
-        state = PatternState.SUPPORTED
-    elif high < reference:
-        state = PatternState.REFUTED
-    effect = pooled(seen, now)
+    if reference is not None and not low <= reference <= high:
+        state = PatternState.SUPPORTED if low > reference else PatternState.REFUTED
+    effect, effect_interval = pooled(seen, now) or (None, None)
     pattern = Pattern(
         pattern_id=key,
         claim=claim,
@@ -267,8 +265,8 @@ def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: f
         against=against,
         interval=(low, high),
         reference=reference,
-        effect=effect[0] if effect else None,
-        effect_interval=effect[1] if effect else None,
+        effect=effect,
+        effect_interval=effect_interval,
         first_seen=seen[0].at,
         last_seen=seen[-1].at,
     )
@@ -296,10 +294,9 @@ def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
             return f"{symptom} lay below the rest of the week on {day} UTC {times} times{effect}"
         case PatternKind.SKILL:
             low, high = pattern.interval
-            return (
-                f"{claim.agent_id} succeeded in {times} tasks of {claim.symptom.task_type} "
-                f"[{low:.0%}, {high:.0%}], the others in {pattern.reference:.0%}"
-            )
+            others = "nobody else did any" if pattern.reference is None else f"the others in {pattern.reference:.0%}"
+            tasks = f"{times} tasks of {claim.symptom.task_type} [{low:.0%}, {high:.0%}]"
+            return f"{claim.agent_id} succeeded in {tasks}, {others}"
 
 
 def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:

@@ -313,6 +313,15 @@ def test_an_agent_s_tasks_and_meta_tasks_are_counted_once(database: Database) ->
     assert (skills["argo", "platform_meta"].successes, skills["argo", "platform_meta"].tries) == (0, 2)
 
 
+def test_a_task_type_that_an_agent_brought_is_learned_like_a_declared_one(lite: Database) -> None:
+    world = World(lite)
+    done = world.work("walking", 30, "hand-1")
+    world.night()
+
+    (hand,) = world.patterns(PatternKind.SKILL)
+    assert (hand.claim.symptom.task_type, hand.successes, hand.tries) == ("walking", done.successes, 30)
+
+
 def test_outcomes_that_come_late_are_counted_with_their_day(database: Database) -> None:
     world = World(database)
     early = world.work("ask", 40, "hand-1")

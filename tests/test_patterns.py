@@ -376,6 +376,13 @@ def test_an_agent_is_compared_with_the_others_on_the_same_type(successes: int, s
     assert ada.reference == pytest.approx(0.9, abs=0.001)
 
 
+def test_an_agent_without_others_is_better_than_nobody() -> None:
+    (alone,) = judge(merge({}, [work("ada", 100, 98)], NOW), NOW).values()
+
+    assert (alone.state, alone.reference) == (PatternState.CONTESTED, None)
+    assert alone.text.endswith("nobody else did any")
+
+
 # ---- lessons
 
 
@@ -389,7 +396,7 @@ def test_a_lesson_tells_what_is_new_what_has_changed_and_what_is_forgotten() -> 
     first, second, third = told.text.splitlines()
     assert first.startswith("forgotten: lowering")
     assert second.startswith("changed, supported -> contested: raising")
-    assert third.startswith("new, supported: ada succeeded in 9 of 10")
+    assert third.startswith("new, contested: ada succeeded in 9 of 10")
     assert lesson(judge(after, NOW), judge(after, NOW), NOW).text == "nothing new"
 
 

@@ -45,8 +45,8 @@ def show(
     low, high = p.interval
     out.print(f"{p.state.value}: {p.text}")
     out.print(
-        f"weighed by age {p.support:.1f} for, {p.against:.1f} against; share for {low:.0%} to {high:.0%}, "
-        f"nothing special {p.reference:.0%}; seen {p.first_seen:%Y-%m-%d} to {p.last_seen:%Y-%m-%d}"
+        f"weighed by age {p.support:.1f} for, {p.against:.1f} against: a share of {low:.0%} to {high:.0%}; "
+        f"seen {p.first_seen:%Y-%m-%d} to {p.last_seen:%Y-%m-%d}"
     )
     table = new_table("source", "at", "for", "against", "effect", "ending")
     for o in memory.observations:
