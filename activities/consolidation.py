@@ -38,7 +38,7 @@ METRIC = "success_rate"
 MOST_CYCLES = 1_000
 # Eight occurrences of each hour of the week: enough to leave one out, and little to read.
 WEEKS_BACK = timedelta(weeks=8)
-# Raw outcomes are not read further back: whoever was away for longer starts afresh.
+# Records of agents are not read further back: whoever was away for longer starts afresh.
 DAYS_BACK = 7
 DAY = timedelta(days=1)
 # A symptom is what its latest week shows; an onset may lie months back.
@@ -66,9 +66,7 @@ class ConsolidationActivities:
             learned = [
                 *_remedies(session, ends),
                 *self._weekly_lows(session, before, until),
-                *_work(
-                    session, self._task_types, last.read_until if last else until - timedelta(days=DAYS_BACK), until
-                ),
+                *_work(session, until),
                 *_meta_tasks(session, at),
             ]
         after = patterns.merge(before, learned, at)
@@ -76,7 +74,6 @@ class ConsolidationActivities:
         row = ConsolidationRow(
             at=at,
             ledger_sequence=ends[-1].sequence if ends else cursor,
-            read_until=until,
             lesson=lesson.model_dump(mode="json"),
         )
         with self._database.transaction() as session:
@@ -84,16 +81,12 @@ class ConsolidationActivities:
             current = _last(session)
             if (current.at if current else None) != (last.at if last else None):
                 raise RuntimeError(f"expected to consolidate alone, but another one of {current and current.at} did")
-            if last is not None and after == before and (row.ledger_sequence, until) == (cursor, last.read_until):
+            if last is not None and after == before and row.ledger_sequence == cursor:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
             memory.keep(session, before, after)
             session.add(row)
             emit(session, EventType.MEMORY_CONSOLIDATED, SUBJECT, at.isoformat(), at, lesson=row.lesson)
         return lesson
-
-    @property
-    def _task_types(self) -> list[str]:
-        return [declared.name for declared in self._platform.task_types]
 
     def _weekly_lows(self, session: Session, before: Mapping[str, Memory], until: datetime) -> Iterator[Learned]:
         if self._platform.observatory.interval_s > 3_600:
@@ -148,16 +141,12 @@ def _symptom(session: Session, design: ExperimentDesign) -> Symptom:
     return Symptom.of(design.metric, task_type, failures.get(task_type, Counter()).items())
 
 
-def _work(session: Session, task_types: Sequence[str], since: datetime, until: datetime) -> Iterator[Learned]:
-    """How each agent did on each task type, day by day."""
-    for days in range(DAYS_BACK, 0, -1):
+def _work(session: Session, until: datetime) -> Iterator[Learned]:
+    """How each agent did on each task type, day by day; read again for a week, because outcomes may come late."""
+    for days in range(1, DAYS_BACK + 1):
         start = until - days * DAY
-        if start < since:
-            continue
         for (agent_id, task_type), done in agent_record(session, start, start + DAY).items():
-            if task_type in task_types:
-                counts = Counts(tasks=done.tasks, successes=done.successes)
-                yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, counts)
+            yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, done)
 
 
 def _meta_tasks(session: Session, at: datetime) -> Iterator[Learned]:

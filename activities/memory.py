@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from activities.database import Database
 from rules import patterns
@@ -14,12 +14,10 @@ from schema.tables.memory import MemoryRow
 MOST_RECALLED = 20
 
 
-def remembered(session: Session, *kinds: PatternKind) -> dict[str, Memory]:
-    """What is in memory, of these kinds or of all."""
-    query = select(MemoryRow).order_by(MemoryRow.pattern_id)
-    if kinds:
-        query = query.where(col(MemoryRow.kind).in_([kind.value for kind in kinds]))
-    return {row.pattern_id: Memory.model_validate(row.body) for row in session.exec(query).all()}
+def remembered(session: Session) -> dict[str, Memory]:
+    """All that is in memory."""
+    rows = session.exec(select(MemoryRow).order_by(MemoryRow.pattern_id)).all()
+    return {row.pattern_id: Memory.model_validate(row.body) for row in rows}
 
 
 def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Memory]) -> None:
@@ -34,7 +32,7 @@ def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Mem
 
 def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
     """What is known of the like of `subject`, for who investigates it: bounded, the nearest first."""
-    known = patterns.judge(remembered(session, PatternKind.REMEDY, PatternKind.WEEKLY_LOW), at)
+    known = patterns.judge(remembered(session), at)
     metric, _, task_type = subject.partition(":")
     return patterns.relevant(known.values(), metric, task_type, MOST_RECALLED)
 

@@ -1,351 +1,255 @@
 """Report: gathers what a night or a fortnight changed, and says it in a few lines.
 
-It reads roll-ups, snapshots, experiments, the market and the ledger, never raw outcomes, and a bounded number of
-intervals and of rows for any period. What was not measured is None and is said to be so; it is never zero.
+It reads roll-ups, snapshots, experiments, the market and the ledger, never raw outcomes. What was not measured is None
+and is said to be so; it is never zero.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, or_
+from pydantic import ValidationError
+from sqlalchemy import ColumnElement, and_, func, or_
 from sqlmodel import Session, col, select
 from temporalio import activity
 
 from activities import experiment_audit, ledger
 from activities.database import Database
 from activities.events import emit
-from activities.experiment import counters, guard_counters
+from activities.experiment import counters
+from activities.observatory import history
 from rules.rates import wilson
 from rules.standing import NEWCOMER_STANDING
 from rules.verdict import read
-from schema.messages.base import Value
+from schema.messages.base import Message, Value
 from schema.messages.cycle import CycleEnd, Ending
 from schema.messages.events import EventType
 from schema.messages.experiment import ExperimentDesign, Promotion, Reading
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Anomaly, Counts
+from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import Platform
+from schema.messages.proposals import Choice, Proposal
 from schema.messages.report import (
-    AgentRecord,
+    AgentStanding,
     Change,
-    EvidencePoint,
     ExperimentRecord,
-    HealthPoint,
     Issue,
     IssueState,
-    LedgerLine,
-    LedgerSummary,
-    OpenCycle,
-    Point,
     Report,
-    StandingPoint,
     Stretch,
-    Track,
 )
 from schema.tables.events import EventRow
 from schema.tables.experiment import ExperimentRow
 from schema.tables.ledger import LedgerRow
-from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, StandingRow, TransferRow
-from schema.tables.observatory import AnomalyRow, RollupRow, SnapshotRow
-from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
+from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TransferRow
+from schema.tables.observatory import AnomalyRow, SnapshotRow
+from schema.tables.proposals import BallotRow, ProposalRow
 
-# Widths of a chart's interval, in seconds; a chart has at most so many intervals, which is what a screen can show.
-WIDTHS_S = (60, 300, 900, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800)
-INTERVALS = 200
+# What a screen can show of a period, and fewer tasks than come in a minute tell nothing.
+INTERVALS = 60
+NARROWEST_S = 60
 # A whole week levels the days of the week out; longer would hide what changed.
 LONGEST_STRETCH = timedelta(days=7)
 # What a person reads of each list; counts are of all.
 LISTED = 50
 EXPERIMENTS = 20
-CHANGES = 500
-MOVES = 200
 # Drawing an experiment reads its assignments, so one with more tasks than this is told in figures only.
 DRAWN_TASKS = 5_000
 NIGHT = timedelta(days=1)
 NOT_MEASURED = "not measured"
+
+M = TypeVar("M", bound=Message)
 
 
 def report(database: Database, platform: Platform, since: datetime, until: datetime) -> Report:
     """Gather the facts of [since, until); raises ValueError where that is no period."""
     if until <= since:
         raise ValueError(f"expected a period that ends after it begins, but {since:%F %T} to {until:%F %T} came")
+    entries, head, broken = ledger.verify(database)
+    own_s = platform.observatory.interval_s
+    width_s = own_s * math.ceil(max(NARROWEST_S, (until - since).total_seconds() / INTERVALS) / own_s)
     with database.reading() as session:
-        width_s = _width_s(platform.observatory.interval_s, since, until)
-        before, after = _stretches(session, platform.observatory.interval_s, since, until)
-        found = _issues(session, col(AnomalyRow.detected_at) >= since, until)
-        open_ = or_(col(AnomalyRow.closed_at).is_(None), col(AnomalyRow.closed_at) > until)
-        experiments = _experiments(session, since, until)
-        facts: dict[str, Any] = {
-            "before": before,
-            "after": after,
-            **_charts(session, platform, since, until, timedelta(seconds=width_s)),
-            "changes": _changes(session, platform, since, until),
-            "issues": found[-LISTED:],
-            "issue_states": Counter(issue.state for issue in found),
-            "endings": _count(
-                session, MetaTaskRow.ending, col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until
+        by_type = history(session, since, until)
+        every = [interval for intervals in by_type.values() for interval in intervals]
+        tracks = {"": every, **{declared.name: [] for declared in platform.task_types}, **by_type}
+        before, after = _stretches(session, every, own_s, until)
+        changes = _changes(session, platform, since, until)
+        issues = _issues(session, changes, since, until)
+        agents = _agents(session, since, until)
+        ended = (col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until)
+        # A watch belongs to its experiment.
+        experiments = (
+            ExperimentRow.experiment_id == ExperimentRow.cycle_id,
+            col(ExperimentRow.queued_at) < until,
+            or_(col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.closed_at) >= since),
+        )
+        newest = select(ExperimentRow).where(*experiments).order_by(col(ExperimentRow.queued_at).desc())
+        return Report(
+            since=since,
+            until=until,
+            interval_s=width_s,
+            success_floor=platform.observatory.success_floor,
+            before=before,
+            after=after,
+            tracks={name: _coarser(intervals, since, width_s) for name, intervals in tracks.items()},
+            changes=changes,
+            issues=issues[:LISTED],
+            issue_states=Counter(issue.state for issue in issues if issue.anomaly.detected_at >= since),
+            endings=_count(session, MetaTaskRow.ending, *ended),
+            experiments=tuple(
+                _experiment(database, session, row, until) for row in session.exec(newest.limit(EXPERIMENTS))
             ),
-            "experiments_total": session.exec(select(func.count()).where(*_during(since, until))).one(),
-            **_agents(session, since, until),
-            "open_anomalies": _issues(session, open_, until)[-LISTED:],
-            "open_cycles": _open_cycles(session, until),
-        }
-    return Report(
-        since=since,
-        until=until,
-        interval_s=width_s,
-        success_floor=platform.observatory.success_floor,
-        experiments=tuple(e.model_copy(update={"evidence": _evidence(database, e)}) for e in experiments),
-        ledger=_ledger(database, since, until),
-        **facts,
-    )
+            experiments_total=session.exec(select(func.count()).where(*experiments)).one(),
+            agents=agents[:LISTED],
+            agents_total=len(agents),
+            ledger_entries=entries,
+            ledger_head=head,
+            ledger_broken=broken,
+            ledger_kinds=_count(session, LedgerRow.kind, *_entered(since, until)),
+        )
 
 
 # ---- the platform's figures
 
 
-def _width_s(interval_s: int, since: datetime, until: datetime) -> int:
-    """Whole roll-ups: an hour, or coarser for a long period; finer only where they are and the period is short."""
-    span_s = (until - since).total_seconds()
-    widths = (-(-width // interval_s) * interval_s for width in WIDTHS_S)
-    return next((width for width in widths if span_s <= width * INTERVALS), math.ceil(span_s / INTERVALS))
+def _together(start: datetime, intervals: Iterable[Interval]) -> Interval:
+    known = [i for i in intervals if i.counts.tasks]
+    tasks = sum(i.counts.tasks for i in known)
+    seconds = math.fsum(i.counts.tasks * i.mean_duration_s for i in known if i.mean_duration_s is not None)
+    return Interval(
+        start=start,
+        counts=Counts(tasks=tasks, successes=sum(i.counts.successes for i in known)),
+        mean_duration_s=seconds / tasks if tasks else None,
+    )
+
+
+def _coarser(intervals: Iterable[Interval], since: datetime, width_s: int) -> tuple[Interval, ...]:
+    """Intervals of so many seconds, aligned to the Unix epoch as roll-ups are; the first may be cut."""
+    parts: dict[float, list[Interval]] = defaultdict(list)
+    for interval in intervals:
+        parts[interval.start.timestamp() // width_s].append(interval)
+    found = [_together(max(since, datetime.fromtimestamp(n * width_s, UTC)), part) for n, part in sorted(parts.items())]
+    return tuple(interval for interval in found if interval.counts.tasks)
 
 
 def _stretches(
-    session: Session, interval_s: int, since: datetime, until: datetime
+    session: Session, intervals: Sequence[Interval], interval_s: int, until: datetime
 ) -> tuple[Stretch | None, Stretch | None]:
     """The first seventh of what the period has on record, and its last."""
-    inside = (col(RollupRow.start) >= since, col(RollupRow.start) < until)
-    first = session.exec(select(RollupRow.start).where(*inside).order_by(col(RollupRow.start)).limit(1)).first()
+    first = min((i.start for i in intervals), default=None)
     if first is None:
         return None, None
     span = until - first
     length = min(LONGEST_STRETCH, max(span / 7, min(timedelta(seconds=2 * interval_s), span / 2)))
-    return _stretch(session, first, first + length), _stretch(session, until - length, until)
+
+    def stretch(start: datetime) -> Stretch:
+        end = start + length
+        inside = _together(start, (i for i in intervals if start <= i.start < end))
+        return Stretch(end=end, tasks=inside, health=_health(session, start, end))
+
+    return stretch(first), stretch(until - length)
 
 
-def _stretch(session: Session, start: datetime, end: datetime) -> Stretch:
-    tasks, successes, duration_s = session.exec(
-        select(func.sum(RollupRow.tasks), func.sum(RollupRow.successes), func.sum(RollupRow.duration_sum_s)).where(
-            col(RollupRow.start) >= start, col(RollupRow.start) < end
-        )
-    ).one()
-    # The snapshot's own window reaches back further than one interval, so the last one speaks for the stretch.
-    body = session.exec(
-        select(SnapshotRow.body)
-        .where(col(SnapshotRow.at) > start, col(SnapshotRow.at) <= end)
-        .order_by(col(SnapshotRow.at).desc())
-        .limit(1)
-    ).first()
-    return Stretch(
-        start=start,
-        end=end,
-        counts=Counts(tasks=tasks or 0, successes=successes or 0),
-        mean_duration_s=duration_s / tasks if tasks else None,
-        p95_duration_s=(body or {}).get("p95_duration_s"),
-    )
+def _health(session: Session, start: datetime, end: datetime) -> float | None:
+    inside = (col(SnapshotRow.at) > start, col(SnapshotRow.at) <= end)
+    mean: float | None = session.exec(select(func.avg(SnapshotRow.health)).where(*inside)).one()
+    return mean
 
 
-def _charts(
-    session: Session, platform: Platform, since: datetime, until: datetime, width: timedelta
-) -> dict[str, tuple[Track | HealthPoint, ...]]:
-    """Success by interval, for the platform and each task type, and the health score."""
-    points: dict[str, list[Point]] = {"": [], **{declared.name: [] for declared in platform.task_types}}
-    health = []
-    for start, end in _intervals(since, until, width):
-        rows = session.exec(
-            select(RollupRow.task_type, func.sum(RollupRow.tasks), func.sum(RollupRow.successes))
-            .where(col(RollupRow.start) >= start, col(RollupRow.start) < end)
-            .group_by(RollupRow.task_type)
-        ).all()
-        counts = {task_type: Counts(tasks=tasks, successes=successes) for task_type, tasks, successes in rows if tasks}
-        for task_type, counted in counts.items():
-            points.setdefault(task_type, []).append(Point(start=start, counts=counted))
-        if counts:
-            points[""].append(Point(start=start, counts=total(counts.values())))
-        within = (col(SnapshotRow.at) >= start, col(SnapshotRow.at) < end)
-        if (mean := session.exec(select(func.avg(SnapshotRow.health)).where(*within)).one()) is not None:
-            health.append(HealthPoint(start=start, health=mean))
-    tracks = tuple(Track(task_type=name, points=tuple(found)) for name, found in points.items())
-    return {"tracks": tracks, "health": tuple(health)}
-
-
-def _intervals(since: datetime, until: datetime, width: timedelta) -> Iterator[tuple[datetime, datetime]]:
-    """Aligned to the Unix epoch, as roll-ups are; the first and the last may be cut."""
-    start = datetime.fromtimestamp(since.timestamp() // width.total_seconds() * width.total_seconds(), UTC)
-    while start < until:
-        yield max(start, since), min(start + width, until)
-        start += width
-
-
-def total(counts: Iterable[Counts]) -> Counts:
-    """All of them together."""
-    found = list(counts)
-    return Counts(tasks=sum(c.tasks for c in found), successes=sum(c.successes for c in found))
-
-
-# ---- what was found wrong, and what was changed
-
-
-def _issues(session: Session, which: ColumnElement[bool], until: datetime) -> tuple[Issue, ...]:
-    """Anomalies detected by `until`, oldest first, each with what had become of it by then."""
-    known = (which, col(AnomalyRow.detected_at) < until)
-    rows = session.exec(select(AnomalyRow).where(*known).order_by(col(AnomalyRow.detected_at))).all()
-    attempts = defaultdict(list)
-    joined = (
-        select(MetaTaskRow)
-        .join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
-        .where(*known, col(MetaTaskRow.opened_at) < until)
-        .order_by(col(MetaTaskRow.attempt))
-    )
-    for task in session.exec(joined).all():
-        attempts[task.anomaly_id].append(task)
-    return tuple(_issue(session, row, attempts[row.anomaly_id], until) for row in rows)
-
-
-def _issue(session: Session, row: AnomalyRow, attempts: list[MetaTaskRow], until: datetime) -> Issue:
-    ended = [task for task in attempts if task.ended_at is not None and task.ended_at < until]
-    fix = next((task for task in ended if task.ending == Ending.PROMOTED.value), None)
-    closed_at = row.closed_at if row.closed_at and row.closed_at < until else None
-    if fix is None:
-        state = IssueState.CLOSED if closed_at else IssueState.OPEN
-    elif _taken_back(session, fix.cycle_id, until):
-        state = IssueState.TAKEN_BACK
-    else:
-        acts = (LedgerRow.kind == EntryKind.PERSON_ACTED.value, LedgerRow.subject == fix.cycle_id)
-        by_hand = session.exec(select(LedgerRow.sequence).where(*acts)).first() is not None
-        state = IssueState.FIXED_BY_PERSON if by_hand else IssueState.FIXED
-    return Issue(
-        anomaly=Anomaly.model_validate(row.body),
-        state=state,
-        attempts=len(attempts),
-        last_ending=ended[-1].ending if ended else None,
-        fixed_at=fix.ended_at if fix else None,
-        closed_at=closed_at,
-    )
-
-
-def _taken_back(session: Session, cycle_id: str, until: datetime) -> bool:
-    """Whether a person undid the very version that this cycle had made."""
-    made = session.exec(
-        select(LedgerRow).where(LedgerRow.key == f"{cycle_id}:{EntryKind.PARAMETER_PROMOTED.value}")
-    ).first()
-    if made is None:
-        return False
-    version = Promotion.model_validate_json(made.body).expected_version + 1
-    undone = select(LedgerRow).where(
-        LedgerRow.subject == made.subject,
-        LedgerRow.kind == EntryKind.PARAMETER_ROLLED_BACK.value,
-        LedgerRow.at < _text_of(until),
-    )
-    return any(Promotion.model_validate_json(r.body).expected_version == version for r in session.exec(undone).all())
+# ---- what was changed, and what was found wrong
 
 
 def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[Change, ...]:
-    """Promotions and rollbacks, oldest first, each with the value that it replaced."""
-    kinds = [EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value]
-    swaps = select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence).desc())
-    inside = (col(LedgerRow.at) >= _text_of(since), col(LedgerRow.at) < _text_of(until))
-    rows = session.exec(swaps.where(*inside).limit(CHANGES)).all()[::-1]
-    declared = {parameter.key: parameter for parameter in platform.parameters}
-    values: dict[str, Value | None] = {}
+    """Promotions and rollbacks of the period, newest first, each with the value that it replaced."""
+    kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+    rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))).all()
+    task_types = {parameter.key: parameter.task_types for parameter in platform.parameters}
+    values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
     changes = []
     for row in rows:
-        made = Promotion.model_validate_json(row.body)
-        if made.parameter not in values:
-            last = session.exec(
-                swaps.where(LedgerRow.subject == made.parameter, LedgerRow.sequence < row.sequence).limit(1)
-            ).first()
-            default = declared[made.parameter].default if made.parameter in declared else None
-            values[made.parameter] = Promotion.model_validate_json(last.body).value if last else default
-        changes.append(
-            Change(
-                at=datetime.fromisoformat(row.at),
-                parameter=made.parameter,
-                before=values[made.parameter],
-                value=made.value,
-                task_types=declared[made.parameter].task_types if made.parameter in declared else (),
-                rolled_back=row.kind == EntryKind.PARAMETER_ROLLED_BACK.value,
-                cycle_id=made.cycle_id,
-                reason=made.reason,
-            )
+        if (made := _body(Promotion, row.body)) is None:
+            continue
+        change = Change(
+            at=datetime.fromisoformat(row.at),
+            promotion=made,
+            before=values.get(made.parameter),
+            task_types=task_types.get(made.parameter, ()),
+            rolled_back=row.kind == EntryKind.PARAMETER_ROLLED_BACK,
         )
         values[made.parameter] = made.value
-    return tuple(changes)
+        if since <= change.at < until:
+            changes.append(change)
+    return tuple(reversed(changes))
 
 
-def _open_cycles(session: Session, until: datetime) -> tuple[OpenCycle, ...]:
-    running = or_(col(MetaTaskRow.ended_at).is_(None), col(MetaTaskRow.ended_at) >= until)
-    rows = session.exec(
-        select(MetaTaskRow)
-        .where(running, col(MetaTaskRow.opened_at) < until)
-        .order_by(col(MetaTaskRow.opened_at).desc())
-        .limit(LISTED)
-    ).all()
-    return tuple(
-        OpenCycle(**r.model_dump(include={"cycle_id", "subject", "attempt", "opened_at"}), stands=_stands(session, r))
-        for r in rows
+def _issues(session: Session, changes: Iterable[Change], since: datetime, until: datetime) -> tuple[Issue, ...]:
+    """Anomalies that were detected in the period or are still open, newest first, each with what became of it."""
+    known = (
+        col(AnomalyRow.detected_at) < until,
+        or_(col(AnomalyRow.detected_at) >= since, col(AnomalyRow.closed_at).is_(None)),
     )
-
-
-def _stands(session: Session, task: MetaTaskRow) -> str:
-    """How far a cycle is, by the last thing on record; its workflow knows more."""
-    of_it = ExperimentRow.cycle_id == task.cycle_id
-    last = session.exec(select(ExperimentRow).where(of_it).order_by(col(ExperimentRow.queued_at).desc())).first()
-    if last is not None and last.experiment_id != last.cycle_id:
-        return "promoted, and watched for harm"
-    if last is not None:
-        state = _state(last)
-        return "the verdict is in" if state == "closed" else f"its experiment is {state}"
-    if (proposed := session.get(ProposalRow, task.cycle_id)) is not None:
-        return f"the vote on the proposal of {proposed.agent_id}"
-    award = session.exec(select(AwardRow).where(AwardRow.cycle_id == task.cycle_id)).first()
-    return f"awarded to {award.agent_id}" if award else "open for bids"
+    rows = session.exec(select(AnomalyRow).where(*known).order_by(col(AnomalyRow.detected_at).desc())).all()
+    attempts = defaultdict(list)
+    joined = select(MetaTaskRow).join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
+    for task in session.exec(joined.where(*known)).all():
+        attempts[task.anomaly_id].append(task)
+    acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
+    by_hand = set(session.exec(acted).all())
+    # A rollback swaps from the very version that the promotion made.
+    undone = {(c.promotion.parameter, c.promotion.expected_version - 1) for c in changes if c.rolled_back}
+    taken_back = {
+        c.promotion.cycle_id
+        for c in changes
+        if not c.rolled_back and (c.promotion.parameter, c.promotion.expected_version) in undone
+    }
+    issues = []
+    for row in rows:
+        tried = attempts[row.anomaly_id]
+        fix = next((task for task in tried if task.ending == Ending.PROMOTED), None)
+        if fix is None:
+            state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
+        elif fix.cycle_id in taken_back:
+            state = IssueState.TAKEN_BACK
+        else:
+            state = IssueState.FIXED_BY_PERSON if fix.cycle_id in by_hand else IssueState.FIXED
+        over_at = fix.ended_at if fix else row.closed_at
+        anomaly = Anomaly.model_validate(row.body)
+        issues.append(Issue(anomaly=anomaly, state=state, attempts=len(tried), over_at=over_at))
+    return tuple(issues)
 
 
 # ---- experiments
 
 
-def _during(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Experiments of the period; a watch belongs to its experiment."""
-    return (
-        col(ExperimentRow.experiment_id) == ExperimentRow.cycle_id,
-        col(ExperimentRow.queued_at) < until,
-        or_(col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.closed_at) >= since),
-    )
-
-
-def _state(row: ExperimentRow) -> str:
-    return "closed" if row.closed_at else "running" if row.opened_at else "waiting"
-
-
-def _experiments(session: Session, since: datetime, until: datetime) -> list[ExperimentRecord]:
-    newest = select(ExperimentRow).where(*_during(since, until)).order_by(col(ExperimentRow.queued_at).desc())
-    return [_experiment(session, row, until) for row in session.exec(newest.limit(EXPERIMENTS)).all()]
-
-
-def _experiment(session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
+def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
     ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
-    end = CycleEnd.model_validate_json(ended) if ended else None
+    end = _body(CycleEnd, ended) if ended else None
     proposed = session.get(ProposalRow, row.cycle_id)
-    choices = Counter(
-        ballot["choice"] for ballot in session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id))
-    )
+    ballots = session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id)).all()
     watched = session.get(ExperimentRow, f"{row.experiment_id}.watch")
+    reading = _reading(session, row, until)
+    finished = reading.control.tasks + reading.treatment.tasks if reading else 0
+    points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
+    if end is not None:
+        outcome, reason = end.ending.replace("_", " "), end.reason
+    elif row.closed_at is not None and reading is not None:
+        outcome, reason = reading.decision, reading.reason
+    else:
+        outcome, reason = ("running", "it runs") if row.opened_at else ("waiting", "it waits for its turn")
     return ExperimentRecord(
         design=ExperimentDesign.model_validate(row.design),
-        state=_state(row),
-        **row.model_dump(include={"queued_at", "opened_at", "closed_at"}),
-        agent_id=proposed.agent_id if proposed else "",
-        root_cause=proposed.body["root_cause"] if proposed else "",
-        votes=f"{choices['approve']} for, {choices['reject']} against" if choices else "",
-        ending=end.ending.value if end else None,
-        ending_reason=end.reason if end else "",
-        reading=end.reading if end else _reading(session, row, until),
-        watch=end.watch if end else _reading(session, watched, until) if watched else None,
+        outcome=outcome,
+        reason=reason,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        proposal=Proposal.model_validate(proposed.body) if proposed else None,
+        approved=sum(ballot["choice"] == Choice.APPROVE for ballot in ballots),
+        rejected=sum(ballot["choice"] == Choice.REJECT for ballot in ballots),
+        reading=reading,
+        watch=_reading(session, watched, until) if watched else None,
+        evidence=tuple((point.control.tasks + point.treatment.tasks, point.log_e) for point in points),
     )
 
 
@@ -357,100 +261,68 @@ def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading |
     if (event := session.exec(select(EventRow).where(EventRow.key == key)).first()) is not None:
         return Reading.model_validate(event.data["reading"])
     design = ExperimentDesign.model_validate(row.design)
-    counted, guards = counters(session, row.experiment_id), guard_counters(session, row.experiment_id)
     # Calibrating a threshold takes seconds and nothing is decided here: the general one serves.
-    found = read(design, counted, guards, opened_at=row.opened_at, at=until, extended=True)
-    return found.model_copy(update={"decision": "continue", "reason": "it runs", "interval": None})
-
-
-def _evidence(database: Database, record: ExperimentRecord) -> tuple[EvidencePoint, ...]:
-    reading = record.reading
-    if reading is None or reading.control.tasks + reading.treatment.tasks > DRAWN_TASKS:
-        return ()
-    return tuple(
-        EvidencePoint(tasks=r.control.tasks + r.treatment.tasks, log_e=r.log_e, log_e_harm=r.log_e_harm)
-        for r in experiment_audit.trajectory(database, record.design.experiment_id)
-    )
+    found = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
+    return found.model_copy(update={"decision": "continue", "interval": None})
 
 
 # ---- agents and the record
 
 
-def _count(session: Session, by: Any, *where: Any) -> dict[str, int]:
+def _count(session: Session, by: Any, *where: ColumnElement[bool]) -> dict[str, int]:
     return dict(session.exec(select(by, func.count()).where(*where).group_by(by)).all())
 
 
-def _agents(session: Session, since: datetime, until: datetime) -> dict[str, Any]:
-    def inside(at: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        return col(at) >= since, col(at) < until
+def _net(session: Session, *where: ColumnElement[bool]) -> Counter[str]:
+    """Credits received less credits paid, by account."""
+    net: Counter[str] = Counter()
+    for account, sign in ((TransferRow.credit, 1), (TransferRow.debit, -1)):
+        for name, amount in session.exec(select(account, func.sum(TransferRow.amount)).where(*where).group_by(account)):
+            net[name] += sign * int(amount)
+    return net
 
-    awards = _count(session, AwardRow.agent_id, *inside(AwardRow.at))
-    proposals = _count(session, ProposalRow.agent_id, *inside(ProposalRow.at))
-    voted = (col(ElectorateRow.cycle_id) == BallotRow.cycle_id, *inside(ElectorateRow.opened_at))
-    ballots = _count(session, BallotRow.agent_id, *voted)
-    earned, paid = (_moved(session, side, *inside(TransferRow.at)) for side in (TransferRow.credit, TransferRow.debit))
-    received, spent = (_moved(session, side) for side in (TransferRow.credit, TransferRow.debit))
-    did = [awards, proposals, ballots, earned, paid]
-    agents = sorted(
-        session.exec(select(AgentRow)).all(),
-        key=lambda a: (-earned.get(a.agent_id, 0), -sum(d.get(a.agent_id, 0) for d in did), a.agent_id),
-    )
-    records = []
-    for agent in agents[:LISTED]:
-        name = agent.agent_id
-        of_it = select(StandingRow).where(StandingRow.agent_id == name).order_by(col(StandingRow.at).desc())
-        moves = session.exec(of_it.where(*inside(StandingRow.at)).limit(MOVES)).all()[::-1]
-        earlier = session.exec(of_it.where(col(StandingRow.at) < since).limit(1)).first()
-        records.append(
-            AgentRecord(
-                agent_id=name,
-                operator=agent.operator,
-                suspended=agent.suspended,
-                standing_before=earlier.standing if earlier else NEWCOMER_STANDING,
-                standing=agent.standing,
-                moves=tuple(StandingPoint(at=m.at, standing=m.standing, result=m.result) for m in moves),
-                awards=awards.get(name, 0),
-                proposals=proposals.get(name, 0),
-                ballots=ballots.get(name, 0),
-                results=Counter(m.result for m in moves),
-                earned=earned.get(name, 0),
-                paid=paid.get(name, 0),
-                balance=received.get(name, 0) - spent.get(name, 0),
-            )
+
+def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentStanding, ...]:
+    """Who earned most comes first."""
+    results: dict[str, dict[str, int]] = defaultdict(dict)
+    inside = (col(StandingRow.at) >= since, col(StandingRow.at) < until)
+    by = (col(StandingRow.agent_id), col(StandingRow.result))
+    for agent_id, result, count in session.exec(select(*by, func.count()).where(*inside).group_by(*by)):
+        results[agent_id][result] = count
+    last = select(StandingRow.agent_id, func.max(StandingRow.at).label("at")).where(col(StandingRow.at) < since)
+    newest = last.group_by(col(StandingRow.agent_id)).subquery()
+    same = and_(col(StandingRow.agent_id) == newest.c.agent_id, col(StandingRow.at) == newest.c.at)
+    standing = {row.agent_id: row.standing for row in session.exec(select(StandingRow).join(newest, same))}
+    earned = _net(session, col(TransferRow.at) >= since, col(TransferRow.at) < until)
+    balance = _net(session)
+    agents = [
+        AgentStanding(
+            agent_id=agent.agent_id,
+            operator=agent.operator,
+            suspended=agent.suspended,
+            standing_before=standing.get(agent.agent_id, NEWCOMER_STANDING),
+            standing=agent.standing,
+            results=results[agent.agent_id],
+            earned=earned[agent.agent_id],
+            balance=balance[agent.agent_id],
         )
-    return {"agents": tuple(records), "agents_total": len(agents)}
+        for agent in session.exec(select(AgentRow)).all()
+    ]
+    return tuple(sorted(agents, key=lambda a: (-a.earned, -sum(a.results.values()), a.agent_id)))
 
 
-def _moved(session: Session, side: Any, *where: Any) -> dict[str, int]:
-    """Credits by account, on one side of the transfers."""
-    rows = session.exec(select(side, func.sum(TransferRow.amount)).where(*where).group_by(side)).all()
-    return {account: int(amount) for account, amount in rows}
+def _body(message: type[M], body: str) -> M | None:
+    """An entry's body; None for one that somebody damaged: the chain tells of it, and the rest is still told."""
+    try:
+        return message.model_validate_json(body)
+    except ValidationError:
+        return None
 
 
-def _ledger(database: Database, since: datetime, until: datetime) -> LedgerSummary:
-    entries, head, broken = ledger.verify(database)
-    inside = (col(LedgerRow.at) >= _text_of(since), col(LedgerRow.at) < _text_of(until))
-    with database.reading() as session:
-        kinds = _count(session, LedgerRow.kind, *inside)
-        rows = session.exec(
-            select(LedgerRow).where(*inside).order_by(col(LedgerRow.sequence).desc()).limit(LISTED)
-        ).all()
-    return LedgerSummary(
-        entries=entries, head=head, broken=broken, kinds=kinds, latest=tuple(_line(row) for row in reversed(rows))
-    )
-
-
-def _line(row: LedgerRow) -> LedgerLine:
-    body = ledger.entry(row).body
-    what = body.get("ending") or body.get("kind") or body.get("value") or body.get("treatment") or ""
-    at = datetime.fromisoformat(row.at)
-    fields = row.model_dump(include={"sequence", "kind", "subject", "digest"})
-    return LedgerLine(**fields, at=at, what=what if isinstance(what, str) else f"{what:g}")
-
-
-def _text_of(at: datetime) -> str:
-    """An instant as the ledger writes it; such texts sort by time."""
-    return at.astimezone(UTC).isoformat()
+def _entered(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Entries of the period; the ledger writes instants as texts that sort by time."""
+    first, end = (at.astimezone(UTC).isoformat() for at in (since, until))
+    return col(LedgerRow.at) >= first, col(LedgerRow.at) < end
 
 
 # ---- the words
@@ -470,91 +342,75 @@ def lasted(seconds: float | None) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
-def rate(counts: Counts) -> str:
-    """A share of tasks with the counts behind it and its 95 % interval."""
+def rate(counts: Counts) -> tuple[str, str]:
+    """A share of tasks, and the counts behind it with its 95 % interval."""
     if not counts.tasks:
-        return NOT_MEASURED
+        return NOT_MEASURED, ""
     low, high = wilson(counts.successes, counts.tasks)
-    share = counts.successes / counts.tasks
-    return f"{share:.1%} ({counts.successes:,} of {counts.tasks:,}; {low:.1%} to {high:.1%})"
+    share = f"{counts.successes / counts.tasks:.1%}"
+    return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
 
 
-def about(anomaly: Anomaly) -> str:
-    """What an anomaly concerns."""
-    return f"{anomaly.metric.replace('_', ' ')} of {anomaly.task_type or 'the platform'}"
+def one_line(foreign: str, longest: int) -> str:
+    """Somebody's words on one line without control characters, which a messenger could obey."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in foreign).split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def outcome(record: ExperimentRecord) -> str:
-    """An experiment's ending, or its verdict while the cycle goes on, or how far it is."""
-    if record.ending is not None:
-        return record.ending.replace("_", " ")
-    return record.reading.decision if record.reading and record.state == "closed" else record.state
+def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The platform at the start and at the end of the period: figures with what is behind them."""
+    ends = (facts.before, facts.after)
+    return [
+        ("success rate", [rate(s.tasks.counts if s else Counts()) for s in ends]),
+        ("mean completion time", [(lasted(s.tasks.mean_duration_s if s else None), "") for s in ends]),
+        ("health", [(NOT_MEASURED if not s or s.health is None else f"{s.health:.0f} of 100", "") for s in ends]),
+    ]
 
 
-def issues(facts: Report) -> list[tuple[str, str]]:
+def issue_counts(facts: Report) -> list[tuple[str, str]]:
     """The article's rows about issues; without any snapshot nobody looked, which is not the same as none."""
-    if not facts.health and not facts.issues_total:
+    states, n = facts.issue_states, sum(facts.issue_states.values())
+    if not n and all(stretch is None or stretch.health is None for stretch in (facts.before, facts.after)):
         return [("issues detected", NOT_MEASURED)]
-    states, n = facts.issue_states, facts.issues_total
     rows = [("issues detected", f"{n}"), ("fixed with no human", f"{states.get(IssueState.FIXED, 0)} of {n}")]
     rows += [(state.value, f"{states[state]}") for state in IssueState if state in states and state != IssueState.FIXED]
-    return [*rows, ("promotions rolled back", f"{facts.rolled_back}")]
+    return [*rows, ("promotions rolled back", f"{facts.ledger_kinds.get(EntryKind.PARAMETER_ROLLED_BACK, 0)}")]
 
 
 def text(facts: Report) -> str:
     """The report in at most 40 lines of plain text, for a notification."""
-    before, after = facts.before or _nothing(facts), facts.after or _nothing(facts)
-    lines = [
-        f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC",
-        "",
-        f"success rate: {rate(before.counts)} at the start",
-        f"          now {rate(after.counts)}",
-        f"mean completion time: {lasted(before.mean_duration_s)} -> {lasted(after.mean_duration_s)}",
-        f"95th percentile: {lasted(before.p95_duration_s)} -> {lasted(after.p95_duration_s)}",
-        f"health: {f'{facts.health[-1].health:.0f} of 100' if facts.health else NOT_MEASURED}",
-        *(f"{name}: {figure}" for name, figure in issues(facts)),
+    lines = [f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC", ""]
+    for name, ends in headline(facts):
+        start, end = (f"{figure} ({behind})" if behind else figure for figure, behind in ends)
+        lines.append(f"{name}: {start} -> {end}")
+    lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
+    changes = [
+        f"{c.at:%d %b %H:%M} {c.promotion.parameter} {said(c.before)} -> {said(c.promotion.value)} "
+        f"{'rolled back' if c.rolled_back else 'promoted'}"
+        for c in facts.changes
     ]
-    lines += _some("changes", [_said_change(c) for c in reversed(facts.changes)], 5)
-    lines += _some("experiments", [_said_experiment(e) for e in facts.experiments], 4)
-    lines += _some("open anomalies", [_words(i.anomaly.reason) for i in reversed(facts.open_anomalies)], 2)
-    lines += _some("running cycles", [f"{c.cycle_id}: {c.stands}" for c in facts.open_cycles], 2)
+    still_open = [one_line(i.anomaly.reason, 160) for i in facts.issues if i.state is IssueState.OPEN]
     earned = [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in facts.agents if a.earned]
-    lines += _some("agents", earned, 2)
-    chain = facts.ledger.broken or f"unbroken, head {facts.ledger.head[:16]}"
-    lines.append(f"ledger: {sum(facts.ledger.kinds.values())} entries of {facts.ledger.entries}; {_words(chain)}")
+    lines += _some("changes", changes, 5)
+    lines += _some("experiments", [_tested(e) for e in facts.experiments], 4)
+    lines += _some("open anomalies", still_open, 3)
+    lines += _some("agents", earned, 3)
+    chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
+    lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
     return "\n".join(lines)
 
 
-def _nothing(facts: Report) -> Stretch:
-    return Stretch(start=facts.since, end=facts.until)
-
-
 def _some(name: str, found: list[str], most: int) -> list[str]:
-    if not found:
-        return []
-    more = [f"  and {len(found) - most} more"] if len(found) > most else []
-    return [f"{name}:", *(f"  {line}" for line in found[:most]), *more]
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return [f"{name}:", *(f"  {line}" for line in [*found[:most], *more])] if found else []
 
 
-def _words(foreign: str) -> str:
-    """Somebody's words as one short line without control characters, which a messenger could obey."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in foreign).split())
-    return line if len(line) <= 160 else f"{line[:159]}…"
-
-
-def _said_change(change: Change) -> str:
-    verb = "rolled back" if change.rolled_back else "promoted"
-    return f"{change.at:%d %b %H:%M} {change.parameter} {said(change.before)} -> {said(change.value)} {verb}"
-
-
-def _said_experiment(record: ExperimentRecord) -> str:
-    design, reading = record.design, record.reading
-    arms = f" ({_percent(reading.control)} -> {_percent(reading.treatment)})" if reading else ""
-    return f"{design.parameter} {said(design.control)} -> {said(design.treatment)}: {outcome(record)}{arms}"
-
-
-def _percent(counts: Counts) -> str:
-    return f"{counts.successes / counts.tasks:.0%} of {counts.tasks}" if counts.tasks else "no task"
+def _tested(record: ExperimentRecord) -> str:
+    design, arms = record.design, ""
+    if record.reading is not None:
+        old, new = (f"{arm.rate or 0:.0%} of {arm.tasks}" for arm in (record.reading.control, record.reading.treatment))
+        arms = f" ({old} -> {new})"
+    return f"{design.parameter} {said(design.control)} -> {said(design.treatment)}: {record.outcome}{arms}"
 
 
 class ReportActivities:

@@ -22,7 +22,7 @@ from rules.design import is_harmful
 from rules.detection import binomial_tail
 from rules.rates import wilson
 from schema.messages.cycle import CycleEnd, Ending
-from schema.messages.experiment import ExperimentDesign, Reading
+from schema.messages.experiment import ExperimentDesign
 from schema.messages.memory import (
     Change,
     Claim,
@@ -48,7 +48,6 @@ Z95 = NormalDist().inv_cdf(0.975)
 SETTLED = {PatternKind.REMEDY: math.sqrt(0.5), PatternKind.WEEKLY_LOW: math.sqrt(0.5), PatternKind.SKILL: Z95}
 HOURS_OF_WEEK = 168
 WEEKLY_ALPHA = 0.05
-WEEK = timedelta(days=7)
 LINES_OF_A_LESSON = 12
 
 Learned = tuple[Claim, Sequence[Observation]]
@@ -73,7 +72,8 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
     effect = math.fsum(w * e for w, (e, _, _) in zip(weights, known, strict=True)) / math.fsum(weights)
     variance = math.fsum(w * w * (v + between) for w, (_, v, _) in zip(weights, known, strict=True))
     half = Z95 * math.sqrt(variance) / math.fsum(weights)
-    return effect, (effect - half, effect + half)
+    # A difference of rates is never more than everything.
+    return effect, (max(-1.0, effect - half), min(1.0, effect + half))
 
 
 # ---- what is learned
@@ -100,30 +100,20 @@ def remedy(end: CycleEnd, design: ExperimentDesign, symptom: Symptom) -> Learned
             return None
     if reading is None:
         return None
-    claim = Claim(
-        kind=PatternKind.REMEDY,
-        symptom=symptom,
-        change=Change.of(design.parameter, design.control, design.treatment),
-    )
-    effect, error = _effect(reading)
+    # The standard error that the always-valid interval stands for: too wide rather than too narrow.
+    low, high = reading.interval or (0.0, 0.0)
+    known = reading.effect is not None and low < high
     seen = Observation(
         source=end.cycle_id,
         at=end.at,
         support=support,
         against=against,
-        effect=effect,
-        error=error,
+        effect=reading.effect if known else None,
+        error=(high - low) / (2 * Z95) if known else None,
         ending=end.ending.value,
     )
-    return claim, [seen]
-
-
-def _effect(reading: Reading) -> tuple[float | None, float | None]:
-    """The effect with the standard error that its always-valid interval stands for: too wide rather than too narrow."""
-    if reading.effect is None or reading.interval is None or reading.interval[0] >= reading.interval[1]:
-        return None, None
-    low, high = reading.interval
-    return reading.effect, (high - low) / (2 * Z95)
+    change = Change.of(design.parameter, design.control, design.treatment)
+    return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [seen]
 
 
 class _Hour(NamedTuple):
@@ -135,8 +125,12 @@ class _Hour(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """Half a task each way keeps the rate off 0 and 1 (Krichevsky & Trofimov 1981)."""
-        return (self.rest.successes + 0.5) / (self.rest.tasks + 1)
+        return _smoothed(self.rest)
+
+
+def _smoothed(counts: Counts) -> float:
+    """Half a task each way keeps the rate off 0 and 1 (Krichevsky & Trofimov 1981)."""
+    return (counts.successes + 0.5) / (counts.tasks + 1)
 
 
 def weekly_lows(
@@ -160,21 +154,20 @@ def weekly_lows(
         rest = Counts(tasks=week.tasks - counts.tasks, successes=week.successes - counts.successes)
         if counts.tasks and rest.tasks:
             table[start.weekday() * 24 + start.hour].append(_Hour(start, counts, rest))
-    found: list[Learned] = []
-    for hour, seen in sorted(table.items()):
-        if hour in known or _is_low(seen):
-            claim = Claim(kind=PatternKind.WEEKLY_LOW, symptom=Symptom(metric=metric, task_type=task_type), hour=hour)
-            found.append((claim, [_in_one_week(one) for one in seen]))
-    return found
+    symptom = Symptom(metric=metric, task_type=task_type)
+    return [
+        (Claim(kind=PatternKind.WEEKLY_LOW, symptom=symptom, hour=hour), [_in_one_week(one) for one in seen])
+        for hour, seen in sorted(table.items())
+        if hour in known or _is_low(seen)
+    ]
 
 
 def _week(at: datetime) -> datetime:
     return at.replace(hour=0) - timedelta(days=at.weekday())
 
 
-def _total(counts: Iterable[Counts]) -> Counts:
-    known = list(counts)
-    return Counts(tasks=sum(c.tasks for c in known), successes=sum(c.successes for c in known))
+def _total(counts: Sequence[Counts]) -> Counts:
+    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
 
 
 def _is_low(seen: Sequence[_Hour]) -> bool:
@@ -184,7 +177,7 @@ def _is_low(seen: Sequence[_Hour]) -> bool:
     1956), so the test is on the safe side.
     """
     rest = sorted(seen, key=lambda one: one.counts.successes - one.counts.tasks * one.expected)[1:]
-    counts = _total(one.counts for one in rest)
+    counts = _total([one.counts for one in rest])
     if not counts.tasks:
         return False
     rate = math.fsum(one.counts.tasks * one.expected for one in rest) / counts.tasks
@@ -192,17 +185,15 @@ def _is_low(seen: Sequence[_Hour]) -> bool:
 
 
 def _in_one_week(one: _Hour) -> Observation:
-    rate, below = (
-        (one.counts.successes + 0.5) / (one.counts.tasks + 1),
-        one.counts.successes < (one.counts.tasks * one.rest.successes / one.rest.tasks),
-    )
-    variance = rate * (1 - rate) / one.counts.tasks + one.expected * (1 - one.expected) / one.rest.tasks
+    rate, usual = _smoothed(one.counts), one.expected
+    below = one.counts.successes * one.rest.tasks < one.counts.tasks * one.rest.successes
+    variance = rate * (1 - rate) / one.counts.tasks + usual * (1 - usual) / one.rest.tasks
     return Observation(
         source=one.start.isoformat(),
         at=one.start,
         support=int(below),
         against=int(not below),
-        effect=rate - one.expected,
+        effect=rate - usual,
         error=math.sqrt(variance),
     )
 
@@ -241,13 +232,12 @@ def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]
             everybody[memory.claim.symptom].append(counts[key])
     found = {}
     for key, memory in remembered.items():
-        support, against = counts[key]
-        reference = 0.5
+        reference: float | None = 0.5
         if memory.claim.kind is PatternKind.SKILL:
-            others = everybody[memory.claim.symptom]
-            succeeded, failed = (math.fsum(c[i] for c in others) - counts[key][i] for i in (0, 1))
-            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else reference
-        found[key] = _pattern(key, memory, (support, against), reference, now)
+            all_of_it = everybody[memory.claim.symptom]
+            succeeded, failed = (math.fsum(c[i] for c in all_of_it) - counts[key][i] for i in (0, 1))
+            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else None
+        found[key] = _pattern(key, memory, counts[key], reference, now)
     return found
 
 
@@ -256,15 +246,13 @@ def _weighed(memory: Memory, now: datetime) -> tuple[float, float]:
     return math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights)
 
 
-def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float, now: datetime) -> Pattern:
+def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float | None, now: datetime) -> Pattern:
     claim, seen, (support, against) = memory.claim, memory.observations, counts
     low, high = wilson(support, support + against, SETTLED[claim.kind])
     state = PatternState.CONTESTED
-    if low > reference:
-        state = PatternState.SUPPORTED
-    elif high < reference:
-        state = PatternState.REFUTED
-    effect = pooled(seen, now)
+    if reference is not None and not low <= reference <= high:
+        state = PatternState.SUPPORTED if low > reference else PatternState.REFUTED
+    effect, effect_interval = pooled(seen, now) or (None, None)
     pattern = Pattern(
         pattern_id=key,
         claim=claim,
@@ -277,8 +265,8 @@ def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: f
         against=against,
         interval=(low, high),
         reference=reference,
-        effect=effect[0] if effect else None,
-        effect_interval=effect[1] if effect else None,
+        effect=effect,
+        effect_interval=effect_interval,
         first_seen=seen[0].at,
         last_seen=seen[-1].at,
     )
@@ -306,54 +294,43 @@ def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
             return f"{symptom} lay below the rest of the week on {day} UTC {times} times{effect}"
         case PatternKind.SKILL:
             low, high = pattern.interval
-            return (
-                f"{claim.agent_id} succeeded in {times} tasks of {claim.symptom.task_type} "
-                f"[{low:.0%}, {high:.0%}], the others in {pattern.reference:.0%}"
-            )
+            others = "nobody else did any" if pattern.reference is None else f"the others in {pattern.reference:.0%}"
+            tasks = f"{times} tasks of {claim.symptom.task_type} [{low:.0%}, {high:.0%}]"
+            return f"{claim.agent_id} succeeded in {tasks}, {others}"
 
 
 def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:
-    """What is new, what has changed and what is forgotten, in words; what matters most first."""
-    new = [p for key, p in after.items() if key not in before]
-    changed = [p for key, p in after.items() if key in before and _differs(before[key], p)]
-    forgotten = [p for key, p in before.items() if key not in after]
-    news = [(f"new, {p.state.value}", p) for p in new]
-    news += [(f"changed, {_moved(before[p.pattern_id].state, p.state)}", p) for p in changed]
-    news += [("forgotten", p) for p in forgotten]
-    lines = [f"{what}: {p.text}" for what, p in sorted(news, key=_importance)]
-    rest = len(lines) - LINES_OF_A_LESSON
-    text = "\n".join(lines[:LINES_OF_A_LESSON] + ([f"and {rest} more"] if rest > 0 else [])) or "nothing new"
-    return Lesson(
-        at=at,
-        text=text[:2_000],
-        new=tuple(p.pattern_id for p in new),
-        changed=tuple(p.pattern_id for p in changed),
-        forgotten=tuple(p.pattern_id for p in forgotten),
+    """What is new, what has changed and what is forgotten; what can be done first, then what is settled.
+
+    Single tasks and weeks move counts every night: of them only another state is news.
+    """
+    news = [("forgotten", p) for key, p in before.items() if key not in after]
+    for key, p in after.items():
+        was = before.get(key)
+        if was is None:
+            news.append((f"new, {p.state.value}", p))
+        elif was.state is not p.state:
+            news.append((f"changed, {was.state.value} -> {p.state.value}", p))
+        elif p.claim.kind is PatternKind.REMEDY and was.tries != p.tries:
+            news.append((f"tried again, {p.state.value}", p))
+    news.sort(
+        key=lambda n: (n[1].claim.kind is not PatternKind.REMEDY, n[1].state is PatternState.CONTESTED, n[0], n[1].text)
     )
-
-
-def _differs(was: Pattern, now: Pattern) -> bool:
-    """Whether it is news: single tasks and weeks move the counts of the other kinds every night."""
-    tried_again = now.claim.kind is PatternKind.REMEDY and was.tries != now.tries
-    return was.state is not now.state or tried_again
-
-
-def _moved(was: PatternState, now: PatternState) -> str:
-    return now.value if was is now else f"{was.value} -> {now.value}"
-
-
-def _importance(news: tuple[str, Pattern]) -> tuple[bool, bool, str, str]:
-    """What a reader should hear first: what can be done, then what is settled."""
-    what, p = news
-    return p.claim.kind is not PatternKind.REMEDY, p.state is PatternState.CONTESTED, what, p.text
+    lines = [f"{what}: {p.text}" for what, p in news[:LINES_OF_A_LESSON]]
+    rest = [f"and {len(news) - len(lines)} more"] if len(news) > len(lines) else []
+    return Lesson(at=at, text="\n".join([*lines, *rest])[:2_000] or "nothing new")
 
 
 def relevant(patterns: Iterable[Pattern], metric: str, task_type: str, most: int) -> tuple[Pattern, ...]:
-    """What an investigator ought to know: of the same metric, of its own task type first, then the weightiest."""
+    """What an investigator ought to know: of the same metric, of its own task type first, then the weightiest.
 
-    def rank(p: Pattern) -> tuple[bool, bool, float, str]:
-        own = p.claim.symptom.task_type == task_type
-        return not own, p.claim.kind is not PatternKind.REMEDY, -(p.support + p.against), p.pattern_id
+    Of other task types only what mended them. Who is good at it comes last: a crowd must not hide what can be done.
+    """
+
+    def rank(p: Pattern) -> tuple[bool, bool, bool, float, str]:
+        kind, own = p.claim.kind, p.claim.symptom.task_type == task_type
+        of_agents, remedy = kind is PatternKind.SKILL, kind is PatternKind.REMEDY
+        return of_agents, not own, not remedy, -(p.support + p.against), p.pattern_id
 
     about = [
         p

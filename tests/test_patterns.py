@@ -179,6 +179,13 @@ def test_one_experiment_keeps_its_own_interval() -> None:
     assert (found[0], *found[1]) == pytest.approx((0.24, 0.14, 0.34))
 
 
+def test_a_difference_of_rates_is_at_most_everything() -> None:
+    found = pooled([Observation(source="a", at=NOW, effect=0.65, error=0.2)], NOW)
+
+    assert found is not None
+    assert found[1][1] == 1.0
+
+
 def test_the_pooled_interval_covers_the_truth() -> None:
     dice, covered = random.Random(1), 0
     for _ in range(1_000):
@@ -369,6 +376,13 @@ def test_an_agent_is_compared_with_the_others_on_the_same_type(successes: int, s
     assert ada.reference == pytest.approx(0.9, abs=0.001)
 
 
+def test_an_agent_without_others_is_better_than_nobody() -> None:
+    (alone,) = judge(merge({}, [work("ada", 100, 98)], NOW), NOW).values()
+
+    assert (alone.state, alone.reference) == (PatternState.CONTESTED, None)
+    assert alone.text.endswith("nobody else did any")
+
+
 # ---- lessons
 
 
@@ -382,14 +396,14 @@ def test_a_lesson_tells_what_is_new_what_has_changed_and_what_is_forgotten() -> 
     first, second, third = told.text.splitlines()
     assert first.startswith("forgotten: lowering")
     assert second.startswith("changed, supported -> contested: raising")
-    assert third.startswith("new, supported: ada succeeded in 9 of 10")
+    assert third.startswith("new, contested: ada succeeded in 9 of 10")
     assert lesson(judge(after, NOW), judge(after, NOW), NOW).text == "nothing new"
 
 
 def test_a_lesson_is_short_however_much_was_learned() -> None:
-    crowd = [work(f"agent-{n}-{'x' * 150}", 100, 90 + n % 10) for n in range(400)]
+    crowd = [work(f"agent-{n}-{'x' * 50}", 100, 90 + n % 10) for n in range(400)]
 
     told = lesson({}, judge(merge({}, crowd, NOW), NOW), NOW)
 
     assert len(told.text) <= 2_000
-    assert len(told.new) == 400
+    assert told.text.splitlines()[-1] == "and 388 more"

@@ -9,16 +9,14 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import pytest
 from sqlalchemy import event
 from sqlmodel import select
 
-from activities import ledger
 from activities.database import Database, migrate
 from activities.experiment import roll_back_by_hand
 from activities.report import ReportActivities, lasted, report, text
@@ -26,15 +24,14 @@ from schema.messages.events import EventType
 from schema.messages.ledger import EntryKind
 from schema.messages.report import IssueState, Report
 from schema.tables.events import EventRow
-from schema.tables.observatory import RollupRow, SnapshotRow
+from schema.tables.observatory import RollupRow
 from starter.cli import main
 from starter.report_page import page
 from tests.browser import Page, browser, chromium
-from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, TICK_H, Fortnight
+from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, Fortnight
 
 END = BEGIN + timedelta(days=14)
 HOSTILE = "<script>fetch('https://evil.example')</script><b onclick=x>\u202eזדון\u0000" + "x" * 1_500
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +48,13 @@ def facts(lived: Database) -> Report:
     return report(lived, PLATFORM, BEGIN, END)
 
 
+def copy(lived: Database, folder: Path) -> Database:
+    with lived.engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql(f"VACUUM INTO '{folder / 'copy.db'}'")
+    return Database(f"sqlite:///{folder / 'copy.db'}")
+
+
 def hostile(facts: Report) -> Report:
     """The report of a platform whose agents write what they like wherever they may write."""
 
@@ -60,13 +64,11 @@ def hostile(facts: Report) -> Report:
                 return {k: spoil(v, k) for k, v in value.items()}
             case list():
                 return [spoil(v, key) for v in value]
-            case str() if key in ("reason", "root_cause", "ending_reason", "subject", "what", "stands", "operator"):
+            case str() if key in ("reason", "root_cause", "operator", "ledger_broken"):
                 return HOSTILE
         return value
 
     spoilt = spoil(facts.model_dump(mode="json"))
-    for anomaly in [issue["anomaly"] for name in ("issues", "open_anomalies") for issue in spoilt[name]]:
-        anomaly["reason"] = HOSTILE[:2_000]
     return Report.model_validate(spoilt)
 
 
@@ -76,23 +78,24 @@ def hostile(facts: Report) -> Report:
 def test_the_fortnight_tells_what_it_was_made_to_tell(facts: Report) -> None:
     assert facts.before is not None
     assert facts.after is not None
-    before, after = facts.before.counts, facts.after.counts
+    before, after = facts.before.tasks, facts.after.tasks
     # Four types at .60, .58, .95 and .60 begin; .72 to .94, .93, .95 and .93 end.
-    assert 0.60 < (before.rate or 0) < 0.72
-    assert 0.88 < (after.rate or 0) < 0.96
-    assert (facts.before.mean_duration_s or 0) > (facts.after.mean_duration_s or 0) > 150
+    assert 0.60 < (before.counts.rate or 0) < 0.72
+    assert 0.88 < (after.counts.rate or 0) < 0.96
+    assert (before.mean_duration_s or 0) > (after.mean_duration_s or 0) > 150
     assert facts.issue_states[IssueState.FIXED] == 3
     assert facts.issue_states[IssueState.FIXED_BY_PERSON] == 1
     assert facts.issue_states[IssueState.OPEN] == 1
     assert facts.endings.keys() >= {"promoted", "rolled_back", "rejected", "inconclusive", "no_bids"}
-    assert facts.rolled_back == 1
-    assert [cycle.subject for cycle in facts.open_cycles] == [f"success_rate:{RESEARCH}"]
+    assert facts.ledger_kinds[EntryKind.PARAMETER_ROLLED_BACK] == 1
+    (still_open,) = [issue for issue in facts.issues if issue.state is IssueState.OPEN]
+    assert (still_open.anomaly.subject, still_open.attempts) == (f"success_rate:{RESEARCH}", 1)
 
 
 def test_a_change_says_what_it_replaced_and_a_rollback_that_it_went_back(facts: Report) -> None:
-    of_physics = [c for c in facts.changes if c.parameter == "physics_simulation.step_ms"]
+    of_physics = [c for c in reversed(facts.changes) if c.promotion.parameter == "physics_simulation.step_ms"]
 
-    assert [(c.before, c.value, c.rolled_back) for c in of_physics] == [
+    assert [(c.before, c.promotion.value, c.rolled_back) for c in of_physics] == [
         (10.0, 2.0, False),
         (2.0, 10.0, True),
         (10.0, 5.0, False),
@@ -101,81 +104,84 @@ def test_a_change_says_what_it_replaced_and_a_rollback_that_it_went_back(facts: 
 
 
 def test_a_period_begins_with_the_value_of_the_last_change_before_it(lived: Database, facts: Report) -> None:
-    last = facts.changes[4]
+    last = facts.changes[1]
     later = report(lived, PLATFORM, last.at, END)
 
-    assert later.changes[0] == last
-    assert later.rolled_back == 0
+    assert later.changes[-1] == last
+    assert EntryKind.PARAMETER_ROLLED_BACK not in later.ledger_kinds
+
+
+def test_an_anomaly_from_before_the_period_that_is_still_open_is_shown_and_not_counted(lived: Database) -> None:
+    (still_open,) = (night := report(lived, PLATFORM, END - timedelta(hours=3), END)).issues
+
+    assert still_open.state is IssueState.OPEN
+    assert still_open.anomaly.detected_at < night.since
+    assert night.issue_states == {}
+    assert "open anomalies:" in text(night)
 
 
 def test_charts_add_up_to_the_roll_ups_and_a_silence_is_a_gap(lived: Database, facts: Report) -> None:
     with lived.reading() as session:
         rows = session.exec(select(RollupRow)).all()
-    whole, *types = facts.tracks
-    silent = range(SILENT.start, SILENT.stop)
-    hours = {int((point.start - BEGIN).total_seconds() // 3_600) for point in whole.points}
+    whole = facts.tracks[""]
+    types = [track for name, track in facts.tracks.items() if name]
+    width_h = facts.interval_s // 3_600
+    hours = {int((point.start - BEGIN).total_seconds() // 3_600) for point in whole}
 
-    assert sum(p.counts.tasks for p in whole.points) == sum(row.tasks for row in rows)
-    assert sum(p.counts.successes for t in types for p in t.points) == sum(row.successes for row in rows)
-    assert not hours & set(silent)
-    assert {silent.start - TICK_H, silent.stop} <= hours
-    assert all(point.counts.tasks for track in facts.tracks for point in track.points)
+    assert sum(p.counts.tasks for p in whole) == sum(row.tasks for row in rows)
+    assert sum(p.counts.successes for track in types for p in track) == sum(row.successes for row in rows)
+    assert not hours & set(SILENT)
+    assert {SILENT.start - width_h, SILENT.stop} <= hours
+    assert all(point.counts.tasks for track in facts.tracks.values() for point in track)
 
 
 def test_an_experiment_comes_with_its_arms_its_votes_and_its_running_evidence(facts: Report) -> None:
     first = facts.experiments[-1]
     running = facts.experiments[0]
 
-    assert (first.design.control, first.design.treatment, first.ending) == (10.0, 2.0, "rolled_back")
-    assert (first.agent_id, first.votes) == ("eve", "4 for, 1 against")
+    assert (first.design.control, first.design.treatment, first.outcome) == (10.0, 2.0, "rolled back")
+    assert first.proposal is not None
+    assert (first.proposal.agent_id, first.approved, first.rejected) == ("eve", 4, 1)
     assert first.reading is not None
-    assert first.evidence[-1].tasks == first.reading.control.tasks + first.reading.treatment.tasks
-    assert first.evidence[-1].log_e == pytest.approx(first.reading.log_e)
+    assert first.reading.interval is not None
+    tasks, log_e = first.evidence[-1]
+    assert tasks == first.reading.control.tasks + first.reading.treatment.tasks
+    assert log_e == pytest.approx(first.reading.log_e)
     assert first.watch is not None
-    assert (running.state, running.ending) == ("running", None)
+    assert running.outcome == "running"
     assert running.reading is not None
     assert running.reading.decision == "continue"
 
 
-def test_what_agents_earned_is_what_the_market_paid(lived: Database, facts: Report) -> None:
+def test_what_agents_earned_is_what_the_market_paid_less_what_they_paid(lived: Database, facts: Report) -> None:
     by_name = {agent.agent_id: agent for agent in facts.agents}
 
     assert by_name["ada"].results == {"promoted": 2}
     assert by_name["ada"].earned == by_name["ada"].balance > 0
-    assert by_name["eve"].paid > 0
+    assert by_name["eve"].results == {"harmful": 1, "promoted": 1}
+    assert 0 < by_name["eve"].earned < by_name["ada"].earned
     assert by_name["ada"].standing > by_name["ada"].standing_before == 0.5
-    assert sum(agent.ballots for agent in facts.agents) == 5 * sum(agent.proposals for agent in facts.agents)
 
 
-def test_the_p95_is_read_from_snapshots_that_have_it(lived: Database, tmp_path: Path) -> None:
-    with lived.reading() as session:
-        body = session.exec(select(SnapshotRow.body)).first()
-    database = Database(f"sqlite:///{tmp_path / 'p95.db'}")
-    migrate(database)
+def test_what_was_not_measured_at_one_end_says_so_at_that_end(database: Database) -> None:
     with database.transaction() as session:
         session.add(RollupRow(start=BEGIN, task_type=RESEARCH, tasks=2, successes=1, duration_sum_s=600.0))
-        for hours, p95 in ((1, 500.0), (335, 240.0)):
-            at = BEGIN + timedelta(hours=hours)
-            session.add(SnapshotRow(at=at, health=80.0, body={**(body or {}), "p95_duration_s": p95}, detector={}))
-    told = text(report(database, PLATFORM, BEGIN, END))
-    database.close()
 
-    assert "95th percentile: 8.33 min -> 4 min" in told
+    told = text(report(database, PLATFORM, BEGIN, END))
+
     assert "mean completion time: 5 min -> not measured" in told
+    assert "health: not measured -> not measured" in told
 
 
 def test_a_fix_that_a_person_takes_back_is_no_fix(lived: Database, facts: Report, tmp_path: Path) -> None:
-    with lived.engine.connect() as connection:
-        connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql(f"VACUUM INTO '{tmp_path / 'copy.db'}'")
-    database = Database(f"sqlite:///{tmp_path / 'copy.db'}")
+    database = copy(lived, tmp_path)
     roll_back_by_hand(database, f"{RESEARCH}.timeout_s", "olga", "too slow", END)
     taken_back = report(database, PLATFORM, BEGIN, END + timedelta(seconds=1))
     database.close()
 
     assert taken_back.issue_states[IssueState.FIXED] == facts.issue_states[IssueState.FIXED] - 1
     assert taken_back.issue_states[IssueState.TAKEN_BACK] == 1
-    assert taken_back.rolled_back == facts.rolled_back + 1
+    assert taken_back.ledger_kinds[EntryKind.PARAMETER_ROLLED_BACK] == 2
 
 
 def test_a_report_reads_no_raw_outcomes_and_as_much_for_a_year_as_for_a_fortnight(lived: Database) -> None:
@@ -195,7 +201,7 @@ def test_a_report_reads_no_raw_outcomes_and_as_much_for_a_year_as_for_a_fortnigh
     finally:
         event.remove(lived.engine, "before_cursor_execute", note)
 
-    assert counts[1] < 1.8 * counts[0] < 1_000
+    assert counts[0] == counts[1] < 150
 
 
 def test_both_databases_tell_the_same(lived: Database, postgres_database: Database) -> None:
@@ -207,21 +213,25 @@ def test_both_databases_tell_the_same(lived: Database, postgres_database: Databa
     # The other one has lived longer: what counts is what was recorded within the period.
     assert there.tracks == here.tracks
     assert there.changes == here.changes
-    assert there.health == pytest.approx(here.health)
+    assert there.before == here.before
     assert [i.anomaly for i in there.issues] == [i.anomaly for i in here.issues]
-    assert there.ledger.kinds == here.ledger.kinds
+    assert there.ledger_kinds == here.ledger_kinds
     assert text(there).split("issues detected")[0] == text(here).split("issues detected")[0]
 
 
-def test_a_broken_chain_is_said_to_be_broken(database: Database, facts: Report) -> None:
-    with database.transaction() as session:
-        ledger.append(session, EntryKind.PERSON_ACTED, "k", "s", BEGIN, {"kind": "pause"})
+@pytest.mark.parametrize("body", ['{"kind":"abort"}', "{", ""])
+def test_a_broken_chain_is_said_to_be_broken_and_the_rest_is_still_told(
+    lived: Database, facts: Report, tmp_path: Path, body: str
+) -> None:
+    database = copy(lived, tmp_path)
     with database.engine.begin() as connection:
-        connection.exec_driver_sql('UPDATE ledger SET body = \'{"kind":"abort"}\'')
+        connection.exec_driver_sql("UPDATE ledger SET body = ?", (body,))
 
     broken = report(database, PLATFORM, BEGIN, END)
+    database.close()
 
-    assert "its digest does not match" in text(broken)
+    assert broken.before == facts.before
+    assert "ledger: 24 entries of 24; entry 1 (" in text(broken)
     assert "The chain is broken" in page(broken)
     assert "The hash chain verifies." in page(facts)
 
@@ -246,18 +256,16 @@ def test_the_text_has_the_article_s_rows_and_at_most_forty_lines(facts: Report) 
     lines = text(facts).splitlines()
 
     assert len(lines) <= 40
-    assert f"issues detected: {facts.issues_total}" in lines
-    assert f"fixed with no human: 3 of {facts.issues_total}" in lines
+    assert {"issues detected: 6", "fixed with no human: 3 of 6"} <= set(lines)
     assert "promotions rolled back: 1" in lines
-    assert lines[-1].startswith(f"ledger: {facts.ledger.entries} entries of {facts.ledger.entries}; unbroken, head ")
+    assert lines[-1].startswith(f"ledger: {facts.ledger_entries} entries of {facts.ledger_entries}; unbroken, head ")
 
 
 def test_however_much_happened_the_text_is_short_and_holds_no_control_characters(facts: Report) -> None:
     much = hostile(facts).model_copy(
         update={
             "issue_states": dict.fromkeys(IssueState, 9),
-            "open_anomalies": hostile(facts).issues,
-            "open_cycles": facts.open_cycles * 9,
+            "issues": tuple(i.model_copy(update={"state": IssueState.OPEN}) for i in hostile(facts).issues),
         }
     )
     told = text(much)
@@ -274,8 +282,6 @@ def test_an_empty_platform_is_not_measured_and_never_zero(database: Database) ->
         assert "not measured" in shown
         assert not re.search(r"(?<!\d)0(\.0)?( ?%| min| s\b)", shown)
     assert "issues detected: not measured" in text(empty)
-    assert len(empty.missing) == 5
-    assert "What is missing" in page(empty)
 
 
 def test_the_report_of_a_night_is_published_once(lived: Database) -> None:
@@ -295,14 +301,21 @@ def test_the_report_of_a_night_is_published_once(lived: Database) -> None:
 
 @pytest.fixture
 def nautilus(
-    lived: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     declared = "".join(f'[[task_types]]\nname = "{declared.name}"\n' for declared in PLATFORM.task_types)
     (tmp_path / "platform.toml").write_text(declared)
+    url = f"sqlite:///{tmp_path / 'now.db'}"
+    database = Database(url)
+    migrate(database)
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    with database.transaction() as session:
+        session.add(RollupRow(start=an_hour_ago, task_type=RESEARCH, tasks=10, successes=9, duration_sum_s=600.0))
+    database.close()
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setenv("NAUTILUS_PLATFORM", str(tmp_path / "platform.toml"))
-        monkeypatch.setenv("NAUTILUS_DATABASE_URL", str(lived.url))
+        monkeypatch.setenv("NAUTILUS_DATABASE_URL", url)
         monkeypatch.setattr(sys, "argv", ["nautilus", "report", *arguments])
         with pytest.raises(SystemExit) as left:
             main()
@@ -313,13 +326,12 @@ def nautilus(
 
 def test_the_command_tells_writes_and_emits(nautilus: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     file = tmp_path / "report.html"
-    period = ("--until", "2026-11-22T00:00Z")
 
-    assert nautilus(*period)[1].startswith("Nautilus, 08 Nov 2026 00:00 to 22 Nov 2026 00:00 UTC")
-    assert nautilus(*period, "--html", str(file)) == (0, f"the report is in {file}\n", "")
+    assert "success rate: 90.0% (9 of 10, 95 %: 59.6% to 98.2%) -> not measured" in nautilus("--since", "2h")[1]
+    assert nautilus("--html", str(file)) == (0, f"the report is in {file}\n", "")
     assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
-    document = Report.model_validate(json.loads(nautilus(*period, "--since", "2w", "--json")[1]))
-    assert document.rolled_back == 1
+    document = Report.model_validate(json.loads(nautilus("--since", "2w", "--json")[1]))
+    assert document.until - document.since == timedelta(days=14)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +339,6 @@ def test_the_command_tells_writes_and_emits(nautilus: Callable[..., tuple[int, s
     [
         (("--since", "yesterday"), "expected a time like 90m, 12h, 14d or 2w for --since, but 'yesterday' came"),
         (("--since", "9999999w"), "expected a time like"),
-        (("--until", "soon"), "expected an instant like 2026-11-22T12:00Z for --until, but 'soon' came"),
         (("--html", "/nowhere/report.html"), "expected to read and write files"),
     ],
 )
@@ -344,15 +355,12 @@ def test_a_mistake_is_one_line(
 
 
 def test_every_chart_says_in_words_what_it_shows(facts: Report) -> None:
-    body = page(facts).split("</head>")[1].rsplit("</html>")[0]
-    charts = ET.fromstring(body).iter("svg")
+    charts = re.findall(r"<svg [^>]*>", page(facts))
 
+    assert len(charts) == 2 + 4 + len(facts.experiments)
     for chart in charts:
-        title, description = (chart.find(name) for name in ("title", "desc"))
-        assert title is not None
-        assert description is not None
-        assert description.text
-        assert chart.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+        assert re.search(r'role="img" aria-label="(Success rate of|Running evidence: e = )', chart)
+    assert "5 promotions and 1 rollbacks are marked" in charts[0]
 
 
 @pytest.fixture
@@ -405,8 +413,8 @@ async def test_a_person_reads_the_page_on_a_phone_and_on_a_screen_by_day_and_by_
             assert lowest >= 4.5, f"{where!r} at {width} px, {scheme}"
             dark = await tab.run("getComputedStyle(document.documentElement).backgroundColor") == "rgb(20, 23, 26)"
             assert dark == (scheme == "dark")
-            # One of the two forms of each big chart, four task types, the experiments, the agents.
-            assert await tab.run(VISIBLE) == 2 + 4 + len(facts.experiments) + len(facts.agents)
+            # One of the two forms of the big chart, four task types, the experiments.
+            assert await tab.run(VISIBLE) == 1 + 4 + len(facts.experiments)
 
     wide = "document.querySelector('svg.wide')"
     assert await tab.run(f"{wide}.querySelectorAll('.promotion').length") == 5
@@ -418,8 +426,8 @@ async def test_a_person_reads_the_page_on_a_phone_and_on_a_screen_by_day_and_by_
     assert tab.heard("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Audits.issueAdded") == []
     if folder := os.environ.get("NAUTILUS_PICTURES"):
         await tab.prefer("light")
-        await tab.resize(1180, 1310)
-        await tab.picture(Path(folder) / "report.png", x=0, y=0, width=1180, height=1310)
+        await tab.resize(1180, 1330)
+        await tab.picture(Path(folder) / "report.png", x=0, y=0, width=1180, height=1330)
 
 
 async def test_what_a_hostile_agent_writes_is_text_and_stays_in_its_place(
@@ -464,5 +472,5 @@ async def test_an_empty_platform_has_a_page_that_says_what_is_missing(
 
     await tab.resize(400, 900)
     await tab.open(file.as_uri())
-    await tab.shows("What is missing", "nautilus outcomes import", "not measured", "No anomaly is open.")
+    await tab.shows("nautilus outcomes import", "not measured", "No experiment ran", "No agent is registered")
     assert await tab.run("document.documentElement.scrollWidth") == 400

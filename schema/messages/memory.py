@@ -132,7 +132,8 @@ class Pattern(Message):
     """A claim as it is judged at one instant.
 
     `support` and `against` are weighed by age; `successes` of `tries` are not. `interval` holds the share of support,
-    and `reference` is the share that would be nothing special. `effect` is pooled, with a 95 % interval.
+    and `reference` is the share that would be nothing special: None where nobody else has done any. `effect` is pooled,
+    with a 95 % interval.
     """
 
     pattern_id: str
@@ -144,7 +145,7 @@ class Pattern(Message):
     support: float
     against: float
     interval: tuple[float, float]
-    reference: float
+    reference: float | None
     effect: float | None
     effect_interval: tuple[float, float] | None
     first_seen: Instant
@@ -152,10 +153,7 @@ class Pattern(Message):
 
 
 class Lesson(Message):
-    """What one consolidation has learned: in words, and by pattern ids."""
+    """What one consolidation has learned, in words."""
 
     at: Instant
     text: Text
-    new: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    forgotten: tuple[str, ...] = ()

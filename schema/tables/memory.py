@@ -18,11 +18,10 @@ class MemoryRow(SQLModel, table=True):
 
 
 class ConsolidationRow(SQLModel, table=True):
-    """The newest one is the cursor: the ledger was read up to `ledger_sequence`, the outcomes up to `read_until`."""
+    """The newest one is the cursor: the ledger was read up to `ledger_sequence`."""
 
     __tablename__ = "consolidation"
 
     at: datetime = Field(sa_type=Moment, primary_key=True)
     ledger_sequence: int
-    read_until: datetime = Field(sa_type=Moment)
     lesson: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))

@@ -108,7 +108,6 @@ def upgrade() -> None:
         "consolidation",
         sa.Column("at", Moment(timezone=True), nullable=False),
         sa.Column("ledger_sequence", sa.Integer(), nullable=False),
-        sa.Column("read_until", Moment(timezone=True), nullable=False),
         sa.Column("lesson", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("at"),
     )
