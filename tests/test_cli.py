@@ -214,6 +214,17 @@ READING = [
 ]
 
 
+def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[..., Said], database: Database) -> None:
+    code, printed, _ = nautilus("health")
+
+    assert code == 0
+    for metric in ("throughput", "market fill rate", "active agents"):
+        assert metric in printed
+    header, *rows = [line.split() for line in printed.splitlines() if line.strip()][2:]
+    assert " ".join(header) == "task type tasks an hour success mean s p50 s p95 s quality spending"
+    assert rows[-1][0] == "all"
+
+
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
 def test_json_is_one_document_and_nothing_else(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
     code, printed, complaint = nautilus(*arguments, "--json")
