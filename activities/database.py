@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, text
+from sqlalchemy import event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -103,13 +103,24 @@ def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[s
 
 
 def migrate(database: Database) -> None:
-    """Bring the database to the newest version of the schema; doing it twice is doing it once."""
+    """Bring the database to the newest version of the schema; doing it twice is doing it once.
+
+    A new one gets the tables of the models at once, and only one that exists goes through revisions (Alembic's
+    cookbook, "Building an Up to Date Database from Scratch").
+    """
     from alembic import command  # loads slowly, and only starters migrate
     from alembic.config import Config
 
+    import schema.tables  # noqa: F401  (fills the metadata)
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    # Alembic keeps its context in module variables: one migration at a time in a process.
-    with _MIGRATING, database.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    # Alembic keeps its context in module variables: one migration at a time in a process, and one at a time in all.
+    with _MIGRATING, database.transaction() as session:
+        lock(session, "migrate")
+        connection = config.attributes["connection"] = session.connection()
+        if inspect(connection).has_table("alembic_version"):
+            command.upgrade(config, "head")
+        else:
+            SQLModel.metadata.create_all(connection)
+            command.stamp(config, "head")

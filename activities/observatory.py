@@ -31,7 +31,7 @@ from activities.rollups import (
     together,
 )
 from activities.sketches import above, below, highest, lowest, quantile
-from rules.baseline import PRIOR_TASKS
+from rules.baseline import PRIOR_TASKS, total
 from rules.cooldown import next_attempt_at
 from rules.detection import PLATFORM, Detection, Series, detect_all
 from rules.elevation import after
@@ -110,16 +110,6 @@ def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) 
     return len(new)
 
 
-def _interval(row: RollupRow) -> Interval:
-    return Interval(
-        start=row.start,
-        counts=Counts(tasks=row.tasks, successes=row.successes),
-        failures={kind: getattr(row, column) for kind, column in FAILURE_COLUMNS.items() if getattr(row, column)},
-        mean_duration_s=row.duration_sum_s / row.tasks if row.tasks else None,
-        mean_quality=row.quality_sum / row.rated if row.rated else None,
-    )
-
-
 def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
     """The intervals of each task type that start in [since, until), oldest first."""
     rows = session.exec(
@@ -130,7 +120,9 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
     ).all()
     found: dict[str, list[Interval]] = defaultdict(list)
     for row in rows:
-        found[row.task_type].append(_interval(row))
+        failures = {kind: n for kind, column in FAILURE_COLUMNS.items() if (n := getattr(row, column))}
+        counts = Counts(tasks=row.tasks, successes=row.successes)
+        found[row.task_type].append(Interval(start=row.start, counts=counts, failures=failures))
     return dict(found)
 
 
@@ -427,20 +419,20 @@ def _measure(
     since = at - timedelta(seconds=rules.floor_window_s)
     recent = {name: [one for one in track if one.start >= since] for name, track in tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
-    total = together(by_type.values())
+    everything = together(by_type.values())
     fill = _market_fill_rate(session, since)
     agents = set(session.exec(select(AgentRow.agent_id)).all())
     acted = {agent_id for start, names in active.items() if start >= since for agent_id in names} & agents
-    throughput = total.tasks * 3_600 / rules.floor_window_s
+    throughput = everything.tasks * 3_600 / rules.floor_window_s
     usual = healthy_counts(session, sorted(tracks), at, rules)
-    whole = measures(total)
+    whole = measures(everything)
     known = {"success", *measured}
     if any(one.rated for track in tracks.values() for one in track):
         known.add("quality")
     # A platform that never ran a task is not well because nobody is missing in it.
     ran = bool(tracks) or "success" in measured
     score = health(
-        success_rate=total.counts.rate,
+        success_rate=everything.counts.rate,
         mean_quality=whole.mean_quality,
         # A market with nothing to fill is measured, and full.
         market_fill_rate=1.0 if fill is None and ran else fill,
@@ -453,7 +445,7 @@ def _measure(
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
-        platform=total.counts,
+        platform=everything.counts,
         task_types={name: one.counts for name, one in by_type.items()},
         mean_duration_s=whole.mean_duration_s,
         mean_quality=whole.mean_quality,
@@ -468,11 +460,6 @@ def _measure(
         measures={name: measures(one) for name, one in by_type.items()},
         measured=tuple(sorted({*measured, *score.parts})),
     )
-
-
-def _total(intervals: Iterable[Interval]) -> Counts:
-    counts = [interval.counts for interval in intervals]
-    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
 
 
 def _market_fill_rate(session: Session, since: datetime) -> float | None:
@@ -497,7 +484,7 @@ def _diagnosis(
     ).all()
     return TaskTypeDiagnosis(
         task_type=task_type,
-        counts=_total(intervals),
+        counts=total(interval.counts for interval in intervals),
         failures={k: n for k in FailureKind if (n := sum(i.failures.get(k, 0) for i in intervals))},
         samples=tuple(
             DurationSample(duration_s=duration_s, failure=FailureKind(failure) if failure else None)

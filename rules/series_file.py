@@ -1,34 +1,40 @@
 """Episodes in a plain file of a user's own history: what `nautilus detect --file` tells.
 
 Rates are judged by the platform's own CUSUMs, both ways. Values without a denominator are judged by Gaussian CUSUMs
-(Page 1954) of what is new in each row against the usual value at that time of the week. In a file nobody closes alarms:
-a level that outlasts the baseline's window becomes the new normal.
+(Page 1954) of their ranks among the usual ones at that time of the week: a rank has the same chances whatever the
+values look like, so skew and heavy tails raise no false alarms. In a file nobody closes alarms: a level that settles,
+and outlasts the baseline's window, becomes the new normal.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
 from operator import itemgetter
-from statistics import fmean, median
-from typing import NamedTuple
+from statistics import NormalDist, fmean, median
+from typing import NamedTuple, TypeVar
 
-from rules.baseline import HOURS, WEEK_S, Baseline, baseline
-from rules.detection import BUDGET, CLOSING, Metric, Series, Settings, step
+from rules.baseline import HOURS, WEEK_S, Baseline, baseline, total
+from rules.detection import BUDGET, CLOSING, SLIGHT, Metric, Series, Settings, step
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
-MINIMUM_ROWS, FOUR_WEEKS = 30, timedelta(weeks=4)
+MINIMUM_ROWS, MOST_ROWS, FOUR_WEEKS = 30, 10_000, timedelta(weeks=4)  # of what is normal; the most is a week of minutes
 # How often a week an hour of the pattern comes, how many weeks it takes to know it, and the hour of the pattern.
 PATTERNS: tuple[tuple[int, float, Callable[[int], int]], ...] = (
     (7, 0.9, lambda hour: hour % 24),
     (2, 0.9, lambda hour: hour % 24 + 24 * (hour >= 120)),
     (1, 3.5, lambda hour: hour),
 )
-WATCHED = (-3.0, -1.0, 1.0, 3.0)  # shifts to watch for, in spreads
+WATCHED = (-3.0, -1.0, 1.0, 3.0)  # shifts to watch for, in standard deviations of a normal rank
+SPARED = 0.3  # of the budget: a file's normal is estimated from less than a platform's
+NORMAL = NormalDist()
+AT = itemgetter(0)
+Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
+Watch = Callable[[Sequence[Row]], Iterable[Row]]  # shows how far the judging is
 
 
 class Direction(StrEnum):
@@ -46,26 +52,31 @@ class SeriesAlarm(NamedTuple):
     reason: str
 
 
-def detect_rates(rows: Iterable[tuple[datetime, int, int]]) -> list[SeriesAlarm]:
-    """Episodes in rows of (timestamp, successes, total), oldest first. A row with total 0 is no data."""
-    rows = list(rows)
-    for at, successes, tasks in rows:
-        if not 0 <= successes <= tasks:
-            raise ValueError(f"expected 0 <= successes <= total, but {successes} of {tasks} came at {at.isoformat()}")
+def detect_rates(
+    rows: Iterable[tuple[datetime, int, int]], watch: Watch[tuple[datetime, int, int]] = iter
+) -> list[SeriesAlarm]:
+    """Episodes in rows of (timestamp, successes, total). A row with total 0 is no data."""
+    rows = _in_order(rows)
+    if not rows:
+        return []
     rules = _rules_for([at for at, _, _ in rows])
     settings = Settings(Metric("rate", (-1, 1)), rules)
     track = [Interval(start=at, counts=Counts(tasks=tasks, successes=k)) for at, k, tasks in rows]
+    window, refit = timedelta(seconds=rules.baseline_s + rules.guard_s), timedelta(hours=6)
     state, found = Series(), list[SeriesAlarm]()
     normal: Baseline | None = None
-    fitted: object = None
-    for interval in track:
-        at, open_since = interval.start, state.alarm.anomaly.onset if state.alarm else None
-        if open_since and (at - open_since).total_seconds() > rules.baseline_s + rules.guard_s:
-            state, open_since = Series(episodes=((track[0].start, open_since),)), None
-        key = at.replace(minute=0, second=0, microsecond=0), state.episodes
-        if not open_since and fitted != key:
-            normal, fitted = baseline(at, track, rules, state.episodes), key
-        state = step("", state, at, {"": (interval.counts, normal)}, settings)
+    fitted = settled = rows[0][0]  # when the one and the other were last asked
+    for i, (at, _, _) in enumerate(watch(rows)):
+        open_since = state.alarm.anomaly.onset if state.alarm else None
+        if open_since and at - max(open_since, settled - window) > window:
+            settled = at + refit
+            if _settled_rate(track[bisect_left(rows, at - window, key=AT) : i]):
+                state, open_since, normal = Series(episodes=((rows[0][0], at - window),)), None, None
+        if not open_since and (normal is None or at - fitted >= refit):
+            normal, fitted = baseline(at, track, rules, state.episodes), at
+        state = step("", state, at, {"": (track[i].counts, normal)}, settings)
+        if open_since and state.alarm is None:
+            normal = None
         if not open_since and (alarm := state.alarm) is not None:
             anomaly, direction = alarm.anomaly, Direction.DOWN if alarm.cause < 0 else Direction.UP
             size = (anomaly.observed.rate or 0.0) - ((anomaly.baseline and anomaly.baseline.rate) or 0.0)
@@ -74,30 +85,38 @@ def detect_rates(rows: Iterable[tuple[datetime, int, int]]) -> list[SeriesAlarm]
 
 
 class _Usual(NamedTuple):
-    """What is normal of a value by hour of the week, its spread, and how each row follows from the one before."""
+    """What is normal of a value: its level by hour of the week, and how far from it the rows were, in order."""
 
     levels: list[float]
-    spread: float
-    memory: float  # correlation with the row before
-    noise: float  # spread of what is new in a row, in spreads of the rows
-    rows: int
+    distances: list[float]
+    memory: float = 0.0  # correlation of a row's rank with that of the row before
 
-    def at(self, at: datetime) -> float:
+    def level(self, at: datetime) -> float:
         """Between two full hours it is between their levels, or every hour would begin with a jump."""
         hour, part = at.weekday() * 24 + at.hour, (at.minute * 60 + at.second) / 3_600
         return self.levels[hour] * (1 - part) + self.levels[(hour + 1) % HOURS] * part
+
+    def score(self, distance: float) -> float:
+        """The distance's rank among the usual ones, as the normal variable of that rank (van der Waerden 1952)."""
+        rows = len(self.distances)
+        rank = (bisect_left(self.distances, distance) + bisect_right(self.distances, distance)) / 2
+        return NORMAL.inv_cdf(min(max(rank, 0.5), rows - 0.5) / rows)
+
+    def news(self, score: float, last: float) -> float:
+        """What is new in a row after the one before; its standard deviation is 1."""
+        return (score - self.memory * last) / math.sqrt(1 - self.memory**2)
 
 
 def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
     """Median by hour of the day, by weekday and weekend, by hour of the week: each where it foretells the rows better.
 
-    With m values to a median, the spread about it comes out too small by sqrt((m - 1) / m): finer must win in spite of
-    that. None below MINIMUM_ROWS.
+    With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): finer
+    must win in spite of that. None below MINIMUM_ROWS.
     """
     if len(rows) < MINIMUM_ROWS:
         return None
     levels = [median(value for _, value in rows)] * HOURS
-    residuals = [value - levels[0] for _, value in rows]
+    distances = [value - levels[0] for _, value in rows]
     slots = [(at.weekday() * 24 + at.hour + (at.minute >= 30)) % HOURS for at, _ in rows]
     weeks = (rows[-1][0] - rows[0][0]) / timedelta(weeks=1)
     for a_week, least, pattern in PATTERNS:
@@ -105,97 +124,121 @@ def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
         if weeks < least:
             break
         groups: dict[int, list[float]] = defaultdict(list)
-        for slot, residual in zip(slots, residuals, strict=True):
-            groups[pattern(slot)].append(residual)
-        medians = {b: median(group) for b, group in groups.items()}
-        honest = math.sqrt(repeats / (repeats - 1))
-        finer = [honest * (r - medians[pattern(slot)]) for slot, r in zip(slots, residuals, strict=True)]
-        if _spread(finer) < 0.9 * _spread(residuals):
+        for slot, distance in zip(slots, distances, strict=True):
+            groups[pattern(slot)].append(distance)
+        medians = {hour: median(group) for hour, group in groups.items()}
+        honest = math.sqrt((repeats + 1) / (repeats - 1))
+        finer = [honest * (d - medians[pattern(slot)]) for slot, d in zip(slots, distances, strict=True)]
+        if fmean(map(abs, finer)) < 0.9 * fmean(map(abs, distances)):
             levels = [level + medians.get(pattern(hour), 0.0) for hour, level in enumerate(levels)]
-            residuals = finer
-    spread = max(_spread(residuals), abs(levels[0]) * 1e-3, 1e-12)
-    near = [_clipped(r / spread, 3.0) for r in residuals]
-    memory = min(0.95, max(0.0, sum(a * b for a, b in pairwise(near)) / (sum(z * z for z in near) or 1.0)))
-    new = [(b - memory * a) / spread for a, b in pairwise(residuals)]
-    return _Usual(levels, spread, memory, max(_spread(new), math.sqrt(1 - memory**2)), len(rows))
+            distances = finer
+    usual = _Usual(levels, sorted(distances))
+    scores = [usual.score(d) for d in distances]
+    follows = sum(a * b for a, b in pairwise(scores)) / (sum(z * z for z in scores) or 1.0)
+    return usual._replace(memory=min(0.95, max(0.0, follows)))
 
 
-def _clipped(score: float, limit: float = 8.0) -> float:
-    return max(-limit, min(limit, score))
+class _Episode(NamedTuple):
+    """An alarm that is open: `size` is its lasting shift in what is new, `recovery` the evidence against it."""
+
+    onset: datetime
+    size: float
+    recovery: float = 0.0
 
 
-def _spread(residuals: Sequence[float]) -> float:
-    """1.4826 MAD is the standard deviation of normal noise; the 99.5% point guards against tails heavier than that."""
-    sizes = sorted(abs(r) for r in residuals)
-    return max(1.4826 * median(sizes), sizes[int(0.995 * (len(sizes) - 1))] / 2.81)
+def detect_values(
+    rows: Iterable[tuple[datetime, float]], watch: Watch[tuple[datetime, float]] = iter
+) -> list[SeriesAlarm]:
+    """Episodes in rows of (timestamp, value); a value that is NaN or infinite is no data.
 
-
-def detect_values(rows: Iterable[tuple[datetime, float]]) -> list[SeriesAlarm]:
-    """Episodes in rows of (timestamp, value), oldest first; a value that is NaN or infinite is no data.
-
-    The baseline is the four weeks before the guard gap (60 rows where they are longer), without past episodes.
+    Normal is learnt from the four weeks before the guard gap (60 rows where they are longer), without past episodes. A
+    week of them comes first, or a quarter of a shorter file: nobody knows a weekend who has not seen one.
     """
-    rows = list(rows)
+    rows = [row for row in _in_order(rows) if math.isfinite(row[1])]
+    if not rows:
+        return []
     rules = _rules_for([at for at, _ in rows])
-    rows = [(at, value) for at, value in rows if math.isfinite(value)]
-    guard, healthy, found = timedelta(seconds=rules.guard_s), list[tuple[datetime, float]](), list[SeriesAlarm]()
+    guard, window = timedelta(seconds=rules.guard_s), timedelta(seconds=rules.baseline_s + rules.guard_s)
     # Four weeks of daily rows are fewer than a baseline takes.
     reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
     refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
     # 0.2 is the peak of the crossings in `detection.threshold`.
-    limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / BUDGET), CLOSING)
-    sums, onsets, last = [0.0] * len(WATCHED), [0] * len(WATCHED), 0.0
-    usual, fitted = None, list[datetime]()
-    episode: tuple[int, float, float] | None = None  # where it began, its size in what is new, evidence of recovery
-    for i, (at, value) in enumerate(rows):
-        if episode and at - rows[episode[0]][0] > guard + timedelta(seconds=rules.baseline_s):
-            healthy, episode, usual = rows[episode[0] : i], None, None
+    limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * SPARED)), CLOSING)
+    fitted = settled = judged = rows[0][0]  # when the one and the other were last asked, and when to begin
+    judged += min(window, (rows[-1][0] - judged) / 4)
+    sums, onsets, scores = [0.0] * len(WATCHED), [0] * len(WATCHED), list[float]()
+    healthy, found = list[tuple[datetime, float]](), list[SeriesAlarm]()
+    usual: _Usual | None = None
+    episode: _Episode | None = None
+    for i, (at, value) in enumerate(watch(rows)):
+        if episode and at - max(episode.onset, settled - window) > window:
+            settled, recent = at + refit, rows[bisect_left(rows, at - window, key=AT) : i]
+            if _settled([number for _, number in recent]):
+                healthy, episode, usual = recent, None, None
         if not episode:
-            if usual is None or at - fitted[-1] >= refit:
-                first, end = (bisect_left(healthy, t, key=itemgetter(0)) for t in (at - guard - reach, at - guard))
-                usual, fitted = _usual(healthy[first:end]), [at]
+            if at >= judged and (usual is None or at - fitted >= refit):
+                first, end = (bisect_left(healthy, t, key=AT) for t in (at - guard - reach, at - guard))
+                usual, fitted = _usual(healthy[max(first, end - MOST_ROWS) : end]), at
             healthy.append((at, value))
+        scores.append(usual.score(value - usual.level(at)) if usual else 0.0)
         if usual is None:
             continue
-        score = _clipped((value - usual.at(at)) / usual.spread)
-        new, last = _clipped((score - usual.memory * last) / usual.noise), score
+        new = usual.news(scores[-1], scores[-2])
         if episode:
-            onset, size, recovery = episode
-            recovery = max(0.0, recovery - size * new + size * size / 2)
-            episode = (onset, size, recovery) if recovery < CLOSING else None
+            recovery = max(0.0, episode.recovery - episode.size * new + episode.size**2 / 2)
+            episode = episode._replace(recovery=recovery) if recovery < limit else None
             usual = usual if episode else None
             continue
-        error = 1.9 / math.sqrt(usual.rows)  # one and a half standard errors of a median
+        error = 1.9 / math.sqrt(len(usual.distances))  # one and a half standard errors of a median
         for c, shift in enumerate(WATCHED):
             onsets[c] = onsets[c] if sums[c] else i
             sums[c] = max(0.0, sums[c] + shift * new - abs(shift) * error - shift * shift / 2)
         c = max(range(len(WATCHED)), key=sums.__getitem__)
         if sums[c] < limit:
             continue
-        new_rows, direction = rows[onsets[c] : i + 1], Direction.UP if WATCHED[c] > 0 else Direction.DOWN
-        observed, expected = fmean(v for _, v in new_rows), fmean(usual.at(t) for t, _ in new_rows)
-        change = (observed - expected) / usual.spread
+        since, direction = rows[onsets[c] : i + 1], Direction.UP if WATCHED[c] > 0 else Direction.DOWN
+        observed, expected = fmean(v for _, v in since), fmean(usual.level(t) for t, _ in since)
         reason = (
-            f"mean {observed:.4g} over {len(new_rows)} rows, against {expected:.4g} usual at that time of the week "
-            f"({change:+.1f} spreads); log likelihood ratio {sums[c]:.1f}, alarm at {limit:.1f}"
+            f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
+            f"log likelihood ratio {sums[c]:.1f}, alarm at {limit:.1f}"
         )
-        found.append(SeriesAlarm(at, new_rows[0][0], direction, observed - expected, reason))
-        # A lasting shift shows in what is new as this much of itself.
-        lasting = min(3.0, max(1.0, abs(change))) * (1 - usual.memory) / usual.noise
-        episode, sums = (onsets[c], math.copysign(lasting, WATCHED[c]), 0.0), [0.0] * len(WATCHED)
-        del healthy[-len(new_rows) :]
+        found.append(SeriesAlarm(at, since[0][0], direction, observed - expected, reason))
+        # Half of what a lasting shift shows in what is new: chance helped to raise it, and must not close it.
+        lasting = usual.news(score := fmean(scores[onsets[c] :]), score)
+        episode = _Episode(since[0][0], math.copysign(min(1.5, max(0.5, abs(lasting) / 2)), WATCHED[c]))
+        sums = [0.0] * len(WATCHED)
+        del healthy[-len(since) :]
     return found
 
 
-def _rules_for(times: Sequence[datetime]) -> ObservatoryRules:
-    """The width of a row is the median step; a short file gets a guard gap of an eighth of itself.
+def _settled(values: Sequence[float]) -> bool:
+    """Whether a level stays where it is: what still moves is the same episode, and no new normal."""
+    halves = values[: len(values) // 2], values[len(values) // 2 :]
+    if not halves[0]:
+        return False
+    before, after = map(median, halves)
+    scatter = fmean([abs(v - before) for v in halves[0]] + [abs(v - after) for v in halves[1]])
+    return abs(after - before) <= 0.75 * scatter
 
-    Raises ValueError where the timestamps do not ascend.
-    """
-    for last, at in pairwise(times):
-        if (last.tzinfo is None) != (at.tzinfo is None) or at <= last:
-            came = f"{at.isoformat()} came after {last.isoformat()}"
-            raise ValueError(f"expected ascending timestamps, all with or all without an offset, but {came}")
+
+def _settled_rate(track: Sequence[Interval]) -> bool:
+    """The same of a rate: its halves differ by less than the smallest departure that is watched for, or by chance."""
+    before, after = (total(i.counts for i in part) for part in (track[: len(track) // 2], track[len(track) // 2 :]))
+    if before.rate is None or after.rate is None:
+        return False
+    rate = total([before, after]).rate or 0.0
+    chance = math.sqrt(rate * (1 - rate) * (1 / before.tasks + 1 / after.tasks))
+    return abs(after.rate - before.rate) <= max(SLIGHT / 2, 3 * chance)
+
+
+def _in_order(rows: Iterable[Row]) -> list[Row]:
+    """By time. Of rows with one timestamp the last counts: a correction comes after what it corrects."""
+    found = {row[0]: row for row in rows}
+    return [found[at] for at in sorted(found)]
+
+
+def _rules_for(times: Sequence[datetime]) -> ObservatoryRules:
+    """The width of a row is the median step; a short file gets a guard gap of an eighth of itself."""
     width_s = max(1, round(median((b - a).total_seconds() for a, b in pairwise(times)))) if times[1:] else 3_600
     span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
     return ObservatoryRules(interval_s=width_s, guard_s=int(min(86_400, span_s / 8)))

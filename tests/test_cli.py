@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from starter.server import free_port
 from tests import builders
 
 Said = tuple[int, str, str]
+NOVEMBER = datetime(2026, 11, 2, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
 DECLARATION = """
 [[task_types]]
@@ -133,6 +134,65 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     assert len(complaint.splitlines()) == 1
 
 
+DROP = [(NOVEMBER + timedelta(hours=hour), 100 + hour * 7 % 11 - 40 * (hour >= 300)) for hour in range(400)]
+HEADER = "timestamp,value"
+FILES = {
+    "plain": "\n".join([HEADER, *(f"{at:%Y-%m-%dT%H:%M:%S},{value}" for at, value in DROP)]),
+    "a spreadsheet's": "\ufeff" + "\r\n".join([HEADER, *(f'"{at:%Y-%m-%d %H:%M}",{value}' for at, value in DROP)]),
+    "unsorted": "\n".join([HEADER, *(f"{at:%Y-%m-%dT%H:%MZ},{value}" for at, value in DROP[::-1])]),
+    "repeated rows": "\n".join([HEADER, *(f"{at:%Y-%m-%dT%H:%M+02:00},{value}" for at, value in DROP for _ in "12")]),
+    "holes": "\n".join(
+        [HEADER, *(f"{at:%Y-%m-%dT%H:%M},{['', 'NaN', value][min(2, at.hour)]}" for at, value in DROP), "", " "]
+    ),
+    "rates": "\n".join(
+        ["timestamp,successes,total", *(f"{at:%Y-%m-%dT%H:%M},{value:.1f},120" for at, value in DROP), "2027-01-01,,"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_detector_reads_what_people_export_and_tells_rows_as_they_wrote_them(
+    nautilus: Callable[..., Said], home: Path, name: str
+) -> None:
+    (home / "series.csv").write_text(FILES[name], encoding="utf-8", newline="")
+
+    code, printed, complaint = nautilus("detect", "--file", str(home / "series.csv"), "--json")
+
+    assert (code, complaint) == (0, "")
+    [alarm] = json.loads(printed)["alarms"]
+    assert set(alarm) == {"timestamp", "onset", "direction", "size", "reason"}
+    assert alarm["direction"] == "down"
+    assert alarm["size"] == pytest.approx(-40 if name != "rates" else -40 / 120, rel=0.2)
+    began, raised = (
+        next(n for n, (at, _) in enumerate(DROP) if f"{at:%Y-%m-%dT%H:%M}" == alarm[key][:16].replace(" ", "T"))
+        for key in ("onset", "timestamp")
+    )
+    assert 298 <= began <= 302 <= raised + 2 <= 308
+    assert {alarm["timestamp"], alarm["onset"]} <= {line.split(",")[0].strip('"') for line in FILES[name].splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("time,value\n2026-01-01,1", "1: expected timestamp,value or timestamp,successes,total, but 'time,value' came"),
+        (f"{HEADER}\n2026-01-01,1\n2026-13-01,1", "3: month must be in 1..12"),
+        (f"{HEADER}\n2026-01-01,many", "2: could not convert string to float: 'many'"),
+        (f"{HEADER}\n2026-01-01,1,2", "2: expected 2 columns, but 3 came"),
+        ("timestamp,successes,total\n2026-01-01,3,2", "2: expected whole numbers, 0 <= successes <= total"),
+        ("timestamp,successes,total\n2026-01-01,1.5,2", "2: expected whole numbers, 0 <= successes <= total"),
+    ],
+)
+def test_the_detector_names_the_line_that_it_cannot_read(
+    nautilus: Callable[..., Said], home: Path, content: str, says: str
+) -> None:
+    (home / "series.csv").write_text(content, encoding="utf-8")
+
+    code, _, complaint = nautilus("detect", "--file", str(home / "series.csv"))
+
+    assert code == 1
+    assert f"series.csv:{says}" in complaint
+
+
 @pytest.mark.parametrize("arguments", [("nonsense",), ("ledger", "list", "--latest", "0"), ("cycle", "act", "x", "y")])
 def test_a_usage_error_is_exit_code_2(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
     code, printed, complaint = nautilus(*arguments)
@@ -152,6 +212,17 @@ READING = [
     ("events", "tail"),
     ("events", "dead"),
 ]
+
+
+def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[..., Said], database: Database) -> None:
+    code, printed, _ = nautilus("health")
+
+    assert code == 0
+    for metric in ("throughput", "market fill rate", "active agents"):
+        assert metric in printed
+    header, *rows = [line.split() for line in printed.splitlines() if line.strip()][2:]
+    assert " ".join(header) == "task type tasks an hour success mean s p50 s p95 s quality spending"
+    assert rows[-1][0] == "all"
 
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)

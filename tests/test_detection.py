@@ -510,7 +510,7 @@ def value_rows(hours: int, level: Callable[[int], float], seed: int = 5) -> list
         (lambda h: 50.0 if h < 400 else 54.0, [(Direction.UP, 400)]),  # a level shift
         (lambda h: 50.0 if not 400 <= h < 412 else 40.0, [(Direction.DOWN, 400)]),  # half a day, and back
         (lambda h: math.nan if 300 < h < 330 else 50.0, []),  # no data
-        (lambda h: 50.0 if h < 60 else 58.0, [(Direction.UP, 60)]),  # less than a week of history
+        (lambda h: 50.0 if h < 130 else 58.0, [(Direction.UP, 130)]),  # less than a week of history
     ],
 )
 def test_a_file_of_values_tells_each_episode_once(
@@ -524,18 +524,52 @@ def test_a_file_of_values_tells_each_episode_once(
         assert alarm.onset <= alarm.timestamp <= alarm.onset + timedelta(hours=12)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([(MONDAY, 3, 2)], "expected 0 <= successes <= total"),  # more successes than tasks
-        ([(MONDAY, -1, 2)], "expected 0 <= successes <= total"),  # fewer than none
-        ([(MONDAY, 1, 2), (MONDAY, 1, 2)], "expected ascending timestamps"),  # the same row twice
-        ([(MONDAY, 1, 2), (MONDAY.replace(tzinfo=None), 1, 2)], "expected ascending timestamps"),  # no common clock
-    ],
-)
-def test_rows_that_cannot_be_are_refused_with_the_row(rows: list[tuple[datetime, int, int]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        detect_rates(rows)
+NOISES: dict[str, Callable[[random.Random], float]] = {
+    "gaussian": lambda dice: dice.gauss(50, 1),
+    "skewed": lambda dice: dice.expovariate(0.1),
+    "heavy_tails": lambda dice: 50 + dice.gauss(0, 1) / dice.uniform(0.05, 1),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_file_of_values_without_a_change_is_quiet_whatever_they_look_like(noise: str) -> None:
+    alarms = 0
+    for seed in range(15):
+        dice = random.Random(seed)
+        hours = [MONDAY + timedelta(hours=hour) for hour in range(672)]
+        alarms += len(detect_values([(at, NOISES[noise](dice)) for at in hours]))
+
+    assert alarms <= 2  # of 60 weeks; 0.15 a week would be 9
+
+
+@pytest.mark.parametrize("drop", [1.5, 3.0, 20.0])
+def test_a_level_that_stays_away_is_one_episode(drop: float) -> None:
+    for seed in range(10):
+        alarms = detect_values(value_rows(672, lambda h: 50.0 if h < 480 else 50 - drop, seed))
+
+        assert [alarm.direction for alarm in alarms] == [Direction.DOWN]
+        assert 0 <= (alarms[0].timestamp - MONDAY) / timedelta(hours=1) - 480 <= (24 if drop < 2 else 8)
+
+
+def test_a_drift_is_one_episode_however_long_it_goes_on() -> None:
+    alarms = detect_values(value_rows(1_200, lambda h: 50 + max(0, h - 480) / 24))
+
+    assert [alarm.direction for alarm in alarms] == [Direction.UP]
+
+
+def test_a_level_that_settled_is_the_new_normal_and_a_second_step_a_second_episode() -> None:
+    steps = value_rows(1_200, lambda h: 50.0 if h < 400 else 46.0 if h < 900 else 42.0)
+    rates = rate_rows(1_200, lambda h: 0.9 if h < 400 else 0.75 if h < 900 else 0.55)
+
+    for alarms in (detect_values(steps), detect_rates(rates)):
+        assert [alarm.direction for alarm in alarms] == [Direction.DOWN, Direction.DOWN]
+
+
+def test_rows_may_come_in_any_order_and_the_last_of_an_instant_counts() -> None:
+    rows = value_rows(500, lambda h: 50.0 if h < 400 else 54.0)
+    shuffled = random.Random(1).sample(rows, len(rows))
+
+    assert detect_values([(MONDAY, 1e9), *shuffled]) == detect_values(rows)
 
 
 def test_a_file_of_daily_values_is_judged_too() -> None:

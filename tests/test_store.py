@@ -1,13 +1,14 @@
 """The store: the same promises on SQLite and on PostgreSQL, under repetition, concurrency and crashes."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -15,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, inspect, text
+from sqlalchemy import func, text
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import ledger
-from activities.database import MIGRATIONS, Database, lock, migrate
+from activities.database import Database, lock, migrate
 from activities.events import emit
 from activities.experiment import (
     ExperimentActivities,
@@ -53,7 +52,7 @@ from schema.messages.platform import Platform
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TransferRow
-from schema.tables.observatory import OutcomeRow, RollupRow
+from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow
 from schema.tables.proposals import ElectorateRow
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
@@ -123,14 +122,6 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 # --- Schema -----------------------------------------------------------------------------------------------------------
 
 
-def alembic(database: Database, step: Callable[[Config], None]) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database.engine.begin() as connection:
-        config.attributes["connection"] = connection
-        step(config)
-
-
 def differences(database: Database) -> list[Any]:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -141,12 +132,30 @@ def test_the_migrated_schema_is_the_models_schema(database: Database) -> None:
     assert differences(database) == []
 
 
-def test_the_schema_goes_down_and_up_again(database: Database) -> None:
-    alembic(database, lambda config: command.downgrade(config, "base"))
-    left = inspect(database.engine).get_table_names()
-    alembic(database, lambda config: command.upgrade(config, "head"))
+def test_a_database_of_the_first_release_is_recognised_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
+        connection.execute("INSERT INTO retention VALUES ('outcome', '2026-11-01 00:00:00.000000')")
+        connection.commit()
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
 
-    assert left == ["alembic_version"]
+    migrate(database)
+
+    assert differences(database) == []
+    with database.reading() as session:
+        assert session.get(RetentionRow, "outcome") is not None
+    database.close()
+
+
+def test_workers_that_start_at_once_make_one_schema(database: Database) -> None:
+    with database.engine.begin() as connection:
+        SQLModel.metadata.drop_all(connection)
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    script = "import sys; from activities.database import Database, migrate; migrate(Database(sys.argv[1]))"
+    url = database.url.render_as_string(hide_password=False)
+    workers = [subprocess.Popen([sys.executable, "-c", script, url], cwd=Path(__file__).parent.parent) for _ in "123"]
+
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert differences(database) == []
 
 

@@ -55,13 +55,11 @@ class AgentRecord(Counts):
 
 
 class Interval(Message):
-    """One roll-up interval of one task type, as the detector and the health score read it."""
+    """One roll-up interval of one task type, as the detector reads it."""
 
     start: Instant
     counts: Counts
     failures: dict[FailureKind, int] = Field(default_factory=dict)
-    mean_duration_s: float | None = None
-    mean_quality: float | None = None
 
 
 class Anomaly(Message):

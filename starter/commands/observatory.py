@@ -1,23 +1,26 @@
 """Commands of the Observatory: how the platform is, its history, and the detector on a history of one's own."""
 
 import csv
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from rich.progress import Progress
 
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, emit, err, new_table, open_database, out
 
 app = typer.Typer()
-Row = TypeVar("Row")
+Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
 
 @app.command()
 def health(as_json: AsJson = False) -> None:
-    """The latest snapshot: the health score and what it is made of."""
+    """The latest snapshot: the health score, what it is made of, and every metric by task type and together."""
     from activities.observatory import latest_snapshot
+    from schema.messages.observatory import Measures
 
     snapshot = latest_snapshot(open_database())
     if snapshot is None:
@@ -27,9 +30,20 @@ def health(as_json: AsJson = False) -> None:
         return
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
-    table = new_table("task type", "tasks", "successes", "rate")
-    for name, counts in sorted(snapshot.task_types.items()):
-        table.add_row(name, str(counts.tasks), str(counts.successes), f"{counts.rate:.1%}" if counts.tasks else "-")
+    shown = [
+        ("throughput", f"{snapshot.throughput_per_h:.3g} tasks an hour"),
+        ("market fill rate", "-" if snapshot.market_fill_rate is None else f"{snapshot.market_fill_rate:.0%}"),
+        ("active agents", str(snapshot.active_agents)),
+    ]
+    out.print("; ".join(f"{name} {value}" for name, value in shown))
+    whole = Measures.model_validate(snapshot, from_attributes=True)
+    table = new_table("task type", "tasks", "an hour", "success", "mean s", "p50 s", "p95 s", "quality", "spending")
+    for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
+        one = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
+        an_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
+        figures = (an_hour, counts.rate, one.mean_duration_s, one.p50_duration_s, one.p95_duration_s, one.mean_quality)
+        cells = ["-" if figure is None else f"{figure:.3g}" for figure in (*figures, one.spending)]
+        table.add_row(name, str(counts.tasks), *cells)
     out.print(table)
 
 
@@ -38,40 +52,72 @@ def detect(
     file: Annotated[Path, typer.Option(help="CSV: timestamp,value or timestamp,successes,total (ISO 8601).")],
     as_json: AsJson = False,
 ) -> None:
-    """Try the detector on your own history: one line for each episode that would have raised an alarm."""
+    """Try the detector on your own history: one line for each episode that would have raised an alarm.
+
+    Rows may come in any order. An empty cell and NaN are no data; a timestamp without an offset is taken for UTC; of
+    rows with the same timestamp the last counts. Instants are told as the file writes them.
+    """
     from rules.series_file import detect_rates, detect_values
 
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = csv.reader(lines)
-        header = [name.strip() for name in next(rows, [])]
-        if header == ["timestamp", "value"]:
-            alarms = detect_values(_rows(file, rows, 2, lambda at, value: (at, float(value))))
-        elif header == ["timestamp", "successes", "total"]:
-            alarms = detect_rates(_rows(file, rows, 3, lambda at, k, n: (at, int(k), int(n))))
-        else:
-            raise CommandError(
-                f"{file}:1: expected timestamp,value or timestamp,successes,total, but {','.join(header)!r} came"
-            )
+    written = dict[datetime, str]()  # a person, or a script, looks for them in the file
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+
+        def judging(rows: Sequence[Row]) -> Iterable[Row]:
+            return progress.track(rows, description="judging")
+
+        try:
+            # Spreadsheets begin a file with a byte order mark.
+            with progress.open(file, "r", encoding="utf-8-sig", newline="", description="reading") as lines:
+                rows = csv.reader(lines)
+                header = [name.strip().lower() for name in next(rows, [])]
+                if header == ["timestamp", "value"]:
+                    alarms = detect_values(_rows(file, rows, 2, _value, written), judging)
+                elif header == ["timestamp", "successes", "total"]:
+                    alarms = detect_rates(_rows(file, rows, 3, _counts, written), judging)
+                else:
+                    came = f"{','.join(header)!r} came"
+                    raise CommandError(f"{file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise CommandError(f"{file}: expected CSV in UTF-8, but {error}") from None
+    told = [{**a._asdict(), "timestamp": written[a.timestamp], "onset": written[a.onset]} for a in alarms]
     if as_json:
-        instants = ("timestamp", "onset")
-        emit({"alarms": [{k: v.isoformat() if k in instants else v for k, v in a._asdict().items()} for a in alarms]})
+        emit({"alarms": told})
         return
     table = new_table("raised", "onset", "direction", "size", "reason")
-    for a in alarms:
-        table.add_row(a.timestamp.isoformat(), a.onset.isoformat(), a.direction, f"{a.size:+.3g}", a.reason)
-    out.print(table if alarms else "no alarm")
+    for a in told:
+        table.add_row(a["timestamp"], a["onset"], a["direction"], f"{a['size']:+.3g}", a["reason"])
+    out.print(table if told else "no alarm")
 
 
-def _rows(file: Path, rows: Iterable[list[str]], columns: int, parse: Callable[..., Row]) -> list[Row]:
-    found = []
+def _rows(
+    file: Path, rows: Iterable[list[str]], columns: int, parse: Callable[..., Row], written: dict[datetime, str]
+) -> Iterator[Row]:
     for number, row in enumerate(rows, 2):
-        if not row:
+        if not any(cell.strip() for cell in row):
             continue
         try:
             if len(row) != columns:
                 raise ValueError(f"expected {columns} columns, but {len(row)} came")
             at = datetime.fromisoformat(row[0].strip())
-            found.append(parse(at if at.tzinfo else at.replace(tzinfo=UTC), *row[1:]))
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+            written[at] = row[0].strip()
+            yield parse(at, *row[1:])
         except ValueError as error:
             raise CommandError(f"{file}:{number}: {error}") from None
-    return found
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell.strip() else math.nan
+
+
+def _value(at: datetime, cell: str) -> tuple[datetime, float]:
+    return at, _number(cell)
+
+
+def _counts(at: datetime, *cells: str) -> tuple[datetime, int, int]:
+    successes, tasks = map(_number, cells)
+    if math.isnan(successes) or math.isnan(tasks):
+        return at, 0, 0
+    if not (successes.is_integer() and tasks.is_integer() and 0 <= successes <= tasks):
+        raise ValueError(f"expected whole numbers, 0 <= successes <= total, but {' of '.join(cells)} came")
+    return at, int(successes), int(tasks)
