@@ -261,7 +261,7 @@ async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite
     bus.announce("a1")
 
     async def overtaken(_event: Event) -> None:
-        await other.run()
+        await other.run(1)
         raise Undeliverable("too late")
 
     @asynccontextmanager
@@ -270,7 +270,8 @@ async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite
 
     bus.activities = EventActivities(lite, platform(), slow)
 
-    assert await bus.run() == f"expected to be the only one that serves {HOOK}, but another does"
+    await bus.run()
+
     assert other.reader.took == ["a1"]
     assert bus.states() == {}
 
@@ -529,6 +530,17 @@ async def test_a_webhook_gets_a_signed_event_and_a_forged_one_is_noticed() -> No
 
     assert receiver.taken == {"s": ["meta_task.opened:1"]}
     assert receiver.forged == 1
+
+
+async def test_while_a_secret_is_rotated_receivers_with_the_old_and_with_the_new_one_both_verify() -> None:
+    new = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+    async with Receiver(failing=0).listening() as old, Receiver(failing=0, secret=new).listening() as ahead:
+        for receiver in (old, ahead):
+            declared = platform(receiver.url)
+            async with deliveries(declared, SECRET=f"{new} {SECRET}\n").open(HOOK) as deliver:
+                await deliver(happened(TYPE))
+
+    assert (old.arrived, old.forged) == (ahead.arrived, ahead.forged) == (1, 0)
 
 
 async def test_a_receiver_that_is_away_hangs_up_or_never_answers_is_tried_again() -> None:
