@@ -28,6 +28,7 @@ from activities import events, ledger
 from activities.database import Database
 from activities.deliveries import LONGEST_RETRY_AFTER_S, Deliver, Deliveries, Later, Undeliverable, envelope, judge
 from activities.events import EventActivities, emit, outbox, redrive, undelivered
+from activities.tasks import TaskActivities, settle
 from benchmarks.delivery import SECRET, Receiver, judged, names
 from rules.notices import notice
 from rules.subscriptions import CYCLES, LONGEST_RETRY_S, TOLD, hears, retry_in_s, subscriptions
@@ -35,6 +36,7 @@ from schema import wire
 from schema.messages.cycle import CycleRequest
 from schema.messages.events import DeliveryState, Event, EventType
 from schema.messages.platform import Notification, Platform, Webhook
+from schema.messages.tasks import Settlement, TaskOpening, TaskRequest
 from schema.settings import Settings
 from schema.tables.events import CursorRow
 from starter.server import dev_server, free_port
@@ -705,6 +707,33 @@ async def test_apprise_carries_a_notice_and_says_why_it_could_not() -> None:
 
     assert [(s["title"], s["message"]) for s in said["/good"]] == [("The night", "all is <well>")]
     assert said["/bad"]
+
+
+async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_else(lite: Database) -> None:
+    both = (Notification(name="ops", url_env="OPS"), Notification(name="boss", url_env="BOSS"))
+    declared = builders.platform(notifications=both)
+    request = TaskRequest(task_id="t-1", task_type="research_synthesis", notify="boss")
+    told: dict[str, list[str]] = {"notification:ops": [], "notification:boss": []}
+
+    @asynccontextmanager
+    async def opened(subscriber: str) -> AsyncIterator[Deliver]:
+        async def tell(event: Event) -> None:
+            told[subscriber].append(notice(event).text)
+
+        yield tell
+
+    bus = Bus(lite, declared)
+    bus.activities = EventActivities(lite, declared, opened)
+    for subscriber in told:
+        events._subscribe(lite, subscriber)
+    TaskActivities(lite, declared).open_task(TaskOpening(request=request, run_id="r", at=NOW))
+    done = {"request": request, "ending": "done", "reason": "done", "started_at": NOW, "at": NOW, "summary": "in short"}
+    with lite.transaction() as session:
+        settle(session, Settlement.model_validate(done | {"details": {"report": "a claim [1]\n\n[1] a source"}}), 3_600)
+    for subscriber in told:
+        await bus.run(1, subscriber)
+
+    assert told == {"notification:ops": [], "notification:boss": ["a claim [1]\n\n[1] a source"]}
 
 
 # --- The workflow -----------------------------------------------------------------------------------------------------
