@@ -309,7 +309,7 @@ def _schedule(job: Job, request: JobRequest, state: JobState) -> Schedule:
             task_queue=wire.TASK_QUEUE,
             execution_timeout=timedelta(seconds=seconds + max(seconds, LEAST_GRACE_S)),
             static_summary=f"{declared.id.value}: {job.purpose}",
-            priority=Priority(priority_key=rules.priority(declared.priority or 3, elevated)),
+            priority=Priority(priority_key=rules.FIRST if elevated else declared.priority or 3),
             memo={"job": state},
         ),
         spec=spec,

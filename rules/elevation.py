@@ -46,11 +46,6 @@ def interval_s(declared: int, elevated: bool, rules: ElevationRules) -> int:
     return min(declared, max(rules.least_interval_s, declared // rules.divisor)) if elevated else declared
 
 
-def priority(declared: int, elevated: bool) -> int:
-    """Temporal's priority, 1 to 5, of a job that declares `declared`."""
-    return FIRST if elevated else declared
-
-
 def urgency(anomalies: Sequence[Anomaly], health: float | None) -> float:
     """0 to 1: how severe what is open is, by how far it is off from what is usual; or how low the health is.
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.elevation import after, budget, interval_s, is_elevated, priority
+from rules.elevation import after, budget, interval_s, is_elevated
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ElevationRules, JobClass, JobId, ScheduleDeclaration
 from schema.messages.schedules import Elevation
@@ -83,10 +83,6 @@ def test_only_diagnostic_jobs_are_elevated() -> None:
 def test_an_elevated_job_runs_more_often_but_never_without_pause(declared_s: int, elevated_s: int) -> None:
     assert interval_s(declared_s, True, RULES) == elevated_s
     assert interval_s(declared_s, False, RULES) == declared_s
-
-
-def test_an_elevated_job_goes_first() -> None:
-    assert (priority(3, True), priority(3, False)) == (1, 3)
 
 
 def test_a_declared_budget_is_what_was_declared() -> None:
