@@ -117,31 +117,27 @@ class EventActivities:
         """Deliver each chain until its first failure, and begin further ones while slow ones are under way."""
         delivered = 0
 
-        async def follow(chain: list[Event]) -> None:
-            nonlocal delivered
-            had: list[Event] = []
-            failure: Exception | None = None
-            for event in chain:
+        async def follow(chain: list[Event]) -> tuple[list[Event], Exception | None]:
+            """What was delivered of the chain, and why the next event of it was not."""
+            for number, event in enumerate(chain):
                 if clock.overtime or activity.is_worker_shutdown():
-                    break
+                    return chain[:number], None
                 try:
                     await deliver(event)
                 except Exception as error:  # noqa: BLE001  (whatever it is, it must not hold up other subjects)
-                    failure = error
-                    break
-                had.append(event)
+                    return chain[: number + 1], error
                 log.info("event.delivered", subscriber=subscriber, type=event.type.value, subject=event.subject)
-            await asyncio.to_thread(self._record, subscriber, chain, len(had), failure, clock.now)
-            delivered += len(had)
+            return chain, None
 
-        flying: dict[asyncio.Task[None], str] = {}
+        flying: dict[asyncio.Task[tuple[list[Event], Exception | None]], str] = {}
         try:
             while chains or flying:
                 flying |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in chains}
-                landed, _ = await asyncio.wait(flying, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                for task in landed:
-                    del flying[task]
-                    task.result()
+                await asyncio.wait(flying, timeout=LOOK_S)
+                # All that has landed is recorded at once: a commit takes longer than many a delivery.
+                landed = [task.result() for task in flying if task.done()]
+                flying = {task: subject for task, subject in flying.items() if not task.done()}
+                delivered += await asyncio.to_thread(self._record, subscriber, landed, clock.now) if landed else 0
                 going_on = not clock.overtime and not activity.is_worker_shutdown()
                 busy = frozenset(flying.values())
                 chains = await asyncio.to_thread(self._next, subscriber, clock.now, busy) if going_on else []
@@ -151,15 +147,13 @@ class EventActivities:
         return delivered
 
     def _next(self, subscriber: str, now: datetime, busy: frozenset[str] = frozenset()) -> list[list[Event]]:
-        """What is due by subject, each in order, for as many subjects as have room; takes from the outbox first."""
-        with self._database.reading() as session:
-            cursor = session.get(CursorRow, subscriber)
-            newest = session.exec(select(func.max(EventRow.sequence))).one() or 0
-        if cursor is None:
-            _subscribe(self._database, subscriber)
-            return self._next(subscriber, now, busy)
-        if cursor.sequence < newest:
-            self._take(subscriber, newest, now)
+        """Chains of events that are due, one for each subject that is not busy, for as many subjects as have room."""
+        chains = self._due(subscriber, now, busy)
+        full = len(chains) == CONCURRENCY - len(busy) or sum(map(len, chains)) == BATCH
+        # While the rows keep everybody busy they stay few, and few rows are fast to look through.
+        return chains if full or not self._take(subscriber, now) else self._due(subscriber, now, busy)
+
+    def _due(self, subscriber: str, now: datetime, busy: frozenset[str]) -> list[list[Event]]:
         due = col(UndeliveredRow.dead_at).is_(None), col(UndeliveredRow.due_at) <= now
         with self._database.reading() as session:
             heads = _heads(subscriber).where(*due, col(UndeliveredRow.subject).not_in(busy))
@@ -176,37 +170,46 @@ class EventActivities:
                 chains[event.subject].append(event)
         return list(chains.values())
 
-    def _take(self, subscriber: str, newest: int, now: datetime) -> None:
-        """Move the cursor, while there is room: what the subscriber hears becomes an undelivered row, due at once."""
+    def _take(self, subscriber: str, now: datetime) -> bool:
+        """Move the cursor, while there is room: what the subscriber hears becomes an undelivered row, due at once.
+
+        False where nothing was taken.
+        """
         subscription = self._subscriptions[subscriber]
+        with self._database.reading() as session:
+            cursor = session.get(CursorRow, subscriber)
+            newest = session.exec(select(func.max(EventRow.sequence))).one() or 0
+            waiting = select(func.count()).where(UndeliveredRow.subscriber == subscriber)
+            if cursor is not None and (cursor.sequence >= newest or session.exec(waiting).one() > BACKLOG - BATCH):
+                return False
+        if cursor is None:
+            _subscribe(self._database, subscriber)
         with self._database.transaction() as session:
             lock(session, f"cursor:{subscriber}")
             cursor = session.get_one(CursorRow, subscriber)
-            waiting = select(func.count()).where(UndeliveredRow.subscriber == subscriber)
-            if session.exec(waiting).one() > BACKLOG - BATCH:
-                return
             wanted = col(EventRow.type).in_([type.value for type in subscription.types])
-            rows: list[dict[str, Any]] = []
-            while not rows and cursor.sequence < newest:
+            heard: list[Event] = []
+            while not heard and cursor.sequence < newest:
                 after = select(EventRow).where(col(EventRow.sequence) > cursor.sequence, wanted)
                 fresh = _events(session.exec(after.order_by(col(EventRow.sequence)).limit(BATCH)))
                 cursor.sequence = fresh[-1].sequence if len(fresh) == BATCH else newest
-                rows = [
-                    {"subscriber": subscriber, "sequence": event.sequence, "subject": event.subject}
-                    | {"attempts": 0, "error": "", "due_at": now}
-                    for event in fresh
-                    if hears(subscription, event)
-                ]
+                heard = [event for event in fresh if hears(subscription, event)]
+            new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
+            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in heard]
             insert_new(session, UndeliveredRow, rows, returning="sequence")
+        return bool(heard)
 
-    def _record(self, subscriber: str, chain: list[Event], had: int, failure: Exception | None, now: datetime) -> None:
-        """What became of a chain: the first `had` events are delivered, and the next one is where it failed."""
+    def _record(self, subscriber: str, landed: list[tuple[list[Event], Exception | None]], now: datetime) -> int:
+        """What became of chains: all of each is delivered, but for the last event where there is an error; how many."""
+        had = [event.sequence for tried, error in landed for event in (tried[:-1] if error else tried)]
         with self._database.transaction() as session:
-            done = col(UndeliveredRow.sequence).in_([event.sequence for event in chain[:had]])
-            session.execute(delete(UndeliveredRow).where(col(UndeliveredRow.subscriber) == subscriber, done))
-            row = session.get(UndeliveredRow, (subscriber, chain[had].sequence)) if failure else None
-            if failure is not None and row is not None:  # unless a person dropped it meanwhile
-                self._fail(row, failure, now)
+            mine = col(UndeliveredRow.subscriber) == subscriber
+            session.execute(delete(UndeliveredRow).where(mine, col(UndeliveredRow.sequence).in_(had)))
+            for tried, error in landed:
+                row = session.get(UndeliveredRow, (subscriber, tried[-1].sequence)) if error else None
+                if error is not None and row is not None:  # unless a person dropped it meanwhile
+                    self._fail(row, error, now)
+        return len(had)
 
     def _fail(self, row: UndeliveredRow, error: Exception, now: datetime) -> None:
         row.attempts += 1

@@ -109,7 +109,7 @@ async def _until_up(address: str, process: asyncio.subprocess.Process, log: Path
             await asyncio.sleep(0.1)
         else:
             return
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    last = (await asyncio.to_thread(log.read_text, errors="replace")).strip().splitlines()[-1:]
     raise ServerError(f"expected a Temporal server on {address}, but it stopped: {' '.join(last)}")
 
 
