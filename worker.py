@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from inspect import getmembers, ismethod
 from typing import Any
 
 import structlog
@@ -68,49 +69,20 @@ GRACE = timedelta(seconds=10)
 
 
 def activities(database: Database, client: Client, platform: Platform, settings: Settings) -> list[Callable[..., Any]]:
-    """Every activity, bound to its dependencies."""
-    experiment = ExperimentActivities(database, platform)
-    market = MarketActivities(database, platform)
-    observatory = ObservatoryActivities(database, platform)
-    proposals = ProposalActivities(database)
-    schedules = ScheduleActivities(client, database, platform)
-    events = EventActivities(database, platform, Deliveries(client, platform, database).open, settings.event_poll_s)
-    identity = IdentityActivities(database)
-    tasks = TaskActivities(database, platform)
-    return [
-        experiment.open_experiment,
-        experiment.await_verdict,
-        experiment.read_experiment,
-        experiment.expose,
-        experiment.conclude_experiment,
-        experiment.await_thaw,
-        experiment.promote,
-        experiment.roll_back,
-        market.open_meta_task,
-        market.record_award,
-        market.record_missed_award,
-        market.record_act,
-        market.end_cycle,
-        observatory.take_snapshot,
-        observatory.diagnose,
-        observatory.expire,
-        proposals.open_vote,
-        proposals.record_vote,
-        events.deliver,
-        schedules.follow_health,
-        schedules.record_exceeded,
-        schedules.who_may_look,
-        schedules.nudge_overdue,
-        ConsolidationActivities(database, platform).consolidate,
-        ReportActivities(database, platform).publish,
-        identity.read_keys,
-        tasks.open_task,
-        tasks.award_task,
-        tasks.settle_task,
-        tasks.register_task_type,
-        market.restore_agents,
-        market.fade_idle,
-    ]
+    """Every activity, bound to its dependencies: what is public in these classes is one."""
+    homes = (
+        ExperimentActivities(database, platform),
+        MarketActivities(database, platform),
+        ObservatoryActivities(database, platform),
+        ProposalActivities(database),
+        ScheduleActivities(client, database, platform),
+        EventActivities(database, platform, Deliveries(client, platform, database).open, settings.event_poll_s),
+        ConsolidationActivities(database, platform),
+        ReportActivities(database, platform),
+        IdentityActivities(database),
+        TaskActivities(database, platform),
+    )
+    return [run for home in homes for name, run in getmembers(home, ismethod) if not name.startswith("_")]
 
 
 def worker(

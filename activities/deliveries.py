@@ -8,8 +8,8 @@ anything else where it is. The libraries are those of the extra `deliveries`, im
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from ssl import SSLContext
@@ -110,13 +110,13 @@ class Deliveries:
 
     @asynccontextmanager
     async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:
-        with _extra():
-            import httpx
-            from standardwebhooks import Webhook as Signer
-            from standardwebhooks.webhooks import EmptyWebhookSecretError
-        secret = self._secret(declared.secret_env, f"webhook {declared.name}")
+        import httpx
+        from standardwebhooks import Webhook as Signer
+        from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+        secrets = self._secret(declared.secret_env, f"webhook {declared.name}").split()
         try:
-            signer = Signer(secret)
+            signers = [Signer(secret) for secret in secrets]
         except (ValueError, EmptyWebhookSecretError):
             raise ValueError(f"expected whsec_ and base64 in {declared.secret_env}, but other text came") from None
         source = f"/nautilus/{self._client.namespace}"
@@ -127,7 +127,7 @@ class Deliveries:
                 "content-type": "application/cloudevents+json; charset=utf-8",
                 "webhook-id": event.key,
                 "webhook-timestamp": str(int(now.timestamp())),
-                "webhook-signature": signer.sign(event.key, now, body),
+                "webhook-signature": " ".join(signer.sign(event.key, now, body) for signer in signers),
             }
             try:
                 # The library's own limits are for each step of a request, and an answer may have very many.
@@ -150,9 +150,8 @@ class Deliveries:
 
     @asynccontextmanager
     async def _notification(self, declared: Notification) -> AsyncIterator[Deliver]:
-        with _extra():
-            # Its hundred plug-ins take a second to load, in which workflows must go on.
-            target = await asyncio.to_thread(self._target, declared)
+        # Its hundred plug-ins take a second to load, in which workflows must go on.
+        target = await asyncio.to_thread(self._target, declared)
 
         async def tell(event: Event) -> None:
             said = notice(event)
@@ -178,7 +177,7 @@ class Deliveries:
         return target
 
     def _secret(self, variable: str, what: str) -> str:
-        value = self._environment.get(variable, "")
+        value = self._environment.get(variable, "").strip()
         if not value:
             raise ValueError(f"expected the secret of {what} in {variable}, but the worker has no such variable")
         return value
@@ -186,9 +185,9 @@ class Deliveries:
 
 def envelope(event: Event, source: str) -> str:
     """The event as CloudEvents 1.0 JSON. `id` is its natural key; `sequence` grows within a subject."""
-    with _extra():
-        from cloudevents.core.formats.json import JSONFormat
-        from cloudevents.core.v1.event import CloudEvent
+    from cloudevents.core.formats.json import JSONFormat
+    from cloudevents.core.v1.event import CloudEvent
+
     attributes = {
         "id": event.key,
         "source": source,
@@ -231,11 +230,3 @@ def _tls() -> SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise RuntimeError(f"expected the libraries of the extra `deliveries`, but {error}") from None

@@ -1,9 +1,9 @@
 """Events: written with the change that they announce, delivered at least once, in order per subject.
 
 `emit` belongs into the transaction of the change; nothing else publishes. Delivery is a workflow for each subscriber
-that calls `deliver`: the cursor moves over a batch once each of its events has been delivered or stands as an
-undelivered row. A failed event is tried again; later ones of its subject are parked behind it, so that order holds,
-and those of other subjects go on.
+that calls `deliver`: its cursor moves over the outbox and leaves an undelivered row for each event that it is to hear;
+the row goes when the event is delivered. Of a subject only the first row is tried: when it fails, the others wait
+behind it, so that order holds, and other subjects go on.
 """
 
 import asyncio
@@ -11,9 +11,8 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any
 
 import structlog
 from sqlalchemy import delete, func, update
@@ -27,21 +26,21 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from activities import ledger
 from activities.database import Database, insert_new, lock
 from activities.deliveries import Deliver, Later, Undeliverable
-from rules.subscriptions import CYCLES, Subscription, hears, retry_in_s, subscriptions
+from rules.subscriptions import CYCLES, hears, retry_in_s, subscriptions
 from schema import wire
 from schema.messages.events import DeliveryState, Event, EventType, SubscriberStatus, Undelivered
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import Platform
 from schema.tables.events import CursorRow, EventRow, UndeliveredRow
 
-# What is in flight when a worker dies is delivered again: at most this many events, and as many retries.
+# What is in flight when a worker dies is delivered again: at most this many events of each subject in flight.
 BATCH = 100
 # A subscriber that takes nothing fills this many rows; then its cursor stands, and the outbox itself is the queue.
 BACKLOG = 10_000
 # Subjects that are delivered at the same time.
 CONCURRENCY = 16
-# What has been delivered is recorded this often, while slow deliveries are still under way.
-RECORD_S = 0.25
+# The outbox is looked at this often while slow deliveries are under way.
+LOOK_S = 0.25
 # After so long nothing more is begun, so that what was begun ends well within the activity's timeout.
 WORK_S = 20.0
 HEARTBEAT_S = 1.0
@@ -78,46 +77,6 @@ def _subscribe(database: Database, subscriber: str) -> None:
         insert_new(session, CursorRow, [row], returning="subscriber")
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What to hand over: `chains` by subject, in order. `fresh` are the events between the cursor and `newest`."""
-
-    cursor: int
-    newest: int
-    fresh: tuple[Event, ...]
-    chains: tuple[tuple[Event, ...], ...]
-
-    @classmethod
-    def none(cls, cursor: int) -> Self:
-        return cls(cursor, cursor, (), ())
-
-
-class _Work:
-    """One attempt at serving a subscriber."""
-
-    def __init__(self, subscriber: str, subscription: Subscription) -> None:
-        self.subscriber = subscriber
-        self.subscription = subscription
-        self.delivered = 0
-        self._clock = asyncio.get_running_loop().time
-        self._began = self._clock()
-        self._started = activity.info().started_time
-        self._stopping = activity.is_worker_shutdown
-
-    @property
-    def now(self) -> datetime:
-        """The server's time and not this machine's: where time is simulated, retries are due in simulated time."""
-        return self._started + timedelta(seconds=self._clock() - self._began)
-
-    @property
-    def overtime(self) -> bool:
-        return self._clock() - self._began > WORK_S
-
-    @property
-    def goes_on(self) -> bool:
-        return not self.overtime and not self._stopping()
-
-
 class EventActivities:
     """Delivers the outbox."""
 
@@ -140,117 +99,117 @@ class EventActivities:
         Once there is nothing more that it takes now, ask to be retried: that is not history, holds no slot, lets
         simulated time skip, and shows what is wrong in the web UI. After a long time of work, say how much was done.
         """
-        subscription = self._subscriptions.get(subscriber)
-        if subscription is None:
+        if subscriber not in self._subscriptions:
             return None
-        work = _Work(subscriber, subscription)
-        batch = await asyncio.to_thread(self._next, work)
-        if batch.chains:
+        clock = _Clock()
+        chains = await asyncio.to_thread(self._next, subscriber, clock.now)
+        if chains:
             async with self._open(subscriber) as deliver, _heartbeats():
-                await self._hand_over(work, batch, deliver)
-        elif batch.newest > batch.cursor:
-            await asyncio.to_thread(self._record, work, batch, set(), {})
-        if work.overtime:
-            return work.delivered
-        line, wait_s = await asyncio.to_thread(self._waiting, work)
+                delivered = await self._hand_over(subscriber, clock, chains, deliver)
+            if clock.overtime:
+                return delivered
+        line, wait_s = await asyncio.to_thread(self._waiting, subscriber, clock.now)
         raise ApplicationError(
             line, next_retry_delay=timedelta(seconds=wait_s), category=ApplicationErrorCategory.BENIGN
         )
 
-    async def _hand_over(self, work: _Work, batch: _Batch, deliver: Deliver) -> None:
-        """Deliver each chain until its first failure, and go on with further ones while the slow ones are under way."""
-        had: set[int] = set()
-        failures: dict[int, Exception] = {}
-        slots = asyncio.Semaphore(CONCURRENCY)
+    async def _hand_over(self, subscriber: str, clock: "_Clock", chains: list[list[Event]], deliver: Deliver) -> int:
+        """Deliver each chain until its first failure, and begin further ones while slow ones are under way."""
+        delivered = 0
 
-        async def follow(chain: Iterable[Event]) -> None:
-            for event in chain:
-                async with slots:
-                    if not work.goes_on:
-                        return
-                    try:
-                        await deliver(event)
-                    except Exception as error:  # noqa: BLE001  (whatever it is, it must not hold up other subjects)
-                        failures[event.sequence] = error
-                        return
-                    had.add(event.sequence)
-                    log.info(
-                        "event.delivered", subscriber=work.subscriber, type=event.type.value, subject=event.subject
-                    )
+        async def follow(chain: list[Event]) -> tuple[list[Event], Exception | None]:
+            """What was delivered of the chain, and why the next event of it was not."""
+            for number, event in enumerate(chain):
+                if clock.overtime or activity.is_worker_shutdown():
+                    return chain[:number], None
+                try:
+                    await deliver(event)
+                except Exception as error:  # noqa: BLE001  (whatever it is, it must not hold up other subjects)
+                    return chain[: number + 1], error
+                log.info("event.delivered", subscriber=subscriber, type=event.type.value, subject=event.subject)
+            return chain, None
 
-        flying: dict[asyncio.Task[None], str] = {}
+        flying: dict[asyncio.Task[tuple[list[Event], Exception | None]], str] = {}
         try:
-            while flying or batch.chains or batch.newest > batch.cursor:
-                flying |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in batch.chains}
-                if flying:
-                    await asyncio.wait(flying, timeout=RECORD_S)
-                # Of one moment: a subject is busy until all that became of its chain has been recorded.
-                landed = [task for task in flying if task.done()]
-                done, failed = set(had), dict(failures)
-                await asyncio.to_thread(self._record, work, batch, done, failed)
-                work.delivered += len(done)
-                had -= done
-                for sequence in failed:
-                    del failures[sequence]
-                for task in landed:
-                    del flying[task]
+            while chains or flying:
+                flying |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in chains}
+                await asyncio.wait(flying, timeout=LOOK_S)
+                # All that has landed is recorded at once: a commit takes longer than many a delivery.
+                landed = [task.result() for task in flying if task.done()]
+                flying = {task: subject for task, subject in flying.items() if not task.done()}
+                delivered += await asyncio.to_thread(self._record, subscriber, landed, clock.now) if landed else 0
+                going_on = not clock.overtime and not activity.is_worker_shutdown()
                 busy = frozenset(flying.values())
-                batch = await asyncio.to_thread(self._next, work, busy) if work.goes_on else _Batch.none(batch.newest)
+                chains = await asyncio.to_thread(self._next, subscriber, clock.now, busy) if going_on else []
         finally:
             for task in flying:
                 task.cancel()
+        return delivered
 
-    def _next(self, work: _Work, busy: frozenset[str] = frozenset()) -> _Batch:
-        """What is due again, and the next events after the cursor while there is room for them."""
-        subscriber, subscription, room = work.subscriber, work.subscription, BATCH - len(busy)
+    def _next(self, subscriber: str, now: datetime, busy: frozenset[str] = frozenset()) -> list[list[Event]]:
+        """Chains of events that are due, one for each subject that is not busy, for as many subjects as have room."""
+        chains = self._due(subscriber, now, busy)
+        full = len(chains) == CONCURRENCY - len(busy) or sum(map(len, chains)) == BATCH
+        # While the rows keep everybody busy they stay few, and few rows are fast to look through.
+        return chains if full or not self._take(subscriber, now) else self._due(subscriber, now, busy)
+
+    def _due(self, subscriber: str, now: datetime, busy: frozenset[str]) -> list[list[Event]]:
+        due = col(UndeliveredRow.dead_at).is_(None), col(UndeliveredRow.due_at) <= now
+        with self._database.reading() as session:
+            heads = _heads(subscriber).where(*due, col(UndeliveredRow.subject).not_in(busy))
+            oldest = heads.order_by(col(UndeliveredRow.due_at), col(UndeliveredRow.sequence))
+            subjects = {row.subject for row in session.exec(oldest.limit(CONCURRENCY - len(busy)))}
+            rows = (
+                select(EventRow)
+                .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
+                .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
+                .order_by(col(EventRow.sequence))
+            )
+            chains: dict[str, list[Event]] = defaultdict(list)
+            for event in _events(session.exec(rows.limit(BATCH))):
+                chains[event.subject].append(event)
+        return list(chains.values())
+
+    def _take(self, subscriber: str, now: datetime) -> bool:
+        """Move the cursor, while there is room: what the subscriber hears becomes an undelivered row, due at once.
+
+        False where nothing was taken.
+        """
+        subscription = self._subscriptions[subscriber]
         with self._database.reading() as session:
             cursor = session.get(CursorRow, subscriber)
-            due = _due(session, subscriber, work.now, busy, room)
-            fresh: tuple[Event, ...] = ()
-            newest = cursor.sequence if cursor else 0
+            newest = session.exec(select(func.max(EventRow.sequence))).one() or 0
             waiting = select(func.count()).where(UndeliveredRow.subscriber == subscriber)
-            if cursor and room > 0 and session.exec(waiting).one() <= BACKLOG - BATCH:
-                wanted = col(EventRow.type).in_([type.value for type in subscription.types])
-                after = select(EventRow).where(col(EventRow.sequence) > newest, wanted)
-                fresh = _events(session.exec(after.order_by(col(EventRow.sequence)).limit(BATCH)))
-                last = session.exec(select(func.max(EventRow.sequence))).one() or 0
-                newest = fresh[-1].sequence if len(fresh) == BATCH else max(last, newest)
-                fresh = tuple(event for event in fresh if hears(subscription, event))
-            behind = col(UndeliveredRow.subject).in_({event.subject for event in fresh})
-            blocked = set(
-                session.exec(select(UndeliveredRow.subject).where(UndeliveredRow.subscriber == subscriber, behind))
-            )
+            if cursor is not None and (cursor.sequence >= newest or session.exec(waiting).one() > BACKLOG - BATCH):
+                return False
         if cursor is None:
             _subscribe(self._database, subscriber)
-            return self._next(work, busy)
-        chains: dict[str, list[Event]] = defaultdict(list)
-        for event in (*due, *(event for event in fresh if event.subject not in blocked)):
-            chains[event.subject].append(event)
-        return _Batch(cursor.sequence, newest, fresh, tuple(map(tuple, chains.values())))
-
-    def _record(self, work: _Work, batch: _Batch, had: set[int], failures: dict[int, Exception]) -> None:
-        """Move the cursor over the batch; what the subscriber has not had becomes, or stays, an undelivered row."""
-        subscriber, now = work.subscriber, work.now
         with self._database.transaction() as session:
             lock(session, f"cursor:{subscriber}")
             cursor = session.get_one(CursorRow, subscriber)
-            if cursor.sequence != batch.cursor:
-                # This attempt was given up for dead: what it has delivered, the other one delivers again.
-                raise ApplicationError(f"expected to be the only one that serves {subscriber}, but another does")
-            cursor.sequence = batch.newest
+            wanted = col(EventRow.type).in_([type.value for type in subscription.types])
+            heard: list[Event] = []
+            while not heard and cursor.sequence < newest:
+                after = select(EventRow).where(col(EventRow.sequence) > cursor.sequence, wanted)
+                fresh = _events(session.exec(after.order_by(col(EventRow.sequence)).limit(BATCH)))
+                cursor.sequence = fresh[-1].sequence if len(fresh) == BATCH else newest
+                heard = [event for event in fresh if hears(subscription, event)]
+            new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
+            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in heard]
+            insert_new(session, UndeliveredRow, rows, returning="sequence")
+        return bool(heard)
+
+    def _record(self, subscriber: str, landed: list[tuple[list[Event], Exception | None]], now: datetime) -> int:
+        """What became of chains: all of each is delivered, but for the last event where there is an error; how many."""
+        had = [event.sequence for tried, error in landed for event in (tried[:-1] if error else tried)]
+        with self._database.transaction() as session:
             mine = col(UndeliveredRow.subscriber) == subscriber
             session.execute(delete(UndeliveredRow).where(mine, col(UndeliveredRow.sequence).in_(had)))
-            rows = [
-                {"subscriber": subscriber, "sequence": e.sequence, "subject": e.subject}
-                | {"attempts": 0, "error": "", "due_at": now}
-                for e in batch.fresh
-                if e.sequence not in had
-            ]
-            insert_new(session, UndeliveredRow, rows, returning="sequence")
-            for sequence, error in failures.items():
-                row = session.get(UndeliveredRow, (subscriber, sequence))
-                if row is not None:  # unless a person dropped it meanwhile
+            for tried, error in landed:
+                row = session.get(UndeliveredRow, (subscriber, tried[-1].sequence)) if error else None
+                if error is not None and row is not None:  # unless a person dropped it meanwhile
                     self._fail(row, error, now)
+        return len(had)
 
     def _fail(self, row: UndeliveredRow, error: Exception, now: datetime) -> None:
         row.attempts += 1
@@ -260,24 +219,16 @@ class EventActivities:
         if isinstance(error, Undeliverable) or now - row.failed_at >= retry_for:
             row.dead_at = now
         else:
-            wait_s = retry_in_s(row.attempts, random.random())
             asked_s = error.after_s if isinstance(error, Later) else 0.0
-            row.due_at = now + timedelta(seconds=max(wait_s, asked_s))
-        log.warning(
-            "event.dead" if row.dead_at else "event.failed",
-            subscriber=row.subscriber,
-            subject=row.subject,
-            sequence=row.sequence,
-            attempts=row.attempts,
-            error=row.error,
-        )
+            row.due_at = now + timedelta(seconds=max(retry_in_s(row.attempts, random.random()), asked_s))
+        facts = row.model_dump(include={"subscriber", "subject", "sequence", "attempts", "error"})
+        log.warning("event.dead" if row.dead_at else "event.failed", **facts)
 
-    def _waiting(self, work: _Work) -> tuple[str, float]:
+    def _waiting(self, subscriber: str, now: datetime) -> tuple[str, float]:
         """What the subscriber waits for, in a line, and for how many seconds at most."""
-        subscriber, now = work.subscriber, work.now
         with self._database.reading() as session:
-            latest = _heads(subscriber).order_by(col(UndeliveredRow.failed_at).desc()).limit(10 * BATCH)
-            heads = session.exec(latest).all()
+            failed = _heads(subscriber).where(col(UndeliveredRow.attempts) > 0)
+            heads = session.exec(failed.order_by(col(UndeliveredRow.failed_at).desc()).limit(10 * BATCH)).all()
         line = f"waiting for events for {subscriber}"
         if not heads:
             return line, self._poll_s
@@ -285,6 +236,23 @@ class EventActivities:
         line += f"; {len(heads) - dead} subjects are tried again, {dead} wait for a person; lately: {heads[0].error}"
         due_s = min(((row.due_at - now).total_seconds() for row in heads if row.dead_at is None), default=self._poll_s)
         return line, max(0.1, min(self._poll_s, due_s))
+
+
+class _Clock:
+    """The server's time and not this machine's: where time is simulated, retries are due in simulated time."""
+
+    def __init__(self) -> None:
+        self._seconds = asyncio.get_running_loop().time
+        self._began = self._seconds()
+        self._started = activity.info().started_time
+
+    @property
+    def now(self) -> datetime:
+        return self._started + timedelta(seconds=self._seconds() - self._began)
+
+    @property
+    def overtime(self) -> bool:
+        return self._seconds() - self._began > WORK_S
 
 
 @asynccontextmanager
@@ -308,55 +276,28 @@ async def _heartbeats() -> AsyncIterator[None]:
 
 def _heads(subscriber: str) -> SelectOfScalar[UndeliveredRow]:
     """The first row of each subject: the others are parked behind it."""
-    first = (
-        select(func.min(UndeliveredRow.sequence))
-        .where(UndeliveredRow.subscriber == subscriber)
-        .group_by(UndeliveredRow.subject)
-    )
     mine = UndeliveredRow.subscriber == subscriber
+    first = select(func.min(UndeliveredRow.sequence)).where(mine).group_by(UndeliveredRow.subject)
     return select(UndeliveredRow).where(mine, col(UndeliveredRow.sequence).in_(first))
 
 
-def _due(session: Session, subscriber: str, now: datetime, busy: frozenset[str], room: int) -> tuple[Event, ...]:
-    """Of at most `room` subjects whose first event is to be tried again: that one, and what is parked behind it."""
-    due = col(UndeliveredRow.dead_at).is_(None), col(UndeliveredRow.due_at) <= now
-    heads = session.exec(
-        _heads(subscriber)
-        .where(*due, col(UndeliveredRow.subject).not_in(busy))
-        .order_by(col(UndeliveredRow.due_at))
-        .limit(max(0, room))
-    ).all()
-    if not heads:
-        return ()
-    rows = (
-        select(EventRow)
-        .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
-        .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_({row.subject for row in heads}))
-        .order_by(col(EventRow.sequence))
-        .limit(BATCH)
-    )
-    return _events(session.exec(rows))
-
-
-def _events(rows: Iterable[EventRow]) -> tuple[Event, ...]:
-    return tuple(Event.model_validate(row.model_dump()) for row in rows)
+def _events(rows: Iterable[EventRow]) -> list[Event]:
+    return [Event.model_validate(row.model_dump()) for row in rows]
 
 
 def outbox(database: Database, after: int | None = None, latest: int = BATCH) -> list[Event]:
     """Events in order: the next ones after a sequence number, or the latest."""
-    known = col(EventRow.type).in_([type.value for type in EventType])
+    known = select(EventRow).where(col(EventRow.type).in_([type.value for type in EventType])).limit(latest)
     with database.reading() as session:
         if after is None:
-            newest = select(EventRow).where(known).order_by(col(EventRow.sequence).desc()).limit(latest)
-            return list(_events(session.exec(newest)))[::-1]
-        coming = select(EventRow).where(known, col(EventRow.sequence) > after).order_by(col(EventRow.sequence))
-        return list(_events(session.exec(coming.limit(latest))))
+            return _events(session.exec(known.order_by(col(EventRow.sequence).desc())))[::-1]
+        return _events(session.exec(known.where(col(EventRow.sequence) > after).order_by(col(EventRow.sequence))))
 
 
 def undelivered(database: Database) -> list[Undelivered]:
-    """What subscribers have not had although their cursor has passed it, in order."""
+    """What subscribers have not had because it failed, or waits behind such a one; in order."""
     found = []
-    blocked: set[tuple[str, str]] = set()
+    heads: dict[tuple[str, str], UndeliveredRow] = {}
     with database.reading() as session:
         rows = session.exec(
             select(UndeliveredRow, EventRow.type)
@@ -364,10 +305,11 @@ def undelivered(database: Database) -> list[Undelivered]:
             .order_by(col(UndeliveredRow.subscriber), col(UndeliveredRow.sequence))
         ).all()
     for row, type in rows:
-        state = DeliveryState.RETRYING if row.dead_at is None else DeliveryState.DEAD
-        if (row.subscriber, row.subject) in blocked:
-            state = DeliveryState.PARKED
-        blocked.add((row.subscriber, row.subject))
+        head = heads.setdefault((row.subscriber, row.subject), row)
+        if head.attempts == 0:
+            continue  # about to be tried for the first time
+        state = DeliveryState.RETRYING if head.dead_at is None else DeliveryState.DEAD
+        state = state if row is head else DeliveryState.PARKED
         found.append(Undelivered.model_validate(row.model_dump() | {"type": type, "state": state}))
     return found
 
@@ -381,9 +323,11 @@ def subscribers(database: Database, platform: Platform) -> list[SubscriberStatus
             cursor = session.get(CursorRow, name)
             if cursor is not None:
                 types = col(EventRow.type).in_([type.value for type in subscription.types])
-                behind = select(func.count()).where(col(EventRow.sequence) > cursor.sequence, types)
+                ahead = session.exec(select(func.count()).where(col(EventRow.sequence) > cursor.sequence, types)).one()
+                taken = session.exec(select(func.count()).where(UndeliveredRow.subscriber == name)).one()
                 counts = {state.value: states.count((name, state)) for state in DeliveryState}
-                found.append(SubscriberStatus(subscriber=name, behind=session.exec(behind).one(), **counts))
+                behind = ahead + taken - sum(counts.values())
+                found.append(SubscriberStatus(subscriber=name, behind=max(0, behind), **counts))
     return found
 
 

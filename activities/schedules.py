@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
-from sqlmodel import col, func, select
+from sqlmodel import col, select
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import (
@@ -28,7 +28,6 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
     ScheduleUpdateInput,
-    WorkflowHandle,
     WorkflowQueryFailedError,
 )
 from temporalio.common import Priority, SearchAttributeKey
@@ -43,7 +42,7 @@ from rules.standing import Tier, tier
 from schema import wire
 from schema.messages.cycle import Phase
 from schema.messages.events import EventType
-from schema.messages.observatory import Snapshot
+from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
 from schema.messages.schedules import Elevation, JobReport, JobRequest, JobState, OpenWindow
 from schema.tables.observatory import AnomalyRow
@@ -52,10 +51,9 @@ from schema.tables.observatory import AnomalyRow
 MARK = "nautilus"
 # Temporal's own: which schedule started a workflow.
 SCHEDULED_BY = SearchAttributeKey.for_keyword("TemporalScheduledById")
-# Missed runs are made up for only this far back: a snapshot of yesterday, taken today, tells nothing.
-CATCH_UP = timedelta(minutes=10)
-# What is done once a day is worth doing late.
-LATE_IS_BETTER = timedelta(hours=12)
+# Missed runs are made up for only this far back: a snapshot of yesterday, taken today, tells nothing. What is done
+# once a day is worth doing late.
+SOON, TODAY = timedelta(minutes=10), timedelta(hours=12)
 # After its budget a job records what was left and ends; a worker that is busy meanwhile gets this long at least.
 LEAST_GRACE_S = 15.0
 # A quantile of so many runs is steady, and old ones are forgotten within a day or two.
@@ -69,50 +67,33 @@ PATIENCE = timedelta(seconds=3)
 
 @dataclass(frozen=True)
 class Job:
-    """What a schedule starts. `declaration` is the default that `platform.toml` may override by its id."""
+    """What a schedule starts, and when; `platform.toml` may override its declaration by the id."""
 
     declaration: ScheduleDeclaration
-    workflow: str
+    starts: str
+    overlap: ScheduleOverlapPolicy
+    catch_up: timedelta
     purpose: str
-    catch_up: timedelta = CATCH_UP
-    overlap: ScheduleOverlapPolicy = ScheduleOverlapPolicy.SKIP
     elevation: ElevationRules = field(default_factory=ElevationRules)
 
 
+def _job(
+    id: JobId, when: int | str, budget_s: float | Literal["auto"], job_class: JobClass, priority: int, *others: Any
+) -> Job:
+    clock = {"every_s": when} if isinstance(when, int) else {"cron": when}
+    declared = {"id": id, "budget_s": budget_s, "job_class": job_class, "priority": priority}
+    return Job(ScheduleDeclaration.model_validate(declared | clock), *others)
+
+
+SKIP = ScheduleOverlapPolicy.SKIP
+DIAGNOSTIC, MARKET, MEMORY = JobClass.DIAGNOSTIC, JobClass.MARKET, JobClass.MEMORY
 JOBS = (
-    Job(
-        ScheduleDeclaration(
-            id=JobId.METRICS_SNAPSHOT, every_s=3_600, budget_s=30, job_class=JobClass.DIAGNOSTIC, priority=3
-        ),
-        wire.OBSERVATORY,
-        "measure the platform, detect anomalies, announce them",
-    ),
-    Job(
-        ScheduleDeclaration(id=JobId.AUTONOMY_SCAN, every_s=300, budget_s=10, job_class=JobClass.MARKET, priority=3),
-        wire.AUTONOMY_SCAN,
-        "let the in-house agents look at the market",
-    ),
-    Job(
-        ScheduleDeclaration(id=JobId.AWARD_DUE_BIDS, every_s=600, budget_s=20, job_class=JobClass.MARKET, priority=3),
-        wire.AWARD_DUE_BIDS,
-        "nudge windows that should have closed",
-    ),
-    Job(
-        ScheduleDeclaration(
-            id=JobId.STANDING_DECAY, cron="30 2 * * *", budget_s=60, job_class=JobClass.MARKET, priority=4
-        ),
-        wire.STANDING_DECAY,
-        "let the standing of idle agents decay",
-        LATE_IS_BETTER,
-    ),
-    Job(
-        ScheduleDeclaration(
-            id=JobId.CONSOLIDATION, cron="0 3 * * *", budget_s=120, job_class=JobClass.MEMORY, priority=5
-        ),
-        wire.CONSOLIDATION,
-        "compress what was recorded, extract what lasts, remember it",
-        LATE_IS_BETTER,
-    ),
+    # id, every (s) or cron (UTC), budget (s), class, priority, what it starts, overlap, catch-up, what for
+    _job(JobId.METRICS_SNAPSHOT, 3_600, 30, DIAGNOSTIC, 3, wire.OBSERVATORY, SKIP, SOON, "measure the platform"),
+    _job(JobId.AUTONOMY_SCAN, 300, 10, MARKET, 3, wire.AUTONOMY_SCAN, SKIP, SOON, "agents look at the market"),
+    _job(JobId.AWARD_DUE_BIDS, 600, 20, MARKET, 3, wire.AWARD_DUE_BIDS, SKIP, SOON, "nudge windows that are overdue"),
+    _job(JobId.STANDING_DECAY, "30 2 * * *", 60, MARKET, 4, wire.STANDING_DECAY, SKIP, TODAY, "fade who is idle"),
+    _job(JobId.CONSOLIDATION, "0 3 * * *", 120, MEMORY, 5, wire.CONSOLIDATION, SKIP, TODAY, "learn from the day"),
 )
 
 
@@ -146,48 +127,39 @@ class ScheduledJob(NamedTuple):
 class _Found(NamedTuple):
     """A schedule as the server has it; without a state, where somebody else made it."""
 
-    schedule: Schedule
+    description: ScheduleDescription
     facts: dict[str, str]
     state: JobState | None
 
 
 def jobs(platform: Platform) -> tuple[Job, ...]:
     """The table with the platform's overrides."""
-    overrides = {declared.id: declared for declared in platform.schedules}
-    return tuple(
-        replace(
-            job,
-            declaration=_merged(job.declaration, overrides.get(job.declaration.id)),
-            elevation=platform.elevation,
-        )
-        for job in JOBS
-    )
+    declared = {override.id: override for override in platform.schedules}
+    found = (replace(job, elevation=platform.elevation) for job in JOBS)
+    return tuple(_overridden(job, declared.get(job.declaration.id)) for job in found)
 
 
-def _merged(default: ScheduleDeclaration, override: ScheduleDeclaration | None) -> ScheduleDeclaration:
-    if override is None:
-        return default
-    kept = {name: getattr(default, name) for name in ("job_class", "priority") if getattr(override, name) is None}
-    return override.model_copy(update=kept)
+def _overridden(job: Job, mine: ScheduleDeclaration | None) -> Job:
+    if mine is None:
+        return job
+    kept = {name: getattr(job.declaration, name) for name in ("job_class", "priority") if getattr(mine, name) is None}
+    return replace(job, declaration=mine.model_copy(update=kept))
 
 
 async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) -> list[Change]:
     """Create, change and remove until Temporal holds what is declared; doing it twice is doing it once.
 
-    What somebody paused stays paused, and what is elevated stays elevated.
+    What somebody paused stays paused, what is elevated stays elevated, and what a budget has learned is kept.
     """
     changes: list[Change] = []
     declared = {job.declaration.id.value: job for job in wanted}
     for job_id, job in declared.items():
         found = await _find(client, job_id)
         before = found.state if found else None
-        budget = rules.budget((), 0, None, job.declaration)
-        if before is not None and before.declaration.budget_s == job.declaration.budget_s == "auto":
-            least_s, most_s = job.declaration.least_budget_s, job.declaration.most_budget_s
-            budget = before.budget.model_copy(update={"seconds": min(max(before.budget.seconds, least_s), most_s)})
-        state = JobState(declaration=job.declaration, budget=budget)
+        state = JobState(declaration=job.declaration, budget=rules.budget((), (), None, job.declaration))
         if before is not None:
-            state = state.model_copy(update={"elevation": before.elevation})
+            budget = before.budget if before.declaration == job.declaration else state.budget
+            state = JobState(declaration=job.declaration, budget=budget, elevation=before.elevation)
         changes += await _settle(client, job, state, found, dry_run)
     async for listed in await client.list_schedules():
         ours = listed.id not in declared and MARK in await listed.memo()
@@ -203,13 +175,10 @@ async def listed(client: Client) -> list[ScheduledJob]:
     """Our schedules as the server has them."""
     rows = []
     async for entry in await client.list_schedules():
-        description = await _describe(client, entry.id) if MARK in await entry.memo() else None
-        if description is None:
+        found = await _find(client, entry.id) if MARK in await entry.memo() else None
+        if found is None or found.state is None:
             continue
-        found = await _read(client, description)
-        if found.state is None:
-            continue
-        declared, info = found.state.declaration, description.info
+        declared, info = found.state.declaration, found.description.info
         rows.append(
             ScheduledJob(
                 id=entry.id,
@@ -219,7 +188,7 @@ async def listed(client: Client) -> list[ScheduledJob]:
                 job_class=declared.job_class.value if declared.job_class else "",
                 priority=int(found.facts["priority"]),
                 elevated=rules.is_elevated(declared, found.state.elevation),
-                paused=found.schedule.state.paused,
+                paused=found.description.schedule.state.paused,
                 next_run=info.next_action_times[0].isoformat() if info.next_action_times else None,
                 last_run=info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None,
                 note=found.facts["note"],
@@ -228,68 +197,56 @@ async def listed(client: Client) -> list[ScheduledJob]:
     return sorted(rows)
 
 
-async def _describe(client: Client, job_id: str) -> ScheduleDescription | None:
+async def _find(client: Client, job_id: str) -> _Found | None:
     try:
-        return await client.get_schedule_handle(job_id).describe()
+        description = await client.get_schedule_handle(job_id).describe()
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND or "amespace" in str(error):
             raise
         return None
-
-
-async def _find(client: Client, job_id: str) -> _Found | None:
-    description = await _describe(client, job_id)
-    return await _read(client, description) if description else None
-
-
-async def _read(client: Client, description: ScheduleDescription) -> _Found:
     action = description.schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
-    payload = (action.memo or {}).get("job")
+    memo, args = (action.memo or {}).get("job"), [arg for arg in action.args if isinstance(arg, Payload)]
     state = None
-    if isinstance(payload, Payload):
-        try:
-            (state,) = await client.data_converter.decode([payload], [JobState])
-        except ValidationError:
-            # Written by another version, with words that this one does not know: as good as somebody else's.
-            state = None
-    args: list[Any] = list(action.args)
-    request, memo = (_text(p) if isinstance(p, Payload) else "" for p in ((args or [None])[0], payload))
-    return _Found(description.schedule, _facts(description.schedule, request, memo), state)
+    if isinstance(memo, Payload):
+        # Written by another version, with words that this one does not know: as good as somebody else's.
+        with suppress(ValidationError):
+            (state,) = await client.data_converter.decode([memo], [JobState])
+    return _Found(description, _facts(description.schedule, args[0] if args else None, memo), state)
 
 
 async def _settle(client: Client, job: Job, state: JobState, found: _Found | None, dry_run: bool) -> list[Change]:
     """Make one schedule what it ought to be; the change, or nothing where it is so already."""
     job_id = job.declaration.id.value
-    if job.declaration.job_class is not JobClass.DIAGNOSTIC:
+    if job.declaration.job_class is not DIAGNOSTIC:
         state = state.model_copy(update={"elevation": Elevation()})
     request = JobRequest(job_id=job_id, budget_s=state.budget.seconds)
     schedule = _schedule(job, request, state)
     encoded = await client.data_converter.encode([request, state])
+    if found is not None:
+        schedule.state = _state(schedule, found.description.schedule.state)
+    wanted = _facts(schedule, *encoded)
     if found is None:
-        wanted = _facts(schedule, *map(_text, encoded))
-        if not dry_run:
-            await _write(client, job_id, schedule, new=True)
         shown = ("when", "starts", "cut off", "priority", "note")
-        return [Change(job_id, "create", tuple(f"{name} {wanted[name]}" for name in shown))]
-    wanted = _facts(_on(schedule, found.schedule.state), *map(_text, encoded))
-    differing = [name for name, value in wanted.items() if found.facts[name] != value]
-    if not differing:
+        change = Change(job_id, "create", tuple(f"{name} {wanted[name]}" for name in shown))
+    elif differing := [name for name, value in wanted.items() if found.facts[name] != value]:
+        # The input and the declaration repeat what the other facts say in words.
+        told = [name for name in differing if name not in ("input", "declared")] or differing
+        lines = (
+            f"note now {wanted[name]}" if name == "note" else f"{name} {found.facts[name]} -> {wanted[name]}"
+            for name in told
+        )
+        change = Change(job_id, "change", tuple(lines))
+    else:
         return []
     if not dry_run:
-        await _write(client, job_id, schedule, new=False)
-    # The input and the declaration repeat what the other facts say in words.
-    told = [name for name in differing if name not in ("input", "declared")] or differing
-    lines = (
-        f"note now {wanted[name]}" if name == "note" else f"{name} {found.facts[name]} -> {wanted[name]}"
-        for name in told
-    )
-    return [Change(job_id, "change", tuple(lines))]
+        await _write(client, job_id, schedule, new=found is None)
+    return [change]
 
 
 async def _write(client: Client, job_id: str, schedule: Schedule, new: bool) -> None:
     def updated(now: ScheduleUpdateInput) -> ScheduleUpdate:
-        return ScheduleUpdate(schedule=_on(schedule, now.description.schedule.state))
+        return ScheduleUpdate(schedule=replace(schedule, state=_state(schedule, now.description.schedule.state)))
 
     try:
         if new:
@@ -303,16 +260,12 @@ async def _write(client: Client, job_id: str, schedule: Schedule, new: bool) -> 
         raise ValueError(f"schedule {job_id}: expected one that Temporal takes, but: {error.message}") from None
 
 
-def _on(schedule: Schedule, now: ScheduleState) -> Schedule:
-    """`schedule`, paused or not as it is now: the note of a pause is who paused it and why."""
-    return replace(schedule, state=now if now.paused else replace(now, note=schedule.state.note))
+def _state(schedule: Schedule, now: ScheduleState) -> ScheduleState:
+    """The state of `schedule`, paused or not as it is now: the note of a pause is who paused it and why."""
+    return now if now.paused else replace(now, note=schedule.state.note)
 
 
-def _text(payload: Payload) -> str:
-    return payload.data.decode(errors="replace")
-
-
-def _facts(schedule: Schedule, request: str, memo: str) -> dict[str, str]:
+def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
     """What is compared and shown; the same for what is wanted and for what the server made of it."""
     action, spec = schedule.action, schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
@@ -329,8 +282,8 @@ def _facts(schedule: Schedule, request: str, memo: str) -> dict[str, str]:
         "overlap": schedule.policy.overlap.name.lower(),
         "catch-up": str(schedule.policy.catchup_window),
         "note": schedule.state.note or "",
-        "input": request,
-        "declared": memo,
+        "input": request.data.decode(errors="replace") if request else "",
+        "declared": memo.data.decode(errors="replace") if isinstance(memo, Payload) else "",
     }
 
 
@@ -350,13 +303,13 @@ def _schedule(job: Job, request: JobRequest, state: JobState) -> Schedule:
         told = [state.elevation.reason, *told]
     return Schedule(
         action=ScheduleActionStartWorkflow(
-            job.workflow,
+            job.starts,
             request,
             id=declared.id.value,
             task_queue=wire.TASK_QUEUE,
             execution_timeout=timedelta(seconds=seconds + max(seconds, LEAST_GRACE_S)),
             static_summary=f"{declared.id.value}: {job.purpose}",
-            priority=Priority(priority_key=rules.priority(declared.priority or 3, elevated)),
+            priority=Priority(priority_key=rules.FIRST if elevated else declared.priority or 3),
             memo={"job": state},
         ),
         spec=spec,
@@ -392,20 +345,19 @@ class ScheduleActivities:
             budgets_s[job_id] = found.state.budget.seconds
             declared = found.state.declaration
             durations_s = await self._recent_runs(job_id) if declared.budget_s == "auto" else ()
-            state = JobState(
-                declaration=declared,
-                budget=rules.budget(durations_s, anomalies, snapshot.health, declared),
-                elevation=snapshot.elevation,
-            )
+            budget = rules.budget(durations_s, anomalies, snapshot.health, declared)
+            if budget.seconds == found.state.budget.seconds:
+                budget = found.state.budget  # and the reason for which it became that
+            state = JobState(declaration=declared, budget=budget, elevation=snapshot.elevation)
             changes += await _settle(self._client, replace(job, declaration=declared), state, found, False)
         if budgets_s:
             await self._tell_of_the_cut_off(budgets_s)
         return tuple(map(str, changes))
 
-    def _situation(self) -> tuple[Snapshot | None, int]:
+    def _situation(self) -> tuple[Snapshot | None, list[Anomaly]]:
         with self._database.reading() as session:
-            anomalies = session.exec(select(func.count()).where(col(AnomalyRow.closed_at).is_(None))).one()
-        return latest_snapshot(self._database), anomalies
+            rows = session.exec(select(AnomalyRow.body).where(col(AnomalyRow.closed_at).is_(None))).all()
+        return latest_snapshot(self._database), [Anomaly.model_validate(body) for body in rows]
 
     async def _recent_runs(self, job_id: str) -> tuple[float, ...]:
         """Durations of the latest runs; one that was cut off took what it had."""
@@ -426,19 +378,9 @@ class ScheduleActivities:
     @activity.defn
     def record_exceeded(self, report: JobReport, budget_s: float, run_id: str, at: datetime) -> None:
         """BUDGET_EXCEEDED: what a job did within its budget, and what was left; once for each run."""
-        done, left = list(report.done), list(report.left)
+        job, done, left = report.job_id, list(report.done), list(report.left)
         with self._database.transaction() as session:
-            emit(
-                session,
-                EventType.BUDGET_EXCEEDED,
-                report.job_id,
-                run_id,
-                at,
-                job=report.job_id,
-                budget=budget_s,
-                done=done,
-                left=left,
-            )
+            emit(session, EventType.BUDGET_EXCEEDED, job, run_id, at, job=job, budget=budget_s, done=done, left=left)
 
     @activity.defn
     def who_may_look(self) -> tuple[str, ...]:
@@ -448,7 +390,7 @@ class ScheduleActivities:
 
     @activity.defn
     async def nudge_overdue(self, at: datetime) -> tuple[str, ...]:
-        """Wake what stands in a window that should have closed, and say what holds it up.
+        """Wake what stands in a window that should have closed, and name it.
 
         A window's own timer decides, and the server keeps it while no worker runs: nothing is awarded from here. What
         can be overdue is a workflow whose next step is being retried (the database is away) or whose task fails (a
@@ -472,19 +414,5 @@ class ScheduleActivities:
         except (RPCError, WorkflowQueryFailedError) as error:
             if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
                 return None  # ended meanwhile
-            return f"{workflow_id} does not say where it stands{await _held_up(handle)}"
-        due = f"{window.deadline:%Y-%m-%d %H:%M:%S} UTC"
-        return f"{workflow_id} was nudged: {window.phase} was due to end at {due}{await _held_up(handle)}"
-
-
-async def _held_up(handle: WorkflowHandle[Any, Any]) -> str:
-    """What the server knows of why a workflow does not go on."""
-    pending = (await handle.describe()).raw_description
-    reasons = [
-        f"{a.activity_type.name} is at attempt {a.attempt} ({a.last_failure.message or 'no answer'})"
-        for a in pending.pending_activities
-        if a.attempt > 1
-    ]
-    if (attempt := pending.pending_workflow_task.attempt) > 1:
-        reasons.append(f"its workflow task is at attempt {attempt}")
-    return f"; {', '.join(reasons)}" if reasons else ""
+            return f"{workflow_id} does not say where it stands"
+        return f"{workflow_id} was nudged: {window.phase} was due to end at {window.deadline:%Y-%m-%d %H:%M:%S} UTC"

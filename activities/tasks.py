@@ -87,6 +87,8 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
     session.add(task)
     done = settlement.ending is TaskEnding.DONE
     by = f" by {agent_id}" if agent_id else ""
+    # What a type has to say at length, for who asked.
+    report = settlement.details.get("report")
     emit(
         session,
         EventType.TASK_SETTLED,
@@ -100,7 +102,7 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
         requester=request.requester,
         notify=request.notify,
         title=f"{request.task_type} {request.task_id}: {settlement.ending.value}{by}",
-        text=settlement.summary if done else settlement.reason,
+        text=settlement.reason if not done else report if isinstance(report, str) else settlement.summary,
     )
     return settlement
 

@@ -45,7 +45,7 @@ PATIENCE_S = 1_800.0
 class Receiver:
     """A webhook receiver on a local port. `taken` is what it took, by subject, each id once and in order."""
 
-    def __init__(self, failing: float = 1 / 3, slow_s: float = 2 * TIMEOUT_S) -> None:
+    def __init__(self, failing: float = 1 / 3, slow_s: float = 2 * TIMEOUT_S, secret: str = SECRET) -> None:
         self.taken: dict[str, list[str]] = defaultdict(list)
         self.posts = self.duplicates = self.forged = 0
         self.url = ""
@@ -53,7 +53,7 @@ class Receiver:
         self._failing = failing
         self._dice = random.Random(7)
         self._slow_s = slow_s
-        self._signer = Webhook(SECRET)
+        self._signer = Webhook(secret)
 
     @property
     def arrived(self) -> int:

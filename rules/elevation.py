@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
+from schema.messages.observatory import Anomaly
 from schema.messages.platform import ElevationRules, JobClass, ScheduleDeclaration
 from schema.messages.schedules import Budget, Elevation
 
@@ -17,8 +18,8 @@ FIRST = 1
 # Nine runs of ten fit into a budget of this quantile; the tenth has the headroom.
 QUANTILE = 0.9
 HEADROOM = 2.0
-# So many open anomalies are as urgent as it gets: the budget doubles.
-URGENT_ANOMALIES = 4
+# What is open, off by so much in all (30 points of a rate), is as urgent as it gets: the budget doubles.
+URGENT_GAP = 0.3
 # Budgets are whole steps of this, so that a snapshot does not change every schedule by a fraction of a second.
 BUDGET_STEP_S = 5.0
 
@@ -45,13 +46,20 @@ def interval_s(declared: int, elevated: bool, rules: ElevationRules) -> int:
     return min(declared, max(rules.least_interval_s, declared // rules.divisor)) if elevated else declared
 
 
-def priority(declared: int, elevated: bool) -> int:
-    """Temporal's priority, 1 to 5, of a job that declares `declared`."""
-    return FIRST if elevated else declared
+def urgency(anomalies: Sequence[Anomaly], health: float | None) -> float:
+    """0 to 1: how severe what is open is, by how far it is off from what is usual; or how low the health is.
+
+    What has nothing to be compared with, as when no data comes, counts as off by all.
+    """
+    gap = 0.0
+    for anomaly in anomalies:
+        observed, usual = anomaly.observed.rate, anomaly.baseline.rate if anomaly.baseline else None
+        gap += 1.0 if observed is None or usual is None else abs(observed - usual)
+    return max(min(1.0, gap / URGENT_GAP), 1 - (health or 0.0) / 100)
 
 
 def budget(
-    durations_s: Sequence[float], open_anomalies: int, health: float | None, declared: ScheduleDeclaration
+    durations_s: Sequence[float], anomalies: Sequence[Anomaly], health: float | None, declared: ScheduleDeclaration
 ) -> Budget:
     """The time budget: declared, or by how complex the job was lately and how urgent things are now.
 
@@ -63,11 +71,11 @@ def budget(
     if not durations_s:
         return Budget(seconds=declared.most_budget_s, reason="auto: no run yet, so all that it may have")
     usual_s = sorted(durations_s)[math.ceil(QUANTILE * len(durations_s)) - 1]
-    urgency = max(min(1.0, open_anomalies / URGENT_ANOMALIES), 1 - (health or 0.0) / 100)
-    wanted_s = math.ceil(usual_s * HEADROOM * (1 + urgency) / BUDGET_STEP_S) * BUDGET_STEP_S
+    urgent = urgency(anomalies, health)
+    wanted_s = math.ceil(usual_s * HEADROOM * (1 + urgent) / BUDGET_STEP_S) * BUDGET_STEP_S
     runs = f"{QUANTILE:.0%} of {len(durations_s)} runs took up to {usual_s:.1f} s"
-    open_now = f"{open_anomalies} anomalies open, health {'unknown' if health is None else f'{health:.0f}'}"
+    open_now = f"{len(anomalies)} anomalies open, health {'unknown' if health is None else f'{health:.0f}'}"
     return Budget(
         seconds=min(max(wanted_s, declared.least_budget_s), declared.most_budget_s),
-        reason=f"auto: {runs}; {open_now}",
+        reason=f"auto: {runs}; urgency {urgent:.0%} ({open_now})",
     )

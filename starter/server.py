@@ -47,7 +47,6 @@ class Server:
 
     address: str
     web_ui: str
-    log: Path
 
 
 def binary() -> Path:
@@ -89,8 +88,8 @@ async def dev_server(
             start_new_session=True,
         )
         try:
-            server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}", log)
-            await _until_up(server, process)
+            server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}")
+            await _until_up(server.address, process, log)
             yield server
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -98,22 +97,20 @@ async def dev_server(
             await process.wait()
 
 
-async def _until_up(server: Server, process: asyncio.subprocess.Process) -> None:
+async def _until_up(address: str, process: asyncio.subprocess.Process, log: Path) -> None:
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while True:
-        if process.returncode is not None:
-            last = server.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ServerError(f"expected a Temporal server on {server.address}, but it stopped: {' '.join(last)}")
+    while process.returncode is None:
         try:
-            await Client.connect(server.address, namespace=wire.NAMESPACE)
+            await Client.connect(address, namespace=wire.NAMESPACE)
         except RuntimeError as error:
             if asyncio.get_running_loop().time() > deadline:
-                raise ServerError(
-                    f"expected a Temporal server on {server.address} within {START_TIMEOUT_S:g} s: {error}"
-                ) from None
+                within = f"within {START_TIMEOUT_S:g} s: {error}"
+                raise ServerError(f"expected a Temporal server on {address} {within}") from None
             await asyncio.sleep(0.1)
         else:
             return
+    last = (await asyncio.to_thread(log.read_text, errors="replace")).strip().splitlines()[-1:]
+    raise ServerError(f"expected a Temporal server on {address}, but it stopped: {' '.join(last)}")
 
 
 async def retain(client: Client) -> None:

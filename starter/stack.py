@@ -59,16 +59,6 @@ class Stack:
     environment: Mapping[str, str]
 
 
-async def own_or_running_server(home: Path, ports: Ports, stack: AsyncExitStack) -> Server:
-    """The server that the SDK's configuration names, else (or where `ports` insist) the embedded one."""
-    named = ClientConfig.load_client_connect_config().get("target_host")
-    if named and not ports.embedded:
-        return Server(named, "", home / "temporal.log")
-    server = await stack.enter_async_context(dev_server(home, ports.server, ports.web_ui))
-    await retain(await Client.connect(server.address, namespace=wire.NAMESPACE))
-    return server
-
-
 async def connect(server: Server) -> Client:
     """A client of our namespace on `server`, with namespace and search attributes in place."""
     config = ClientConfig.load_client_connect_config()
@@ -82,12 +72,20 @@ async def connect(server: Server) -> Client:
 
 @asynccontextmanager
 async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
-    """Set everything up and run it for the length of the context."""
+    """Set everything up and run it for the length of the context.
+
+    The server is the one that the SDK's configuration names, else (or where `ports` insist) the embedded one.
+    """
     platform = read_platform(settings.platform)
     wanted = schedules.jobs(platform)
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        server = await own_or_running_server(settings.home, ports, stack)
+        named = ClientConfig.load_client_connect_config().get("target_host")
+        if named and not ports.embedded:
+            server = Server(named, "")
+        else:
+            server = await stack.enter_async_context(dev_server(settings.home, ports.server, ports.web_ui))
+            await retain(await Client.connect(server.address, namespace=wire.NAMESPACE))
         client = await connect(server)
         database = Database(settings.database)
         stack.callback(database.close)

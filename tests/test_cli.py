@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 import structlog
+from sqlmodel import select
 from temporalio.client import Client
 
 from activities.database import Database
+from activities.events import emit
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import ObservatoryActivities, record_outcomes
 from schema import wire
+from schema.messages.events import EventType
+from schema.tables.events import EventRow, UndeliveredRow
 from starter.cli import main
 from starter.server import free_port
 from tests import builders
@@ -255,6 +259,34 @@ def test_what_a_person_copies_stays_in_one_piece_at_80_columns(home: Path) -> No
     assert (process.returncode, complaint) == (0, "")
     assert builders.TIMEOUT in printed
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_dead_letter_is_shown_whole_and_can_be_redriven_or_given_up(
+    nautilus: Callable[..., Said], home: Path, database: Database
+) -> None:
+    subject = "task:a-name-that-is-longer-than-a-column-of-a-table-would-be"
+    with database.transaction() as session:
+        emit(session, EventType.TASK_OPENED, subject, "1", builders.NOW)
+        sequence = session.exec(select(EventRow.sequence).where(EventRow.subject == subject)).one() or 0
+        session.add(
+            UndeliveredRow(
+                subscriber="webhook:audit",
+                sequence=sequence,
+                subject=subject,
+                attempts=3,
+                error="expected a status of 2xx, but 404 came",
+                due_at=builders.NOW,
+                dead_at=builders.NOW,
+            )
+        )
+
+    shown = nautilus("events", "dead", COLUMNS="60")[1]
+    given_up = nautilus("events", "drop", "webhook:audit", str(sequence), "--why", "gone", "--who", "olga")
+
+    assert f"webhook:audit {sequence}  task.opened  {subject}  dead since 2026-11-22 12:00, 3 attempts: " in shown
+    assert given_up == (0, f"webhook:audit will not have event {sequence}, and the ledger says so\n", "")
+    assert nautilus("events", "dead")[1] == "no dead letters\n"
+    assert nautilus("events", "redrive", "--subject", subject)[1] == "no dead letters there\n"
 
 
 def test_a_description_is_not_markup(nautilus: Callable[..., Said]) -> None:

@@ -47,7 +47,7 @@ async def restart_worker(temporal: Client, on_stage: Scene) -> None:
 async def test_a_worker_killed_in_the_vote_and_in_the_experiment_loses_nothing(
     temporal: Client, tmp_path: Path
 ) -> None:
-    server = Server(temporal.service_client.config.target_host, "", tmp_path / "temporal.log")
+    server = Server(temporal.service_client.config.target_host, "")
     async with scene(tmp_path / "home", temporal, Processes(server, tmp_path), "crash", QUICK) as on_stage:
         signers = [keys.own(tmp_path / "home", agent.agent_id) for agent in ROSTER]
         stage = Stage(

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.elevation import after, budget, interval_s, is_elevated, priority
+from rules.elevation import after, budget, interval_s, is_elevated
+from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ElevationRules, JobClass, JobId, ScheduleDeclaration
 from schema.messages.schedules import Elevation
-from tests.builders import NOW
+from tests.builders import NOW, anomaly
 
 RULES = ElevationRules()
 CALM, ELEVATED = Elevation(), Elevation(elevated=True, reason="elevated since then")
@@ -84,49 +85,57 @@ def test_an_elevated_job_runs_more_often_but_never_without_pause(declared_s: int
     assert interval_s(declared_s, False, RULES) == declared_s
 
 
-def test_an_elevated_job_goes_first() -> None:
-    assert (priority(3, True), priority(3, False)) == (1, 3)
-
-
 def test_a_declared_budget_is_what_was_declared() -> None:
-    assert budget([500.0] * 20, 9, 0.0, declared(budget_s=30)).seconds == 30
+    assert budget([500.0] * 20, [off(1.0)], 0.0, declared(budget_s=30)).seconds == 30
+
+
+def off(gap: float) -> Anomaly:
+    """An open anomaly of a rate that was 1 and fell by `gap`."""
+    observed = Counts(tasks=100, successes=round(100 * (1 - gap)))
+    return anomaly(observed=observed, baseline=Counts(tasks=1_000, successes=1_000))
+
+
+SILENCE = anomaly(observed=Counts(), baseline=Counts(tasks=1_000, successes=900))
 
 
 @pytest.mark.parametrize(
     ("durations_s", "anomalies", "health", "seconds"),
     [
-        ([], 0, 90.0, 300),  # nothing is known: all that it may have
-        ([4.0] * 20, 0, 100.0, 10),  # twice what it usually takes
-        ([4.0] * 18 + [60.0] * 2, 0, 100.0, 10),  # a tenth of the runs may be outliers
-        ([4.0] * 17 + [60.0] * 3, 0, 100.0, 120),  # more than that is the usual
-        ([10.0] * 20, 2, 100.0, 30),  # two open anomalies: half as much again
-        ([10.0] * 20, 9, 100.0, 40),  # as urgent as it gets: twice
-        ([10.0] * 20, 0, 50.0, 30),  # half the health is as urgent as two anomalies
-        ([10.0] * 20, 0, None, 40),  # an unknown health is no good news
-        ([0.1] * 20, 0, 100.0, 5),  # the lower bound
-        ([400.0] * 20, 0, 100.0, 300),  # the upper bound
+        ([], [], 90.0, 300),  # nothing is known: all that it may have
+        ([4.0] * 20, [], 100.0, 10),  # twice what it usually takes
+        ([4.0] * 18 + [60.0] * 2, [], 100.0, 10),  # a tenth of the runs may be outliers
+        ([4.0] * 17 + [60.0] * 3, [], 100.0, 120),  # more than that is the usual
+        ([10.0] * 20, [off(0.15)], 100.0, 30),  # a rate that fell by 15 points: half as much again
+        ([10.0] * 20, [off(0.04)] * 3, 100.0, 30),  # three small ones add up
+        ([10.0] * 20, [off(0.01)], 100.0, 25),  # a mild one is hardly urgent
+        ([10.0] * 20, [off(0.9)], 100.0, 40),  # as urgent as it gets: twice
+        ([10.0] * 20, [SILENCE], 100.0, 40),  # and so is what no longer reports
+        ([10.0] * 20, [], 50.0, 30),  # half the health is as urgent as 15 points
+        ([10.0] * 20, [], None, 40),  # an unknown health is no good news
+        ([0.1] * 20, [], 100.0, 5),  # the lower bound
+        ([400.0] * 20, [], 100.0, 300),  # the upper bound
     ],
 )
-def test_an_auto_budget_follows_the_recent_runs_and_what_is_open(
-    durations_s: list[float], anomalies: int, health: float | None, seconds: float
+def test_an_auto_budget_follows_the_recent_runs_and_how_severe_what_is_open_is(
+    durations_s: list[float], anomalies: list[Anomaly], health: float | None, seconds: float
 ) -> None:
     assert budget(durations_s, anomalies, health, declared()).seconds == seconds
 
 
 def test_an_auto_budget_says_where_it_comes_from() -> None:
-    assert budget([4.0] * 20, 2, 38.0, declared()).reason == (
-        "auto: 90% of 20 runs took up to 4.0 s; 2 anomalies open, health 38"
+    assert budget([4.0] * 20, [off(0.1)] * 2, 38.0, declared()).reason == (
+        "auto: 90% of 20 runs took up to 4.0 s; urgency 67% (2 anomalies open, health 38)"
     )
 
 
-@given(st.lists(st.floats(0, 1_000), max_size=30), st.integers(0, 50), HEALTH)
+@given(st.lists(st.floats(0, 1_000), max_size=30), st.lists(st.builds(off, st.floats(0, 1)), max_size=9), HEALTH)
 def test_an_auto_budget_stays_within_its_bounds_and_urgency_never_shrinks_it(
-    durations_s: list[float], anomalies: int, health: float | None
+    durations_s: list[float], anomalies: list[Anomaly], health: float | None
 ) -> None:
     found = budget(durations_s, anomalies, health, declared(least_budget_s=10, most_budget_s=60)).seconds
 
     assert 10 <= found <= 60
-    assert budget(durations_s, anomalies + 1, health, declared()).seconds >= (
+    assert budget(durations_s, [*anomalies, off(0.1)], health, declared()).seconds >= (
         budget(durations_s, anomalies, health, declared()).seconds
     )
 
@@ -134,6 +143,6 @@ def test_an_auto_budget_stays_within_its_bounds_and_urgency_never_shrinks_it(
 def test_a_job_that_meets_its_budget_every_time_gets_more_until_it_suffices() -> None:
     needed_s, budget_s = 100.0, 10.0
     for _ in range(10):
-        budget_s = budget([min(needed_s, budget_s)] * 20, 0, 100.0, declared()).seconds
+        budget_s = budget([min(needed_s, budget_s)] * 20, [], 100.0, declared()).seconds
 
     assert budget_s >= needed_s

@@ -144,7 +144,7 @@ async def test_a_dry_run_tells_the_difference_and_changes_nothing(client: Client
     (change,) = await apply(client, jobs(Platform(schedules=(mine,))), dry_run=True)
     assert str(change) == (
         "change metrics_snapshot: when every 3600 s -> every 60 s; cut off after 60 s -> after 40 s; "
-        "priority 3 -> 2; note now measure the platform, detect anomalies, announce them; budget 20 s"
+        "priority 3 -> 2; note now measure the platform; budget 20 s"
     )
     assert await every_s(client) == 3_600
 

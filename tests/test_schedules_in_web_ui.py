@@ -67,7 +67,7 @@ async def test_a_person_sees_that_a_job_used_its_budget_up(server: Server, tab: 
 
         await tab.open(url.replace("/history", "/user-metadata"))
         await tab.shows(
-            "autonomy_scan: let the in-house agents look at the market",
+            "autonomy_scan: agents look at the market",
             "budget of 2 s used up: left look at the market",
             "done: who may look",
         )

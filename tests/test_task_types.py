@@ -154,6 +154,8 @@ def test_every_claim_stands_in_the_passage_it_cites(research: ResearchSynthesis)
         result = research.run(research.sample(unit), {"research_synthesis.passages": 8})
         claims = result.details["claims"]
 
+        assert all(claim["text"] in result.details["report"] for claim in claims)
+        assert all(f"[{n}] {claim['source']}" in result.details["report"] for n, claim in enumerate(claims, 1))
         assert len({claim["source"] for claim in claims}) >= 3
         for claim in claims:
             passage = research.corpus.passage(claim["passage"])

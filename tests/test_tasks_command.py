@@ -41,6 +41,7 @@ def line(**fields: object) -> str:
         (line(payload={"spot": 1}), ":2: strike: Field required"),  # what the type itself would refuse
         (line(payloads={}), "but payloads came"),  # misspelt: it must not be lost
         (line(task_id="no spaces"), ":2: task_id: String should match pattern"),
+        (line(notify="nobody"), ":2: notify: expected a declared notification, but nobody came"),  # it would not arrive
     ],
 )
 def test_a_bad_line_is_one_clear_line_and_nothing_is_submitted(tmp_path: Path, bad: str, says: str) -> None:

@@ -34,7 +34,10 @@ class TaskPayload(BaseModel):
 
 
 class TaskResult(BaseModel):
-    """What a task found. `quality` is 0 to 1 and computed from the work; `details` must be JSON."""
+    """What a task found. `quality` is 0 to 1 and computed from the work; `details` must be JSON.
+
+    A `report` in it is what is sent to who asked for the task; the summary otherwise.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -121,6 +121,7 @@ class ResearchSynthesis:
             summary=f"{payload.question} " + " ".join(f"{c.text} [{n}]" for n, c in enumerate(claims[:3], 1)),
             quality=quality(self.corpus, question, claims),
             details={
+                "report": in_full(payload.question, claims),
                 "sub_questions": [sub_question.aspect for sub_question in asked],
                 "passages_read": len(read),
                 "claims": [claim._asdict() for claim in claims],
@@ -212,6 +213,13 @@ def report(findings: Sequence[Finding], length: int) -> list[Claim]:
         for i, finding in enumerate(findings):
             nearest[i] = max(nearest[i], _similarity(finding.words, findings[best].words))
     return [Claim(f.text, f.passage, f.source, f.aspect, f.support) for f in (findings[i] for i in chosen)]
+
+
+def in_full(question: str, claims: Sequence[Claim]) -> str:
+    """The report as who asked for it reads it: every claim, and where it is written."""
+    said = "\n".join(f"{claim.text} [{n}]" for n, claim in enumerate(claims, 1))
+    sources = "\n".join(f"[{n}] {claim.source}" for n, claim in enumerate(claims, 1))
+    return f"{question}\n\n{said}\n\n{sources}"
 
 
 def verify(claims: Sequence[Claim], corpus: Corpus) -> None:

@@ -9,15 +9,13 @@ import typer
 
 from activities import events
 from schema.declaration import read_platform
-from schema.messages.events import DeliveryState, Event
+from schema.messages.events import DeliveryState
 from schema.settings import Settings
 from starter.command import AsJson, CommandError, emit, new_table, open_database, out
 
 app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
 
 FOLLOW_S = 1.0
-Subscriber = Annotated[str, typer.Argument(help="`nautilus events list` shows them.")]
-Subject = Annotated[str | None, typer.Option(help="Of this subject only.")]
 
 
 @app.command("list")
@@ -61,25 +59,21 @@ def tail(
     if as_json and not follow:
         emit([event.model_dump(mode="json") for event in found])
         return
+    if not (found or follow):
+        out.print("nothing has happened yet")
     last = 0
-    while True:
+    while found or follow:
         for event in found:
-            _show(event, as_json)
+            if as_json:
+                emit(event.model_dump(mode="json"))
+            else:
+                line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
+                out.print(line, soft_wrap=True)
             last = event.sequence
         if not follow:
-            if not found:
-                out.print("nothing has happened yet")
             return
         if not (found := events.outbox(database, after=last)):
             time.sleep(FOLLOW_S)
-
-
-def _show(event: Event, as_json: bool) -> None:
-    if as_json:
-        emit(event.model_dump(mode="json"))
-    else:
-        line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
-        out.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -93,17 +87,19 @@ def dead(
     if as_json:
         emit([letter.model_dump(mode="json") for letter in found])
         return
-    table = new_table("subscriber", "sequence", "type", "subject", "state", "attempts", "since", "last error")
     for x in found:
-        since = f"{x.dead_at:%Y-%m-%d %H:%M}" if x.dead_at else ""
-        table.add_row(x.subscriber, str(x.sequence), x.type, x.subject, x.state.value, str(x.attempts), since, x.error)
-    out.print(table if found else "no dead letters")
+        since = f" since {x.dead_at:%Y-%m-%d %H:%M}" if x.dead_at else ""
+        tried = f", {x.attempts} attempts: {x.error}" if x.attempts else ""
+        # A line, because what is copied into `redrive` and `drop` must stay whole in the narrowest terminal.
+        out.print(f"{x.subscriber} {x.sequence}  {x.type}  {x.subject}  {x.state.value}{since}{tried}", soft_wrap=True)
+    if not found:
+        out.print("no dead letters")
 
 
 @app.command()
 def redrive(
     subscriber: Annotated[str | None, typer.Argument(help="Of this subscriber only.")] = None,
-    subject: Subject = None,
+    subject: Annotated[str | None, typer.Option(help="Of this subject only.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Of every subject.")] = False,
 ) -> None:
     """Deliver dead letters again, and in order what is parked behind them; what is being retried is tried at once."""
@@ -115,7 +111,7 @@ def redrive(
 
 @app.command()
 def drop(
-    subscriber: Subscriber,
+    subscriber: Annotated[str, typer.Argument(help="`nautilus events dead` shows it.")],
     sequence: Annotated[int, typer.Argument(help="`nautilus events dead` shows it.")],
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
     who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],

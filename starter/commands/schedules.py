@@ -48,10 +48,10 @@ def show_all(as_json: AsJson = False) -> None:
     if not rows:
         out.print("no schedule is there; `nautilus schedules apply` creates them")
         return
-    table = new_table("job", "when", "budget", "priority", "state", "next run (UTC)")
+    table = new_table("job", "when", "budget", "priority", "state", "next (UTC)")
     for row in rows:
         state = "paused" if row.paused else "elevated" if row.elevated else "as declared"
-        next_run = (row.next_run or "-").replace("T", " ")[:19]
+        next_run = (row.next_run or "-").replace("T", " ")[:16]
         table.add_row(row.id, row.when, f"{row.budget_s:g} s", str(row.priority), state, next_run)
     out.print(table)
     for row in rows:

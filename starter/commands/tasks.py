@@ -38,7 +38,7 @@ def submit(
     payload: Annotated[str, typer.Option(help="What is asked, as JSON.")] = "{}",
     task_id: Annotated[str | None, typer.Option("--id", help="The same id twice is one task.")] = None,
     requester: Annotated[str, typer.Option(help="Who asks, and pays.")] = "",
-    notify: Annotated[str, typer.Option(help="Where the settled task is reported.")] = "",
+    notify: Annotated[str, typer.Option(help="The [[notifications]] that gets the report.")] = "",
     price: Annotated[int | None, typer.Option(min=0, help="The most it may cost, in credits.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 where it is not done.")] = False,
     file: Annotated[Path | None, typer.Option(help="JSON lines: task_type, payload, and any of the options.")] = None,
@@ -143,6 +143,9 @@ class _Market:
             raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]} came")
         try:
             request = TaskRequest.model_validate(fields, strict=True)
+            names = {target.name for target in self._platform.notifications}
+            if request.notify and request.notify not in names:
+                raise CommandError(f"notify: expected a declared notification, but {request.notify} came")
             listing = self._listings.get(request.task_type) or self._registered(request.task_type)
             if not listing.executor and (kind := self._types.get(request.task_type)) is not None:
                 kind.Payload.model_validate_json(json.dumps(request.payload), strict=True)
