@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from sqlalchemy import func
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, delete, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -52,18 +52,14 @@ def register_agent(
     Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
     if agent_id == TREASURY or agent_id.startswith(REQUESTER):
         raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
-    row = {
-        "agent_id": agent_id,
-        "operator": operator,
-        "registered_at": at,
-        "standing": standings.NEWCOMER_STANDING,
-        "successes": 0,
-        "attempts": 0,
-        "suspended": False,
-        "house": house,
-        "doubt": 0.0,
-        "active_at": at,
-    }
+    row = AgentRow(
+        agent_id=agent_id,
+        operator=operator,
+        registered_at=at,
+        standing=standings.NEWCOMER_STANDING,
+        house=house,
+        active_at=at,
+    ).model_dump()
     with database.transaction() as session:
         if not insert_new(session, AgentRow, [row], returning="agent_id"):
             return False
@@ -298,7 +294,10 @@ class MarketActivities:
 
     @activity.defn
     def restore_agents(self, at: datetime) -> str | None:
-        """Let the suspended whose time is over come back, on probation; the names of who did."""
+        """Let the suspended whose time is over come back, on probation; the names of who did.
+
+        Their records start anew: by the old ones they would never win a task again, however well they now do.
+        """
         due = at - timedelta(seconds=self._platform.market.suspension_s)
         with self._database.reading() as session:
             names = session.exec(
@@ -314,6 +313,7 @@ class MarketActivities:
                     agent.suspended, agent.suspended_at, agent.doubt = False, None, 0.0
                     agent.standing, agent.active_at = standings.RETURN_STANDING, at
                     session.add(agent)
+                    session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
                     emit(session, EventType.AGENT_RESTORED, name, key, at, agent_id=name)
         return f"restored: {', '.join(names)}" if names else None
 

@@ -221,8 +221,11 @@ class NautilusClient:
         return status
 
     async def task_result(self, task: str) -> TaskStatus:
-        """Wait for the end of a task."""
-        result: TaskStatus = await self.temporal.get_workflow_handle(task, result_type=TaskStatus).result()
+        """Wait for the end of a task. Raises Refused where it was terminated, or its workflow failed."""
+        try:
+            result: TaskStatus = await self.temporal.get_workflow_handle(task, result_type=TaskStatus).result()
+        except WorkflowFailureError as error:
+            raise Refused(f"expected a task that comes to an end of its own, but {task}: {error.cause}") from None
         return result
 
     async def heartbeat(self, task: str, beat: Heartbeat, wait: bool = True) -> Receipt | None:
@@ -331,7 +334,7 @@ class NautilusClient:
             raise Refused(str(error.cause)) from None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                raise Refused(f"expected a running cycle, but {cycle} is not running") from None
+                raise Refused(f"expected a cycle or a task that runs, but {cycle} does not") from None
             raise
         if not receipt.accepted:
             raise Refused(receipt.reason)

@@ -26,7 +26,7 @@ from activities.market import register_agent
 from rules.identity import REVOKED
 from schema import wire
 from schema.declaration import read_platform
-from schema.messages.platform import CycleRules
+from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter import keys
 from starter.agents.roster import ROSTER
@@ -102,7 +102,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             "NAUTILUS_PLATFORM": str(settings.platform.resolve()),
             "NAUTILUS_DATABASE_URL": settings.database,
         }
-        pace = ["--every-s", f"{agents_every_s(platform.cycle):g}"]
+        pace = ["--every-s", f"{agents_every_s(platform):g}"]
         commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run", *pace]}
         if platform.traffic is not None:
             commands["traffic"] = ["-m", "simulation.traffic"]
@@ -112,9 +112,11 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         yield Stack(client, database, server.web_ui, environment)
 
 
-def agents_every_s(rules: CycleRules) -> float:
+def agents_every_s(platform: Platform) -> float:
     """Seconds between the agents' own looks: several in the shortest window. The autonomy scan comes on top."""
-    return min(30.0, max(1.0, min(rules.bid_window_s, rules.proposal_window_s, rules.voting_window_s) / 15))
+    rules = platform.cycle
+    windows = (rules.bid_window_s, rules.proposal_window_s, rules.voting_window_s, platform.market.bid_window_s)
+    return min(30.0, max(1.0, min(windows) / 15))
 
 
 def register_own(database: Database, home: Path, at: datetime) -> None:

@@ -225,7 +225,7 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     for metric in ("throughput", "market fill rate", "active agents"):
         assert metric in printed
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    assert "task type tasks an hour success mean s p50 s p95 s quality spending" in lines
+    assert "task type tasks per h success mean s p95 s quality spending" in lines
     assert lines[-1].startswith("all ")
 
 

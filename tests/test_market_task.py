@@ -391,9 +391,10 @@ async def test_a_suspended_agent_comes_back_on_probation_and_idleness_fades(
     async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
         with database.transaction() as session:
             sue, idle = session.get_one(AgentRow, "ann"), session.get_one(AgentRow, "bea")
-            sue.suspended, sue.suspended_at, sue.standing, sue.attempts = True, now - timedelta(hours=1), 0.1, 12
-            idle.standing, idle.active_at = 0.9, now - timedelta(days=1)
+            sue.suspended, sue.suspended_at, sue.standing, sue.attempts = True, now - timedelta(hours=1), 0.1, 20
+            idle.standing, idle.active_at, idle.attempts = 0.9, now - timedelta(days=1), 20
             session.add_all((sue, idle, RecordRow(agent_id="bea", task_type="monte_carlo", attempts=8, successes=6)))
+            session.add(RecordRow(agent_id="ann", task_type="monte_carlo", attempts=20, successes=6))
         job = JobRequest(job_id="standing_decay", budget_s=20)
         for number in range(2):
             report = await temporal.execute_workflow(
@@ -401,9 +402,14 @@ async def test_a_suspended_agent_comes_back_on_probation_and_idleness_fades(
             )
             if number == 0:
                 assert report.notes == ("restored: ann",)
+        with database.reading() as session:
+            agents = {a.agent_id: a for a in roster(session, "monte_carlo")}
+        task = await stage.submit()
+        await stage.bid(task, "ann")
+        await stage.bid(task, "bea")
+        # By the record that it was suspended for, it would never be awarded a task again.
+        await stage.executing(task, "ann")
 
-    with database.reading() as session:
-        agents = {a.agent_id: a for a in roster(session, "monte_carlo")}
     assert not agents["ann"].suspended
     assert agents["ann"].standing == pytest.approx(0.25, abs=0.01)
     assert agents["bea"].standing == pytest.approx(0.7, abs=0.01)

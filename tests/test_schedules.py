@@ -37,7 +37,7 @@ from activities.schedules import ScheduleActivities, apply, jobs
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase
 from schema.messages.events import EventType
-from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
+from schema.messages.platform import ElevationRules, JobClass, JobId, MarketRules, Platform, ScheduleDeclaration
 from schema.messages.schedules import JobReport, JobRequest, Scan
 from schema.settings import Settings
 from schema.tables.events import EventRow
@@ -496,7 +496,16 @@ async def test_a_scan_without_an_agents_process_says_so_and_does_not_fail(client
     ],
 )
 def test_agents_look_by_themselves_as_often_as_the_shortest_window_needs(window_s: float, every: float) -> None:
-    assert agents_every_s(builders.rules(bid_window_s=window_s, proposal_window_s=900, voting_window_s=900)) == every
+    cycle = builders.rules(bid_window_s=window_s, proposal_window_s=900, voting_window_s=900)
+    market = MarketRules(bid_window_s=600)
+
+    assert agents_every_s(builders.platform(cycle=cycle, market=market)) == every
+
+
+def test_agents_look_several_times_while_a_user_task_awaits_bids() -> None:
+    cycle = builders.rules(bid_window_s=600, proposal_window_s=900, voting_window_s=900)
+
+    assert agents_every_s(builders.platform(cycle=cycle)) <= MarketRules().bid_window_s / 5
 
 
 async def test_a_window_that_is_held_up_is_nudged_and_goes_on_where_it_was(client: Client, database: Database) -> None:

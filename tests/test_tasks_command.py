@@ -81,3 +81,32 @@ async def test_a_file_is_submitted_once_and_a_task_is_shown(
     assert task in {
         row["workflow_id"] for row in json.loads(nautilus(tmp_path, "list", "--all", "--json", address=address).stdout)
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("submit", "monte_carlo", "--file", "tasks.jsonl"), "expected either a task type or --file"),
+        (("submit", "--file", "tasks.jsonl", "--id", "one"), "and not with --file"),  # of many tasks it would be lost
+        (("submit", "--file", "/dev/stdin"), "expected a file of tasks, but /dev/stdin is none"),  # read once only
+        (("submit", "--file", "nowhere.jsonl"), "expected a file of tasks, but nowhere.jsonl is none"),
+        (("show", "cycle:success_rate:x"), "cycle:success_rate:x is a cycle; see `nautilus cycle`"),
+    ],
+)
+def test_a_mistake_at_the_keyboard_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    run = nautilus(tmp_path, *arguments)
+
+    assert (run.returncode, run.stdout) == (1, "")
+    assert says in " ".join(run.stderr.split())
+
+
+async def test_who_waits_for_a_task_that_is_terminated_gets_one_clear_line(temporal: Client, tmp_path: Path) -> None:
+    address, task_id = temporal.service_client.config.target_host, f"cut-{datetime.now(UTC).timestamp()}"
+    submit = ("submit", "monte_carlo", "--payload", json.dumps(MONTE_CARLO), "--id", task_id)
+    assert nautilus(tmp_path, *submit, address=address).returncode == 0
+    await temporal.get_workflow_handle(f"task:{task_id}").terminate(reason="enough")
+
+    run = nautilus(tmp_path, *submit, "--wait", address=address)
+
+    assert run.returncode == 1
+    assert " ".join(run.stderr.split()).endswith(f"but task:{task_id}: enough")

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +15,11 @@ from rich.progress import Progress
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.task_types import TaskType, installed
+from activities.task_types import installed
 from activities.tasks import task_types
 from schema import wire
 from schema.declaration import read_platform
-from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, TaskTypeListing, task_workflow_id
+from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, task_workflow_id
 from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.command import AsJson, CommandError, emit, err, new_table, open_database, out, run
@@ -30,12 +31,14 @@ IN_FLIGHT = 16
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE_S = 5.0
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.")]
+# What one line of a file, or the command's options, ask for; raises CommandError for what the market would not take.
+Read = Callable[[dict[str, Any]], TaskRequest]
 
 
 @app.command()
 def submit(
     task_type: Annotated[str | None, typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them.")] = None,
-    payload: Annotated[str, typer.Option(help="What is asked, as JSON.")] = "{}",
+    payload: Annotated[str | None, typer.Option(help="What is asked, as JSON.")] = None,
     task_id: Annotated[str | None, typer.Option("--id", help="The same id twice is one task.")] = None,
     requester: Annotated[str, typer.Option(help="Who asks, and pays.")] = "",
     notify: Annotated[str, typer.Option(help="The [[notifications]] that gets the report.")] = "",
@@ -45,19 +48,20 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Ask for one task, or with --file for many; the same file twice submits nothing twice."""
+    options = {"requester": requester, "notify": notify, "price": price}
     if (task_type is None) == (file is None):
         raise CommandError("expected either a task type or --file, and not both")
     if file is not None:
-        if wait:
-            raise CommandError("expected --wait with one task; `nautilus tasks list` shows what a file's tasks do")
-        _submit_file(file, requester, notify, as_json)
+        if wait or payload is not None or task_id is not None:
+            raise CommandError("expected --payload, --id and --wait with one task, and not with --file")
+        _submit_file(file, options, as_json)
         return
     try:
-        asked = json.loads(payload)
+        asked = json.loads(payload or "{}")
     except ValueError as error:
         raise CommandError(f"--payload: expected JSON, but {error}") from None
-    fields = {"task_id": task_id or str(uuid4()), "task_type": task_type, "payload": asked, "price": price}
-    request = _Market().request(fields | {"requester": requester, "notify": notify})
+    options |= {"task_id": task_id or uuid4().hex[:16], "task_type": task_type, "payload": asked}
+    request = _reader()(options)
     new, status = run(_submit(request, wait))
     if as_json:
         emit({"task_id": request.task_id, "new": new, "status": status.model_dump(mode="json") if status else None})
@@ -65,7 +69,7 @@ def submit(
         out.print(f"{request.task_id} {'is submitted' if new else 'was submitted before'}", soft_wrap=True)
     else:
         _print(status)
-    if status is not None and _ending(status) is not TaskEnding.DONE:
+    if status is not None and (status.settlement is None or status.settlement.ending is not TaskEnding.DONE):
         raise typer.Exit(1)
 
 
@@ -75,14 +79,13 @@ async def _submit(request: TaskRequest, wait: bool) -> tuple[bool, TaskStatus | 
     return new, await client.task_result(task_workflow_id(request.task_id)) if wait else None
 
 
-def _submit_file(file: Path, requester: str, notify: str, as_json: bool) -> None:
+def _submit_file(file: Path, options: dict[str, Any], as_json: bool) -> None:
     """Twice over the file: nothing is submitted before every line is known to be good."""
-    market, defaults = _Market(), {"requester": requester, "notify": notify}
-    try:
-        lines = sum(1 for _ in _requests(file, market, defaults))
-        new = run(_submit_all(_requests(file, market, defaults), lines))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: expected a file of tasks, but {error}") from None
+    if not file.is_file():  # a pipe neither, which can be read once only
+        raise CommandError(f"expected a file of tasks, but {file} is none")
+    read = _reader()
+    lines = sum(1 for _ in _requests(file, read, options))
+    new = run(_submit_all(_requests(file, read, options), lines))
     if as_json:
         emit({"tasks": lines, "new": new})
     else:
@@ -103,69 +106,63 @@ async def _submit_all(requests: Iterator[TaskRequest], lines: int) -> int:
                 new += fresh
                 progress.advance(bar)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(IN_FLIGHT):
-                group.create_task(feed())
+        await asyncio.gather(*(feed() for _ in range(IN_FLIGHT)))
     return new
 
 
-def _requests(file: Path, market: "_Market", defaults: dict[str, Any]) -> Iterator[TaskRequest]:
-    """The file's tasks; a bad line raises CommandError with its number."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
+def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskRequest]:
+    """The file's tasks; a bad line raises CommandError with its number.
+
+    A line without an id is named by what it says and how often that came before: lines may be added and moved.
+    """
+    times = Counter[bytes]()
+    with file.open("rb") as lines:
+        for number, line in enumerate(map(bytes.strip, lines), 1):
+            if not line:
                 continue
             try:
                 fields = json.loads(line)
                 if not isinstance(fields, dict):
-                    raise CommandError(f"expected an object, but {line.strip()[:60]} came")
-                derived = sha256(f"{number}:{line.strip()}".encode()).hexdigest()[:20]
-                yield market.request(defaults | {"task_id": derived} | fields)
+                    raise CommandError(f"expected an object, but {fields!r:.60} came")
+                said = sha256(line).digest()
+                times[said] += 1
+                derived = sha256(said + b"%d" % times[said]).hexdigest()[:20]
+                yield read(options | {"task_id": derived} | fields)
             except CommandError as error:
                 raise CommandError(f"{file}:{number}: {error}") from None
             except ValueError as error:
                 raise CommandError(f"{file}:{number}: expected JSON, but {error}") from None
 
 
-class _Market:
-    """The task types that can be asked for; what is not there is looked up when a task needs it."""
+def _reader() -> Read:
+    """Checks what is asked for against the task types, declared or brought by agents; the database only for those."""
+    platform = read_platform(Settings().platform)
+    ours = {declared.name for declared in platform.task_types}
+    told = {target.name for target in platform.notifications}
+    kinds = installed()
+    brought: set[str] = set()
 
-    def __init__(self) -> None:
-        self._platform = read_platform(Settings().platform)
-        self._listings: dict[str, TaskTypeListing] = {
-            t.name: TaskTypeListing(name=t.name, direct=t.direct) for t in self._platform.task_types
-        }
-        self._installed: dict[str, TaskType] | None = None
-
-    def request(self, fields: dict[str, Any]) -> TaskRequest:
-        """A task that the market will take; raises CommandError for any other."""
+    def read(fields: dict[str, Any]) -> TaskRequest:
         if unknown := sorted(fields.keys() - TaskRequest.model_fields.keys()):
             raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]} came")
         try:
             request = TaskRequest.model_validate(fields, strict=True)
-            names = {target.name for target in self._platform.notifications}
-            if request.notify and request.notify not in names:
+            if request.notify and request.notify not in told:
                 raise CommandError(f"notify: expected a declared notification, but {request.notify} came")
-            listing = self._listings.get(request.task_type) or self._registered(request.task_type)
-            if not listing.executor and (kind := self._types.get(request.task_type)) is not None:
-                kind.Payload.model_validate_json(json.dumps(request.payload), strict=True)
+            name = request.task_type
+            if name in ours and name in kinds:
+                kinds[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             raise CommandError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if name not in ours | brought:
+            with open_database().reading() as session:
+                brought.update(listing.name for listing in task_types(session, platform))
+        if name not in ours | brought:
+            raise CommandError(f"expected one of the task types {', '.join(sorted(ours | brought))}, but {name} came")
         return request
 
-    @property
-    def _types(self) -> dict[str, TaskType]:
-        if self._installed is None:
-            self._installed = installed()
-        return self._installed
-
-    def _registered(self, name: str) -> TaskTypeListing:
-        with open_database().reading() as session:
-            self._listings |= {t.name: t for t in task_types(session, self._platform)}
-        if name not in self._listings:
-            raise CommandError(f"expected one of the task types {', '.join(sorted(self._listings))}, but {name} came")
-        return self._listings[name]
+    return read
 
 
 @app.command("list")
@@ -193,7 +190,7 @@ def show_all(
 @app.command()
 def show(task_id: TaskId, as_json: AsJson = False) -> None:
     """Where a task stands, who was awarded it and why, or how it ended."""
-    status = run(_status(task_workflow_id(task_id.removeprefix("task:"))))
+    status = run(_status(_workflow(task_id)))
     if as_json:
         emit(status.model_dump(mode="json"))
     else:
@@ -229,9 +226,7 @@ def abort(
     """End a task; nobody is paid, and nobody's standing moves."""
 
     async def ask() -> None:
-        await (await NautilusClient.connect()).act(
-            task_workflow_id(task_id.removeprefix("task:")), wire.ABORT, who, why
-        )
+        await (await NautilusClient.connect()).act(_workflow(task_id), wire.ABORT, who, why)
 
     run(ask())
     out.print(f"{task_id} is aborted")
@@ -251,8 +246,10 @@ def types(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-def _ending(status: TaskStatus) -> TaskEnding | None:
-    return status.settlement.ending if status.settlement else None
+def _workflow(task_id: str) -> str:
+    if task_id.startswith("cycle:"):
+        raise CommandError(f"expected a user task, but {task_id} is a cycle; see `nautilus cycle`")
+    return task_workflow_id(task_id.removeprefix("task:"))
 
 
 def _print(status: TaskStatus) -> None:
