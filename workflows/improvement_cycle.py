@@ -67,7 +67,7 @@ class ImprovementCycle(Intake):
 
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
-        self._state = carried or CycleState(request=request)
+        self._state: CycleState = carried or CycleState(request=request)
         self._keys_changed, self._reading_keys = False, asyncio.Lock()
 
     # ---- the story
@@ -513,14 +513,6 @@ class ImprovementCycle(Intake):
             if changed := windows.heed(self._state, keys):
                 self._note(f"keys have changed: {', '.join(changed)}")
 
-    @property
-    def _heard(self) -> CycleState:
-        return self._state
-
-    @property
-    def _opening(self) -> bool:
-        return self._state.phase is Phase.OPENING
-
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         info = workflow.info()
         # The workflow id is used again for the next attempt; the first run's id never is.
@@ -534,7 +526,7 @@ class ImprovementCycle(Intake):
         self._show()
 
     def _refuse_bad_act(self, kind: str, act: Act) -> None:
-        if receipts.of(self._state, act.who, act.message_id) is not None:
+        if receipts.of(self._state, kind, act.who, act.message_id) is not None:
             return
         if (refusal := windows.act_refusal(self._state, kind, act)) is not None:
             raise ApplicationError(refusal, type=kind)
@@ -542,10 +534,10 @@ class ImprovementCycle(Intake):
     async def _act(self, kind: str, act: Act) -> Receipt:
         """Do what a person asks, at once, and write it to the ledger before answering."""
         state = self._state
-        if (known := receipts.of(state, act.who, act.message_id)) is not None:
+        if (known := receipts.of(state, kind, act.who, act.message_id)) is not None:
             return known
         refusal = windows.act_refusal(state, kind, act)
-        receipt = receipts.add(state, act.who, act.message_id, kind, refusal)
+        receipt = receipts.add(state, kind, act.who, act.message_id, refusal)
         if refusal is None:
             windows.apply(state, kind, act, workflow.now())
             self._note(f"{act.who}: {kind} ({act.why})")

@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 
 from schema import wire
 from schema.messages.base import AgentMessage
-from schema.messages.cycle import Receipt
+from schema.messages.cycle import Phase, Receipt
 from schema.messages.market import Bid
 from workflows import receipts
 
@@ -22,25 +22,23 @@ Word = TypeVar("Word", bound=AgentMessage)
 # A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
 # The count is in the status.
 TOLD_REFUSALS = 100
+# The first phase of a cycle and of a task alike.
+OPENING = Phase.OPENING.value
 
 
 class Heard(receipts.Remembers, Protocol):
-    """The state of what hears: its receipts, how many messages it refused, and the latest that could not be read."""
+    """The state of what hears."""
 
-    unread: str
+    @property
+    def phase(self) -> str: ...
 
 
 class Intake:
-    """What hears agents. It says whether it is still opening, what is forged, what it refuses, and takes the rest."""
+    """What hears agents. It says what is forged and what it refuses now, and takes the rest."""
 
+    _state: Heard
     _nudges = 0
 
-    @property
-    @abstractmethod
-    def _heard(self) -> Heard: ...
-    @property
-    @abstractmethod
-    def _opening(self) -> bool: ...
     @abstractmethod
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         """Why this cannot be a word of the agent that it names, or None."""
@@ -75,15 +73,15 @@ class Intake:
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
     def receipts(self) -> list[Receipt]:
-        return list(self._heard.receipts.values())
+        return list(self._state.receipts.values())
 
     def refuse_signal(self, name: str, reason: object) -> None:
         """A signal that could not even be read; the interceptor and `_hear` say so."""
-        self._heard.refused += 1
-        if self._heard.refused > TOLD_REFUSALS:
+        self._state.refused += 1
+        if self._state.refused > TOLD_REFUSALS:
             return
-        self._heard.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
-        workflow.logger.warning(f"signal refused: {self._heard.unread}")
+        self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
+        workflow.logger.warning(f"signal refused: {self._state.unread}")
 
     async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
         """A signal: what cannot be read is refused and counted like everything else."""
@@ -99,22 +97,22 @@ class Intake:
 
     def _refuse_bad(self, kind: str, word: AgentMessage) -> None:
         """A validator: refuses before anything enters history. What comes during the opening waits in `_take`."""
-        if self._opening:
+        if self._state.phase == OPENING:
             return
         if (forgery := self._forgery(kind, word)) is not None:
             raise ApplicationError(forgery, type=kind)
-        if receipts.of(self._heard, word.agent_id, word.message_id) is not None:
+        if receipts.of(self._state, kind, word.agent_id, word.message_id) is not None:
             return
         if (refusal := self._refusal(word)) is not None:
             raise ApplicationError(refusal, type=kind)
 
     async def _take(self, kind: str, word: AgentMessage) -> Receipt:
         # A message may arrive before the first step of the story: it must not be lost for being early.
-        await workflow.wait_condition(lambda: not self._opening)
+        await workflow.wait_condition(lambda: self._state.phase != OPENING)
         if (forgery := self._forgery(kind, word)) is not None:
-            return receipts.add(self._heard, receipts.NOBODY, word.message_id, kind, forgery)
-        if (known := receipts.of(self._heard, word.agent_id, word.message_id)) is not None:
+            return receipts.add(self._state, kind, receipts.NOBODY, word.message_id, forgery)
+        if (known := receipts.of(self._state, kind, word.agent_id, word.message_id)) is not None:
             return known
         if (refusal := self._refusal(word)) is None:
             self._accept(word)
-        return receipts.add(self._heard, word.agent_id, word.message_id, kind, refusal)
+        return receipts.add(self._state, kind, word.agent_id, word.message_id, refusal)

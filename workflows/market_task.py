@@ -68,7 +68,7 @@ class MarketTask(Intake):
 
     @workflow.init
     def __init__(self, request: TaskRequest, carried: TaskState | None = None) -> None:
-        self._state = carried or TaskState(request=request)
+        self._state: TaskState = carried or TaskState(request=request)
 
     # ---- the story
 
@@ -269,7 +269,7 @@ class MarketTask(Intake):
     @workflow.update(name=wire.ABORT, description="End the task, as a person.")
     async def abort(self, act: Act) -> Receipt:
         self._state.abort = self._state.abort or act
-        return receipts.add(self._state, act.who, act.message_id, wire.ABORT, None)
+        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, None)
 
     @abort.validator
     def _check_abort(self, act: Act) -> None:
@@ -296,14 +296,6 @@ class MarketTask(Intake):
             unread=state.unread,
             house=state.briefing.house if state.briefing else False,
         )
-
-    @property
-    def _heard(self) -> TaskState:
-        return self._state
-
-    @property
-    def _opening(self) -> bool:
-        return self._state.phase is TaskPhase.OPENING
 
     def _accept(self, word: AgentMessage) -> None:
         state = self._state
