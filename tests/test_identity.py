@@ -661,6 +661,39 @@ def test_what_should_not_be_signed_is_not_signed(
     assert len(complaint.splitlines()) == 1
 
 
+def test_what_starts_a_workflow_is_signed_without_naming_one(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    key = keys.make(tmp_path / "ada.pem", "ada")
+    proposal = builders.proposal("ada", message_id="p-1").model_dump_json(exclude={"signature"})
+    said = {wire.OPEN_CYCLE: proposal, wire.TYPE_REGISTRATION: '{"message_id": "1", "name": "shout"}'}
+
+    printed = {kind: nautilus("sign", kind, "--key", tmp_path / "ada.pem", said=text)[1] for kind, text in said.items()}
+
+    request = CycleRequest.model_validate_json(printed[wire.OPEN_CYCLE])
+    assert request.proposal is not None
+    about = (workflow_id(request.subject), "ada:p-1", wire.OPEN_CYCLE)
+    assert identity.refusal(request.proposal, *about, key.public, False) is None
+    word = TypeRegistration.model_validate_json(printed[wire.TYPE_REGISTRATION])
+    assert identity.refusal(word, "task-type:shout:1", "1", wire.TYPE_REGISTRATION, key.public, False) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((wire.PLACE_BID,), "expected --workflow-id"),
+        (("place_bit", "--workflow-id", CYCLE), "expected one of place_bid, submit_proposal"),
+    ],
+)
+def test_what_is_for_nowhere_is_not_signed(
+    nautilus: Callable[..., Said], tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    keys.make(tmp_path / "ada.pem", "ada")
+
+    code, printed, complaint = nautilus("sign", *arguments, "--key", tmp_path / "ada.pem", said=SAID)
+
+    assert (code, printed, len(complaint.splitlines())) == (1, "", 1)
+    assert says in complaint
+
+
 # ---- a real cycle on a real server
 
 
