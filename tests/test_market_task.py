@@ -435,6 +435,40 @@ async def test_the_documented_executor_does_what_it_is_awarded(
     assert told == [(TaskEnding.DONE, "AHOY"), (TaskEnding.FAILED, "expected a text")]
 
 
+async def test_a_revocation_reaches_a_running_task(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    ann, bea = (AgentKey(name, Ed25519PrivateKey.generate()) for name in ("ann", "bea"))
+    now, rules = datetime.now(UTC), QUICK.model_copy(update={"heartbeat_s": 5})
+    async with market(temporal, database, task_queue, tmp_path, house=False, platform=declared(rules)) as stage:
+        await temporal.start_workflow(wire.EVENT_BUS, "keys", id=f"bus:{task_queue}", task_queue=task_queue)
+        for key in (ann, bea):
+            identity.rotate(database, key.agent_id, key.public, "ops", "its first key", now)
+        signing = NautilusClient(temporal, task_queue, ann, bea)
+        await signing.register_type(TypeRegistration(message_id="r", agent_id="ann", name="poetry"))
+        task = await stage.submit("poetry", payload={})
+        for agent_id, price in (("ann", 10), ("bea", 90)):
+            await signing.place_bid(task, Bid(message_id="b", agent_id=agent_id, price=price, eta_s=5))
+        await stage.executing(task, "ann")
+        identity.revoke(database, "ann", "olga", "stolen", now)
+        async with asyncio.timeout(20):
+            while True:
+                with pytest.raises(Refused) as refused:
+                    await stage.client.heartbeat(task, Heartbeat(message_id="h", agent_id="ann"))
+                if "the key of ann was revoked" in str(refused.value):
+                    break
+        result = WorkResult(message_id="w", agent_id="ann", summary="a forged poem", quality=1.0)
+        with pytest.raises(Refused, match="the key of ann was revoked"):
+            await signing.submit_result(task, result)
+        await stage.executing(task, "bea")
+        await signing.submit_result(task, result.model_copy(update={"agent_id": "bea", "summary": "a poem"}))
+        ended = await stage.ended(task)
+        await temporal.get_workflow_handle(f"bus:{task_queue}").terminate("the test is over")
+
+    assert ended.settlement is not None
+    assert (ended.missed, ended.settlement.agent_id, ended.settlement.summary) == (("ann",), "bea", "a poem")
+
+
 async def command(client: Client, *about: Any) -> tuple[int | None, str]:
     """A word by the real `temporal` command: its exit code and what it printed."""
     *how, kind, task, word = about

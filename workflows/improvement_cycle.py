@@ -20,7 +20,6 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.experiment import ExperimentActivities
-    from activities.identity import IdentityActivities
     from activities.market import MarketActivities
     from activities.proposals import ProposalActivities
 
@@ -68,7 +67,7 @@ class ImprovementCycle(Intake):
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
         self._state: CycleState = carried or CycleState(request=request)
-        self._keys_changed, self._reading_keys = False, asyncio.Lock()
+        super().__init__()
 
     # ---- the story
 
@@ -500,18 +499,13 @@ class ImprovementCycle(Intake):
             watch=state.watch,
         )
 
-    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
-    async def heed_keys(self) -> None:
-        """Whoever sends this can only make the cycle look, and many at once are one look."""
-        self._keys_changed = True
-        await workflow.wait_condition(lambda: self._state.phase is not Phase.OPENING)
-        async with self._reading_keys:
-            if not self._keys_changed or self._state.tally is not None:
-                return
-            self._keys_changed = False
-            keys = await call(IdentityActivities.read_keys, summary="an agent's key has changed")
-            if changed := windows.heed(self._state, keys):
-                self._note(f"keys have changed: {', '.join(changed)}")
+    @property
+    def _hears(self) -> bool:
+        return self._state.tally is None
+
+    def _go_by(self, keys: dict[str, str]) -> None:
+        if changed := windows.heed(self._state, keys):
+            self._note(f"keys have changed: {', '.join(changed)}")
 
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         info = workflow.info()

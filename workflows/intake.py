@@ -4,6 +4,7 @@ Every name is an update, whose validator refuses before anything enters history,
 because the SDK would drop a bad one unseen. Nothing that anybody sends stops the workflow.
 """
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -12,11 +13,15 @@ from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
+with workflow.unsafe.imports_passed_through():
+    from activities.identity import IdentityActivities
+
 from schema import wire
 from schema.messages.base import AgentMessage
 from schema.messages.cycle import Phase, Receipt
 from schema.messages.market import Bid
 from workflows import receipts
+from workflows.calls import call
 
 Word = TypeVar("Word", bound=AgentMessage)
 # A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
@@ -37,7 +42,9 @@ class Intake:
     """What hears agents. It says what is forged and what it refuses now, and takes the rest."""
 
     _state: Heard
-    _nudges = 0
+
+    def __init__(self) -> None:
+        self._nudges, self._keys_changed, self._reading_keys = 0, False, asyncio.Lock()
 
     @abstractmethod
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
@@ -50,6 +57,15 @@ class Intake:
     @abstractmethod
     def _accept(self, word: AgentMessage) -> None:
         """Take what was not refused."""
+
+    @abstractmethod
+    def _go_by(self, keys: dict[str, str]) -> None:
+        """Go by these keys from now on: each agent's, or REVOKED."""
+
+    @property
+    @abstractmethod
+    def _hears(self) -> bool:
+        """Whether there is anything left that an agent could say."""
 
     @workflow.update(name=wire.PLACE_BID, description="Offer to do this task.")
     async def place_bid(self, bid: Bid) -> Receipt:
@@ -66,6 +82,16 @@ class Intake:
     @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
     def nudge(self) -> None:
         self._nudges += 1
+
+    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
+    async def heed_keys(self) -> None:
+        """Whoever sends this can only make us look, and many at once are one look."""
+        self._keys_changed = True
+        await workflow.wait_condition(lambda: self._state.phase != OPENING)
+        async with self._reading_keys:
+            if self._keys_changed and self._hears:
+                self._keys_changed = False
+                self._go_by(await call(IdentityActivities.read_keys, summary="an agent's key has changed"))
 
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
     async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:

@@ -137,7 +137,10 @@ class Settlement(Message):
 
 
 class TaskState(BaseModel):
-    """All that a task's workflow remembers, and carries over when it continues as new."""
+    """All that a task's workflow remembers, and carries over when it continues as new.
+
+    `keys` are the agents' as they were read again after a change; None: they are as the briefing has them.
+    """
 
     request: TaskRequest
     phase: TaskPhase = TaskPhase.OPENING
@@ -157,6 +160,7 @@ class TaskState(BaseModel):
     receipts: dict[str, Receipt] = Field(default_factory=dict)
     refused: int = 0
     unread: str = ""
+    keys: dict[str, str] | None = None
 
     @property
     def known(self) -> TaskBriefing:
