@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from schema import wire
 from schema.messages.cycle import CycleStatus, Phase, workflow_id
 from starter.client import Listed, NautilusClient
-from starter.command import AsJson, CommandError, emit, new_table, out, run
+from starter.command import AsJson, CommandError, Who, emit, new_table, out, run
 from workflows.page import render
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
@@ -92,7 +92,7 @@ def cycle_act(
     cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
     act: Annotated[Steer, typer.Argument(help="What to do.")],
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
-    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    who: Who,
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:
