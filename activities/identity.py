@@ -72,9 +72,9 @@ def _revoke(session: Session, key: AgentKeyRow, who: str, why: str, at: datetime
 
 def _record(session: Session, type: EventType, agent_id: str, key: str, who: str, why: str, at: datetime) -> None:
     """In the ledger and on the bus, under the same name."""
-    body = {"public_key": key, "who": who, "why": why}
-    ledger.append(session, EntryKind(type.value), f"{type.value}:{key}", agent_id, at, body)
-    emit(session, type, agent_id, key, at, **body)
+    kind, body = EntryKind(type.value), {"public_key": key, "who": who, "why": why}
+    ledger.append(session, kind, f"{type.value}:{key}", agent_id, at, body)
+    emit(session, type, agent_id, key, at, public_key=key, who=who, why=why)
 
 
 def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: bool) -> str | None:

@@ -724,7 +724,7 @@ def on_signed_stage(temporal: Client, database: Database, task_queue: str) -> Ca
 
 
 async def attempt(stage: Stage, task_queue: str, number: int) -> None:
-    anomaly = builders.anomaly(datetime.now(UTC) - timedelta(seconds=10))
+    anomaly = builders.anomaly(datetime.now(UTC) - timedelta(minutes=5))
     request = CycleRequest(request_id=f"{task_queue}:{number}", anomaly=anomaly)
     await stage.client.temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=stage.cycle, task_queue=task_queue)
     await stage.reach(Phase.BIDDING)
