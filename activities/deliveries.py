@@ -28,7 +28,8 @@ from schema.messages.cycle import CycleRequest, workflow_id
 from schema.messages.events import Event
 from schema.messages.observatory import Anomaly
 from schema.messages.platform import Notification, Platform, Webhook
-from schema.tables.market import MetaTaskRow
+from schema.messages.tasks import task_workflow_id
+from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -96,17 +97,24 @@ class Deliveries:
         )
 
     async def _tell_cycles(self, event: Event) -> None:
-        """Have every open cycle read the agents' keys again; one that opens from now on reads the new ones anyway."""
-        for cycle in await asyncio.to_thread(self._open_cycles):
+        """Have all that hears agents read their keys again; what opens from now on reads the new ones anyway."""
+        for hearing in await asyncio.to_thread(self._hearing):
             try:
-                await self._client.get_workflow_handle(cycle).signal(wire.HEED_KEYS)
+                await self._client.get_workflow_handle(hearing).signal(wire.HEED_KEYS)
             except RPCError as error:
                 if error.status is not RPCStatusCode.NOT_FOUND:  # terminated, or ended in this moment
                     raise
 
-    def _open_cycles(self) -> set[str]:
+    def _hearing(self) -> list[str]:
+        """The open cycles, and the tasks that are not done in house: thousands may be, and they wait for nobody."""
+        cycles = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
+        in_house = select(AgentRow.agent_id).where(AgentRow.house)
+        tasks = select(TaskRow.task_id).where(
+            col(TaskRow.ended_at).is_(None),
+            col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(in_house),
+        )
         with self._database.reading() as session:
-            return set(session.exec(select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))))
+            return [*session.exec(cycles), *(task_workflow_id(task) for task in session.exec(tasks))]
 
     @asynccontextmanager
     async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:

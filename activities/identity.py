@@ -38,10 +38,10 @@ def put_key(session: Session, agent_id: str, public_key: str, who: str, why: str
         if known.agent_id == agent_id and known.revoked_at is None:
             return
         raise ValueError(f"expected a new key, but {public_key} is or was a key of {known.agent_id}")
-    if keys(session).get(agent_id):
-        _revoke(session, agent_id, who, why, at)
+    if (before := _in_force(session, agent_id)) is not None:
+        _revoke(session, before, who, why, at)
     session.add(AgentKeyRow(public_key=public_key, agent_id=agent_id, valid_from=at))
-    _record(session, EntryKind.AGENT_KEY_REGISTERED, EventType.AGENT_KEY_REGISTERED, agent_id, public_key, who, why, at)
+    _record(session, EventType.AGENT_KEY_REGISTERED, agent_id, public_key, who, why, at)
 
 
 def rotate(database: Database, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
@@ -54,23 +54,26 @@ def revoke(database: Database, agent_id: str, who: str, why: str, at: datetime) 
     """Take an agent's key out of force: it has no say until it is given another. Raises ValueError."""
     with database.transaction() as session:
         lock(session, "agent_key")
-        if not keys(session).get(agent_id):
+        if (key := _in_force(session, agent_id)) is None:
             raise ValueError(f"expected an agent with a key in force, but {agent_id} has none")
-        _revoke(session, agent_id, who, why, at)
+        _revoke(session, key, who, why, at)
 
 
-def _revoke(session: Session, agent_id: str, who: str, why: str, at: datetime) -> None:
+def _in_force(session: Session, agent_id: str) -> AgentKeyRow | None:
     in_force = (AgentKeyRow.agent_id == agent_id, col(AgentKeyRow.revoked_at).is_(None))
-    row = session.exec(select(AgentKeyRow).where(*in_force)).one()
-    row.revoked_at, row.why = at, why
-    session.add(row)
-    _record(session, EntryKind.AGENT_KEY_REVOKED, EventType.AGENT_KEY_REVOKED, agent_id, row.public_key, who, why, at)
+    return session.exec(select(AgentKeyRow).where(*in_force)).one_or_none()
 
 
-def _record(
-    session: Session, kind: EntryKind, type: EventType, agent_id: str, key: str, who: str, why: str, at: datetime
-) -> None:
-    ledger.append(session, kind, f"{kind.value}:{key}", agent_id, at, {"public_key": key, "who": who, "why": why})
+def _revoke(session: Session, key: AgentKeyRow, who: str, why: str, at: datetime) -> None:
+    key.revoked_at, key.why = at, why
+    session.add(key)
+    _record(session, EventType.AGENT_KEY_REVOKED, key.agent_id, key.public_key, who, why, at)
+
+
+def _record(session: Session, type: EventType, agent_id: str, key: str, who: str, why: str, at: datetime) -> None:
+    """In the ledger and on the bus, under the same name."""
+    kind, body = EntryKind(type.value), {"public_key": key, "who": who, "why": why}
+    ledger.append(session, kind, f"{type.value}:{key}", agent_id, at, body)
     emit(session, type, agent_id, key, at, public_key=key, who=who, why=why)
 
 

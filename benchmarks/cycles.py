@@ -166,16 +166,11 @@ async def _play(temporal: Client, database: Database, recorded: Sequence[float],
         baseline=None,
         reason="under the floor",
     )
-    queue, cycle, stop, done = (
-        f"cycle-{number}",
-        f"{workflow_id(anomaly.subject)}:{number}",
-        asyncio.Event(),
-        threading.Event(),
-    )
+    queue, cycle, done = f"cycle-{number}", f"{workflow_id(anomaly.subject)}:{number}", threading.Event()
     client = NautilusClient(temporal, queue)
     async with worker(temporal, database, platform, Settings(), queue):
         agents = asyncio.create_task(
-            run_agents(client, ROSTER, stop, every_s=0.4, mine=lambda task: task.workflow_id == cycle)
+            run_agents(client, ROSTER, every_s=0.4, mine=lambda task: task.workflow_id == cycle)
         )
         tasks = asyncio.create_task(asyncio.to_thread(traffic, database, platform, work, done))
         try:
@@ -183,9 +178,9 @@ async def _play(temporal: Client, database: Database, recorded: Sequence[float],
             await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=queue)
             return await asyncio.wait_for(client.result(cycle), CYCLE_TIMEOUT_S)
         finally:
-            stop.set()
+            agents.cancel()
             done.set()
-            await asyncio.gather(agents, tasks)
+            await asyncio.wait([agents, tasks])
 
 
 async def play_all(cycles: int) -> dict[str, Any]:

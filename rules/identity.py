@@ -7,12 +7,15 @@ with the message would prove nothing.
 """
 
 import base64
+from collections.abc import Iterable, Mapping
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from schema.messages.base import AgentMessage
+from schema.messages.market import Agent
+from schema.messages.proposals import Voter
 
 # Keeps our signatures apart from whatever else a key signs, and the next format apart from this one.
 PROTOCOL = "nautilus-message/1"
@@ -47,6 +50,14 @@ def signed_bytes(message: AgentMessage, workflow_id: str, context: str, kind: st
             "content": content,
         }
     )
+
+
+def key_of(agent_id: str, agents: Iterable[Agent | Voter], read_again: Mapping[str, str] | None) -> str | None:
+    """The key of one of `agents`: as it was read again after a change, or as they had it. None for a stranger."""
+    agent = next((agent for agent in agents if agent.agent_id == agent_id), None)
+    if agent is None or read_again is None:
+        return agent.public_key if agent else None
+    return read_again.get(agent_id)
 
 
 def refusal(

@@ -1,8 +1,8 @@
 """Subscriptions: who hears what, and when what failed is tried again. The whole routing table, on one screen.
 
-Built in are `cycles`, which starts an improvement cycle for an anomaly, and `keys`, which has running ones read the
-agents' keys again; webhooks and notifications are declared in
-`platform.toml`. Every subscriber has a cursor and a workflow of its own, so that none delays another.
+Built in are `cycles`, which starts an improvement cycle for an anomaly, and `keys`, which has running cycles and tasks
+read the agents' keys again; webhooks and notifications are declared in `platform.toml`. Every subscriber has a cursor
+and a workflow of its own, so that none delays another.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,8 @@ for task in await client.meta_tasks(Phase.BIDDING):
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -51,7 +52,6 @@ from starter.keys import AgentKey
 FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 
-
 Word = TypeVar("Word", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
 
 
@@ -59,12 +59,25 @@ class Refused(Exception):
     """The cycle did not take a message; the text says what was expected."""
 
 
-class MetaTask(NamedTuple):
-    """An open improvement cycle, as the market lists it."""
+class Listed(NamedTuple):
+    """A task of the market. `task_type` is `platform_meta` for an improvement cycle; `parameter` is what it changes."""
 
     workflow_id: str
-    metric: str
-    phase: Phase
+    task_type: str
+    phase: str
+    agent_id: str
+    opened: datetime
+    outcome: str
+    parameter: str
+
+    @classmethod
+    def of(cls, execution: WorkflowExecution) -> Self:
+        def shown(name: str) -> str:
+            return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
+
+        task_type, phase, agent_id = shown(wire.TASK_TYPE) or PLATFORM_META, shown(wire.PHASE), shown(wire.AGENT)
+        opened, outcome, parameter = execution.start_time, shown(wire.OUTCOME), shown(wire.PARAMETER)
+        return cls(execution.id, task_type, phase, agent_id, opened, outcome, parameter)
 
 
 def opening(proposal: Proposal, key: AgentKey | None) -> CycleRequest:
@@ -76,15 +89,20 @@ def opening(proposal: Proposal, key: AgentKey | None) -> CycleRequest:
     return request.model_copy(update={"proposal": signed})
 
 
-class Listed(NamedTuple):
-    """A task of the market. `task_type` is `platform_meta` for an improvement cycle."""
+def registration(word: TypeRegistration, key: AgentKey) -> TypeRegistration:
+    """The registration of a task type, signed for the workflow that takes it. Raises ValueError."""
+    return key.sign(word, word.workflow_id, word.message_id, wire.TYPE_REGISTRATION)
 
-    workflow_id: str
-    task_type: str
-    phase: str
-    agent_id: str
-    opened: datetime
-    outcome: str = ""
+
+@contextmanager
+def _found(expected: str) -> Iterator[None]:
+    """Where there is no such workflow, Refused says what was expected."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
+            raise Refused(expected) from None
+        raise
 
 
 class NautilusClient:
@@ -105,26 +123,29 @@ class NautilusClient:
         config.setdefault("target_host", "localhost:7233")
         return cls(await Client.connect(**config, data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
 
-    async def meta_tasks(self, phase: Phase) -> list[MetaTask]:
+    async def meta_tasks(self, phase: Phase) -> list[Listed]:
         """The running cycles in this phase, oldest first."""
-        query = (
-            f"WorkflowType='{wire.IMPROVEMENT_CYCLE}' AND ExecutionStatus='Running' AND {wire.PHASE}='{phase.value}'"
-        )
-        found = [execution async for execution in self.temporal.list_workflows(query)]
-        metric = SearchAttributeKey.for_keyword(wire.METRIC)
-        return [
-            MetaTask(e.id, e.typed_search_attributes.get(metric, ""), phase)
-            for e in sorted(found, key=lambda execution: execution.start_time)
-        ]
+        return sorted(await self.tasks(phase, workflows=(wire.IMPROVEMENT_CYCLE,)), key=lambda cycle: cycle.opened)
+
+    async def tasks(
+        self,
+        phase: Phase | TaskPhase | None = TaskPhase.BIDDING,
+        agent_id: str = "",
+        ended: bool = False,
+        most: int = 1_000,
+        workflows: tuple[str, ...] = (wire.MARKET_TASK, wire.IMPROVEMENT_CYCLE),
+    ) -> list[Listed]:
+        """The market, newest first: user tasks and cycles in `phase` (None: any), or only `agent_id`'s awards."""
+        query = f"WorkflowType IN ({', '.join(map(repr, workflows))})"
+        query += "" if ended else " AND ExecutionStatus='Running'"
+        query += f" AND {wire.PHASE}='{phase}'" if phase else ""
+        query += f" AND {wire.AGENT}='{agent_id}'" if agent_id else ""
+        return [Listed.of(execution) async for execution in self.temporal.list_workflows(query, limit=most)]
 
     async def status(self, cycle: str) -> CycleStatus:
         """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is none."""
-        try:
+        with _found(f"expected a cycle, but there is no workflow {cycle}"):
             status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
-                raise Refused(f"expected a cycle, but there is no workflow {cycle}") from None
-            raise
         return status
 
     async def diagnose(self, subject: str, window_s: int = 86_400) -> Diagnosis:
@@ -173,25 +194,6 @@ class NautilusClient:
         await self.signal(cycle, name, message)
         return None
 
-    async def tasks(
-        self, phase: TaskPhase | None = TaskPhase.BIDDING, agent_id: str = "", ended: bool = False, most: int = 1_000
-    ) -> list[Listed]:
-        """The market, newest first: user tasks and cycles in `phase` (None: any), or only `agent_id`'s awards."""
-        query = f"WorkflowType IN ('{wire.MARKET_TASK}', '{wire.IMPROVEMENT_CYCLE}')"
-        query += "" if ended else " AND ExecutionStatus='Running'"
-        query += f" AND {wire.PHASE}='{phase.value}'" if phase else ""
-        query += f" AND {wire.AGENT}='{agent_id}'" if agent_id else ""
-
-        def listed(execution: WorkflowExecution) -> Listed:
-            def shown(name: str) -> str:
-                return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
-
-            task_type = shown(wire.TASK_TYPE) or PLATFORM_META
-            opened, outcome = execution.start_time, shown(wire.OUTCOME)
-            return Listed(execution.id, task_type, shown(wire.PHASE), shown(wire.AGENT), opened, outcome)
-
-        return [listed(execution) async for execution in self.temporal.list_workflows(query, limit=most)]
-
     async def submit_task(self, request: TaskRequest) -> bool:
         """Ask the market for a task; False where a task of this id was submitted before."""
         task_type = SearchAttributePair(SearchAttributeKey.for_keyword(wire.TASK_TYPE), request.task_type)
@@ -212,12 +214,8 @@ class NautilusClient:
 
     async def task_status(self, task: str) -> TaskStatus:
         """Where a task stands; `task` is its workflow id. Raises Refused where there is none."""
-        try:
+        with _found(f"expected a task, but there is no workflow {task}"):
             status: TaskStatus = await self._handle(task).query(wire.STATUS, result_type=TaskStatus)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
-                raise Refused(f"expected a task, but there is no workflow {task}") from None
-            raise
         return status
 
     async def task_result(self, task: str) -> TaskStatus:
@@ -236,16 +234,15 @@ class NautilusClient:
         """Hand in the awarded task. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(task, wire.SUBMIT_RESULT, result, wait)
 
-    async def register_type(self, registration: TypeRegistration) -> TaskTypeListing:
+    async def register_type(self, word: TypeRegistration) -> TaskTypeListing:
         """Add a task type that one's own executor does; it can be submitted and bid on at once. Raises Refused."""
-        if (key := self._key_of(registration)) is not None:
-            context = registration.message_id
-            registration = key.sign(registration, registration.workflow_id, context, wire.TYPE_REGISTRATION)
+        if (key := self._key_of(word)) is not None:
+            word = registration(word, key)
         try:
             listing: TaskTypeListing = await self.temporal.execute_workflow(
                 wire.TYPE_REGISTRATION,
-                registration,
-                id=registration.workflow_id,
+                word,
+                id=word.workflow_id,
                 task_queue=self._task_queue,
                 result_type=TaskTypeListing,
             )
@@ -299,13 +296,8 @@ class NautilusClient:
 
     async def first_run(self, cycle: str) -> str:
         """The id of the first run of what goes on under this workflow id: what a signature is good for."""
-        try:
-            described = await self._handle(cycle).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
-                raise Refused(f"expected a running cycle, but {cycle} is not running") from None
-            raise
-        return described.raw_info.first_run_id
+        with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
+            return (await self._handle(cycle).describe()).raw_info.first_run_id
 
     async def _signed(self, cycle: str, kind: str, message: Word) -> Word:
         if (key := self._key_of(message)) is None:
@@ -329,13 +321,10 @@ class NautilusClient:
 
     async def _send(self, cycle: str, name: str, message: object) -> Receipt:
         try:
-            receipt: Receipt = await self._handle(cycle).execute_update(name, message, result_type=Receipt)
+            with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
+                receipt: Receipt = await self._handle(cycle).execute_update(name, message, result_type=Receipt)
         except WorkflowUpdateFailedError as error:
             raise Refused(str(error.cause)) from None
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                raise Refused(f"expected a cycle or a task that runs, but {cycle} does not") from None
-            raise
         if not receipt.accepted:
             raise Refused(receipt.reason)
         return receipt

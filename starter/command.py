@@ -1,6 +1,7 @@
 """What the commands share: two consoles, one table style, one way to fail, and the database that exists."""
 
 import asyncio
+import getpass
 import json
 import signal
 import threading
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
+# A container has a user and often no USER.
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER", default_factory=getpass.getuser)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

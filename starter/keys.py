@@ -64,12 +64,11 @@ def write(path: Path, key: AgentKey) -> None:
 def read(path: Path) -> AgentKey:
     """The key in a file. Raises KeyFileError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # What is not text has no name in it.
+        text = path.read_text(encoding="utf-8", errors="replace")
         mode = path.stat().st_mode & 0o777
     except OSError as error:
         raise KeyFileError(f"{path}: expected a key file, but {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{path}: expected a key file, but it is not text") from None
     if mode & 0o077:
         raise KeyFileError(f"{path}: expected a key that only its owner can read (chmod 600), but its mode is {mode:o}")
     if (named := NAMED.search(text)) is None:

@@ -136,7 +136,7 @@ def register_own(database: Database, home: Path, at: datetime) -> None:
             file = keys.path_of(home, agent.agent_id)
             raise ValueError(
                 f"expected the key of {agent.agent_id} that is registered, but {file} is another; bring the file here, "
-                f"or `nautilus agent rotate {agent.agent_id} --key-file {file} --why ...`"
+                f"or `nautilus agent rotate {agent.agent_id} --public-key {key.public} --why ...`"
             )
 
 

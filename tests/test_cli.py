@@ -104,7 +104,7 @@ MISTAKES = {
     "a setting that is no number": (("health",), {"NAUTILUS_EVENT_POLL_S": "soon"}, "event_poll_s"),
     "a broken platform.toml": (("params", "list"), {"NAUTILUS_PLATFORM": "BROKEN"}, "expected TOML"),
     "an unknown parameter": (("params", "show", "x.y"), {}, "expected a declared parameter, but x.y came"),
-    "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "expected letters, digits"),
+    "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "agent_id: String should match"),
     "a dead letter that is none": (
         ("events", "drop", "cycles", "7", "--why", "w", "--who", "me"),
         {},
@@ -225,7 +225,7 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     for metric in ("throughput", "market fill rate", "active agents"):
         assert metric in printed
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    assert "task type tasks per h success mean s p95 s quality spending" in lines
+    assert "task type per h success mean s p95 s quality spending" in lines
     assert lines[-1].startswith("all ")
 
 

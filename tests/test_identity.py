@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from schema.messages.cycle import CycleRequest, CycleState, CycleStatus, Ending,
 from schema.messages.market import Bid
 from schema.messages.platform import Risk
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
 from schema.settings import Settings
 from starter import keys
 from starter.cli import main
@@ -61,6 +63,9 @@ WORDS: dict[str, type[AgentMessage]] = {
     wire.SUBMIT_PROPOSAL: Proposal,
     wire.CAST_BALLOT: Ballot,
     wire.OPEN_CYCLE: Proposal,
+    wire.HEARTBEAT: Heartbeat,
+    wire.SUBMIT_RESULT: WorkResult,
+    wire.TYPE_REGISTRATION: TypeRegistration,
 }
 CYCLE, RUN = "cycle:c", "run-1"
 
@@ -98,9 +103,42 @@ def test_a_vector_is_what_we_sign(vector: dict[str, Any]) -> None:
     assert identity.refusal(signed, *about, GOLDEN.public, False) is None
 
 
+def canonical(value: Any) -> str:
+    """RFC 8785, written again from its text: names by their UTF-16 units, numbers as ECMAScript writes them."""
+    match value:
+        case dict():
+            names = sorted(value, key=lambda name: name.encode("utf-16-be"))
+            return "{" + ",".join(f"{canonical(name)}:{canonical(value[name])}" for name in names) + "}"
+        case list():
+            return "[" + ",".join(map(canonical, value)) + "]"
+        case float():
+            return ecmascript(value)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def ecmascript(number: float) -> str:
+    """Number::toString (ECMA-262, 6.1.6.1.20): digits s of length k, with the point after the n-th."""
+    if number == 0:
+        return "0"
+    shortest = Decimal(repr(abs(number))).normalize().as_tuple()
+    assert isinstance(shortest.exponent, int)
+    s, k = "".join(map(str, shortest.digits)), len(shortest.digits)
+    n = shortest.exponent + k
+    if k <= n <= 21:
+        text = s + "0" * (n - k)
+    elif 0 < n <= 21:
+        text = f"{s[:n]}.{s[n:]}"
+    elif -6 < n <= 0:
+        text = f"0.{'0' * -n}{s}"
+    else:
+        text = f"{s[0]}{'.' if k > 1 else ''}{s[1:]}e{n - 1:+d}"
+    return text if number > 0 else f"-{text}"
+
+
 @each_vector
 def test_a_vector_follows_from_the_page_without_our_code(vector: dict[str, Any], tmp_path: Path) -> None:
-    """By the standard library's JSON, which for these values is canonical, and by the openssl command."""
+    """By a canonical form of its own, and by the openssl command."""
     said = {
         "protocol": "nautilus-message/1",
         "workflow": vector["workflow"],
@@ -109,7 +147,7 @@ def test_a_vector_follows_from_the_page_without_our_code(vector: dict[str, Any],
         "agent": vector["message"]["agent_id"],
         "content": vector["message"],
     }
-    assert json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False) == vector["signed"]
+    assert canonical(said) == vector["signed"]
     if (openssl := shutil.which("openssl")) is None:
         pytest.skip("there is no openssl command")
     # RFC 8410: an Ed25519 public key is these twelve bytes and the key.
@@ -120,6 +158,18 @@ def test_a_vector_follows_from_the_page_without_our_code(vector: dict[str, Any],
     verify = [openssl, "pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-rawin"]
     files = ["-inkey", "key", "-in", "said", "-sigfile", "signature"]
     subprocess.run([*verify, *files], cwd=tmp_path, check=True, capture_output=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.dictionaries(st.text(max_size=3), st.text(max_size=3)))
+def test_what_is_signed_is_canonical(number: float, names: dict[str, str]) -> None:
+    try:
+        result = WorkResult(message_id="r", agent_id="ada", quality=1, details={"number": number, "names": names})
+    except ValidationError:
+        return  # a lone surrogate is no text
+    said = identity.signed_bytes(result, CYCLE, RUN, wire.SUBMIT_RESULT).decode()
+
+    assert f'"details":{canonical({"number": number, "names": names})},' in said
 
 
 def test_a_field_that_a_later_version_adds_breaks_no_signature() -> None:
@@ -278,6 +328,24 @@ def test_what_counts_is_what_was_read(sent: str, says: str | None) -> None:
 
 
 @pytest.mark.parametrize("figure", ["NaN", "1e400", "-1e400"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        WorkResult(message_id="r", agent_id="ada", quality=1, details={"deep": [{"figure": 0.33}]}),
+        TypeRegistration(message_id="r", agent_id="ada", name="shout", payload_schema={"maximum": 0.33}),
+    ],
+)
+def test_no_number_in_an_object_passes_for_the_null_that_was_signed(word: AgentMessage, figure: str) -> None:
+    with pytest.raises(ValidationError, match="not JSON compliant"):
+        type(word).model_validate_json(word.model_dump_json().replace("0.33", figure))
+
+
+def test_a_schema_that_no_history_should_carry_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at most 100000 bytes"):
+        TypeRegistration(message_id="r", agent_id="ada", name="shout", payload_schema={"description": "é" * 50_000})
+
+
+@pytest.mark.parametrize("figure", ["NaN", "1e400", "-1e400"])
 def test_a_figure_that_is_no_number_is_refused_at_the_door(figure: str) -> None:
     sent = builders.proposal("ada").model_dump_json().replace("0.33", figure)
 
@@ -324,29 +392,37 @@ def test_the_points_of_small_order_are_all_there() -> None:
 def test_a_forgery_cannot_take_the_place_of_the_message_it_forges() -> None:
     state = CycleState(request=CycleRequest(request_id="r", anomaly=builders.anomaly()))
 
-    receipts.add(state, receipts.NOBODY, "b-1", wire.PLACE_BID, "forged")
+    receipts.add(state, wire.PLACE_BID, receipts.NOBODY, "b-1", "forged")
 
-    assert receipts.of(state, "ada", "b-1") is None
+    assert receipts.of(state, wire.PLACE_BID, "ada", "b-1") is None
 
 
 def test_a_flood_of_forgeries_does_not_wash_out_what_agents_want_to_read() -> None:
     state = CycleState(request=CycleRequest(request_id="r", anomaly=builders.anomaly()))
 
-    receipts.add(state, "ada", "b-1", wire.PLACE_BID, None)
+    receipts.add(state, wire.PLACE_BID, "ada", "b-1", None)
     for number in range(2 * receipts.LIMIT):
-        receipts.add(state, receipts.NOBODY, f"x-{number}", wire.PLACE_BID, "forged")
+        receipts.add(state, wire.PLACE_BID, receipts.NOBODY, f"x-{number}", "forged")
 
     assert len(state.receipts) == receipts.LIMIT
-    assert receipts.of(state, "ada", "b-1") is not None
+    assert receipts.of(state, wire.PLACE_BID, "ada", "b-1") is not None
     assert state.refused == 2 * receipts.LIMIT
+
+
+def test_an_id_that_was_used_for_another_kind_of_message_is_a_new_message() -> None:
+    state = CycleState(request=CycleRequest(request_id="r", anomaly=builders.anomaly()))
+
+    receipts.add(state, wire.PLACE_BID, "ada", "1", None)
+
+    assert receipts.of(state, wire.SUBMIT_PROPOSAL, "ada", "1") is None
 
 
 def test_two_agents_never_share_a_receipt() -> None:
     state = CycleState(request=CycleRequest(request_id="r", anomaly=builders.anomaly()))
 
-    receipts.add(state, "a", "b/c", wire.PLACE_BID, None)
+    receipts.add(state, wire.PLACE_BID, "a", "b/c", None)
 
-    assert receipts.of(state, "a/b", "c") is None
+    assert receipts.of(state, wire.PLACE_BID, "a/b", "c") is None
 
 
 # ---- key files
@@ -377,7 +453,7 @@ BAD_FILES: dict[str, tuple[bytes | None, int, str]] = {
     "without a name": (PEM.encode(), 0o600, "# nautilus agent NAME"),
     "without a key": (b"# nautilus agent ada\n", 0o600, "private key in PEM"),
     "with a password": (f"# nautilus agent ada\n{SECRET}".encode(), 0o600, "private key in PEM"),
-    "not text": (b"\xff\xfe", 0o600, "not text"),
+    "not text": (b"\xff\xfe", 0o600, "# nautilus agent NAME"),
 }
 
 
@@ -540,11 +616,11 @@ def test_a_key_s_whole_life_at_the_command_line(
 ) -> None:
     _, public, _ = nautilus("keygen", "ada", "--out", tmp_path / "ada.pem")
     code, _, complaint = nautilus("keygen", "ada", "--out", tmp_path / "ada.pem")
-    nautilus("keygen", "ada", "--out", tmp_path / "next.pem")
+    _, following, _ = nautilus("keygen", "ada", "--out", tmp_path / "next.pem")
     key = keys.read(tmp_path / "ada.pem")
     nautilus("register", "ada", "--operator", "op", "--public-key", public.strip())
     first = in_force(database)
-    nautilus("rotate", "ada", "--key-file", tmp_path / "next.pem", "--why", "a new machine")
+    nautilus("rotate", "ada", "--public-key", following.strip(), "--why", "a new machine")
     second = in_force(database)
     revoked, _, _ = nautilus("revoke", "ada", "--why", "stolen")
     listed = json.loads(nautilus("list", "--json")[1])
@@ -585,6 +661,39 @@ def test_what_should_not_be_signed_is_not_signed(
     assert len(complaint.splitlines()) == 1
 
 
+def test_what_starts_a_workflow_is_signed_without_naming_one(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    key = keys.make(tmp_path / "ada.pem", "ada")
+    proposal = builders.proposal("ada", message_id="p-1").model_dump_json(exclude={"signature"})
+    said = {wire.OPEN_CYCLE: proposal, wire.TYPE_REGISTRATION: '{"message_id": "1", "name": "shout"}'}
+
+    printed = {kind: nautilus("sign", kind, "--key", tmp_path / "ada.pem", said=text)[1] for kind, text in said.items()}
+
+    request = CycleRequest.model_validate_json(printed[wire.OPEN_CYCLE])
+    assert request.proposal is not None
+    about = (workflow_id(request.subject), "ada:p-1", wire.OPEN_CYCLE)
+    assert identity.refusal(request.proposal, *about, key.public, False) is None
+    word = TypeRegistration.model_validate_json(printed[wire.TYPE_REGISTRATION])
+    assert identity.refusal(word, "task-type:shout:1", "1", wire.TYPE_REGISTRATION, key.public, False) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((wire.PLACE_BID,), "expected --workflow-id"),
+        (("place_bit", "--workflow-id", CYCLE), "expected one of place_bid, submit_proposal"),
+    ],
+)
+def test_what_is_for_nowhere_is_not_signed(
+    nautilus: Callable[..., Said], tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    keys.make(tmp_path / "ada.pem", "ada")
+
+    code, printed, complaint = nautilus("sign", *arguments, "--key", tmp_path / "ada.pem", said=SAID)
+
+    assert (code, printed, len(complaint.splitlines())) == (1, "", 1)
+    assert says in complaint
+
+
 # ---- a real cycle on a real server
 
 
@@ -615,7 +724,7 @@ def on_signed_stage(temporal: Client, database: Database, task_queue: str) -> Ca
 
 
 async def attempt(stage: Stage, task_queue: str, number: int) -> None:
-    anomaly = builders.anomaly(datetime.now(UTC) - timedelta(seconds=10))
+    anomaly = builders.anomaly(datetime.now(UTC) - timedelta(minutes=5))
     request = CycleRequest(request_id=f"{task_queue}:{number}", anomaly=anomaly)
     await stage.client.temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=stage.cycle, task_queue=task_queue)
     await stage.reach(Phase.BIDDING)
@@ -652,56 +761,113 @@ async def test_a_signed_story_ends_with_a_promotion(on_signed_stage: Any) -> Non
         assert identity.refusal(ballot, stage.cycle, first_run, wire.CAST_BALLOT, key, False) is None
 
 
-def forged_bids(cycle: str, run: str) -> dict[str, Bid]:
-    """All with one message id, which is that of the bid that bob sends in the end."""
-    bid = Bid(message_id="b-1", agent_id="bob", price=30, eta_s=60)
-    good = BOB.sign(bid, cycle, run, wire.PLACE_BID)
+SAYS = {"place_bid": "pitch", "submit_proposal": "root_cause", "cast_ballot": "reason"}
+
+
+def forged(word: AgentMessage, kind: str, cycle: str, run: str) -> dict[str, AgentMessage]:
+    """Every way to be no word of the agent that it names, all with the id of the true word."""
+    me = KEYS[word.agent_id]
+    other = "bob" if word.agent_id == "cyd" else "cyd"
+    good = me.sign(word, cycle, run, kind)
+    theirs = KEYS[other].sign(word.model_copy(update={"agent_id": other}), cycle, run, kind)
+    assert good.signature is not None
     return {
-        "no signature": bid,
-        "another's signature": bid.model_copy(
-            update={
-                "signature": ADA.sign(bid.model_copy(update={"agent_id": "ada"}), cycle, run, wire.PLACE_BID).signature
-            }
+        "no signature": word,
+        "an empty signature": word.model_copy(update={"signature": ""}),
+        "by another's key": AgentKey(word.agent_id, KEYS[other].secret).sign(word, cycle, run, kind),
+        "by a key that nobody registered": AgentKey(word.agent_id, key_of("mallory").secret).sign(
+            word, cycle, run, kind
         ),
-        "changed after signing": good.model_copy(update={"price": 1}),
-        "of another kind": BOB.sign(bid, cycle, run, wire.CAST_BALLOT),
-        "of another workflow": BOB.sign(bid, f"{cycle}x", run, wire.PLACE_BID),
-        "of another run": BOB.sign(bid, cycle, "another", wire.PLACE_BID),
-        "an unregistered agent": key_of("mallory").sign(
-            bid.model_copy(update={"agent_id": "mallory"}), cycle, run, wire.PLACE_BID
+        "another's signature of the same words": word.model_copy(update={"signature": theirs.signature}),
+        "in another's name": good.model_copy(update={"agent_id": other}),
+        "changed after signing": good.model_copy(update={SAYS[kind]: "changed"}),
+        "of another kind": me.sign(word, cycle, run, wire.HEARTBEAT),
+        "of another workflow": me.sign(word, f"{cycle}x", run, kind),
+        "of another run": me.sign(word, cycle, "another", kind),
+        "of an agent that nobody registered": key_of("mallory").sign(
+            word.model_copy(update={"agent_id": "mallory"}), cycle, run, kind
         ),
-        "malformed": bid.model_copy(update={"signature": "?"}),
+        "not base64": word.model_copy(update={"signature": "?"}),
+        "a byte short": word.model_copy(update={"signature": text(base64.b64decode(good.signature)[:-1])}),
+        "S plus the order": word.model_copy(
+            update={"signature": text(plus_the_order(base64.b64decode(good.signature)))}
+        ),
     }
 
 
-async def test_what_is_forged_is_refused_and_changes_nothing(on_signed_stage: Any, task_queue: str) -> None:
-    async with on_signed_stage(bid_window_s=300) as stage:
-        handle = stage.client.temporal.get_workflow_handle(stage.cycle)
-        attacker = NautilusClient(stage.client.temporal, task_queue)
-        forged = forged_bids(stage.cycle, await stage.client.first_run(stage.cycle))
-        before = await stage.client.status(stage.cycle)
-        events = (await handle.describe()).history_length
-        for bid in forged.values():
-            with pytest.raises(Refused, match="expected a"):
-                await attacker.place_bid(stage.cycle, bid)
-        code, printed = await command(
-            stage,
-            *("update", "execute", "--workflow-id", stage.cycle, "--name", wire.PLACE_BID),
-            *("--input", forged["changed after signing"].model_dump_json()),
-        )
-        assert (await handle.describe()).history_length == events  # nothing of it enters history
-        for bid in forged.values():
-            await attacker.signal(stage.cycle, wire.PLACE_BID, bid)
-        after, told = await stage.client.status(stage.cycle), await stage.client.receipts(stage.cycle)
-        await stage.client.place_bid(stage.cycle, forged["no signature"])  # signs it, as bob
-        end = await stage.client.status(stage.cycle)
+async def refuses_every_forgery(stage: Stage, kind: str, word: AgentMessage, task_queue: str) -> None:
+    """By the client and by the `temporal` command, as an update and as a signal; in the end the true word is taken."""
+    attacker, signing = NautilusClient(stage.client.temporal, task_queue), stage.client
+    handle = attacker.temporal.get_workflow_handle(stage.cycle)
+    forgeries = forged(word, kind, stage.cycle, await signing.first_run(stage.cycle))
+    before, events = await signing.status(stage.cycle), (await handle.describe()).history_length
+    about = ("--workflow-id", stage.cycle, "--name", kind, "--input")
+    send: Any = getattr(attacker, kind)
 
-    assert code != 0
-    assert "does not fit" in printed
-    assert after.refused == before.refused + len(forged)
+    for name, forgery in forgeries.items():
+        with pytest.raises(Refused, match="expected a"):
+            assert not await send(stage.cycle, forgery), name
+    updates = [command(stage, "update", "execute", *about, f.model_dump_json()) for f in forgeries.values()]
+    for name, (code, printed) in zip(forgeries, await asyncio.gather(*updates), strict=True):
+        assert code == 1, name
+        assert "unable to update workflow: expected a" in printed, name
+    assert (await handle.describe()).history_length == events  # nothing of it has entered history
+    for forgery in forgeries.values():
+        await send(stage.cycle, forgery, wait=False)
+    signals = [command(stage, "signal", *about, f.model_dump_json()) for f in forgeries.values()]
+    assert {code for code, _ in await asyncio.gather(*signals)} == {0}
+
+    after = await signing.status(stage.cycle)
+    assert after.refused == before.refused + 2 * len(forgeries)
     assert after.model_copy(update={"refused": before.refused}) == before
-    assert [(receipt.sender, receipt.accepted) for receipt in told] == [("", False)]  # all of one message id
-    assert [(bid.agent_id, bid.price) for bid in end.bids] == [("bob", 30)]
+    told = [r for r in await signing.receipts(stage.cycle) if r.message_id == word.message_id]
+    assert [(receipt.kind, receipt.sender, receipt.accepted) for receipt in told] == [(kind, "", False)]
+    assert told[0].reason.startswith("expected a")
+    receipt = await getattr(signing, kind)(stage.cycle, word)  # signs it
+    assert receipt.accepted
+
+
+async def test_what_is_forged_is_refused_by_client_and_command_and_changes_nothing(
+    on_signed_stage: Any, task_queue: str
+) -> None:
+    async with on_signed_stage(bid_window_s=300, proposal_window_s=300, voting_window_s=300) as stage:
+        await stage.bids("ada")
+        await refuses_every_forgery(stage, wire.PLACE_BID, builders.bid("bob", price=90), task_queue)
+        await stage.bids("cyd", "dee", "eve", "fay")
+        await stage.reach(Phase.PROPOSING)
+        winner = (await stage.client.status(stage.cycle)).award.agent_id
+        proposal = builders.proposal(winner)
+        await refuses_every_forgery(stage, wire.SUBMIT_PROPOSAL, proposal, task_queue)
+        await stage.reach(Phase.VOTING)
+        voter = "eve" if winner != "eve" else "fay"
+        ballot = builders.ballot(voter, proposal.proposal_id)
+        await refuses_every_forgery(stage, wire.CAST_BALLOT, ballot, task_queue)
+
+
+async def test_what_no_message_is_is_refused_to_the_command(on_signed_stage: Any) -> None:
+    """JSON that two readers may read in two ways, signed by who may speak."""
+    async with on_signed_stage(bid_window_s=300) as stage:
+        run = await stage.client.first_run(stage.cycle)
+        good = ADA.sign(BID, stage.cycle, run, wire.PLACE_BID).model_dump_json()
+        sent = {
+            "a name twice": good.replace('"price":40', '"price":40,"price":1'),
+            "a field that nobody knows": good.replace('"price":40', '"price":40,"discount":1'),
+            "1e400": good.replace("60.0", "1e400"),
+            "NaN": good.replace("60.0", "NaN"),
+            "beyond 2^53": good.replace('"price":40', f'"price":{2**53}'),
+            "half a pair of surrogates": good.replace("caf", "\\ud800"),
+            "a long signature": good.replace('"signature":"', '"signature":"' + "A" * 100_000),
+        }
+        about = ("--workflow-id", stage.cycle, "--name", wire.PLACE_BID, "--input")
+        updated = [await command(stage, "update", "execute", *about, said) for said in sent.values()]
+        for said in sent.values():
+            await command(stage, "signal", *about, said)
+        status = await stage.client.status(stage.cycle)
+        taken, printed = await command(stage, "update", "execute", *about, good)
+
+    assert [code for code, _ in updated] == [1] * len(sent)
+    assert status.bids == ()
+    assert taken == 0, printed
 
 
 async def test_a_signed_bid_of_an_earlier_attempt_is_worth_nothing(on_signed_stage: Any, task_queue: str) -> None:
@@ -739,11 +905,23 @@ async def test_a_revocation_reaches_a_running_cycle(on_signed_stage: Any, task_q
         await until(stage, lambda status: [bid.agent_id for bid in status.bids] == ["dee"])
         with pytest.raises(Refused, match="the key of eve was revoked"):
             await stage.client.place_bid(stage.cycle, builders.bid("eve"))
+        said = await by_command(stage, wire.PLACE_BID, builders.bid("eve"))
+        assert "the key of eve was revoked" in said
         registry.rotate(stage.database, "bob", bob_next.public, "olga", "a new machine", now)
         successor = NautilusClient(temporal, task_queue, bob_next)
         await until_taken(successor, stage.cycle, builders.bid("bob", price=90))
         with pytest.raises(Refused, match="does not fit"):
             await stage.client.place_bid(stage.cycle, builders.bid("bob"))
+        assert "does not fit" in await by_command(stage, wire.PLACE_BID, builders.bid("bob"))
+
+
+async def by_command(stage: Stage, kind: str, word: AgentMessage) -> str:
+    """What the `temporal` command says to a word that is signed by the key the agent began with; it is refused."""
+    signed = KEYS[word.agent_id].sign(word, stage.cycle, await stage.client.first_run(stage.cycle), kind)
+    about = ("--workflow-id", stage.cycle, "--name", kind, "--input", signed.model_dump_json())
+    code, printed = await command(stage, "update", "execute", *about)
+    assert code == 1
+    return printed
 
 
 async def until_taken(client: NautilusClient, cycle: str, bid: Bid) -> None:

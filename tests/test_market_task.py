@@ -45,6 +45,7 @@ from starter.agents.roster import ROSTER
 from starter.client import NautilusClient, Refused
 from starter.keys import AgentKey
 from starter.platform.resolver import ParameterResolver
+from starter.server import binary
 from worker import task_worker, worker
 
 MONTE_CARLO = {
@@ -440,6 +441,53 @@ async def test_the_documented_executor_does_what_it_is_awarded(
     assert told == [(TaskEnding.DONE, "AHOY"), (TaskEnding.FAILED, "expected a text")]
 
 
+async def test_a_revocation_reaches_a_running_task(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    ann, bea = (AgentKey(name, Ed25519PrivateKey.generate()) for name in ("ann", "bea"))
+    now, rules = datetime.now(UTC), QUICK.model_copy(update={"heartbeat_s": 5})
+    async with market(temporal, database, task_queue, tmp_path, house=False, platform=declared(rules)) as stage:
+        await temporal.start_workflow(wire.EVENT_BUS, "keys", id=f"bus:{task_queue}", task_queue=task_queue)
+        for key in (ann, bea):
+            identity.rotate(database, key.agent_id, key.public, "ops", "its first key", now)
+        signing = NautilusClient(temporal, task_queue, ann, bea)
+        await signing.register_type(TypeRegistration(message_id="r", agent_id="ann", name="poetry"))
+        task = await stage.submit("poetry", payload={})
+        for agent_id, price in (("ann", 10), ("bea", 90)):
+            await signing.place_bid(task, Bid(message_id="b", agent_id=agent_id, price=price, eta_s=5))
+        await stage.executing(task, "ann")
+        identity.revoke(database, "ann", "olga", "stolen", now)
+        async with asyncio.timeout(20):
+            while True:
+                with pytest.raises(Refused) as refused:
+                    await stage.client.heartbeat(task, Heartbeat(message_id="h", agent_id="ann"))
+                if "the key of ann was revoked" in str(refused.value):
+                    break
+        result = WorkResult(message_id="w", agent_id="ann", summary="a forged poem", quality=1.0)
+        with pytest.raises(Refused, match="the key of ann was revoked"):
+            await signing.submit_result(task, result)
+        await stage.executing(task, "bea")
+        await signing.submit_result(task, result.model_copy(update={"agent_id": "bea", "summary": "a poem"}))
+        ended = await stage.ended(task)
+        await temporal.get_workflow_handle(f"bus:{task_queue}").terminate("the test is over")
+
+    assert ended.settlement is not None
+    assert (ended.missed, ended.settlement.agent_id, ended.settlement.summary) == (("ann",), "bea", "a poem")
+
+
+async def command(client: Client, *about: Any) -> tuple[int | None, str]:
+    """A word by the real `temporal` command: its exit code and what it printed."""
+    *how, kind, task, word = about
+    process = await asyncio.create_subprocess_exec(
+        *(str(binary()), "workflow", *how, "--workflow-id", task, "--name", kind, "--input", word.model_dump_json()),
+        *("--address", client.service_client.config.target_host, "--namespace", client.namespace),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+    return process.returncode, printed
+
+
 async def test_a_task_hears_only_who_signs(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
@@ -454,17 +502,33 @@ async def test_a_task_hears_only_who_signs(
         task = await stage.submit("poetry", payload={})
         bid = Bid(message_id="b", agent_id="ann", price=10, eta_s=5)
         elsewhere = ann.sign(bid, "task:another", await signing.first_run(task), wire.PLACE_BID)
-        for forged in (bid, elsewhere, bea.sign(bid.model_copy(update={"agent_id": "bea"}), task, "x", wire.PLACE_BID)):
+        for bad in (bid, elsewhere, bea.sign(bid.model_copy(update={"agent_id": "bea"}), task, "x", wire.PLACE_BID)):
             with pytest.raises(Refused, match=r"expected a (message|signature)"):
-                await stage.client.place_bid(task, forged)
+                await stage.client.place_bid(task, bad)
         await stage.client.signal(task, wire.PLACE_BID, bid)
         before = await stage.reach(task, lambda status: status.refused >= 1)
         await signing.place_bid(task, bid)
         await signing.place_bid(task, Bid(message_id="c", agent_id="bea", price=90, eta_s=5))
         await stage.executing(task, "ann")
         result = WorkResult(message_id="w", agent_id="ann", summary="a poem", quality=0.9)
-        with pytest.raises(Refused, match="not signed"):
-            await stage.client.submit_result(task, result)
+        for kind, word in ((wire.HEARTBEAT, Heartbeat(message_id="h", agent_id="ann")), (wire.SUBMIT_RESULT, result)):
+            run_id, send = await signing.first_run(task), getattr(stage.client, kind)
+            good = ann.sign(word, task, run_id, kind)
+            for forged in (
+                word,
+                good.model_copy(update={"message_id": "another"}),
+                ann.sign(word, task, run_id, wire.PLACE_BID),
+                ann.sign(word, task, "another run", kind),
+                AgentKey("ann", bea.secret).sign(word, task, run_id, kind),
+            ):
+                with pytest.raises(Refused, match=r"expected a (message|signature)"):
+                    await send(task, forged)
+                await send(task, forged, wait=False)
+                code, printed = await command(temporal, "update", "execute", kind, task, forged)
+                assert code == 1
+                assert "unable to update workflow: expected a" in printed
+                assert (await command(temporal, "signal", kind, task, forged))[0] == 0
+        await stage.reach(task, lambda status: status.refused >= before.refused + 20)
         await signing.submit_result(task, result)
         ended = await stage.ended(task)
 

@@ -457,11 +457,10 @@ async def opened(client: Client, database: Database, platform: Platform, agents:
 
 async def test_the_scan_makes_the_agents_look_and_who_is_suspended_does_not(client: Client, database: Database) -> None:
     platform = builders.platform(cycle=builders.rules(bid_window_s=60), parameters=(limit_of(1.0).declaration,))
-    stop = asyncio.Event()
     async with worker(client, database, platform, Settings()):
         # Their own first look is at an empty market, and the next one in an hour.
         agents = asyncio.create_task(
-            run_agents(NautilusClient(client), ROSTER, stop, every_s=3_600, task_queue=wire.AGENTS_QUEUE)
+            run_agents(NautilusClient(client), ROSTER, every_s=3_600, task_queue=wire.AGENTS_QUEUE)
         )
         await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 20)
         stage = await opened(client, database, platform, {a.agent_id: a.operator for a in ROSTER})
@@ -473,8 +472,8 @@ async def test_the_scan_makes_the_agents_look_and_who_is_suspended_does_not(clie
         report = await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 20)
 
         bidders = {bid.agent_id for bid in (await stage.client.status(stage.cycle)).bids}
-        stop.set()
-        await agents
+        agents.cancel()
+        await asyncio.wait([agents])
     assert bidders == {agent.agent_id for agent in ROSTER} - {"argo"}
     assert report.notes == ("5 agents looked at 1 open cycles and 0 tasks, and sent 5 messages",)
 

@@ -20,7 +20,6 @@ from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.experiment import ExperimentActivities
-    from activities.identity import IdentityActivities
     from activities.market import MarketActivities
     from activities.proposals import ProposalActivities
 
@@ -67,8 +66,8 @@ class ImprovementCycle(Intake):
 
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
-        self._state = carried or CycleState(request=request)
-        self._keys_changed, self._reading_keys = False, asyncio.Lock()
+        self._state: CycleState = carried or CycleState(request=request)
+        super().__init__()
 
     # ---- the story
 
@@ -500,26 +499,13 @@ class ImprovementCycle(Intake):
             watch=state.watch,
         )
 
-    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
-    async def heed_keys(self) -> None:
-        """Whoever sends this can only make the cycle look, and many at once are one look."""
-        self._keys_changed = True
-        await workflow.wait_condition(lambda: self._state.phase is not Phase.OPENING)
-        async with self._reading_keys:
-            if not self._keys_changed or self._state.tally is not None:
-                return
-            self._keys_changed = False
-            keys = await call(IdentityActivities.read_keys, summary="an agent's key has changed")
-            if changed := windows.heed(self._state, keys):
-                self._note(f"keys have changed: {', '.join(changed)}")
-
     @property
-    def _heard(self) -> CycleState:
-        return self._state
+    def _hears(self) -> bool:
+        return self._state.tally is None
 
-    @property
-    def _opening(self) -> bool:
-        return self._state.phase is Phase.OPENING
+    def _go_by(self, keys: dict[str, str]) -> None:
+        if changed := windows.heed(self._state, keys):
+            self._note(f"keys have changed: {', '.join(changed)}")
 
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         info = workflow.info()
@@ -534,7 +520,7 @@ class ImprovementCycle(Intake):
         self._show()
 
     def _refuse_bad_act(self, kind: str, act: Act) -> None:
-        if receipts.of(self._state, act.who, act.message_id) is not None:
+        if receipts.of(self._state, kind, act.who, act.message_id) is not None:
             return
         if (refusal := windows.act_refusal(self._state, kind, act)) is not None:
             raise ApplicationError(refusal, type=kind)
@@ -542,10 +528,10 @@ class ImprovementCycle(Intake):
     async def _act(self, kind: str, act: Act) -> Receipt:
         """Do what a person asks, at once, and write it to the ledger before answering."""
         state = self._state
-        if (known := receipts.of(state, act.who, act.message_id)) is not None:
+        if (known := receipts.of(state, kind, act.who, act.message_id)) is not None:
             return known
         refusal = windows.act_refusal(state, kind, act)
-        receipt = receipts.add(state, act.who, act.message_id, kind, refusal)
+        receipt = receipts.add(state, kind, act.who, act.message_id, refusal)
         if refusal is None:
             windows.apply(state, kind, act, workflow.now())
             self._note(f"{act.who}: {kind} ({act.why})")

@@ -4,6 +4,7 @@ Every name is an update, whose validator refuses before anything enters history,
 because the SDK would drop a bad one unseen. Nothing that anybody sends stops the workflow.
 """
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -12,35 +13,39 @@ from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
+with workflow.unsafe.imports_passed_through():
+    from activities.identity import IdentityActivities
+
 from schema import wire
 from schema.messages.base import AgentMessage
-from schema.messages.cycle import Receipt
+from schema.messages.cycle import Phase, Receipt
 from schema.messages.market import Bid
 from workflows import receipts
+from workflows.calls import call
 
 Word = TypeVar("Word", bound=AgentMessage)
 # A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
 # The count is in the status.
 TOLD_REFUSALS = 100
+# The first phase of a cycle and of a task alike.
+OPENING = Phase.OPENING.value
 
 
 class Heard(receipts.Remembers, Protocol):
-    """The state of what hears: its receipts, how many messages it refused, and the latest that could not be read."""
+    """The state of what hears."""
 
-    unread: str
+    @property
+    def phase(self) -> str: ...
 
 
 class Intake:
-    """What hears agents. It says whether it is still opening, what is forged, what it refuses, and takes the rest."""
+    """What hears agents. It says what is forged and what it refuses now, and takes the rest."""
 
-    _nudges = 0
+    _state: Heard
 
-    @property
-    @abstractmethod
-    def _heard(self) -> Heard: ...
-    @property
-    @abstractmethod
-    def _opening(self) -> bool: ...
+    def __init__(self) -> None:
+        self._nudges, self._keys_changed, self._reading_keys = 0, False, asyncio.Lock()
+
     @abstractmethod
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
         """Why this cannot be a word of the agent that it names, or None."""
@@ -52,6 +57,15 @@ class Intake:
     @abstractmethod
     def _accept(self, word: AgentMessage) -> None:
         """Take what was not refused."""
+
+    @abstractmethod
+    def _go_by(self, keys: dict[str, str]) -> None:
+        """Go by these keys from now on: each agent's, or REVOKED."""
+
+    @property
+    @abstractmethod
+    def _hears(self) -> bool:
+        """Whether there is anything left that an agent could say."""
 
     @workflow.update(name=wire.PLACE_BID, description="Offer to do this task.")
     async def place_bid(self, bid: Bid) -> Receipt:
@@ -69,21 +83,31 @@ class Intake:
     def nudge(self) -> None:
         self._nudges += 1
 
+    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
+    async def heed_keys(self) -> None:
+        """Whoever sends this can only make us look, and many at once are one look."""
+        self._keys_changed = True
+        await workflow.wait_condition(lambda: self._state.phase != OPENING)
+        async with self._reading_keys:
+            if self._keys_changed and self._hears:
+                self._keys_changed = False
+                self._go_by(await call(IdentityActivities.read_keys, summary="an agent's key has changed"))
+
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
     async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
         self.refuse_signal(name, "expected a signal that agents send; what people do are updates")
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
     def receipts(self) -> list[Receipt]:
-        return list(self._heard.receipts.values())
+        return list(self._state.receipts.values())
 
     def refuse_signal(self, name: str, reason: object) -> None:
         """A signal that could not even be read; the interceptor and `_hear` say so."""
-        self._heard.refused += 1
-        if self._heard.refused > TOLD_REFUSALS:
+        self._state.refused += 1
+        if self._state.refused > TOLD_REFUSALS:
             return
-        self._heard.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
-        workflow.logger.warning(f"signal refused: {self._heard.unread}")
+        self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
+        workflow.logger.warning(f"signal refused: {self._state.unread}")
 
     async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
         """A signal: what cannot be read is refused and counted like everything else."""
@@ -99,22 +123,22 @@ class Intake:
 
     def _refuse_bad(self, kind: str, word: AgentMessage) -> None:
         """A validator: refuses before anything enters history. What comes during the opening waits in `_take`."""
-        if self._opening:
+        if self._state.phase == OPENING:
             return
         if (forgery := self._forgery(kind, word)) is not None:
             raise ApplicationError(forgery, type=kind)
-        if receipts.of(self._heard, word.agent_id, word.message_id) is not None:
+        if receipts.of(self._state, kind, word.agent_id, word.message_id) is not None:
             return
         if (refusal := self._refusal(word)) is not None:
             raise ApplicationError(refusal, type=kind)
 
     async def _take(self, kind: str, word: AgentMessage) -> Receipt:
         # A message may arrive before the first step of the story: it must not be lost for being early.
-        await workflow.wait_condition(lambda: not self._opening)
+        await workflow.wait_condition(lambda: self._state.phase != OPENING)
         if (forgery := self._forgery(kind, word)) is not None:
-            return receipts.add(self._heard, receipts.NOBODY, word.message_id, kind, forgery)
-        if (known := receipts.of(self._heard, word.agent_id, word.message_id)) is not None:
+            return receipts.add(self._state, kind, receipts.NOBODY, word.message_id, forgery)
+        if (known := receipts.of(self._state, kind, word.agent_id, word.message_id)) is not None:
             return known
         if (refusal := self._refusal(word)) is None:
             self._accept(word)
-        return receipts.add(self._heard, word.agent_id, word.message_id, kind, refusal)
+        return receipts.add(self._state, kind, word.agent_id, word.message_id, refusal)

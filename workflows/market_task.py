@@ -68,7 +68,8 @@ class MarketTask(Intake):
 
     @workflow.init
     def __init__(self, request: TaskRequest, carried: TaskState | None = None) -> None:
-        self._state = carried or TaskState(request=request)
+        self._state: TaskState = carried or TaskState(request=request)
+        super().__init__()
 
     # ---- the story
 
@@ -136,6 +137,8 @@ class MarketTask(Intake):
             return
         left = tuple(bid for bid in state.bids.values() if bid.agent_id not in state.missed)
         if not left or len(state.missed) >= state.known.most_awards:
+            if not state.missed:
+                raise TaskOver(TaskEnding.NO_BIDS, "no bidder is left whose key is in force")
             raise TaskOver(TaskEnding.NO_RESULT, f"{', '.join(state.missed)} handed in nothing in time")
         self._enter(TaskPhase.AWARDING, state.known.award_window_s)
         order = AwardOrder(
@@ -269,7 +272,7 @@ class MarketTask(Intake):
     @workflow.update(name=wire.ABORT, description="End the task, as a person.")
     async def abort(self, act: Act) -> Receipt:
         self._state.abort = self._state.abort or act
-        return receipts.add(self._state, act.who, act.message_id, wire.ABORT, None)
+        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, None)
 
     @abort.validator
     def _check_abort(self, act: Act) -> None:
@@ -297,14 +300,6 @@ class MarketTask(Intake):
             house=state.briefing.house if state.briefing else False,
         )
 
-    @property
-    def _heard(self) -> TaskState:
-        return self._state
-
-    @property
-    def _opening(self) -> bool:
-        return self._state.phase is TaskPhase.OPENING
-
     def _accept(self, word: AgentMessage) -> None:
         state = self._state
         state.heard_at = workflow.now()
@@ -318,10 +313,19 @@ class MarketTask(Intake):
             case _:
                 raise ValueError(f"expected a bid, a heartbeat or a result, but {type(word).__name__} came")
 
+    @property
+    def _hears(self) -> bool:
+        return self._state.phase in (TaskPhase.BIDDING, TaskPhase.AWARDING, TaskPhase.EXECUTING)
+
+    def _go_by(self, keys: dict[str, str]) -> None:
+        """What is taken stands, but the task is not awarded to who has lost its key; who has it falls silent."""
+        state = self._state
+        state.keys = keys
+        state.bids = {name: bid for name, bid in state.bids.items() if keys.get(name) != identity.REVOKED}
+
     def _forgery(self, kind: str, word: AgentMessage) -> str | None:
-        """Why this cannot be a word of the agent that it names, or None. The keys are those of the opening."""
         info, known = workflow.info(), self._state.known
-        key = next((agent.public_key for agent in known.agents if agent.agent_id == word.agent_id), None)
+        key = identity.key_of(word.agent_id, known.agents, self._state.keys)
         run_id = info.first_execution_run_id
         return identity.refusal(word, info.workflow_id, run_id, kind, key, known.unsigned_agents)
 

@@ -21,10 +21,7 @@ def forgery(state: CycleState, word: AgentMessage, workflow_id: str, run_id: str
     """Why this cannot be a word of the agent that it names, or None. The keys are the cycle's, never the message's."""
     voting = state.electorate is not None and isinstance(word, Ballot)
     known = state.electorate.voters if voting and state.electorate else state.known.agents
-    keys = {agent.agent_id: agent.public_key for agent in known}
-    if state.keys is not None:
-        keys = {agent_id: state.keys.get(agent_id) for agent_id in keys}
-    key = keys.get(word.agent_id)
+    key = identity.key_of(word.agent_id, known, state.keys)
     return identity.refusal(word, workflow_id, run_id, kind, key, state.known.unsigned_agents)
 
 

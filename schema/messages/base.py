@@ -4,9 +4,10 @@ Messages cross every line of the system and are stored in histories that are rep
 and have a default; enums are closed; nothing here imports a table.
 """
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
 
 # The order matters: pydantic's smart union keeps True a bool and 3 an int.
 Value = bool | int | float | str
@@ -15,6 +16,18 @@ Instant = AwareDatetime
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=2_000)]
+# Such an object travels in a history, and Temporal warns at 256 kB.
+LARGEST_OBJECT_BYTES = 100_000
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can carry: pydantic reads NaN here too, and would write null, which is another content."""
+    if (size := len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())) > LARGEST_OBJECT_BYTES:
+        raise ValueError(f"expected an object of at most {LARGEST_OBJECT_BYTES} bytes of JSON, but {size} came")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Message(BaseModel):

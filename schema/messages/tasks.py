@@ -3,16 +3,12 @@
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
-from pydantic_core import to_json
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
-from .base import AgentMessage, Identifier, Instant, Message, Name, Text
+from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Text
 from .cycle import Act, Receipt
 from .market import Agent, Award, Bid
 from .observatory import FailureKind
-
-# A result travels in a history, and Temporal warns at 256 kB.
-LARGEST_DETAILS_BYTES = 100_000
 
 
 def task_workflow_id(task_id: str) -> str:
@@ -104,20 +100,13 @@ class WorkResult(AgentMessage):
     failure: FailureKind | None = None
     summary: Text = ""
     quality: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: JsonObject = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _says_how_good(self) -> Self:
         if (self.failure is None) == (self.quality is None):
             raise ValueError("expected a quality from 0 to 1 with a success, and none with a failure")
         return self
-
-    @field_validator("details")
-    @classmethod
-    def _small(cls, details: dict[str, Any]) -> dict[str, Any]:
-        if (size := len(to_json(details))) > LARGEST_DETAILS_BYTES:
-            raise ValueError(f"expected details of at most {LARGEST_DETAILS_BYTES} bytes of JSON, but {size} came")
-        return details
 
 
 class WorkOrder(Message):
@@ -148,7 +137,10 @@ class Settlement(Message):
 
 
 class TaskState(BaseModel):
-    """All that a task's workflow remembers, and carries over when it continues as new."""
+    """All that a task's workflow remembers, and carries over when it continues as new.
+
+    `keys` are the agents' as they were read again after a change; None: they are as the briefing has them.
+    """
 
     request: TaskRequest
     phase: TaskPhase = TaskPhase.OPENING
@@ -168,6 +160,7 @@ class TaskState(BaseModel):
     receipts: dict[str, Receipt] = Field(default_factory=dict)
     refused: int = 0
     unread: str = ""
+    keys: dict[str, str] | None = None
 
     @property
     def known(self) -> TaskBriefing:
@@ -204,8 +197,9 @@ class TypeRegistration(AgentMessage):
     """An agent that brings its own executor adds a task type. `payload_schema` is JSON Schema, for who reads it."""
 
     name: Name
-    description: Text = ""
-    payload_schema: dict[str, Any] = Field(default_factory=dict)
+    # PostgreSQL holds no NUL in a text column, and the same write would be tried again for ever.
+    description: Annotated[Text, StringConstraints(pattern=r"^[^\x00]*$")] = ""
+    payload_schema: JsonObject = Field(default_factory=dict)
     direct: bool = False
 
     @property

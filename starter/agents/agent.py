@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from temporalio import activity
 from temporalio.client import WorkflowFailureError, WorkflowQueryFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from schema import wire
@@ -24,7 +24,7 @@ from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.proposals import Ballot, Proposal
 from schema.messages.schedules import Scan
-from starter.client import MetaTask, NautilusClient, Refused
+from starter.client import Listed, NautilusClient, Refused
 
 from .bidder import bid_on
 from .evidence import Case
@@ -41,16 +41,6 @@ PATIENCE_S = 30.0
 LONGEST_PAUSE_S = 60.0
 # The newest of the tasks that await bids; the others come when these are awarded.
 TASKS_A_LOOK = 100
-# Every other status is a server that is away, starting or busy.
-OUR_MISTAKES = frozenset(
-    {
-        RPCStatusCode.INVALID_ARGUMENT,
-        RPCStatusCode.NOT_FOUND,
-        RPCStatusCode.PERMISSION_DENIED,
-        RPCStatusCode.UNAUTHENTICATED,
-        RPCStatusCode.UNIMPLEMENTED,
-    }
-)
 # The cycle ended meanwhile, or its worker is away: the next look tells.
 UNANSWERED = (
     Refused,
@@ -89,10 +79,7 @@ class Watcher:
     """Looks at the market for some agents. `mine` leaves out cycles that are not theirs to look at."""
 
     def __init__(
-        self,
-        client: NautilusClient,
-        agents: Sequence[Investigator],
-        mine: Callable[[MetaTask], bool] = lambda task: True,
+        self, client: NautilusClient, agents: Sequence[Investigator], mine: Callable[[Listed], bool] = lambda _: True
     ) -> None:
         self._client = client
         self._agents = agents
@@ -107,75 +94,67 @@ class Watcher:
         return await self.step(agents)
 
     async def step(self, only: Collection[str] | None = None) -> Scan:
-        """Look once at every open cycle, and give each the words that it waits for (of `only` these agents)."""
+        """Look once at every open cycle and task, and give each the words it waits for (of `only` these agents)."""
+        agents = [agent for agent in self._agents if only is None or agent.agent_id in only]
         async with self._looking:
-            return await self._step([a for a in self._agents if only is None or a.agent_id in only])
-
-    async def _step(self, agents: Sequence[Investigator]) -> Scan:
-        listed = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
-        cycles = list(dict.fromkeys(task.workflow_id for tasks in listed for task in tasks if self._mine(task)))
-        self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
-        tasks = [t for t in await self._client.tasks(most=TASKS_A_LOOK) if t.task_type != PLATFORM_META]
-        words = await asyncio.gather(
-            *(self._attend(cycle, agents) for cycle in cycles), *(self._bid(task.workflow_id, agents) for task in tasks)
-        )
+            listed = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
+            # One that moves on meanwhile may be listed in two phases.
+            cycles = {cycle.workflow_id for some in listed for cycle in some if self._mine(cycle)}
+            self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
+            market = await self._client.tasks(most=TASKS_A_LOOK)
+            tasks = [task.workflow_id for task in market if task.task_type != PLATFORM_META]
+            words = await asyncio.gather(
+                *(self._patiently(cycle, self._attend(cycle, agents)) for cycle in cycles),
+                *(self._patiently(task, self._bid(task, agents)) for task in tasks),
+            )
         return Scan(agents=len(agents), cycles=len(cycles), words=sum(words), tasks=len(tasks))
 
-    async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
-        """Offer, for each agent, to do a user task; how many offers. A refusal is noted: the window may have closed."""
+    async def _patiently(self, about: str, visit: Coroutine[Any, Any, int]) -> int:
         try:
             async with asyncio.timeout(PATIENCE_S):
-                status = await self._client.task_status(task)
-                bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
-                return sum(await asyncio.gather(*(self._offer(task, bid) for bid in bids)))
+                return await visit
         except UNANSWERED as error:
-            log.info("task.unanswered", task=task, error=str(error))
-        return 0
+            log.warning("agents.unanswered", workflow_id=about, error=repr(error))
+            return 0
 
-    async def _offer(self, task: str, bid: Bid) -> bool:
-        try:
-            await self._client.place_bid(task, bid)
-        except Refused as refused:
-            log.info("message.refused", task=task, agent_id=bid.agent_id, reason=str(refused))
-            return False
-        return True
+    async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
+        """Offer, for each agent, to do a user task; how many offers were taken."""
+        status = await self._client.task_status(task)
+        bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
+        return sum(await asyncio.gather(*(self._send(task, bid) for bid in bids)))
 
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
-        """How many words were sent."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                status = await self._client.status(cycle)
-                due = [agent for agent in agents if is_due(agent.agent_id, status)]
-                if due:
-                    file = await self._file(status)
-                    asked = (self._ask(agent, file) for agent in due if agent.agent_id not in file.asked)
-                    return sum(await asyncio.gather(*asked))
-        except UNANSWERED as error:
-            log.warning("cycle.unanswered", cycle=cycle, error=repr(error))
-        return 0
+        """Let the agents that a cycle waits for say what they make of it; how many words were taken."""
+        status = await self._client.status(cycle)
+        due = [agent for agent in agents if is_due(agent.agent_id, status)]
+        if not due:
+            return 0
+        file = await self._file(status)
+        return sum(await asyncio.gather(*(self._ask(a, file) for a in due if a.agent_id not in file.asked)))
 
     async def _ask(self, agent: Investigator, file: _File) -> bool:
-        """Let an agent investigate, and send what comes of it. A refusal is noted: the cycle may have moved on."""
-        sent = False
-        status = file.case.status
-        # In a thread: the fits take some milliseconds each, and a worker may share this loop.
+        # In a thread: an estimate takes some milliseconds, and a worker may share this loop.
         word = await asyncio.to_thread(agent.word, file.case)
+        taken = word is not None and await self._send(file.case.status.workflow_id, word)
+        file.asked.add(agent.agent_id)
+        return taken
+
+    async def _send(self, workflow_id: str, word: Bid | Proposal | Ballot) -> bool:
+        """Whether the word was taken. A refusal is noted: the window may have closed."""
+        about = {"workflow_id": workflow_id, "agent_id": word.agent_id, "word": type(word).__name__}
         try:
             match word:
                 case Bid():
-                    await self._client.place_bid(status.workflow_id, word)
+                    await self._client.place_bid(workflow_id, word)
                 case Proposal():
-                    await self._client.submit_proposal(status.workflow_id, word)
+                    await self._client.submit_proposal(workflow_id, word)
                 case Ballot():
-                    await self._client.cast_ballot(status.workflow_id, word)
+                    await self._client.cast_ballot(workflow_id, word)
         except Refused as refused:
-            log.info("message.refused", cycle_id=status.cycle_id, agent_id=agent.agent_id, reason=str(refused))
-        else:
-            sent = word is not None
-            kind = type(word).__name__ if word else None
-            log.info("agent.answered", cycle_id=status.cycle_id, agent_id=agent.agent_id, word=kind)
-        file.asked.add(agent.agent_id)
-        return sent
+            log.info("message.refused", **about, reason=str(refused))
+            return False
+        log.info("agent.answered", **about)
+        return True
 
     async def _file(self, status: CycleStatus) -> _File:
         key = (status.cycle_id, status.phase, status.award, status.proposal)
@@ -196,45 +175,23 @@ class Watcher:
 async def run_agents(
     client: NautilusClient,
     agents: Sequence[Investigator],
-    stop: asyncio.Event,
     every_s: float = 5.0,
-    mine: Callable[[MetaTask], bool] = lambda task: True,
+    mine: Callable[[Listed], bool] = lambda _: True,
     task_queue: str | None = None,
 ) -> None:
-    """Let agents work until `stop` is set. A server that is away is waited for; an unknown error ends this.
+    """Let agents work until this is cancelled. A server that is away is waited for; an unknown error ends this.
 
     With a `task_queue`, they also look whenever the autonomy scan asks there.
     """
-    watcher = Watcher(client, agents, mine)
+    watcher, pause_s = Watcher(client, agents, mine), every_s
     async with contextlib.AsyncExitStack() as stack:
         if task_queue is not None:
             await stack.enter_async_context(Worker(client.temporal, task_queue=task_queue, activities=[watcher.scan]))
-        await _look_every(every_s, watcher, stop)
-
-
-async def _look_every(every_s: float, watcher: Watcher, stop: asyncio.Event) -> None:
-    pause_s = every_s
-    while not stop.is_set():
-        try:
-            await _unless(stop, watcher.step())
-            pause_s = every_s
-        except RPCError as error:
-            if error.status in OUR_MISTAKES:
-                raise
-            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-            log.warning("agents.waiting", error=str(error), pause_s=pause_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_s)
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> None:
-    """Do the work, and leave it when `stop` is set."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        for task in (working, stopping):
-            task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
+        while True:
+            try:
+                await watcher.step()
+                pause_s = every_s
+            except RPCError as error:
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                log.warning("agents.waiting", error=str(error), pause_s=pause_s)
+            await asyncio.sleep(pause_s)

@@ -6,7 +6,7 @@ the declared bounds, on a step, no further away than the largest change.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,31 +99,33 @@ class Case:
 
     def recalled(self, parameter: str, value: Value) -> Pattern | None:
         """What is remembered of a change in this direction: for this very symptom first, then of the nearest size."""
-        return next(iter(self._recalled(parameter, value)), None)
-
-    def times_mended(self, parameter: str, value: Value) -> int:
-        """How often at most a change in this direction has mended the like."""
-        return max((p.successes for p in self._recalled(parameter, value)), default=0)
-
-    def _recalled(self, parameter: str, value: Value) -> list[Pattern]:
-        if (change := self.change(parameter, value)) is None:
-            return []
-        same = [
-            (p.claim.symptom != self.symptom, abs(c.size - change.size), p)
-            for c, p in self._remedies
-            if c.goes_like(change)
-        ]
-        return [p for _, _, p in sorted(same, key=lambda known: known[:2])]
-
-    def refuted(self, parameter: str, value: Value) -> Pattern | None:
-        """What speaks against a change for this very symptom: it was refuted itself, or as part of a larger one."""
         change = self.change(parameter, value)
-        own = [(c, p) for c, p in self._remedies if p.claim.symptom == self.symptom and c.parameter == parameter]
-        if change is None:
+        like = [(c, p) for c, p in self._remedies if change and c.goes_like(change)]
+
+        def far(known: tuple[Change, Pattern]) -> tuple[bool, int]:
+            return known[1].claim.symptom != self.symptom, abs(known[0].size - change.size) if change else 0
+
+        return min(like, key=far)[1] if like else None
+
+    def against(self, parameter: str, value: Value, endings: Collection[str] = REFUTED) -> str | None:
+        """What speaks against a change: an experiment that ended so, or what is remembered of this very symptom.
+
+        What refutes a longer way refutes its first part.
+        """
+        state = self.state(parameter)
+        for past in self.recent.endings:
+            if state is None or past.parameter != parameter or past.ending not in endings or past.value is None:
+                continue
+            part = _part(float_of(state.value), float_of(value), float_of(past.value))
+            if value == past.value or abs(part - 1) <= ALIKE or (past.ending in REFUTED and 0 < part < 1):
+                return f"an experiment on a change like this has ended {past.ending}"
+        if (change := self.change(parameter, value)) is None:
             return None
+        own = [(c, p) for c, p in self._remedies if p.claim.symptom == self.symptom and c.parameter == parameter]
         alike = [p for c, p in own if c.is_like(change)]
         further = [p for c, p in own if c.goes_like(change) and abs(c.size) > abs(change.size)]
-        return next((p for p in alike or further if p.state is PatternState.REFUTED), None)
+        refuted = next((p for p in alike or further if p.state is PatternState.REFUTED), None)
+        return f"I remember that {refuted.text}" if refuted else None
 
     def _promise(self, parameter: str) -> int:
         """Whether lengthening a limit has mended the like (1), has failed to (-1), or neither (0)."""
@@ -138,19 +140,6 @@ class Case:
         state = self.state(parameter)
         return Change.of(parameter, state.value, value) if state is not None else None
 
-    def failed_before(self, parameter: str, value: Value, current: Value) -> str | None:
-        """How a change like this one has ended before, or None. What refutes a longer way refutes its first part."""
-        for past in self.recent.endings:
-            if past.parameter != parameter or past.ending not in FAILED or past.value is None:
-                continue
-            if value == past.value:
-                return past.ending
-            if _is_number(value) and _is_number(past.value) and _is_number(current):
-                part = (float(value) - float(current)) / (float(past.value) - float(current) or math.inf)
-                if abs(part - 1) <= ALIKE or (past.ending in REFUTED and 0 < part < 1):
-                    return past.ending
-        return None
-
     @property
     def task_type(self) -> str:
         return self.records.task_type if self.records else ""
@@ -162,8 +151,14 @@ class Case:
         return max(ended, default=0.0)
 
 
-def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _part(current: float, value: float, past: float) -> float:
+    """Which part of the way to a past value a value goes; NaN, which compares with nothing, where there is no way."""
+    return (value - current) / (past - current) if past != current else math.nan
+
+
+def float_of(value: Value) -> float:
+    """NaN for what is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def is_limit(state: ParameterState, task_type: str) -> bool:
@@ -214,30 +209,27 @@ class Limit:
     def candidates(self) -> list[int | float]:
         """Legal longer values, ascending and dense enough that the best is never far."""
         current = float(self.state.value)
-        reach = {snap(self.state, current * 1.05**n) for n in range(1, 60)} | {snap(self.state, math.inf)}
-        return sorted(value for value in reach if value is not None and value > current)
+        wanted = (*(current * 1.05**n for n in range(1, 60)), math.inf)
+        found = {value for seconds in wanted if (value := snap(self.state, seconds)) is not None}
+        return sorted(value for value in found if value > current)
 
 
 def snap(state: ParameterState, wanted: float) -> int | float | None:
-    """The legal value nearest to `wanted` among readable ones, or None where nothing but the present value is legal."""
+    """The readable legal value at or just under `wanted`, which is longer than what is; None where there is none."""
     declared, current = state.declaration, float(state.value)
     assert declared.minimum is not None
     assert declared.maximum is not None
     largest = declared.largest_change if declared.largest_change is not None else math.inf
     low, high = max(declared.minimum, current - largest), min(declared.maximum, current + largest)
+    value = min(wanted, high)
     whole = declared.kind is ParameterKind.INTEGER
-    wanted = min(max(wanted, low), high)
-    if not math.isfinite(wanted):
+    if declared.step is not None:
+        steps = math.floor((value - declared.minimum) / declared.step + 1e-9)
+        value = float(f"{declared.minimum + steps * declared.step:.12g}")
+    elif whole:
+        value = math.floor(value)
+    else:
+        value = min(float(f"{value:.3g}"), high)
+    if not low <= value <= high or value == current or (whole and value != int(value)):
         return None
-    if declared.step is None and not whole:
-        value: int | float = min(max(float(f"{wanted:.3g}"), low), high)
-        return value if value != current else None
-    step, origin = (declared.step, declared.minimum) if declared.step is not None else (1.0, 0.0)
-    # The steps nearest to what is wanted, going outwards: a whole number may lie on few steps, or on none.
-    nearest = round((wanted - origin) / step)
-    for away in range(200):
-        for place in (nearest - away, nearest + away):
-            exact = float(f"{origin + place * step:.12g}")
-            if low <= exact <= high and exact != current and (not whole or exact == int(exact)):
-                return int(exact) if whole else exact
-    return None
+    return int(value) if whole else value

@@ -13,7 +13,7 @@ from schema.messages.memory import Pattern, PatternState
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 
 from .estimators import Estimate, Method, Model
-from .evidence import REFUTED, Case, Limit, is_limit
+from .evidence import FAILED, Case, Limit, is_limit
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
@@ -127,10 +127,8 @@ class Investigator:
         limit = Limit(state, case.samples) if is_limit(state, case.task_type) else None
         if (wrong := contradiction(proposal, case, limit)) is not None:
             return Choice.REJECT, wrong
-        if (ending := case.failed_before(proposal.parameter, proposal.value, state.value)) in REFUTED:
-            return Choice.REJECT, f"an experiment on a change like this has ended {ending}"
-        if (against := case.refuted(proposal.parameter, proposal.value)) is not None:
-            return Choice.REJECT, f"I remember that {against.text}"
+        if (against := case.against(proposal.parameter, proposal.value)) is not None:
+            return Choice.REJECT, against
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
             return by_memory(recalled, case, proposal, baseline)
@@ -174,9 +172,7 @@ class Investigator:
         open_ = [
             Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
             for value in limit.candidates()
-            if limit.in_seconds(value) <= furthest
-            and not case.failed_before(limit.key, value, limit.state.value)
-            and not case.refuted(limit.key, value)
+            if limit.in_seconds(value) <= furthest and not case.against(limit.key, value, FAILED)
         ]
         good = [finding for finding in open_ if finding.gain_held >= worth and finding.estimate.rate < CERTAIN]
         if not good:
@@ -224,29 +220,25 @@ def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline
     asked = (case.symptom, case.change(proposal.parameter, proposal.value))
     if recalled is None or recalled.effect_interval is None or (recalled.claim.symptom, recalled.claim.change) != asked:
         return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
-    (low, high), claimed, worth = (
-        recalled.effect_interval,
-        proposal.predicted_rate - baseline,
-        case.status.minimum_effect,
-    )
+    (low, high), worth = recalled.effect_interval, case.status.minimum_effect
     if recalled.state is not PatternState.SUPPORTED or low < worth:
         return Choice.ABSTAIN, f"I remember only that {recalled.text}"
-    if claimed > high + worth:
+    if (claimed := proposal.predicted_rate - baseline) > high + worth:
         return Choice.REJECT, f"the claimed {claimed:+.1%} is exaggerated: I remember that {recalled.text}"
     return Choice.APPROVE, f"I remember that {recalled.text}"
 
 
 def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
     """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
-    known = {"success_rate": case.baseline.rate}
+    recalled = case.recalled(proposal.parameter, proposal.value)
+    mended, recorded = recalled.successes if recalled else 0, {"success_rate": case.baseline.rate}
     if limit is not None:
-        known |= {"share_of_failures_at_limit": limit.explained}
-    for evidence in proposal.evidence:
-        for name, claimed in evidence.figures.items():
-            # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
-            if name == TIMES_MENDED and claimed > case.times_mended(proposal.parameter, proposal.value):
-                return f"the proposal says that the like mended {claimed:g} times, the memory does not"
-            recorded = known.get(name)
-            if recorded is not None and abs(claimed - recorded) > SLACK + 1.5 / math.sqrt(len(case.samples)):
-                return f"the proposal says {name} {claimed:.3g}, the records say {recorded:.3g}"
+        recorded |= {"share_of_failures_at_limit": limit.explained}
+    for name, claimed in (figure for evidence in proposal.evidence for figure in evidence.figures.items()):
+        # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
+        if name == TIMES_MENDED and claimed > mended:
+            return f"the proposal says that the like mended {claimed:g} times, the memory does not"
+        known = recorded.get(name)
+        if known is not None and abs(claimed - known) > SLACK + 1.5 / math.sqrt(len(case.samples)):
+            return f"the proposal says {name} {claimed:.3g}, the records say {known:.3g}"
     return None

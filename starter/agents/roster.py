@@ -1,6 +1,6 @@
 """Roster: the six, named after ships that went to look. Each has an operator of its own and another way of looking."""
 
-from .estimators import LOG_LOGISTIC, LOG_NORMAL, WEIBULL, first_of, fitted, newest_half, observed_tail, worst_of
+from .estimators import LOG_LOGISTIC, LOG_NORMAL, first_of, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
 
 ROSTER = (
@@ -68,8 +68,8 @@ ROSTER = (
     Investigator(
         agent_id="vega",
         operator="nautilus-vega",
-        method=first_of(fitted(LOG_NORMAL, WEIBULL, LOG_LOGISTIC), observed_tail),
-        method_name="what fits of three families",
+        method=first_of(fitted(LOG_NORMAL, LOG_LOGISTIC), observed_tail),
+        method_name="what fits of two families",
         price=45,
         eta_s=60,
         doubt=1.64,

@@ -1,10 +1,8 @@
 """Commands about agents: run the built-in ones, register them, their keys, and signing by hand."""
 
-import asyncio
 import json
 import sys
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,41 +11,30 @@ from pydantic import TypeAdapter, ValidationError
 
 from rules.identity import REVOKED
 from schema import wire
-from schema.messages.base import AgentMessage, Identifier
+from schema.messages.base import AgentMessage, Identifier, Message
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Proposal
-from schema.messages.tasks import Heartbeat, WorkResult
+from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
 from schema.settings import Settings
 from starter import keys
-from starter.client import NautilusClient, opening
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out, run
+from starter.client import NautilusClient, opening, registration
+from starter.command import AsJson, CommandError, Who, emit, new_table, open_database, out, run
 
 app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
 
-Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
 Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
-Public = Annotated[str | None, typer.Option(help="The agent's public key, as `nautilus agent keygen` prints it.")]
-KeyFile = Annotated[Path | None, typer.Option(help="The agent's key file, where it is on this machine.")]
+PUBLIC_KEY = "The agent's public key, as `nautilus agent keygen` prints it."
 
 
-class Kind(StrEnum):
-    """What agents sign."""
-
-    PLACE_BID = wire.PLACE_BID
-    SUBMIT_PROPOSAL = wire.SUBMIT_PROPOSAL
-    CAST_BALLOT = wire.CAST_BALLOT
-    OPEN_CYCLE = wire.OPEN_CYCLE
-    HEARTBEAT = wire.HEARTBEAT
-    SUBMIT_RESULT = wire.SUBMIT_RESULT
-
-
-WORDS: dict[Kind, type[AgentMessage]] = {
-    Kind.PLACE_BID: Bid,
-    Kind.SUBMIT_PROPOSAL: Proposal,
-    Kind.CAST_BALLOT: Ballot,
-    Kind.OPEN_CYCLE: Proposal,
-    Kind.HEARTBEAT: Heartbeat,
-    Kind.SUBMIT_RESULT: WorkResult,
+# What agents sign, by kind.
+WORDS: dict[str, type[AgentMessage]] = {
+    wire.PLACE_BID: Bid,
+    wire.SUBMIT_PROPOSAL: Proposal,
+    wire.CAST_BALLOT: Ballot,
+    wire.HEARTBEAT: Heartbeat,
+    wire.SUBMIT_RESULT: WorkResult,
+    wire.OPEN_CYCLE: Proposal,
+    wire.TYPE_REGISTRATION: TypeRegistration,
 }
 
 
@@ -56,19 +43,13 @@ def agent_run(
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the market.")] = 1.0,
 ) -> None:
     """Run the six built-in agents until Ctrl-C."""
-    import signal
-
     from starter.agents import run_agents
     from starter.agents.roster import ROSTER
 
     async def serve() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         # `up` makes these and registers them; one made here would be nobody's.
         theirs = [keys.read(keys.path_of(Settings().home, agent.agent_id)) for agent in ROSTER]
-        client = await NautilusClient.connect(*theirs)
-        await run_agents(client, ROSTER, stop, every_s, task_queue=wire.AGENTS_QUEUE)
+        await run_agents(await NautilusClient.connect(*theirs), ROSTER, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve())
 
@@ -78,9 +59,13 @@ def agent_keygen(
     agent_id: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
 ) -> None:
     """Make a key for an agent; prints the public half, which its operator registers. Nothing is overwritten."""
-    path = file or Path(f"{_checked('agent', agent_id).replace('/', '_')}.pem")
     try:
-        out.print(keys.make(path, _checked("agent", agent_id)).public)
+        name = TypeAdapter(Identifier).validate_python(agent_id)
+    except ValidationError:
+        raise CommandError(f"expected letters, digits and _.:@/#+- for the agent, but {agent_id!r} came") from None
+    path = file or Path(f"{name.replace('/', '_')}.pem")
+    try:
+        out.print(keys.make(path, name).public)
     except FileExistsError:
         raise CommandError(f"expected a new file, but there is {path} already, and keys are not overwritten") from None
 
@@ -89,28 +74,23 @@ def agent_keygen(
 def agent_register(
     agent_id: str,
     operator: Annotated[str, typer.Option(help="Who answers for the agent.")],
-    public_key: Public = None,
-    key_file: KeyFile = None,
+    public_key: Annotated[str | None, typer.Option(help=PUBLIC_KEY)] = None,
 ) -> None:
     """Let an agent bid and vote, with the key that it signs with (needless where `unsigned_agents` is declared)."""
     from activities import market
 
-    _checked("operator", operator)
-    public = _public(_checked("agent", agent_id), public_key, key_file)
-    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public):
+    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public_key):
         raise CommandError(f"expected a new agent, but {agent_id} is registered already; `agent rotate` gives it a key")
-    out.print(f"{agent_id} of {operator} may bid and vote" + ("" if public else ", unsigned where that is allowed"))
+    out.print(f"{agent_id} of {operator} may bid and vote" + ("" if public_key else ", unsigned where that is allowed"))
 
 
 @app.command("rotate")
-def agent_rotate(agent_id: str, who: Who, why: Why, public_key: Public = None, key_file: KeyFile = None) -> None:
+def agent_rotate(agent_id: str, who: Who, why: Why, public_key: Annotated[str, typer.Option(help=PUBLIC_KEY)]) -> None:
     """Give an agent a new key in place of the one it has (or its first one, or one again after a revocation)."""
     from activities import identity
 
-    if (public := _public(agent_id, public_key, key_file)) is None:
-        raise CommandError("expected --public-key or --key-file, but neither came")
-    identity.rotate(open_database(), agent_id, public, who, why, datetime.now(UTC))
-    out.print(f"{agent_id} signs with {public} from now on; running cycles hear of it within seconds")
+    identity.rotate(open_database(), agent_id, public_key, who, why, datetime.now(UTC))
+    out.print(f"{agent_id} signs with {public_key} from now on; running cycles hear of it within seconds")
 
 
 @app.command("revoke")
@@ -124,24 +104,29 @@ def agent_revoke(agent_id: str, who: Who, why: Why) -> None:
 
 @app.command("sign")
 def agent_sign(
-    kind: Kind,
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(WORDS)}.")],
     key: Annotated[Path, typer.Option(help="The agent's key file.", envvar="NAUTILUS_AGENT_KEY")],
-    workflow_id: Annotated[str, typer.Option(help="The workflow that it is for; not for open_cycle.")] = "",
+    workflow_id: Annotated[str, typer.Option(help="The workflow that it is for; needless where it starts one.")] = "",
     run_id: Annotated[str, typer.Option(help="Its first run's id; asked of Temporal where it is not given.")] = "",
 ) -> None:
-    """Sign a message (JSON on stdin) and print it, for `temporal workflow update`, `signal` or (open_cycle) `start`."""
+    """Sign a message (JSON on stdin) and print it, for `temporal workflow update`, `signal` or (last two) `start`."""
+    if kind not in WORDS:
+        raise CommandError(f"expected one of {', '.join(WORDS)}, but {kind!r} came")
     signer = keys.read(key)
     word = WORDS[kind].model_validate({"agent_id": signer.agent_id} | _said(sys.stdin.read()))
-    if isinstance(word, Proposal) and kind is Kind.OPEN_CYCLE:
-        emit(opening(word, signer).model_dump(mode="json", exclude_none=True))
-        return
-    if not workflow_id:
-        raise CommandError(f"expected --workflow-id, because a {kind.value} is good for one workflow only")
 
     async def ask() -> str:
         return await (await NautilusClient.connect()).first_run(workflow_id)
 
-    signed = signer.sign(word, workflow_id, run_id or run(ask()), kind.value)
+    signed: Message
+    if kind == wire.OPEN_CYCLE and isinstance(word, Proposal):
+        signed = opening(word, signer)
+    elif isinstance(word, TypeRegistration):
+        signed = registration(word, signer)
+    elif workflow_id:
+        signed = signer.sign(word, workflow_id, run_id or run(ask()), kind)
+    else:
+        raise CommandError(f"expected --workflow-id, because a {kind} is good for one workflow only")
     emit(signed.model_dump(mode="json", exclude_none=True))
 
 
@@ -162,25 +147,6 @@ def agent_list(as_json: AsJson = False) -> None:
             *(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance), key)
         )
     out.print(table)
-
-
-def _checked(name: str, value: str) -> str:
-    try:
-        return TypeAdapter(Identifier).validate_python(value)
-    except ValidationError:
-        # A name that messages cannot carry would stop every cycle that reads it.
-        raise CommandError(f"expected letters, digits and _.:@/#+- for the {name}, but {value!r} came") from None
-
-
-def _public(agent_id: str, public_key: str | None, key_file: Path | None) -> str | None:
-    if public_key is not None and key_file is not None:
-        raise CommandError("expected one of --public-key and --key-file, but both came")
-    if key_file is None:
-        return public_key
-    key = keys.read(key_file)
-    if key.agent_id != agent_id:
-        raise CommandError(f"expected the key of {agent_id}, but {key_file} is of {key.agent_id}")
-    return key.public
 
 
 def _said(text: str) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
-from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
-from temporalio.common import SearchAttributeKey
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from schema import wire
 from schema.messages.cycle import CycleStatus, Phase, workflow_id
-from starter.client import NautilusClient
-from starter.command import AsJson, CommandError, emit, new_table, out, run
+from starter.client import Listed, NautilusClient
+from starter.command import AsJson, CommandError, Who, emit, new_table, out, run
 from workflows.page import render
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
@@ -28,33 +27,20 @@ def cycle_list(
     every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
 ) -> None:
     """The cycles that are open, newest first."""
-    query = f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'" + ("" if every else " AND ExecutionStatus='Running'")
 
-    async def ask() -> list[dict[str, str]]:
+    async def ask() -> list[Listed]:
         client = await NautilusClient.connect()
-        return [_listed(execution) async for execution in client.temporal.list_workflows(query, limit=200)]
+        return await client.tasks(None, ended=every, most=200, workflows=(wire.IMPROVEMENT_CYCLE,))
 
-    rows = run(ask())
+    cycles = run(ask())
+    rows = [(c.workflow_id, c.opened.isoformat(), c.phase, c.parameter, c.outcome) for c in cycles]
     if as_json:
-        emit(rows)
+        emit([dict(zip(("workflow_id", "opened", "phase", "parameter", "outcome"), row, strict=True)) for row in rows])
         return
     table = new_table("cycle", "opened", "phase", "parameter", "outcome")
-    for row in rows:
-        table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
+    for workflow, opened, *others in rows:
+        table.add_row(workflow, opened[:19], *others)
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
-
-
-def _listed(execution: WorkflowExecution) -> dict[str, str]:
-    def attribute(name: str) -> str:
-        return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
-
-    return {
-        "workflow_id": execution.id,
-        "opened": execution.start_time.isoformat(),
-        "phase": attribute(wire.PHASE),
-        "parameter": attribute(wire.PARAMETER),
-        "outcome": attribute(wire.OUTCOME),
-    }
 
 
 @app.command("show")
@@ -106,7 +92,7 @@ def cycle_act(
     cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
     act: Annotated[Steer, typer.Argument(help="What to do.")],
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
-    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    who: Who,
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:

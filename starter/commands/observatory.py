@@ -37,13 +37,13 @@ def health(as_json: AsJson = False) -> None:
     ]
     out.print("; ".join(f"{name} {value}" for name, value in shown))
     whole = Measures.model_validate(snapshot, from_attributes=True)
-    table = new_table("task type", "tasks", "per h", "success", "mean s", "p95 s", "quality", "spending")
+    table = new_table("task type", "per h", "success", "mean s", "p95 s", "quality", "spending")
     for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
         one = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
         an_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
         figures = (an_hour, counts.rate, one.mean_duration_s, one.p95_duration_s, one.mean_quality)
         cells = ["-" if figure is None else f"{figure:.3g}" for figure in (*figures, one.spending)]
-        table.add_row(name, str(counts.tasks), *cells)
+        table.add_row(name, *cells)
     out.print(table)
 
 
