@@ -1,6 +1,7 @@
 """What the commands share: two consoles, one table style, one way to fail, and the database that exists."""
 
 import asyncio
+import getpass
 import json
 import signal
 import threading
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+# Not from USER: a container has none.
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", default_factory=getpass.getuser)]
 
 
 class CommandError(Exception):
@@ -28,8 +32,9 @@ class CommandError(Exception):
 
 
 def new_table(name: str, *others: str) -> Table:
-    """What a person copies into the next command stays in one piece; the rest wraps."""
-    return Table(Column(name, no_wrap=True), *others, box=box.SIMPLE_HEAD, pad_edge=False)
+    """What a person copies into the next command stays in one piece; the rest wraps, and nothing is cut off."""
+    rest = (Column(other, overflow="fold") for other in others)
+    return Table(Column(name, no_wrap=True), *rest, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def emit(document: Any) -> None:

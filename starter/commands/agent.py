@@ -20,12 +20,10 @@ from schema.messages.tasks import Heartbeat, WorkResult
 from schema.settings import Settings
 from starter import keys
 from starter.client import NautilusClient, opening
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out, run
 
 app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
 
-Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 Public = Annotated[str | None, typer.Option(help="The agent's public key, as `nautilus agent keygen` prints it.")]
 KeyFile = Annotated[Path | None, typer.Option(help="The agent's key file, where it is on this machine.")]
 

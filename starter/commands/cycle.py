@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from schema import wire
 from schema.messages.cycle import CycleStatus, Phase, workflow_id
 from starter.client import NautilusClient
-from starter.command import AsJson, CommandError, emit, new_table, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, out, run
 from workflows.page import render
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
@@ -40,7 +40,9 @@ def cycle_list(
         return
     table = new_table("cycle", "opened", "phase", "parameter", "outcome")
     for row in rows:
-        table.add_row(row["workflow_id"], row["opened"][:19], row["phase"], row["parameter"], row["outcome"])
+        table.add_row(
+            row["workflow_id"], row["opened"][:16].replace("T", " "), row["phase"], row["parameter"], row["outcome"]
+        )
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
 
 
@@ -105,8 +107,8 @@ class Steer(StrEnum):
 def cycle_act(
     cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
     act: Annotated[Steer, typer.Argument(help="What to do.")],
-    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
-    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    why: Why,
+    who: Who,
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:
