@@ -20,7 +20,6 @@ from activities.events import emit
 from rules.decision import Decision
 from rules.design import is_harmful
 from rules.verdict import is_good, read
-from schema.messages.base import Value
 from schema.messages.events import EventType
 from schema.messages.experiment import (
     ArmCounts,
@@ -58,17 +57,8 @@ EVERYTHING = "*"
 
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
     """Give every newly declared parameter its default as version 1; values in force stay as they are."""
-    rows = [
-        {
-            "key": p.key,
-            "value": p.default,
-            "previous": p.default,
-            "version": 1,
-            "changed_at": at,
-            "changed_by": "declaration",
-        }
-        for p in platform.parameters
-    ]
+    first = {"version": 1, "changed_at": at, "changed_by": "declaration"}
+    rows = [{"key": p.key, "value": p.default, "previous": p.default, **first} for p in platform.parameters]
     with database.transaction() as session:
         insert_new(session, ParameterRow, rows, returning="key")
 
@@ -79,18 +69,13 @@ def parameter_states(session: Session, platform: Platform) -> tuple[ParameterSta
     return tuple(
         ParameterState(
             declaration=p,
-            value=in_force(p.refusal(rows[p.key].value), rows[p.key].value, p.default),
+            value=rows[p.key].value if p.refusal(rows[p.key].value) is None else p.default,
             version=rows[p.key].version,
             mode=p.mode or platform.mode,
         )
         for p in platform.parameters
         if p.key in rows
     )
-
-
-def in_force(refusal: str | None, stored: Value, default: Value) -> Value:
-    """The stored value where the declaration still allows it, else the default: bounds bind old promotions too."""
-    return stored if refusal is None else default
 
 
 def configuration(database: Database, platform: Platform) -> Configuration:
@@ -115,7 +100,7 @@ def freeze(database: Database, scope: str, who: str, why: str, at: datetime) -> 
         row = {"scope": scope, "who": who, "why": why, "at": at}
         if not insert_new(session, FreezeRow, [row], returning="scope"):
             return False
-        _record_freeze(session, EntryKind.PARAMETER_FROZEN, EventType.PARAMETER_FROZEN, scope, who, why, at)
+        _record_freeze(session, EntryKind.PARAMETER_FROZEN, scope, who, why, at)
     return True
 
 
@@ -126,16 +111,14 @@ def thaw(database: Database, scope: str, who: str, why: str, at: datetime) -> bo
         if row is None:
             return False
         session.delete(row)
-        _record_freeze(session, EntryKind.PARAMETER_THAWED, EventType.PARAMETER_THAWED, scope, who, why, at)
+        _record_freeze(session, EntryKind.PARAMETER_THAWED, scope, who, why, at)
     return True
 
 
-def _record_freeze(
-    session: Session, kind: EntryKind, type: EventType, scope: str, who: str, why: str, at: datetime
-) -> None:
+def _record_freeze(session: Session, kind: EntryKind, scope: str, who: str, why: str, at: datetime) -> None:
     key = f"{scope}:{kind.value}:{at.isoformat()}"
     ledger.append(session, kind, key, scope, at, {"who": who, "why": why})
-    emit(session, type, scope, key, at, who=who, why=why)
+    emit(session, EventType(kind.value), scope, key, at, who=who, why=why)
 
 
 def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
@@ -154,7 +137,7 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
             value=row.previous,
             reason=f"{who}: {why}",
         )
-        return _swap(session, back, EntryKind.PARAMETER_ROLLED_BACK, EventType.PARAMETER_ROLLED_BACK, at)
+        return _swap(session, back, EntryKind.PARAMETER_ROLLED_BACK, at)
 
 
 class ExperimentActivities:
@@ -165,24 +148,26 @@ class ExperimentActivities:
         self._platform = platform
 
     @activity.defn
-    def open_experiment(self, design: ExperimentDesign, at: datetime) -> None:
+    def open_experiment(self, design: ExperimentDesign, at: datetime) -> str | None:
         """Write the design to the ledger and start assigning, once every task type it touches is free.
 
         Until then this asks to be retried: experiments take their turn by age, and one that touches several task types
-        waits for all of them.
+        waits for all of them. Says why where it must not begin at all: another value is in production by now, and the
+        control would be one that nobody runs on.
         """
         with self._database.transaction() as session:
             lock(session, "experiments")
             insert_new(session, ExperimentRow, [_row(design, at)], returning="experiment_id")
+            if session.get_one(ExperimentRow, design.experiment_id).opened_at is not None:
+                return None
             waits_for = frozen(session, design.parameter) or _ahead(session, design)
             if waits_for is None:
-                _open(session, design, at)
-        if waits_for is not None:
-            raise ApplicationError(
-                f"queued: {waits_for}",
-                next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
-                category=ApplicationErrorCategory.BENIGN,
-            )
+                row = session.get_one(ParameterRow, design.parameter, with_for_update=True)
+                stale = _stale(row, design.base_version)
+                if stale is None:
+                    _open(session, design, at)
+                return stale
+        raise self._later(f"queued: {waits_for}")
 
     @activity.defn
     def await_verdict(self, look: Look) -> Reading:
@@ -192,12 +177,11 @@ class ExperimentActivities:
         """
         # The server's clock, which simulated time moves; the workflow's own is as old as the first attempt.
         reading = self.read_experiment(look, activity.info().current_attempt_scheduled_time)
-        if not _settled(look, reading):
-            raise ApplicationError(
-                progress(reading),
-                next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
-                category=ApplicationErrorCategory.BENIGN,
-            )
+        with self._database.reading() as session:
+            # A person has rolled the parameter back: what was tested against its value is over.
+            stopped = session.get_one(ExperimentRow, look.design.experiment_id).closed_at is not None
+        if not stopped and not _settled(look, reading):
+            raise self._later(progress(reading))
         return reading
 
     @activity.defn
@@ -231,16 +215,8 @@ class ExperimentActivities:
         """Stop assigning and announce the verdict; the task types stay locked until the cycle ends."""
         with self._database.transaction() as session:
             _close(session, session.get_one(ExperimentRow, design.experiment_id), reading.at)
-            emit(
-                session,
-                EventType.EXPERIMENT_CONCLUDED,
-                design.parameter,
-                design.experiment_id,
-                reading.at,
-                experiment_id=design.experiment_id,
-                cycle_id=design.cycle_id,
-                reading=reading.model_dump(mode="json"),
-            )
+            verdict = reading.model_dump(mode="json")
+            _announce(session, EventType.EXPERIMENT_CONCLUDED, design, reading.at, reading=verdict)
 
     @activity.defn
     def await_thaw(self, parameter: str) -> None:
@@ -248,11 +224,7 @@ class ExperimentActivities:
         with self._database.reading() as session:
             reason = frozen(session, parameter)
         if reason is not None:
-            raise ApplicationError(
-                reason,
-                next_retry_delay=timedelta(seconds=self._platform.cycle.counter_poll_s),
-                category=ApplicationErrorCategory.BENIGN,
-            )
+            raise self._later(reason)
 
     @activity.defn
     def promote(self, promotion: Promotion, watch: ExperimentDesign, at: datetime) -> PromotionResult:
@@ -261,7 +233,7 @@ class ExperimentActivities:
         On a retry the promotion's own ledger row means that it succeeded.
         """
         with self._database.transaction() as session:
-            result = _swap(session, promotion, EntryKind.PARAMETER_PROMOTED, EventType.PARAMETER_PROMOTED, at)
+            result = _swap(session, promotion, EntryKind.PARAMETER_PROMOTED, at)
             if result.swapped and session.get(ExperimentRow, watch.experiment_id) is None:
                 _start(session, watch, at)
         return result
@@ -270,7 +242,12 @@ class ExperimentActivities:
     def roll_back(self, promotion: Promotion, at: datetime) -> PromotionResult:
         """Swap the parameter back; refused, like a promotion, where somebody else has changed it since."""
         with self._database.transaction() as session:
-            return _swap(session, promotion, EntryKind.PARAMETER_ROLLED_BACK, EventType.PARAMETER_ROLLED_BACK, at)
+            return _swap(session, promotion, EntryKind.PARAMETER_ROLLED_BACK, at)
+
+    def _later(self, reason: str) -> ApplicationError:
+        """Ask to be retried. Attempts are not history, and hold no worker; the reason is the progress people see."""
+        delay = timedelta(seconds=self._platform.cycle.counter_poll_s)
+        return ApplicationError(reason, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
 
 
 def _settled(look: Look, reading: Reading) -> bool:
@@ -352,8 +329,6 @@ def _row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
 def _ahead(session: Session, design: ExperimentDesign) -> str | None:
     """Which cycle holds one of the design's task types, or has waited longer for one; None when they are free."""
     mine = session.get_one(ExperimentRow, design.experiment_id)
-    if mine.opened_at is not None:
-        return None
     held = select(TaskTypeLockRow).where(col(TaskTypeLockRow.task_type).in_(design.task_types))
     if (holder := session.exec(held).first()) is not None:
         return f"{holder.cycle_id} comes first"
@@ -370,22 +345,18 @@ def _ahead(session: Session, design: ExperimentDesign) -> str | None:
 
 
 def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
-    """Register the design, take the task types and let assigning begin; nothing where that was done."""
+    """Register the design, take the task types and let assigning begin."""
     body = design.model_dump(mode="json") | {"design_hash": design.digest}
-    if not ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, body):
-        return
+    ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, body)
     for task_type in sorted(design.task_types):
         session.add(TaskTypeLockRow(task_type=task_type, cycle_id=design.cycle_id))
     _start(session, design, at)
-    emit(
-        session,
-        EventType.EXPERIMENT_STARTED,
-        design.parameter,
-        design.experiment_id,
-        at,
-        experiment_id=design.experiment_id,
-        cycle_id=design.cycle_id,
-    )
+    _announce(session, EventType.EXPERIMENT_STARTED, design, at)
+
+
+def _announce(session: Session, type: EventType, design: ExperimentDesign, at: datetime, **data: Any) -> None:
+    ids = {"experiment_id": design.experiment_id, "cycle_id": design.cycle_id}
+    emit(session, type, design.parameter, design.experiment_id, at, **ids, **data)
 
 
 def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
@@ -430,34 +401,30 @@ def _fail_lost(session: Session, experiment_id: str, before: datetime) -> None:
             session.add(guard)
 
 
-def _swap(session: Session, promotion: Promotion, kind: EntryKind, type: EventType, at: datetime) -> PromotionResult:
+def _stale(row: ParameterRow, expected_version: int) -> str | None:
+    """Say that a parameter has moved on from the version that somebody looked at, or None."""
+    if row.version == expected_version:
+        return None
+    return f"expected {row.key} at version {expected_version}, but {row.changed_by} made it {row.version}"
+
+
+def _swap(session: Session, promotion: Promotion, kind: EntryKind, at: datetime) -> PromotionResult:
     key = f"{promotion.cycle_id}:{kind.value}"
     row = session.get_one(ParameterRow, promotion.parameter, with_for_update=True)
     if ledger.recorded(session, key):
         return PromotionResult(swapped=True, version=row.version, reason="recorded before")
-    if row.version != promotion.expected_version:
-        return PromotionResult(
-            swapped=False,
-            version=row.version,
-            reason=f"expected {row.key} at version {promotion.expected_version}, "
-            f"but {row.changed_by} made it {row.version}",
-        )
+    if (stale := _stale(row, promotion.expected_version)) is not None:
+        return PromotionResult(swapped=False, version=row.version, reason=stale)
     ledger.append(session, kind, key, promotion.parameter, at, promotion)
+    opened = col(ExperimentRow.opened_at).is_not(None)
+    for tested in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
+        # Or its tasks, nine in ten under a watch, would go on getting the value that was just taken back.
+        _close(session, tested, at)
     row.previous, row.value, row.version = row.value, promotion.value, row.version + 1
     row.changed_at, row.changed_by = at, promotion.cycle_id
     session.add(row)
-    emit(
-        session,
-        type,
-        promotion.parameter,
-        promotion.cycle_id,
-        at,
-        parameter=promotion.parameter,
-        value=promotion.value,
-        version=row.version,
-        cycle_id=promotion.cycle_id,
-        reason=promotion.reason,
-    )
+    data = promotion.model_dump(mode="json", include={"parameter", "value", "cycle_id", "reason"})
+    emit(session, EventType(kind.value), promotion.parameter, promotion.cycle_id, at, version=row.version, **data)
     return PromotionResult(swapped=True, version=row.version, reason=promotion.reason)
 
 

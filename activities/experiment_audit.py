@@ -3,8 +3,8 @@
 Nothing here writes. The counters that a decision read are checked against the tasks that they counted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
@@ -13,7 +13,7 @@ from activities.database import Database
 from activities.experiment import counters, guard_counters
 from rules.verdict import read
 from schema.messages.events import EventType
-from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
+from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts, Variant
 from schema.tables.events import EventRow
 from schema.tables.experiment import AssignmentRow, ExperimentRow
 
@@ -99,14 +99,15 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 
 
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
-    strata = []
-    by_share = sorted(rows, key=lambda row: row.treatment_share)
-    for share, group in groupby(by_share, key=lambda row: row.treatment_share):
-        arms = {"control": ArmCounts(), "treatment": ArmCounts()}
-        members = list(group)
-        for variant in arms:
-            mine = [row for row in members if row.variant == variant]
-            finished = [row.success for row in mine if row.success is not None]
-            arms[variant] = ArmCounts(tasks=len(finished), successes=sum(finished), pending=len(mine) - len(finished))
-        strata.append(StratumCounts(treatment_share=share, **arms))
-    return tuple(strata)
+    counted = Counter((row.treatment_share, row.variant, row.success) for row in rows)
+
+    def arm(share: float, variant: Variant) -> ArmCounts:
+        good, bad, pending = (counted[share, variant.value, success] for success in (True, False, None))
+        return ArmCounts(tasks=good + bad, successes=good, pending=pending)
+
+    return tuple(
+        StratumCounts(
+            treatment_share=share, control=arm(share, Variant.CONTROL), treatment=arm(share, Variant.TREATMENT)
+        )
+        for share in sorted({row.treatment_share for row in rows})
+    )

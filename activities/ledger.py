@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,12 +65,13 @@ def entry(row: LedgerRow) -> LedgerEntry:
 
 def verify(database: Database) -> tuple[int, str, str | None]:
     """Recompute the whole chain: the number of entries, the head's digest, and where it breaks (None: it holds)."""
-    head = chain.GENESIS
+    head, sequence = chain.GENESIS, 0
     with database.reading() as session:
         sequences = session.exec(select(LedgerRow.sequence).order_by(col(LedgerRow.sequence))).all()
 
         def links() -> Iterator[dict[str, Any]]:
-            nonlocal head
+            nonlocal head, sequence
+            # One by one: damage can make a text unreadable, and must not hide where it is.
             for sequence in sequences:
                 row = session.exec(select(LedgerRow).where(LedgerRow.sequence == sequence)).one()
                 head = row.digest
@@ -79,15 +80,5 @@ def verify(database: Database) -> tuple[int, str, str | None]:
         try:
             broken = chain.first_break(links())
         except (SQLAlchemyError, ValueError) as error:
-            # Damage can make a text unreadable; one by one, so that the rest does not hide which.
-            broken = f"entry {_unreadable(session, sequences)} cannot be read: {error}"
+            broken = f"entry {sequence} cannot be read: {error}"
         return len(sequences), head, broken
-
-
-def _unreadable(session: Session, sequences: Sequence[int]) -> int:
-    for sequence in sequences:
-        try:
-            session.exec(select(LedgerRow).where(LedgerRow.sequence == sequence)).one()
-        except (SQLAlchemyError, ValueError):
-            return sequence
-    raise ValueError("expected an entry that cannot be read, but all can")

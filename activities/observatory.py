@@ -122,7 +122,8 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
     for row in rows:
         failures = {kind: n for kind, column in FAILURE_COLUMNS.items() if (n := getattr(row, column))}
         counts = Counts(tasks=row.tasks, successes=row.successes)
-        found[row.task_type].append(Interval(start=row.start, counts=counts, failures=failures))
+        mean_s = row.duration_sum_s / row.tasks if row.tasks else None
+        found[row.task_type].append(Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s))
     return dict(found)
 
 

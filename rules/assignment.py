@@ -37,8 +37,11 @@ def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Cal
     control = exposed - treated
     start = control if exposed == TOTAL_WEIGHT else TREATMENT_START
     end = start + treated
-    if exposed < TOTAL_WEIGHT:
-        _refuse_overlap(experiment_id, exposure, treatment_share)
+    if exposed < TOTAL_WEIGHT and max(control, treated) > TREATMENT_START:
+        raise ValueError(
+            f"expected each arm to fit half of all units, but exposure {exposure} and treatment share "
+            f"{treatment_share} came for experiment {experiment_id}"
+        )
 
     def assign(unit_id: str) -> Variant | None:
         # `bucket`, written out: this runs for every parameter of every task.
@@ -55,22 +58,6 @@ def variant(experiment_id: str, unit_id: str, treatment_share: float) -> Variant
     name = assigner(experiment_id, 1.0, treatment_share)(unit_id)
     assert name is not None
     return name
-
-
-def exposed_variant(experiment_id: str, unit_id: str, exposure: float, treatment_share: float) -> Variant | None:
-    """The variant of a unit when only a share `exposure` of all units takes part; None for the others."""
-    _refuse_overlap(experiment_id, exposure, treatment_share)
-    return assigner(experiment_id, exposure, treatment_share)(unit_id)
-
-
-def _refuse_overlap(experiment_id: str, exposure: float, treatment_share: float) -> None:
-    exposed = _weight(exposure, "an exposure")
-    treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
-    if max(exposed - treated, treated) > TREATMENT_START:
-        raise ValueError(
-            f"expected each arm to fit half of all units, but exposure {exposure} and treatment share "
-            f"{treatment_share} came for experiment {experiment_id}"
-        )
 
 
 def _weight(share: float, name: str) -> int:

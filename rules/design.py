@@ -8,6 +8,17 @@ from schema.messages.observatory import Counts
 from schema.messages.platform import CycleRules, Parameter, Risk
 from schema.messages.proposals import Proposal
 
+# What the rules of the game say about every experiment, under the same names.
+RULED = {
+    "minimum_effect",
+    "alpha",
+    "beta",
+    "harm_alpha",
+    "max_tasks",
+    "minimum_tasks",
+    "minimum_run_s",
+    "pending_cutoff_s",
+}
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
 EVEN = 0.5
 
@@ -42,17 +53,10 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         healthy=briefing.healthy,
         baseline_rate=baseline_rate(baseline),
         predicted_rate=proposal.predicted_rate,
-        minimum_effect=rules.minimum_effect,
-        alpha=rules.alpha,
-        beta=rules.beta,
-        harm_alpha=rules.harm_alpha,
         treatment_share=EVEN,
-        max_tasks=rules.max_tasks,
-        minimum_tasks=rules.minimum_tasks,
-        minimum_run_s=rules.minimum_run_s,
         exposure=exposure(state.declaration.risk, rules),
         guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
-        pending_cutoff_s=rules.pending_cutoff_s,
+        **rules.model_dump(include=RULED),
     )
 
 

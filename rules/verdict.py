@@ -10,7 +10,6 @@ from datetime import datetime
 
 from rules.decision import Arm, Decision, Design, Stratum, decide, harm_evidence
 from schema.messages.experiment import (
-    ArmCounts,
     ExperimentDesign,
     GuardCounts,
     Guardrail,
@@ -19,6 +18,9 @@ from schema.messages.experiment import (
     StratumCounts,
 )
 from schema.messages.observatory import Counts, TaskOutcome
+
+# What a decision takes from a design, under the same names.
+STATED = {"baseline_rate", "predicted_rate", "minimum_effect", "alpha", "beta", "harm_alpha", "max_tasks"}
 
 
 def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
@@ -66,26 +68,12 @@ def read(
 
 
 def _design(design: ExperimentDesign, extended: bool) -> Design:
-    return Design(
-        baseline_rate=design.baseline_rate,
-        predicted_rate=design.predicted_rate,
-        minimum_effect=design.minimum_effect,
-        alpha=design.alpha,
-        beta=design.beta,
-        harm_alpha=design.harm_alpha,
-        max_tasks=design.max_tasks,
-        extended=extended,
-    )
+    return Design(**design.model_dump(include=STATED), extended=extended)
 
 
 def _stratum(counts: StratumCounts) -> Stratum:
-    return Stratum(
-        treatment_share=counts.treatment_share, control=_arm(counts.control), treatment=_arm(counts.treatment)
-    )
-
-
-def _arm(counts: ArmCounts) -> Arm:
-    return Arm(tasks=counts.tasks, successes=counts.successes, pending=counts.pending)
+    control, treatment = Arm(**counts.control.model_dump()), Arm(**counts.treatment.model_dump())
+    return Stratum(treatment_share=counts.treatment_share, control=control, treatment=treatment)
 
 
 def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
@@ -105,11 +93,9 @@ def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards:
 
 
 def _guard_stratum(g: GuardCounts, pending_control: int, pending_treatment: int) -> Stratum:
-    return Stratum(
-        treatment_share=g.treatment_share,
-        control=Arm(tasks=g.control.tasks, successes=g.control.successes, pending=pending_control),
-        treatment=Arm(tasks=g.treatment.tasks, successes=g.treatment.successes, pending=pending_treatment),
-    )
+    control = Arm(**g.control.model_dump(), pending=pending_control)
+    treatment = Arm(**g.treatment.model_dump(), pending=pending_treatment)
+    return Stratum(treatment_share=g.treatment_share, control=control, treatment=treatment)
 
 
 def _hold(

@@ -57,7 +57,6 @@ SEARCH_ATTRIBUTES = (METRIC, PHASE, PARAMETER, OUTCOME, TASK_TYPE, AGENT)
 # The market of user tasks. A task takes `place_bid` like a cycle, and from an executor outside what is named here.
 MARKET_TASK = "MarketTask"
 TYPE_REGISTRATION = "TypeRegistration"
-STANDING_DECAY = "StandingDecay"
 TASKS_QUEUE = "nautilus-tasks"
 HEARTBEAT = "heartbeat"
 SUBMIT_RESULT = "submit_result"

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
-# A container has a user and often no USER.
-Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER", default_factory=getpass.getuser)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+# A container has a user and often no USER.
+Who = Annotated[str, typer.Option(help="Your name, for the ledger.", default_factory=getpass.getuser)]
 
 
 class CommandError(Exception):
@@ -31,8 +32,9 @@ class CommandError(Exception):
 
 
 def new_table(name: str, *others: str) -> Table:
-    """What a person copies into the next command stays in one piece; the rest wraps."""
-    return Table(Column(name, no_wrap=True), *others, box=box.SIMPLE_HEAD, pad_edge=False)
+    """What a person copies into the next command stays in one piece; the rest wraps, and nothing is cut off."""
+    rest = (Column(other, overflow="fold") for other in others)
+    return Table(Column(name, no_wrap=True), *rest, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def emit(document: Any) -> None:

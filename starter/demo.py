@@ -10,11 +10,13 @@ import math
 import statistics
 import tempfile
 import threading
+import tomllib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -42,9 +44,8 @@ from workflows.page import percent
 
 RESEARCH, OTHER = "research_synthesis", "monte_carlo"
 PARAMETER = f"{RESEARCH}.timeout_s"
+TEMPLATE = Path(__file__).with_name("demo.toml")
 TIMED_TASKS = 36
-# Two of three tasks are research; a limit at the median cuts off half of those: two of three succeed, as in the story.
-TRAFFIC = Traffic(concurrency=2, per_second={RESEARCH: 2.4, OTHER: 1.2})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DETECTION_TIMEOUT_S = 120.0
 CYCLE_TIMEOUT_S = 240.0
@@ -64,7 +65,8 @@ class Told:
 
 def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
     """Durations of real research tasks on this machine, without a limit, at the pace that the traffic will have."""
-    types = wanted_types(TRAFFIC)
+    traffic = Traffic.model_validate(tomllib.loads(declaration(1.0))["traffic"])
+    types = wanted_types(traffic)
     durations: list[float] = []
     enough = threading.Event()
     with TaskRunner(types, home / "cache") as runner:
@@ -79,83 +81,14 @@ def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
             if len(durations) >= TIMED_TASKS:
                 enough.set()
 
-        paced(TRAFFIC, enough, "timing", timed)
+        paced(traffic, enough, "timing", timed)
     return durations
 
 
 def declaration(limit_s: float) -> str:
-    """The demo's `platform.toml`: the article's platform with windows in seconds."""
-    return f"""\
-mode = "autonomous"
-
-# Written by `nautilus demo`: {limit_s:g} s is about the median of what research takes here, so it is too short.
-[[task_types]]
-name = "{RESEARCH}"
-timeout_parameter = "{PARAMETER}"
-
-[[task_types]]
-name = "{OTHER}"
-timeout_parameter = "{OTHER}.timeout_s"
-
-[[parameters]]
-key = "{PARAMETER}"
-description = "a research task is cut off after this long"
-kind = "float"
-unit = "s"
-default = {limit_s:g}
-minimum = {limit_s / 4:g}
-maximum = {limit_s * 10:g}
-largest_change = {limit_s * 1.5:g}
-task_types = ["{RESEARCH}"]
-
-[[parameters]]
-key = "{RESEARCH}.passages"
-description = "passages read for each sub-question"
-kind = "integer"
-default = 32
-minimum = 8
-maximum = 200
-largest_change = 40
-task_types = ["{RESEARCH}"]
-
-[[parameters]]
-key = "{OTHER}.timeout_s"
-description = "a simulation is cut off after this long"
-kind = "float"
-unit = "s"
-default = 10.0
-minimum = 1.0
-maximum = 60.0
-largest_change = 10.0
-task_types = ["{OTHER}"]
-
-[[schedules]]
-id = "metrics_snapshot"
-every_s = 5
-budget_s = 30
-
-[observatory]
-interval_s = 5
-guard_s = 60
-floor_window_s = 600
-
-[cycle]
-bid_window_s = 15
-proposal_window_s = 20
-voting_window_s = 20
-late_quorum_extension_s = 3
-experiment_window_s = 180
-pending_cutoff_s = 30
-counter_poll_s = 1
-bake_window_s = 10
-retry_cooldown_s = 5
-max_tasks = 100
-minimum_run_s = 5
-
-[traffic]
-concurrency = {TRAFFIC.concurrency}
-per_second = {{ {", ".join(f"{name} = {rate}" for name, rate in TRAFFIC.per_second.items())} }}
-"""
+    """The demo's `platform.toml` for a research limit in seconds: the article's platform with windows in seconds."""
+    limits = {"limit": limit_s, "minimum": limit_s / 4, "maximum": limit_s * 10, "change": limit_s * 1.5}
+    return Template(TEMPLATE.read_text()).substitute({name: f"{value:g}" for name, value in limits.items()})
 
 
 async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> Told:
@@ -198,15 +131,12 @@ async def _declared_limit(console: Console, home: Path) -> float:
 
 @asynccontextmanager
 async def _everything(console: Console, settings: Settings) -> AsyncIterator[Stack]:
-    with _progress(console) as progress:
-        progress.add_task("starting Temporal, a worker, six agents, and the platform's traffic")
-        context = running(settings, Ports(free_port(), free_port(), embedded=True))
-        stack = await context.__aenter__()
-    try:
+    async with AsyncExitStack() as entered:
+        with _progress(console) as progress:
+            progress.add_task("starting Temporal, a worker, six agents, and the platform's traffic")
+            stack = await entered.enter_async_context(running(settings, Ports(free_port(), free_port(), embedded=True)))
         console.print(f"Temporal web UI: {stack.web_ui}")
         yield stack
-    finally:
-        await context.__aexit__(None, None, None)
 
 
 async def _detected(console: Console, client: NautilusClient, stack: Stack) -> str:
@@ -259,6 +189,7 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float
     if broken is not None:
         raise DemoError(f"expected a ledger that holds, but {broken}")
     design, reading, tally = status.design, end.reading if end else None, status.tally
+    before = design.baseline if design else status.anomaly.observed if status.anomaly else Counts()
     return {
         "outcome": status.ending.value if status.ending else "none",
         "workflow_id": cycle,
@@ -269,15 +200,11 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,
-        "before": _counts(design.baseline if design else status.anomaly.observed if status.anomaly else None),
-        "control": _counts(reading.control if reading else None),
-        "treatment": _counts(reading.treatment if reading else None),
+        "before": before.model_dump(),
+        "control": (reading.control if reading else Counts()).model_dump(),
+        "treatment": (reading.treatment if reading else Counts()).model_dump(),
         "bids": len(status.bids),
-        "ballots": {
-            "approve": tally.approve if tally else 0,
-            "reject": tally.reject if tally else 0,
-            "abstain": tally.abstain if tally else 0,
-        },
+        "ballots": {choice: getattr(tally, choice, 0) for choice in ("approve", "reject", "abstain")},
         "decision": {
             "log_e": reading.log_e if reading else None,
             "reason": reading.reason if reading else status.reason,
@@ -286,10 +213,6 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float
         "ledger": {"entries": entries, "head": head},
         "seconds": round(seconds, 1),
     }
-
-
-def _counts(counts: Counts | None) -> dict[str, int]:
-    return {"tasks": counts.tasks, "successes": counts.successes} if counts else {"tasks": 0, "successes": 0}
 
 
 def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:

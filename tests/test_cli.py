@@ -197,6 +197,17 @@ def test_the_detector_names_the_line_that_it_cannot_read(
     assert f"series.csv:{says}" in complaint
 
 
+def test_who_acts_is_known_without_the_variable_user(
+    nautilus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USER", raising=False)
+
+    code, printed, complaint = nautilus("params", "freeze", "--why", "a release")
+
+    assert (code, complaint) == (0, "")
+    assert "frozen" in printed
+
+
 @pytest.mark.parametrize("arguments", [("nonsense",), ("ledger", "list", "--latest", "0"), ("cycle", "act", "x", "y")])
 def test_a_usage_error_is_exit_code_2(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
     code, printed, complaint = nautilus(*arguments)

@@ -12,7 +12,7 @@ from temporalio.client import Client
 
 from activities import ledger
 from activities.database import Database
-from activities.experiment import declare_parameters
+from activities.experiment import declare_parameters, roll_back_by_hand
 from activities.market import balance, register_agent
 from activities.observatory import record_outcomes
 from schema import wire
@@ -309,7 +309,7 @@ def _outlast(deadline: datetime) -> None:
 async def test_a_veto_ends_a_running_experiment(on_stage) -> None:  # type: ignore[no-untyped-def]
     async with on_stage() as stage:
         await stage.reach(Phase.BIDDING)
-        with pytest.raises(Refused, match="expected a proposal"):
+        with pytest.raises(Refused, match="expected a cycle in phase voting or"):
             await stage.client.act(stage.cycle, wire.VETO, "olga", "no")
         await stage.approved()
         await stage.reach(Phase.EXPERIMENT)
@@ -348,3 +348,22 @@ async def test_recommend_waits_for_a_person_to_promote(on_stage) -> None:  # typ
     assert result.end.ending is Ending.PROMOTED
     with stage.database.reading() as session:
         assert session.get_one(ParameterRow, builders.TIMEOUT).version == 2
+
+
+async def test_a_promotion_that_a_person_takes_back_ends_the_watch_and_costs_nobody(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bake_window_s=600) as stage:
+        await stage.approved()
+        done = asyncio.Event()
+        traffic = asyncio.create_task(stage.runs_tasks(limited, done))
+        await stage.reach(Phase.WATCHING)
+        roll_back_by_hand(stage.database, builders.TIMEOUT, "olga", "users complain", datetime.now(UTC))
+        result = await stage.result()
+        done.set()
+        await traffic
+
+    assert result.end.ending is Ending.ROLLED_BACK
+    assert result.end.reason == f"a person rolled {builders.TIMEOUT} back while it was watched"
+    assert (result.end.reward, result.end.penalty) == (0, 0)
+    with stage.database.reading() as session:
+        assert session.get_one(ParameterRow, builders.TIMEOUT).value == 90.0
+        assert session.exec(select(TaskTypeLockRow)).all() == []

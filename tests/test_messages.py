@@ -250,7 +250,7 @@ async def test_a_bad_update_is_refused_to_its_sender(stage: Stage, name: str, ar
 
 BAD_ACTS = {
     "nothing to resume": (wire.RESUME, None, "expected a paused cycle"),
-    "nothing to promote": (wire.PROMOTE, None, "expected a cycle that waits for approval"),
+    "nothing to promote": (wire.PROMOTE, None, "expected a cycle in phase approval"),
     "an extension by nothing": (wire.EXTEND, None, "expected how many seconds"),
 }
 

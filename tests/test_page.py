@@ -62,5 +62,6 @@ def test_the_page_is_bounded() -> None:
 def test_only_what_can_be_done_now_is_offered() -> None:
     assert "--name promote" not in render(status())
     assert "--name promote" in render(status(phase=Phase.APPROVAL))
+    assert "--name veto" in render(status(phase=Phase.WATCHING))
     assert "--name resume" in render(status(paused=True))
     assert "--name " not in render(status(phase=Phase.PROMOTING))

@@ -1,11 +1,13 @@
 """What a platform asks on top of the success rate: guardrails, enough tasks, enough time, and replays that agree."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
 from activities import experiment_audit, ledger
 from activities.database import Database, migrate
@@ -16,6 +18,7 @@ from activities.experiment import (
     declare_parameters,
     freeze,
     record_assignments,
+    release,
     roll_back_by_hand,
     thaw,
 )
@@ -31,6 +34,7 @@ from schema.messages.experiment import (
     GuardrailKind,
     Look,
     Promotion,
+    Purpose,
     Reading,
     StratumCounts,
     Variant,
@@ -242,8 +246,6 @@ def test_experiments_on_the_same_tasks_take_turns_by_age(database: Database, sto
     store.open_experiment(design(), NOW)
     assert "c#1 comes first" in waits_for("old#1", 10)
     assert "c#1 comes first" in waits_for("young#1", 20)
-    from activities.experiment import release
-
     with database.transaction() as session:
         release(session, "c#1", NOW)
 
@@ -302,6 +304,47 @@ def test_a_person_rolls_a_promotion_back_at_once(database: Database, store: Expe
     assert configuration(database, builders.platform()).values[TIMEOUT] == 90.0
     assert ledger.entries(database)[-1].kind is EntryKind.PARAMETER_ROLLED_BACK
     assert ledger.verify(database)[2] is None
+
+
+@pytest.mark.parametrize("phase", ["experiment", "watch"])
+def test_what_a_person_takes_back_no_task_gets_any_more(
+    database: Database, store: ExperimentActivities, phase: str
+) -> None:
+    first = Promotion(cycle_id="c#0", parameter=TIMEOUT, expected_version=1, value=120.0, reason="evidence")
+    watch = design(experiment_id="c#0.watch", cycle_id="c#0", treatment_share=0.9, max_tasks=None, base_version=1)
+    store.promote(first, watch, NOW)
+    plan = watch
+    if phase == "experiment":
+        with database.transaction() as session:
+            release(session, "c#0", NOW)
+        plan = design(control=120.0, base_version=2)
+        assert store.open_experiment(plan, NOW) is None
+
+    roll_back_by_hand(database, TIMEOUT, "olga", "users complain", NOW)
+
+    with ParameterResolver(database, builders.platform()) as resolver:
+        given = {resolver.resolve_task("research_synthesis", f"t{n}", NOW).values[TIMEOUT] for n in range(100)}
+    assert given == {90.0}
+    # The cycle hears of it at its next look, whatever the evidence says.
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
+    purpose = Purpose.WATCH if phase == "watch" else Purpose.EXPERIMENT
+    assert environment.run(store.await_verdict, Look(design=plan, purpose=purpose)).decision == "continue"
+
+
+def test_an_experiment_whose_turn_comes_too_late_does_not_begin(
+    database: Database, store: ExperimentActivities
+) -> None:
+    promotion = Promotion(cycle_id="c#0", parameter=TIMEOUT, expected_version=1, value=120.0, reason="evidence")
+    store.promote(promotion, design(experiment_id="c#0.watch", cycle_id="c#0"), NOW)
+    with database.transaction() as session:
+        release(session, "c#0", NOW)
+
+    # Its control would be a value that production has left behind.
+    stale = store.open_experiment(design(base_version=1), NOW)
+
+    assert stale == f"expected {TIMEOUT} at version 1, but c#0 made it 2"
+    assert configuration(database, builders.platform()).experiments == ()
 
 
 def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None:

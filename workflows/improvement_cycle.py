@@ -8,14 +8,13 @@ Each step of the story fills in its product in the state and is not taken again 
 that receives more messages than a history holds continues as new where it was.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, SearchAttributeKey
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -46,8 +45,8 @@ from schema.messages.market import Award, AwardResult, RankedBid, Standing
 from schema.messages.platform import Mode
 from schema.messages.proposals import Ballot, Proposal
 from workflows import receipts, windows
-from workflows.calls import BUGS, call, start
-from workflows.intake import Intake
+from workflows.calls import BUGS, call, poll, start, uncancelled
+from workflows.intake import Intake, heard
 from workflows.page import render
 
 
@@ -58,6 +57,21 @@ class CycleOver(Exception):
         super().__init__(reason)
         self.ending = ending
         self.reason = reason
+
+
+def steered(kind: str, description: str) -> Any:
+    """The update by which a person steers a cycle; it refuses before anything enters history."""
+
+    @workflow.update(name=kind, description=description)
+    async def update(self, act: Act) -> Receipt:  # type: ignore[no-untyped-def]
+        receipt: Receipt = await self._act(kind, act)
+        return receipt
+
+    @update.validator
+    def check(self, act: Act) -> None:  # type: ignore[no-untyped-def]
+        self._refuse_bad_act(kind, act)
+
+    return update
 
 
 @workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=BUGS)
@@ -87,7 +101,8 @@ class ImprovementCycle(Intake):
     async def _tell(self, story: Coroutine[Any, Any, None]) -> CycleResult:
         """Tell the story to its end, whichever it is, and write that to the ledger."""
         try:
-            await self._uncancelled(story)
+            # A step that is being recorded is not torn: the story hears of a cancellation at its next wait.
+            await uncancelled(story, self._state)
             over = CycleOver(Ending.PROMOTED, "promoted, and the watch found no harm")
         except CycleOver as early:
             over = early
@@ -98,19 +113,6 @@ class ImprovementCycle(Intake):
         workflow.upsert_memo({"page": self._page().splitlines()})
         await workflow.wait_condition(workflow.all_handlers_finished)
         return CycleResult(status=self.status(), end=self._state.end, page=self._page())
-
-    async def _uncancelled(self, story: Coroutine[Any, Any, None]) -> None:
-        """`temporal workflow cancel` is a person who wants it to end: it ends in the ledger like all others.
-
-        A step that is being recorded is not torn: the story hears of it at its next wait.
-        """
-        telling = asyncio.create_task(story)
-        while not telling.done():
-            try:
-                await asyncio.shield(telling)
-            except asyncio.CancelledError:
-                self._state.abort = Act(message_id="cancel", who="temporal", why="the workflow was cancelled")
-        telling.result()
 
     async def _open_meta_task(self) -> None:
         """Ends here where this request has had its cycle: events are delivered at least once."""
@@ -200,11 +202,13 @@ class ImprovementCycle(Intake):
         look = Look(design=state.design)
         if not state.registered:
             self._enter(Phase.QUEUED, state.known.rules.experiment_window_s)
-            done, _ = await self._poll(
+            done, stale = await self._poll(
                 ExperimentActivities.open_experiment, state.design, workflow.now(), summary="register the design"
             )
             if not done:
                 raise CycleOver(Ending.INCONCLUSIVE, "other experiments held its task types until its time ran out")
+            if stale is not None:
+                raise CycleOver(Ending.INVALID, f"stale: {stale}")
             state.registered = True
         self._enter(Phase.EXPERIMENT, state.known.rules.experiment_window_s)
         done, reading = await self._poll(
@@ -258,10 +262,13 @@ class ImprovementCycle(Intake):
         state.watch = reading if done else await self._read_now(look)
         if designs.is_harmful(watch, state.watch):
             await self._roll_back(state.watch.reason)
+        if done:
+            raise CycleOver(Ending.ROLLED_BACK, f"a person rolled {design.parameter} back while it was watched")
 
     async def _write_the_ledger(self, over: CycleOver) -> None:
         state, proposal = self._state, self._state.proposal
         promoted = over.ending is Ending.PROMOTED
+        harmed = state.design is not None and state.watch is not None and designs.is_harmful(state.design, state.watch)
         reward = state.award.price if state.award else state.known.rules.reward
         state.end = CycleEnd(
             cycle_id=state.known.cycle_id,
@@ -272,7 +279,7 @@ class ImprovementCycle(Intake):
             agent_id=proposal.agent_id if proposal else None,
             result=rewards.result_of(over.ending) if proposal else None,
             reward=reward if promoted else 0,
-            penalty=reward if over.ending is Ending.ROLLED_BACK and state.veto is None else 0,
+            penalty=reward if over.ending is Ending.ROLLED_BACK and harmed else 0,
             proposal=proposal,
             tally=state.tally,
             reading=state.reading,
@@ -352,7 +359,7 @@ class ImprovementCycle(Intake):
             case "futile" | "harmful" | "inconclusive" | "invalid":
                 raise CycleOver(Ending(reading.decision), reading.reason)
             case "continue":
-                raise CycleOver(Ending.INCONCLUSIVE, f"undecided when its time ran out: {reading.reason}")
+                raise CycleOver(Ending.INCONCLUSIVE, f"undecided when it was stopped: {reading.reason}")
         raise ValueError(f"expected a decision, but {reading.decision!r} came")
 
     async def _read_now(self, look: Look) -> Reading:
@@ -387,85 +394,17 @@ class ImprovementCycle(Intake):
 
     # ---- messages: each is one line onto the window that is open
 
-    @workflow.update(name=wire.SUBMIT_PROPOSAL, description="Hand in the proposal that was awarded.")
-    async def submit_proposal(self, proposal: Proposal) -> Receipt:
-        return await self._take(wire.SUBMIT_PROPOSAL, proposal)
-
-    @submit_proposal.validator
-    def _check_proposal(self, proposal: Proposal) -> None:
-        self._refuse_bad(wire.SUBMIT_PROPOSAL, proposal)
-
-    @workflow.signal(name=wire.SUBMIT_PROPOSAL, description="The same as the update; see the query receipts.")
-    async def submit_proposal_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.SUBMIT_PROPOSAL, Proposal, sent)
-
-    @workflow.update(name=wire.CAST_BALLOT, description="Vote on the open proposal.")
-    async def cast_ballot(self, ballot: Ballot) -> Receipt:
-        return await self._take(wire.CAST_BALLOT, ballot)
-
-    @cast_ballot.validator
-    def _check_ballot(self, ballot: Ballot) -> None:
-        self._refuse_bad(wire.CAST_BALLOT, ballot)
-
-    @workflow.signal(name=wire.CAST_BALLOT, description="The same as the update; see the query receipts.")
-    async def cast_ballot_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.CAST_BALLOT, Ballot, sent)
-
-    @workflow.update(name=wire.PAUSE, description="Hold the cycle; its deadlines wait.")
-    async def pause(self, act: Act) -> Receipt:
-        return await self._act(wire.PAUSE, act)
-
-    @pause.validator
-    def _check_pause(self, act: Act) -> None:
-        self._refuse_bad_act(wire.PAUSE, act)
-
-    @workflow.update(name=wire.RESUME, description="Let a paused cycle go on.")
-    async def resume(self, act: Act) -> Receipt:
-        return await self._act(wire.RESUME, act)
-
-    @resume.validator
-    def _check_resume(self, act: Act) -> None:
-        self._refuse_bad_act(wire.RESUME, act)
-
-    @workflow.update(name=wire.ABORT, description="End the cycle.")
-    async def abort(self, act: Act) -> Receipt:
-        return await self._act(wire.ABORT, act)
-
-    @abort.validator
-    def _check_abort(self, act: Act) -> None:
-        self._refuse_bad_act(wire.ABORT, act)
-
-    @workflow.update(name=wire.VETO, description="Reject the proposal, whatever the vote or the evidence says.")
-    async def veto(self, act: Act) -> Receipt:
-        return await self._act(wire.VETO, act)
-
-    @veto.validator
-    def _check_veto(self, act: Act) -> None:
-        self._refuse_bad_act(wire.VETO, act)
-
-    @workflow.update(name=wire.EXTEND, description="Move the open deadline by some seconds.")
-    async def extend(self, act: Act) -> Receipt:
-        return await self._act(wire.EXTEND, act)
-
-    @extend.validator
-    def _check_extend(self, act: Act) -> None:
-        self._refuse_bad_act(wire.EXTEND, act)
-
-    @workflow.update(name=wire.PROMOTE, description="Promote what the evidence recommends (mode recommend).")
-    async def promote(self, act: Act) -> Receipt:
-        return await self._act(wire.PROMOTE, act)
-
-    @promote.validator
-    def _check_promote(self, act: Act) -> None:
-        self._refuse_bad_act(wire.PROMOTE, act)
-
-    @workflow.update(name=wire.WIDEN, description="Let a larger share of the tasks take part in the experiment.")
-    async def widen(self, act: Act) -> Receipt:
-        return await self._act(wire.WIDEN, act)
-
-    @widen.validator
-    def _check_widen(self, act: Act) -> None:
-        self._refuse_bad_act(wire.WIDEN, act)
+    submit_proposal, submit_proposal_signal = heard(
+        wire.SUBMIT_PROPOSAL, Proposal, "Hand in the proposal that was awarded."
+    )
+    cast_ballot, cast_ballot_signal = heard(wire.CAST_BALLOT, Ballot, "Vote on the open proposal.")
+    pause = steered(wire.PAUSE, "Hold the cycle; its deadlines wait.")
+    resume = steered(wire.RESUME, "Let a paused cycle go on.")
+    abort = steered(wire.ABORT, "End the cycle.")
+    veto = steered(wire.VETO, "Reject the proposal, whatever the vote or the evidence says.")
+    extend = steered(wire.EXTEND, "Move the open deadline by some seconds.")
+    promote = steered(wire.PROMOTE, "Promote what the evidence recommends (mode recommend).")
+    widen = steered(wire.WIDEN, "Let a larger share of the tasks take part in the experiment.")
 
     @workflow.query(name=wire.STATUS, description="Where the cycle stands.")
     def status(self) -> CycleStatus:
@@ -565,15 +504,7 @@ class ImprovementCycle(Intake):
 
     async def _poll(self, activity: Callable[..., Any], *args: Any, summary: str) -> tuple[bool, Any]:
         """Wait for an activity that reports when it is ready: (True, its result), or (False, None) at the deadline."""
-        handle = start(activity, *args, summary=summary)
-        # Nobody awaits a poll that is left: its end is looked at here.
-        handle.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-        try:
-            await self._until(handle.done, f"deadline: {summary}")
-            return (True, await handle) if handle.done() else (False, None)
-        finally:
-            if not handle.done():
-                handle.cancel()
+        return await poll(start(activity, *args, summary=summary), self._until, summary)
 
     def _interrupted(self) -> bool:
         state = self._state

@@ -7,7 +7,7 @@ because the SDK would drop a bad one unseen. Nothing that anybody sends stops th
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -23,7 +23,6 @@ from schema.messages.market import Bid
 from workflows import receipts
 from workflows.calls import call
 
-Word = TypeVar("Word", bound=AgentMessage)
 # A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
 # The count is in the status.
 TOLD_REFUSALS = 100
@@ -36,6 +35,26 @@ class Heard(receipts.Remembers, Protocol):
 
     @property
     def phase(self) -> str: ...
+
+
+def heard(name: str, word_type: type[AgentMessage], description: str) -> tuple[Any, Any]:
+    """The update and the signal of one name, by which agents say one kind of word."""
+
+    # The SDK takes a first argument that has a type for a payload: `self` has none.
+    @workflow.update(name=name, description=description)
+    async def update(self, word: word_type) -> Receipt:  # type: ignore[no-untyped-def, valid-type]
+        receipt: Receipt = await self._take(name, word)
+        return receipt
+
+    @update.validator
+    def check(self, word: word_type) -> None:  # type: ignore[no-untyped-def, valid-type]
+        self._refuse_bad(name, word)
+
+    @workflow.signal(name=name, description="The same as the update; see the query receipts.")
+    async def signal(self, sent: RawValue) -> None:  # type: ignore[no-untyped-def]
+        await self._hear(name, word_type, sent)
+
+    return update, signal
 
 
 class Intake:
@@ -67,17 +86,7 @@ class Intake:
     def _hears(self) -> bool:
         """Whether there is anything left that an agent could say."""
 
-    @workflow.update(name=wire.PLACE_BID, description="Offer to do this task.")
-    async def place_bid(self, bid: Bid) -> Receipt:
-        return await self._take(wire.PLACE_BID, bid)
-
-    @place_bid.validator
-    def _check_bid(self, bid: Bid) -> None:
-        self._refuse_bad(wire.PLACE_BID, bid)
-
-    @workflow.signal(name=wire.PLACE_BID, description="The same as the update; see the query receipts.")
-    async def place_bid_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.PLACE_BID, Bid, sent)
+    place_bid, place_bid_signal = heard(wire.PLACE_BID, Bid, "Offer to do this task.")
 
     @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
     def nudge(self) -> None:
@@ -109,7 +118,7 @@ class Intake:
         self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
         workflow.logger.warning(f"signal refused: {self._state.unread}")
 
-    async def _hear(self, kind: str, word_type: type[Word], sent: RawValue) -> None:
+    async def _hear(self, kind: str, word_type: type[AgentMessage], sent: RawValue) -> None:
         """A signal: what cannot be read is refused and counted like everything else."""
         try:
             word = workflow.payload_converter().from_payload(sent.payload, word_type)

@@ -7,14 +7,13 @@ one transaction, and nothing anybody sends can stop a task. The workflow id is m
 submitted twice is done once.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, SearchAttributeKey
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -44,8 +43,8 @@ from schema.messages.tasks import (
     WorkResult,
 )
 from workflows import receipts
-from workflows.calls import BUGS, PATIENT, call, start
-from workflows.intake import Intake
+from workflows.calls import BUGS, PATIENT, call, poll, start, uncancelled
+from workflows.intake import Intake, heard
 
 # The runner kills work at its own limit, of a week at most; this only bounds what a lost timer could cost.
 LONGEST_WORK = timedelta(days=8)
@@ -76,7 +75,7 @@ class MarketTask(Intake):
     @workflow.run
     async def run(self, request: TaskRequest, carried: TaskState | None = None) -> TaskStatus:
         try:
-            await self._uncancelled(self._story())
+            await uncancelled(self._story(), self._state)
         except TaskOver as over:
             await self._settle(over.ending, over.reason)
         self._enter(TaskPhase.ENDED)
@@ -94,16 +93,6 @@ class MarketTask(Intake):
                 await self._work_in_house()
             else:
                 await self._wait_for_the_executor()
-
-    async def _uncancelled(self, story: Coroutine[Any, Any, None]) -> None:
-        """`temporal workflow cancel` is a person who wants it to end: it is settled like every other ending."""
-        telling = asyncio.create_task(story)
-        while not telling.done():
-            try:
-                await asyncio.shield(telling)
-            except asyncio.CancelledError:
-                self._state.abort = Act(message_id="cancel", who="temporal", why="the workflow was cancelled")
-        telling.result()
 
     async def _open(self) -> None:
         state = self._state
@@ -245,29 +234,10 @@ class MarketTask(Intake):
 
     # ---- messages: the same names as a cycle's, and what an executor outside says
 
-    @workflow.update(name=wire.HEARTBEAT, description="The executor is at work.")
-    async def heartbeat(self, beat: Heartbeat) -> Receipt:
-        return await self._take(wire.HEARTBEAT, beat)
-
-    @heartbeat.validator
-    def _check_heartbeat(self, beat: Heartbeat) -> None:
-        self._refuse_bad(wire.HEARTBEAT, beat)
-
-    @workflow.signal(name=wire.HEARTBEAT, description="The same as the update; see the query receipts.")
-    async def heartbeat_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.HEARTBEAT, Heartbeat, sent)
-
-    @workflow.update(name=wire.SUBMIT_RESULT, description="Hand in the result of the awarded task.")
-    async def submit_result(self, result: WorkResult) -> Receipt:
-        return await self._take(wire.SUBMIT_RESULT, result)
-
-    @submit_result.validator
-    def _check_result(self, result: WorkResult) -> None:
-        self._refuse_bad(wire.SUBMIT_RESULT, result)
-
-    @workflow.signal(name=wire.SUBMIT_RESULT, description="The same as the update; see the query receipts.")
-    async def submit_result_signal(self, sent: RawValue) -> None:
-        await self._hear(wire.SUBMIT_RESULT, WorkResult, sent)
+    heartbeat, heartbeat_signal = heard(wire.HEARTBEAT, Heartbeat, "The executor is at work.")
+    submit_result, submit_result_signal = heard(
+        wire.SUBMIT_RESULT, WorkResult, "Hand in the result of the awarded task."
+    )
 
     @workflow.update(name=wire.ABORT, description="End the task, as a person.")
     async def abort(self, act: Act) -> Receipt:
@@ -388,14 +358,7 @@ class MarketTask(Intake):
 
     async def _poll(self, handle: workflow.ActivityHandle[Any]) -> Any:
         """An activity's result, or None at the deadline."""
-        # Nobody awaits what is left: its end is looked at here.
-        handle.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-        try:
-            await self._until(handle.done, "deadline")
-            return await handle if handle.done() else None
-        finally:
-            if not handle.done():
-                handle.cancel()
+        return (await poll(handle, self._until, "the activity"))[1]
 
     def _enter(self, phase: TaskPhase, window_s: float | None = None) -> None:
         """Open a phase; a task that continues as new is in it already and keeps its deadline."""

@@ -15,6 +15,7 @@ from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.experiment import ArmCounts, Reading
 from schema.messages.observatory import Counts
 from schema.messages.proposals import Ballot, Proposal
+from workflows.windows import ACTS
 
 # What people still read in a table cell; the full text is in the workflow's history and in the query `status`.
 LONGEST = 300
@@ -32,11 +33,6 @@ AWAITS = {
     Phase.PROMOTING: "The new value becomes production configuration.",
     Phase.WATCHING: "The new value is in production; a holdback keeps the old one, and harm rolls it back.",
     Phase.ENDED: "",
-}
-# What a person can do in some phases only; pause, resume, extend and abort are open in every one that waits.
-ACTS = {
-    wire.PROMOTE: (Phase.APPROVAL,),
-    wire.VETO: (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL),
 }
 _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
@@ -177,6 +173,8 @@ def _verdict(reading: Reading) -> list[str]:
 def _acts(status: CycleStatus) -> list[str]:
     kinds = [wire.RESUME if status.paused else wire.PAUSE]
     kinds += [kind for kind, phases in ACTS.items() if status.phase in phases]
+    if status.design is not None and status.design.exposure == 1:
+        kinds = [kind for kind in kinds if kind != wire.WIDEN]
     lines = ["### What a person can do now", "", "```bash"]
     return [*lines, *(_act(status, kind) for kind in (*kinds, wire.EXTEND, wire.ABORT)), "```", ""]
 
@@ -184,8 +182,7 @@ def _acts(status: CycleStatus) -> list[str]:
 def _act(status: CycleStatus, kind: str) -> str:
     # The story grows with each act, so that a line taken from the page later is another message and not a repetition.
     act: dict[str, str | int] = {"message_id": f"{kind}-{len(status.story)}", "who": "YOU", "why": "WHY"}
-    if kind == wire.EXTEND:
-        act["seconds"] = 600
+    act |= {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}.get(kind, {})
     # Three lines, because the web UI cuts off what is wider than half its page.
     where = _address(status).replace(" --workflow-id", " \\\n  --workflow-id", 1)
     return f"temporal workflow update execute --name {kind}{where} \\\n  --input '{json.dumps(act)}'"

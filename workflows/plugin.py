@@ -4,9 +4,6 @@ What a bad signal does by default is worse than it looks: one with the wrong num
 for ever. The interceptor lets no exception of a signal out; it counts it on the workflow instead.
 """
 
-import dataclasses
-from typing import Any
-
 from temporalio import workflow
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.plugin import SimplePlugin
@@ -52,20 +49,17 @@ class _SafeSignalInterceptor(Interceptor):
 
 
 def _runner(runner: WorkflowRunner | None) -> WorkflowRunner:
-    if isinstance(runner, SandboxedWorkflowRunner):
-        restrictions = runner.restrictions.with_passthrough_modules(*PASS_THROUGH)
-        return dataclasses.replace(runner, restrictions=restrictions)
-    return runner or SandboxedWorkflowRunner(
-        restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
-    )
+    if runner is not None and not isinstance(runner, SandboxedWorkflowRunner):
+        return runner
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
+    return SandboxedWorkflowRunner(restrictions=restrictions)
 
 
 def plugin() -> SimplePlugin:
     """The plugin; give it to the client, the worker takes it from there."""
-    interceptors: list[Any] = [_SafeSignalInterceptor()]
     return SimplePlugin(
         "nautilus.ImprovementPlatform",
         data_converter=pydantic_data_converter,
-        interceptors=interceptors,
+        interceptors=[_SafeSignalInterceptor()],
         workflow_runner=_runner,
     )

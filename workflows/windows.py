@@ -14,6 +14,12 @@ from schema.messages.cycle import Act, CycleState, Phase
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Proposal, Tally
 
+# What a person can do in some phases only; pause, resume, extend and abort are open in every one that waits.
+ACTS = {
+    wire.PROMOTE: (Phase.APPROVAL,),
+    wire.VETO: (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL, Phase.WATCHING),
+    wire.WIDEN: (Phase.EXPERIMENT,),
+}
 WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
 
 
@@ -132,27 +138,22 @@ def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
     """Why what a person asks cannot be done now, or None."""
     if state.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
         return f"expected a cycle that can be steered, but {state.request.subject} is in phase {state.phase.value}"
-    stands = f"but {state.request.subject} is in phase {state.phase.value}"
+    if state.phase not in (phases := ACTS.get(kind, tuple(Phase))):
+        wanted = " or ".join(phase.value for phase in phases)
+        return f"expected a cycle in phase {wanted}, but {state.request.subject} is in phase {state.phase.value}"
     match kind:
         case wire.PAUSE:
             return "expected a cycle that runs, but it is paused" if state.paused_at is not None else None
         case wire.RESUME:
             return "expected a paused cycle, but it runs" if state.paused_at is None else None
-        case wire.ABORT:
+        case wire.ABORT | wire.VETO | wire.PROMOTE:
             return None
-        case wire.VETO:
-            vetoable = (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL, Phase.WATCHING)
-            return None if state.phase in vetoable else f"expected a proposal, {stands}"
         case wire.EXTEND:
             return "expected how many seconds to extend by, but none came" if act.seconds is None else None
         case wire.WIDEN:
-            if state.phase is not Phase.EXPERIMENT or state.design is None:
-                return f"expected a running experiment, {stands}"
             if act.exposure is None or act.exposure <= state.exposure:
                 return f"expected an exposure above {state.exposure:g}, but {act.exposure} came"
             return None
-        case wire.PROMOTE:
-            return None if state.phase is Phase.APPROVAL else f"expected a cycle that waits for approval, {stands}"
     raise ValueError(f"expected a kind of act, but {kind!r} came")
 
 

@@ -55,11 +55,12 @@ class AgentRecord(Counts):
 
 
 class Interval(Message):
-    """One roll-up interval of one task type, as the detector reads it."""
+    """One roll-up interval of one task type, as the detector and the report read it."""
 
     start: Instant
     counts: Counts
     failures: dict[FailureKind, int] = Field(default_factory=dict)
+    mean_duration_s: float | None = None
 
 
 class Anomaly(Message):

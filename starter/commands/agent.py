@@ -18,11 +18,10 @@ from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
 from schema.settings import Settings
 from starter import keys
 from starter.client import NautilusClient, opening, registration
-from starter.command import AsJson, CommandError, Who, emit, new_table, open_database, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out, run
 
 app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
 
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 PUBLIC_KEY = "The agent's public key, as `nautilus agent keygen` prints it."
 
 

@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from schema import wire
 from schema.messages.cycle import CycleStatus, Phase, workflow_id
 from starter.client import Listed, NautilusClient
-from starter.command import AsJson, CommandError, Who, emit, new_table, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, out, run
 from workflows.page import render
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
@@ -39,7 +39,7 @@ def cycle_list(
         return
     table = new_table("cycle", "opened", "phase", "parameter", "outcome")
     for workflow, opened, *others in rows:
-        table.add_row(workflow, opened[:19], *others)
+        table.add_row(workflow, opened[:16].replace("T", " "), *others)
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
 
 
@@ -91,7 +91,7 @@ class Steer(StrEnum):
 def cycle_act(
     cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
     act: Annotated[Steer, typer.Argument(help="What to do.")],
-    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    why: Why,
     who: Who,
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,

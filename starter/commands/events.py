@@ -11,7 +11,7 @@ from activities import events
 from schema.declaration import read_platform
 from schema.messages.events import DeliveryState
 from schema.settings import Settings
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
 
 app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
 
@@ -113,8 +113,8 @@ def redrive(
 def drop(
     subscriber: Annotated[str, typer.Argument(help="`nautilus events dead` shows it.")],
     sequence: Annotated[int, typer.Argument(help="`nautilus events dead` shows it.")],
-    why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
-    who: Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")],
+    why: Why,
+    who: Who,
 ) -> None:
     """Give up a dead letter, so that what is parked behind it goes on without it."""
     if not events.drop(open_database(), subscriber, sequence, who, why, datetime.now(UTC)):

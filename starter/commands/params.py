@@ -9,7 +9,7 @@ from activities import experiment, ledger
 from schema.declaration import read_platform
 from schema.messages.platform import ParameterState
 from schema.settings import Settings
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
 from starter.commands.ledger import show_entries
 
 app = typer.Typer(no_args_is_help=True, help="Production configuration.")
@@ -46,8 +46,6 @@ def params_show(key: str, as_json: AsJson = False) -> None:
     show_entries(record)
 
 
-Who = Annotated[str, typer.Option(help="Your name, for the ledger.", envvar="USER")]
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 Scope = Annotated[str, typer.Argument(metavar="KEY", help="A parameter, or everything.")]
 
 

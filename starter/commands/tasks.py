@@ -22,7 +22,7 @@ from schema.declaration import read_platform
 from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, task_workflow_id
 from schema.settings import Settings
 from starter.client import NautilusClient
-from starter.command import AsJson, CommandError, emit, err, new_table, open_database, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, err, new_table, open_database, out, run
 
 app = typer.Typer(no_args_is_help=True, help="User tasks.")
 
@@ -218,11 +218,7 @@ async def _status(task: str) -> TaskStatus:
 
 
 @app.command()
-def abort(
-    task_id: TaskId,
-    why: Annotated[str, typer.Option(help="The reason, for the record.")],
-    who: Annotated[str, typer.Option(help="Your name, for the record.", envvar="USER")],
-) -> None:
+def abort(task_id: TaskId, why: Why, who: Who) -> None:
     """End a task; nobody is paid, and nobody's standing moves."""
 
     async def ask() -> None:
