@@ -100,7 +100,7 @@ def freeze(database: Database, scope: str, who: str, why: str, at: datetime) -> 
         row = {"scope": scope, "who": who, "why": why, "at": at}
         if not insert_new(session, FreezeRow, [row], returning="scope"):
             return False
-        _record_freeze(session, EntryKind.PARAMETER_FROZEN, scope, who, why, at)
+        _record_freeze(session, EventType.PARAMETER_FROZEN, scope, who, why, at)
     return True
 
 
@@ -111,14 +111,14 @@ def thaw(database: Database, scope: str, who: str, why: str, at: datetime) -> bo
         if row is None:
             return False
         session.delete(row)
-        _record_freeze(session, EntryKind.PARAMETER_THAWED, scope, who, why, at)
+        _record_freeze(session, EventType.PARAMETER_THAWED, scope, who, why, at)
     return True
 
 
-def _record_freeze(session: Session, kind: EntryKind, scope: str, who: str, why: str, at: datetime) -> None:
-    key = f"{scope}:{kind.value}:{at.isoformat()}"
-    ledger.append(session, kind, key, scope, at, {"who": who, "why": why})
-    emit(session, EventType(kind.value), scope, key, at, who=who, why=why)
+def _record_freeze(session: Session, type: EventType, scope: str, who: str, why: str, at: datetime) -> None:
+    key = f"{scope}:{type.value}:{at.isoformat()}"
+    ledger.append(session, EntryKind(type.value), key, scope, at, {"who": who, "why": why})
+    emit(session, type, scope, key, at, who=who, why=why)
 
 
 def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
@@ -137,7 +137,7 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
             value=row.previous,
             reason=f"{who}: {why}",
         )
-        return _swap(session, back, EntryKind.PARAMETER_ROLLED_BACK, at)
+        return _swap(session, back, EventType.PARAMETER_ROLLED_BACK, at)
 
 
 class ExperimentActivities:
@@ -216,7 +216,16 @@ class ExperimentActivities:
         with self._database.transaction() as session:
             _close(session, session.get_one(ExperimentRow, design.experiment_id), reading.at)
             verdict = reading.model_dump(mode="json")
-            _announce(session, EventType.EXPERIMENT_CONCLUDED, design, reading.at, reading=verdict)
+            emit(
+                session,
+                EventType.EXPERIMENT_CONCLUDED,
+                design.parameter,
+                design.experiment_id,
+                reading.at,
+                experiment_id=design.experiment_id,
+                cycle_id=design.cycle_id,
+                reading=verdict,
+            )
 
     @activity.defn
     def await_thaw(self, parameter: str) -> None:
@@ -233,7 +242,7 @@ class ExperimentActivities:
         On a retry the promotion's own ledger row means that it succeeded.
         """
         with self._database.transaction() as session:
-            result = _swap(session, promotion, EntryKind.PARAMETER_PROMOTED, at)
+            result = _swap(session, promotion, EventType.PARAMETER_PROMOTED, at)
             if result.swapped and session.get(ExperimentRow, watch.experiment_id) is None:
                 _start(session, watch, at)
         return result
@@ -242,7 +251,7 @@ class ExperimentActivities:
     def roll_back(self, promotion: Promotion, at: datetime) -> PromotionResult:
         """Swap the parameter back; refused, like a promotion, where somebody else has changed it since."""
         with self._database.transaction() as session:
-            return _swap(session, promotion, EntryKind.PARAMETER_ROLLED_BACK, at)
+            return _swap(session, promotion, EventType.PARAMETER_ROLLED_BACK, at)
 
     def _later(self, reason: str) -> ApplicationError:
         """Ask to be retried. Attempts are not history, and hold no worker; the reason is the progress people see."""
@@ -351,12 +360,15 @@ def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
     for task_type in sorted(design.task_types):
         session.add(TaskTypeLockRow(task_type=task_type, cycle_id=design.cycle_id))
     _start(session, design, at)
-    _announce(session, EventType.EXPERIMENT_STARTED, design, at)
-
-
-def _announce(session: Session, type: EventType, design: ExperimentDesign, at: datetime, **data: Any) -> None:
-    ids = {"experiment_id": design.experiment_id, "cycle_id": design.cycle_id}
-    emit(session, type, design.parameter, design.experiment_id, at, **ids, **data)
+    emit(
+        session,
+        EventType.EXPERIMENT_STARTED,
+        design.parameter,
+        design.experiment_id,
+        at,
+        experiment_id=design.experiment_id,
+        cycle_id=design.cycle_id,
+    )
 
 
 def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
@@ -408,14 +420,14 @@ def _stale(row: ParameterRow, expected_version: int) -> str | None:
     return f"expected {row.key} at version {expected_version}, but {row.changed_by} made it {row.version}"
 
 
-def _swap(session: Session, promotion: Promotion, kind: EntryKind, at: datetime) -> PromotionResult:
-    key = f"{promotion.cycle_id}:{kind.value}"
+def _swap(session: Session, promotion: Promotion, type: EventType, at: datetime) -> PromotionResult:
+    key = f"{promotion.cycle_id}:{type.value}"
     row = session.get_one(ParameterRow, promotion.parameter, with_for_update=True)
     if ledger.recorded(session, key):
         return PromotionResult(swapped=True, version=row.version, reason="recorded before")
     if (stale := _stale(row, promotion.expected_version)) is not None:
         return PromotionResult(swapped=False, version=row.version, reason=stale)
-    ledger.append(session, kind, key, promotion.parameter, at, promotion)
+    ledger.append(session, EntryKind(type.value), key, promotion.parameter, at, promotion)
     opened = col(ExperimentRow.opened_at).is_not(None)
     for tested in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
         # Or its tasks, nine in ten under a watch, would go on getting the value that was just taken back.
@@ -423,8 +435,18 @@ def _swap(session: Session, promotion: Promotion, kind: EntryKind, at: datetime)
     row.previous, row.value, row.version = row.value, promotion.value, row.version + 1
     row.changed_at, row.changed_by = at, promotion.cycle_id
     session.add(row)
-    data = promotion.model_dump(mode="json", include={"parameter", "value", "cycle_id", "reason"})
-    emit(session, EventType(kind.value), promotion.parameter, promotion.cycle_id, at, version=row.version, **data)
+    emit(
+        session,
+        type,
+        promotion.parameter,
+        promotion.cycle_id,
+        at,
+        parameter=promotion.parameter,
+        value=promotion.value,
+        version=row.version,
+        cycle_id=promotion.cycle_id,
+        reason=promotion.reason,
+    )
     return PromotionResult(swapped=True, version=row.version, reason=promotion.reason)
 
 

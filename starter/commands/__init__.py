@@ -4,4 +4,5 @@ import sys
 
 import structlog
 
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+# Asked for at each line: what captures standard error may change.
+structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
