@@ -6,6 +6,7 @@ and the event. Doing it twice finds the entry and changes nothing.
 
 from collections import Counter
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
@@ -17,11 +18,12 @@ from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.experiment import parameter_states, release
 from activities.observatory import counts_since, guardrails, healthy_counts
+from activities.rollups import count_fill
 from rules import standing as standings
 from rules.identity import REVOKED
 from rules.standing import faded
 from schema import wire
-from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, RecordedAct
+from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, Ending, RecordedAct
 from schema.messages.events import EventType
 from schema.messages.ledger import EntryKind
 from schema.messages.market import PLATFORM_META, Agent, Award, Record, Standing
@@ -169,6 +171,24 @@ def _count(session: Session, result: Standing) -> None:
     session.add(record)
 
 
+def was_awarded(session: Session, work_id: str) -> bool:
+    """Whether anybody ever had this cycle's or task's award."""
+    return session.exec(select(AwardRow.agent_id).where(AwardRow.cycle_id == work_id)).first() is not None
+
+
+def write_award(
+    session: Session, award: Award, body: dict[str, Any], task_type: str, at: datetime, interval_s: int
+) -> bool:
+    """Write down who got a task and why; False where it was written before. The first award of a task fills it."""
+    row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body}
+    first = not was_awarded(session, award.cycle_id)
+    if not insert_new(session, AwardRow, [row], returning="agent_id"):
+        return False
+    if first:
+        count_fill(session, task_type, at, True, interval_s)
+    return True
+
+
 class MarketActivities:
     """Opens, awards and closes meta-tasks, and keeps the agents' standing."""
 
@@ -239,11 +259,11 @@ class MarketActivities:
     @activity.defn
     def record_award(self, award: Award, at: datetime) -> None:
         """Write down who got the meta-task and why."""
-        row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": award.model_dump(mode="json")}
+        body, interval_s = award.model_dump(mode="json"), self._platform.observatory.interval_s
         with self._database.transaction() as session:
-            if insert_new(session, AwardRow, [row], returning="agent_id"):
+            if write_award(session, award, body, PLATFORM_META, at, interval_s):
                 key = f"{award.cycle_id}:{award.agent_id}"
-                emit(session, EventType.META_TASK_AWARDED, award.cycle_id, key, at, award=award.model_dump(mode="json"))
+                emit(session, EventType.META_TASK_AWARDED, award.cycle_id, key, at, award=body)
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
@@ -277,6 +297,8 @@ class MarketActivities:
                 return
             if end.agent_id is not None:
                 _settle(session, end, end.agent_id)
+            if end.ending is Ending.NO_BIDS:
+                count_fill(session, PLATFORM_META, end.at, False, self._platform.observatory.interval_s)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
             task.ended_at, task.ending = end.at, end.ending.value

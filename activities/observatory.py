@@ -55,7 +55,7 @@ from schema.messages.observatory import (
 from schema.messages.platform import Mode, ObservatoryRules, Platform
 from schema.messages.schedules import Elevation
 from schema.tables.experiment import AssignmentRow, ExperimentRow, ParameterRow
-from schema.tables.market import AgentRow, AwardRow, MetaTaskRow
+from schema.tables.market import AgentRow, AwardRow, FillRow, MetaTaskRow
 from schema.tables.observatory import (
     AgentRollupRow,
     AnomalyRow,
@@ -224,7 +224,7 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
         if deleted >= limit:
             return deleted
         deleted += _delete(session, AssignmentRow, col(AssignmentRow.experiment_id) == experiment_id)
-    for table in (RollupRow, AgentRollupRow):
+    for table in (RollupRow, AgentRollupRow, FillRow):
         _delete(session, table, col(table.start) < before - ROLLUP_RETENTION)
     return deleted
 
@@ -254,12 +254,17 @@ class ObservatoryActivities:
             end = until - timedelta(seconds=rules.guard_s)
             watched = histories(tracks, end - timedelta(seconds=rules.baseline_s), end)
             active = _active_agents(session, since, until, rules.interval_s)
-            watched |= _platform_histories(session, self._platform, since, until, active)
+            fills = _fills(session, since, until)
+            # A series without an interval must not take a share of the false-alarm budget.
+            watched |= {
+                "market_fill_rate": fills,
+                "active_agents": {PLATFORM: _activity(session, active)} if active else {},
+            }
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             states = {name: Series.model_validate(state) for name, state in last.detector.items()} if last else {}
             found = detect_all(until, watched, states, rules, _not_normal(session, self._platform, since, until))
             known_parts = last.body.get("measured", ()) if last else ()
-            snapshot = _measure(session, at, rules, tracks, active, found, known_parts)
+            snapshot = _measure(session, at, rules, tracks, active, fills, found, known_parts)
             before = Snapshot.model_validate(last.body).elevation if last else Elevation()
             elevation = after(before, snapshot.health, at, self._platform.elevation)
             snapshot = snapshot.model_copy(update={"elevation": elevation})
@@ -363,7 +368,10 @@ def _active_agents(session: Session, since: datetime, until: datetime, interval_
         select(AgentRollupRow.start, AgentRollupRow.agent_id)
         .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until)
         .distinct(),
-        select(AwardRow.at, AwardRow.agent_id).where(col(AwardRow.at) >= since, col(AwardRow.at) < until),
+        # Of the platform's own tasks: there are as many awards of users' tasks as there were tasks.
+        select(AwardRow.at, AwardRow.agent_id)
+        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+        .where(col(AwardRow.at) >= since, col(AwardRow.at) < until),
         select(ProposalRow.at, ProposalRow.agent_id).where(col(ProposalRow.at) >= since, col(ProposalRow.at) < until),
         select(ElectorateRow.opened_at, BallotRow.agent_id)
         .join(BallotRow, col(BallotRow.cycle_id) == ElectorateRow.cycle_id)
@@ -376,35 +384,23 @@ def _active_agents(session: Session, since: datetime, until: datetime, interval_
     return found
 
 
-def _platform_histories(
-    session: Session, platform: Platform, since: datetime, until: datetime, active: Mapping[datetime, set[str]]
-) -> dict[str, dict[str, list[Interval]]]:
-    """Metrics of the market and the agents, each one series: awarded meta-tasks of opened ones, active agents of all.
+def _fills(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
+    """How well each task type's market filled, by interval: awarded tasks of those whose bidding was over."""
+    rows = session.exec(select(FillRow).where(col(FillRow.start) >= since, col(FillRow.start) < until))
+    found: dict[str, list[Interval]] = defaultdict(list)
+    for row in sorted(rows.all(), key=lambda row: row.start):
+        found[row.task_type].append(Interval(start=row.start, counts=Counts(tasks=row.tasks, successes=row.awarded)))
+    return found
 
-    A meta-task is counted once its bids have had twice their window, so that one still open is no failure.
-    """
-    width = platform.observatory.interval_s
-    due = timedelta(seconds=2 * platform.cycle.bid_window_s)
-    fills: dict[datetime, list[int]] = defaultdict(lambda: [0, 0])
-    meta_tasks = session.exec(
-        select(MetaTaskRow.opened_at, exists().where(col(AwardRow.cycle_id) == MetaTaskRow.cycle_id)).where(
-            col(MetaTaskRow.opened_at) >= since - due, col(MetaTaskRow.opened_at) < until - due
-        )
-    )
-    for opened_at, awarded in meta_tasks.all():
-        cell = fills[interval_start(opened_at + due, width)]
-        cell[0] += 1
-        cell[1] += awarded
+
+def _activity(session: Session, active: Mapping[datetime, set[str]]) -> list[Interval]:
+    """Active agents of all that were registered, by interval."""
     registered = session.exec(select(AgentRow.agent_id, AgentRow.registered_at)).all()
     agents = {at: {name for name, registered_at in registered if registered_at < at} for at in active}
-    fill_rate = [Interval(start=at, counts=Counts(tasks=n, successes=k)) for at, (n, k) in sorted(fills.items())]
-    activity_rate = [
+    return [
         Interval(start=at, counts=Counts(tasks=len(agents[at]), successes=len(agents[at] & acted)))
         for at, acted in sorted(active.items())
     ]
-    series = {"market_fill_rate": fill_rate, "active_agents": activity_rate}
-    # A series without an interval must not take a share of the false-alarm budget.
-    return {metric: {PLATFORM: intervals} for metric, intervals in series.items() if intervals}
 
 
 def _measure(
@@ -413,6 +409,7 @@ def _measure(
     rules: ObservatoryRules,
     tracks: Mapping[str, Sequence[Rollup]],
     active: Mapping[datetime, set[str]],
+    fills: Mapping[str, Sequence[Interval]],
     found: Detection,
     measured: Collection[str],
 ) -> Snapshot:
@@ -421,7 +418,15 @@ def _measure(
     recent = {name: [one for one in track if one.start >= since] for name, track in tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
     everything = together(by_type.values())
-    fill = _market_fill_rate(session, since)
+    filled = {name: total(i.counts for i in track if i.start >= since).rate for name, track in fills.items()}
+    fill = total(i.counts for track in fills.values() for i in track if i.start >= since).rate
+    working = dict(
+        session.exec(
+            select(AgentRollupRow.task_type, func.count(func.distinct(AgentRollupRow.agent_id)))
+            .where(col(AgentRollupRow.start) >= since, AgentRollupRow.agent_id != "")
+            .group_by(AgentRollupRow.task_type)
+        ).all()
+    )
     agents = set(session.exec(select(AgentRow.agent_id)).all())
     acted = {agent_id for start, names in active.items() if start >= since for agent_id in names} & agents
     throughput = everything.tasks * 3_600 / rules.floor_window_s
@@ -458,20 +463,14 @@ def _measure(
         p50_duration_s=whole.p50_duration_s,
         p95_duration_s=whole.p95_duration_s,
         spending=whole.spending,
-        measures={name: measures(one) for name, one in by_type.items()},
+        measures={
+            name: measures(one).model_copy(
+                update={"market_fill_rate": filled.get(name), "active_agents": working.get(name, 0)}
+            )
+            for name, one in by_type.items()
+        },
         measured=tuple(sorted({*measured, *score.parts})),
     )
-
-
-def _market_fill_rate(session: Session, since: datetime) -> float | None:
-    """The share of meta-tasks opened since then that somebody was awarded; None where none was opened."""
-    opened = session.exec(select(func.count()).where(col(MetaTaskRow.opened_at) >= since)).one()
-    awarded = session.exec(
-        select(func.count(func.distinct(AwardRow.cycle_id)))
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(MetaTaskRow.opened_at) >= since)
-    ).one()
-    return awarded / opened if opened else None
 
 
 def _diagnosis(

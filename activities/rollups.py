@@ -18,6 +18,7 @@ from sqlmodel import Session, SQLModel, select
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
 from schema.messages.observatory import Counts, FailureKind, Interval, Measures, TaskOutcome
+from schema.tables.market import FillRow
 from schema.tables.observatory import AgentRollupRow, RollupRow
 
 FAILURE_COLUMNS = {
@@ -108,6 +109,12 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
     dialect = session.get_bind().dialect.name
     session.execute(_adding(RollupRow, dialect), rows)
     session.execute(_adding(AgentRollupRow, dialect), agents)
+
+
+def count_fill(session: Session, task_type: str, at: datetime, awarded: bool, interval_s: int) -> None:
+    """Count a task whose bidding is over: it was awarded (for the first time), or nobody bid."""
+    row = {"start": interval_start(at, interval_s), "task_type": task_type, "tasks": 1, "awarded": int(awarded)}
+    session.execute(_adding(FillRow, session.get_bind().dialect.name), row)
 
 
 def _sums(group: Sequence[TaskOutcome]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.identity import keys
-from activities.market import REQUESTER, move_standing, roster, transfer
+from activities.market import REQUESTER, move_standing, roster, transfer, was_awarded, write_award
 from activities.observatory import record_outcomes
+from activities.rollups import count_fill
 from rules import bidding, identity, standing
 from schema import wire
 from schema.messages.events import EventType
@@ -67,6 +68,8 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
             cost=settlement.price,
         )
         record_outcomes(session, [outcome], interval_s)
+    if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):
+        count_fill(session, request.task_type, at, False, interval_s)
     if agent_id is not None:
         work_id = task_workflow_id(request.task_id)
         if settlement.price:
@@ -185,7 +188,7 @@ class TaskActivities:
             deadline=opening.at + timedelta(seconds=briefing.result_window_s),
             house=agent.house and briefing.house,
         )
-        _award(session, task, award, (), opening.at)
+        _award(session, task, award, (), opening.at, self._platform.observatory.interval_s)
         return award
 
     @activity.defn
@@ -215,7 +218,7 @@ class TaskActivities:
                     deadline=order.at + timedelta(seconds=order.result_window_s),
                     house=order.house and agents[best.bid.agent_id].house,
                 )
-                _award(session, task, award, ranked, order.at)
+                _award(session, task, award, ranked, order.at, self._platform.observatory.interval_s)
                 return award
         if not ranked:
             return None
@@ -276,12 +279,13 @@ def _refused(reason: str) -> ApplicationError:
     return ApplicationError(reason, type="refused", non_retryable=True)
 
 
-def _award(session: Session, task: TaskRow, award: Award, ranked: tuple[RankedBid, ...], at: datetime) -> None:
+def _award(
+    session: Session, task: TaskRow, award: Award, ranked: tuple[RankedBid, ...], at: datetime, interval_s: int
+) -> None:
     task.agent_id = award.agent_id
     session.add(task)
     body = award.model_dump(mode="json")
     others = [{"agent_id": r.bid.agent_id, "score": r.score, "reason": r.reason} for r in ranked[:KEPT_BIDS]]
-    row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body | {"ranking": others}}
-    insert_new(session, AwardRow, [row], returning="agent_id")
+    write_award(session, award, body | {"ranking": others}, task.task_type, at, interval_s)
     key = f"{award.cycle_id}:{award.agent_id}"
     emit(session, EventType.TASK_AWARDED, award.cycle_id, key, at, task_id=task.task_id, award=body)

@@ -34,7 +34,7 @@ class CommandError(Exception):
 def new_table(name: str, *others: str) -> Table:
     """What a person copies into the next command stays in one piece; the rest wraps, and nothing is cut off."""
     rest = (Column(other, overflow="fold") for other in others)
-    return Table(Column(name, no_wrap=True), *rest, box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(Column(name, no_wrap=True), *rest, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def emit(document: Any) -> None:

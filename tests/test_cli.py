@@ -233,10 +233,8 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     code, printed, _ = nautilus("health")
 
     assert code == 0
-    for metric in ("throughput", "market fill rate", "active agents"):
-        assert metric in printed
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    assert "task type per h success mean s p95 s quality spending" in lines
+    assert "task type /h success mean s p95 s quality spent fill agents" in lines
     assert lines[-1].startswith("all ")
 
 

@@ -25,7 +25,7 @@ from schema.messages.tasks import (
     task_workflow_id,
 )
 from schema.tables.events import EventRow
-from schema.tables.market import StandingRow, TaskRow, TransferRow
+from schema.tables.market import AwardRow, FillRow, StandingRow, TaskRow, TransferRow
 from schema.tables.observatory import OutcomeRow
 from tests import builders
 from tests.builders import NOW
@@ -141,6 +141,8 @@ def test_the_books_balance_and_nothing_is_paid_or_recorded_twice(
             results = session.exec(select(StandingRow)).all()
             outcomes = session.exec(select(OutcomeRow)).all()
             announced = session.exec(select(EventRow).where(EventRow.type == "task.settled")).all()
+            awarded = {award.cycle_id for award in session.exec(select(AwardRow)).all()}
+            fills = session.exec(select(FillRow)).all()
             open_ = session.exec(select(TaskRow).where(TaskRow.ended_at == None)).all()  # noqa: E711
         database.close()
 
@@ -159,4 +161,9 @@ def test_the_books_balance_and_nothing_is_paid_or_recorded_twice(
     assert {task_workflow_id(t.task_id) for t in open_}.isdisjoint(
         {task_workflow_id(f"t{number}") for number in play.settled}
     )
+    nobody_bid = {
+        task_workflow_id(f"t{number}") for number, s in play.settled.items() if s.ending is TaskEnding.NO_BIDS
+    }
+    assert sum(fill.awarded for fill in fills) == len(awarded)
+    assert sum(fill.tasks for fill in fills) == len(awarded | nobody_bid)
     assert sum(a.load for a in agents.values()) == len(play.awards.keys() - play.settled.keys())

@@ -84,7 +84,8 @@ class Anomaly(Message):
 class Measures(Message):
     """Durations (seconds), quality and spending of some tasks; None where nothing was measured.
 
-    The quantiles are those of completed tasks, right within 1%; the mean is of all that finished.
+    The quantiles are those of completed tasks, right within 1%; the mean is of all that finished. The market's are the
+    share of tasks that were awarded of those whose bidding was over, and how many agents did tasks.
     """
 
     mean_duration_s: float | None = None
@@ -92,6 +93,8 @@ class Measures(Message):
     p95_duration_s: float | None = None
     mean_quality: float | None = None
     spending: float = 0.0
+    market_fill_rate: float | None = None
+    active_agents: int = 0
 
 
 class Snapshot(Message):

@@ -43,6 +43,17 @@ class MetaTaskRow(SQLModel, table=True):
     ending: str | None = None
 
 
+class FillRow(SQLModel, table=True):
+    """One interval of one task type's market: tasks whose bidding was over, and those of them that were awarded."""
+
+    __tablename__ = "fill"
+
+    start: datetime = Field(sa_type=Moment, primary_key=True)
+    task_type: str = Field(primary_key=True)
+    tasks: int = 0
+    awarded: int = 0
+
+
 class RecordRow(SQLModel, table=True):
     """An agent's results on one task type; they fade while it is idle."""
 

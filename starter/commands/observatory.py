@@ -18,7 +18,10 @@ Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
 @app.command()
 def health(as_json: AsJson = False) -> None:
-    """The latest snapshot: the health score, what it is made of, and every metric by task type and together."""
+    """The latest snapshot: the health score, what it is made of, and every metric by task type and together.
+
+    `fill` is the share of tasks whose bidding was over that were awarded; of all, the platform's own tasks included.
+    """
     from activities.observatory import latest_snapshot
     from schema.messages.observatory import Measures
 
@@ -30,20 +33,14 @@ def health(as_json: AsJson = False) -> None:
         return
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
-    shown = [
-        ("throughput", f"{snapshot.throughput_per_h:.3g} tasks an hour"),
-        ("market fill rate", "-" if snapshot.market_fill_rate is None else f"{snapshot.market_fill_rate:.0%}"),
-        ("active agents", str(snapshot.active_agents)),
-    ]
-    out.print("; ".join(f"{name} {value}" for name, value in shown))
     whole = Measures.model_validate(snapshot, from_attributes=True)
-    table = new_table("task type", "per h", "success", "mean s", "p95 s", "quality", "spending")
+    table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "spent", "fill", "agents")
     for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
         one = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
         an_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
-        figures = (an_hour, counts.rate, one.mean_duration_s, one.p95_duration_s, one.mean_quality)
-        cells = ["-" if figure is None else f"{figure:.3g}" for figure in (*figures, one.spending)]
-        table.add_row(name, *cells)
+        figures = (an_hour, counts.rate, one.mean_duration_s, one.p95_duration_s, one.mean_quality, one.spending)
+        cells = ["-" if figure is None else f"{figure:.3g}" for figure in (*figures, one.market_fill_rate)]
+        table.add_row(name, *cells, str(one.active_agents))
     out.print(table)
 
 

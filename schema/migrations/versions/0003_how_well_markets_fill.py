@@ -1,0 +1,19 @@
+"""How well each task type's market fills is counted by the interval, as outcomes are."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from schema.tables.columns import Moment
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "fill",
+        sa.Column("start", Moment(), primary_key=True),
+        sa.Column("task_type", sa.String(), primary_key=True),
+        sa.Column("tasks", sa.Integer(), nullable=False),
+        sa.Column("awarded", sa.Integer(), nullable=False),
+    )
