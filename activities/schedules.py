@@ -5,10 +5,11 @@ without knowing `platform.toml`: a worker that has read an older file does not u
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -28,6 +29,7 @@ from temporalio.client import (
     ScheduleState,
     ScheduleUpdate,
     ScheduleUpdateInput,
+    WorkflowExecutionStatus,
     WorkflowQueryFailedError,
 )
 from temporalio.common import Priority, SearchAttributeKey
@@ -35,16 +37,19 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import Database
 from activities.events import emit
-from activities.market import roster
+from activities.market import MarketActivities, roster
 from activities.observatory import latest_snapshot
+from activities.tasks import TaskActivities
 from rules import elevation as rules
 from rules.standing import Tier, tier
 from schema import wire
-from schema.messages.cycle import Phase
+from schema.messages.cycle import CycleEnd, Ending, Phase
 from schema.messages.events import EventType
 from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
 from schema.messages.schedules import Elevation, JobReport, JobRequest, JobState, OpenWindow
+from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, task_workflow_id
+from schema.tables.market import MetaTaskRow, TaskRow
 from schema.tables.observatory import AnomalyRow
 
 # What tells our schedules from others in the namespace: only these are ever removed.
@@ -63,6 +68,9 @@ OVERDUE = timedelta(seconds=60)
 # Windows looked at in one run; the others are looked at when these have moved.
 WINDOWS = 200
 PATIENCE = timedelta(seconds=3)
+# For so long after it closed a workflow is looked at; jobs that have not run for longer are a person's matter.
+REMEMBERED = timedelta(days=7)
+CLOSED = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 
 
 @dataclass(frozen=True)
@@ -416,3 +424,48 @@ class ScheduleActivities:
                 return None  # ended meanwhile
             return f"{workflow_id} does not say where it stands"
         return f"{workflow_id} was nudged: {window.phase} was due to end at {window.deadline:%Y-%m-%d %H:%M:%S} UTC"
+
+    @activity.defn
+    async def end_abandoned(self, at: datetime) -> tuple[str, ...]:
+        """Write the ending of what was terminated, or failed, and so could not write its own; name it.
+
+        Or a cycle's experiment would go on exposing tasks, and a task would be its agent's load for ever.
+        """
+        closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
+        kinds = f"WorkflowType IN ('{wire.IMPROVEMENT_CYCLE}', '{wire.MARKET_TASK}')"
+        lately = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
+        query = f"{closed} AND {kinds} AND {lately}"
+        found = {e.id async for e in self._client.list_workflows(query, limit=WINDOWS)}
+        open_ = await asyncio.to_thread(self._still_open, found)
+        told = []
+        for workflow_id, write in open_.items():
+            # The same id may have been started again since.
+            if (now := (await self._client.get_workflow_handle(workflow_id).describe()).status) in CLOSED:
+                reason = f"its workflow ended without a word ({now.name.lower()})"
+                await asyncio.to_thread(write, reason, at)
+                told.append(f"{workflow_id} was ended: {reason}")
+        return tuple(told)
+
+    def _still_open(self, workflow_ids: set[str]) -> dict[str, Callable[[str, datetime], object]]:
+        """Of these workflows, those that the record takes for open, each with what writes its ending."""
+        cycles = select(MetaTaskRow).where(
+            col(MetaTaskRow.workflow_id).in_(workflow_ids), col(MetaTaskRow.ended_at).is_(None)
+        )
+        names = [workflow_id.removeprefix(task_workflow_id("")) for workflow_id in workflow_ids]
+        tasks = select(TaskRow).where(col(TaskRow.task_id).in_(names), col(TaskRow.ended_at).is_(None))
+        with self._database.reading() as session:
+            found: dict[str, Callable[[str, datetime], object]] = {
+                row.workflow_id: partial(self._end_cycle, row) for row in session.exec(cycles)
+            }
+            return found | {task_workflow_id(row.task_id): partial(self._end_task, row) for row in session.exec(tasks)}
+
+    def _end_cycle(self, row: MetaTaskRow, reason: str, at: datetime) -> None:
+        end = CycleEnd(cycle_id=row.cycle_id, subject=row.subject, ending=Ending.ABORTED, reason=reason, at=at)
+        MarketActivities(self._database, self._platform).end_cycle(end)
+
+    def _end_task(self, row: TaskRow, reason: str, at: datetime) -> None:
+        request = TaskRequest(task_id=row.task_id, task_type=row.task_type, requester=row.requester)
+        settlement = Settlement(
+            request=request, ending=TaskEnding.ABORTED, reason=reason, started_at=row.opened_at, at=at
+        )
+        TaskActivities(self._database, self._platform).settle_task(settlement)

@@ -9,6 +9,7 @@ docs/executors.md describes every step on the wire.
 
 import asyncio
 import contextlib
+from uuid import uuid4
 
 from schema.messages.market import Bid
 from schema.messages.observatory import FailureKind
@@ -51,8 +52,8 @@ async def work(client: NautilusClient, task: str) -> None:
 
 async def beat(client: NautilusClient, task: str) -> None:
     """A signal is enough: it costs the task least."""
-    for number in range(1_000):
-        await client.heartbeat(task, Heartbeat(message_id=f"beat:{number}", agent_id=AGENT), wait=False)
+    while True:
+        await client.heartbeat(task, Heartbeat(message_id=f"beat:{uuid4()}", agent_id=AGENT), wait=False)
         await asyncio.sleep(BEAT_S)
 
 

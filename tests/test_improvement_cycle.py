@@ -21,7 +21,7 @@ from schema.messages.ledger import EntryKind
 from schema.messages.platform import Mode, Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
-from schema.tables.experiment import ParameterRow, TaskTypeLockRow
+from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow, TransferRow
 from starter.client import NautilusClient, Refused
 from starter.platform.recorder import Recorder
@@ -299,6 +299,29 @@ async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None
     assert result.end.ending is Ending.NO_BIDS
     kinds = [entry.kind for entry in ledger.entries(stage.database)]
     assert kinds == [EntryKind.PERSON_ACTED, EntryKind.PERSON_ACTED, EntryKind.CYCLE_ENDED]
+
+
+async def test_a_cycle_paused_in_the_queue_exposes_no_task_before_it_goes_on(on_stage) -> None:  # type: ignore[no-untyped-def]
+    def exposing() -> list[bool]:
+        with stage.database.reading() as session:
+            return [row.exposing for row in session.exec(select(ExperimentRow))]
+
+    async with on_stage() as stage:
+        with stage.database.transaction() as session:
+            session.add(TaskTypeLockRow(task_type="research_synthesis", cycle_id="another"))
+        await stage.approved()
+        await stage.reach(Phase.QUEUED)
+        await stage.client.act(stage.cycle, wire.PAUSE, "olga", "a release is going out")
+        with stage.database.transaction() as session:
+            session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
+        await stage.reach(Phase.EXPERIMENT)
+        held = exposing()
+        await stage.client.act(stage.cycle, wire.RESUME, "olga", "it is out")
+        after = exposing()
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
+        await stage.result()
+
+    assert (held, after) == ([False], [True])
 
 
 def _outlast(deadline: datetime) -> None:

@@ -28,7 +28,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities import schedules
+from activities import ledger, schedules
 from activities.database import Database
 from activities.experiment import declare_parameters
 from activities.market import register_agent
@@ -37,11 +37,13 @@ from activities.schedules import ScheduleActivities, apply, jobs
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase
 from schema.messages.events import EventType
+from schema.messages.ledger import EntryKind
 from schema.messages.platform import ElevationRules, JobClass, JobId, MarketRules, Platform, ScheduleDeclaration
 from schema.messages.schedules import JobReport, JobRequest, Scan
+from schema.messages.tasks import TaskRequest, task_workflow_id
 from schema.settings import Settings
 from schema.tables.events import EventRow
-from schema.tables.market import AgentRow
+from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
 from starter.agents import run_agents
 from starter.agents.roster import ROSTER
 from starter.cli import main
@@ -324,11 +326,13 @@ async def test_an_auto_budget_is_renewed_from_the_recent_runs(client: Client, da
     assert await apply(client, jobs(platform)) == []  # a deploy keeps what was learned
 
 
-async def ended(client: Client, job_id: str, status: WorkflowExecutionStatus) -> str:
-    """The run id of the job's run that ended so, once it is listed."""
+async def ended(
+    client: Client, name: str, status: WorkflowExecutionStatus, attribute: str = "TemporalScheduledById"
+) -> str:
+    """The run id of the job's run, or the workflow's, that ended so, once it is listed."""
     async with asyncio.timeout(30):
         while True:
-            async for run in client.list_workflows(f"TemporalScheduledById='{job_id}'"):
+            async for run in client.list_workflows(f"{attribute}='{name}'"):
                 if run.status is status:
                     return run.run_id
             await asyncio.sleep(0.1)
@@ -533,6 +537,38 @@ async def test_a_window_that_is_held_up_is_nudged_and_goes_on_where_it_was(clien
     assert len(late) == 1
     assert late[0].startswith("cycle:here was nudged: bidding was due to end at ")
     assert refused == 0
+
+
+async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(client: Client, database: Database) -> None:
+    platform = builders.platform(cycle=builders.rules(bid_window_s=60))
+    async with worker(client, database, platform, Settings()):
+        await opened(client, database, platform, {agent: f"op-{agent}" for agent in AGENTS})
+        task = TaskRequest(task_id="t-1", task_type="monte_carlo")
+        await NautilusClient(client).submit_task(task)
+        for workflow_id in ("cycle:here", task_workflow_id("t-1")):
+            async with asyncio.timeout(20):
+                while not is_open(database, workflow_id):
+                    await asyncio.sleep(0.05)
+        running = await ScheduleActivities(client, database, platform).end_abandoned(datetime.now(UTC))
+        for workflow_id in ("cycle:here", task_workflow_id("t-1")):
+            await client.get_workflow_handle(workflow_id).terminate("by mistake")
+            await ended(client, workflow_id, WorkflowExecutionStatus.TERMINATED, "WorkflowId")
+        report = await run_job(client, wire.AWARD_DUE_BIDS, JobId.AWARD_DUE_BIDS, 20)
+
+    assert running == ()
+    assert report.notes[-1].count("was ended: its workflow ended without a word (terminated)") == 2
+    assert not is_open(database, "cycle:here")
+    assert not is_open(database, task_workflow_id("t-1"))
+    assert [e.kind for e in ledger.entries(database)] == [EntryKind.CYCLE_ENDED]
+
+
+def is_open(database: Database, workflow_id: str) -> bool:
+    with database.reading() as session:
+        cycles = session.exec(select(MetaTaskRow)).all()
+        tasks = session.exec(select(TaskRow)).all()
+    ended_at = {row.workflow_id: row.ended_at for row in cycles}
+    ended_at |= {task_workflow_id(task.task_id): task.ended_at for task in tasks}
+    return workflow_id in ended_at and ended_at[workflow_id] is None
 
 
 async def test_a_window_whose_worker_is_away_is_told_of(client: Client, database: Database) -> None:

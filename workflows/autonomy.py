@@ -53,14 +53,21 @@ class AutonomyScan:
 
 @workflow.defn(name=wire.AWARD_DUE_BIDS, failure_exception_types=BUGS)
 class AwardDueBids:
-    """Nudge the windows that should have closed; see `ScheduleActivities.nudge_overdue` for what can be overdue."""
+    """Nudge the windows that should have closed, and end what was terminated; see `ScheduleActivities`."""
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobReport:
-        return await within_budget(job, (Step("nudge what is overdue", self._nudge),))
+        steps = Step("nudge what is overdue", self._nudge), Step("end what was terminated", self._end)
+        return await within_budget(job, steps)
 
     async def _nudge(self) -> str | None:
         nudged: tuple[str, ...] = await call(
             ScheduleActivities.nudge_overdue, workflow.now(), summary="windows that should have closed"
         )
         return "; ".join(nudged) or None
+
+    async def _end(self) -> str | None:
+        ended: tuple[str, ...] = await call(
+            ScheduleActivities.end_abandoned, workflow.now(), summary="workflows that could not write their ending"
+        )
+        return "; ".join(ended) or None

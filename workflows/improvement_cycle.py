@@ -11,6 +11,7 @@ that receives more messages than a history holds continues as new where it was.
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from temporalio import workflow
@@ -203,13 +204,22 @@ class ImprovementCycle(Intake):
         if not state.registered:
             self._enter(Phase.QUEUED, state.known.rules.experiment_window_s)
             done, stale = await self._poll(
-                ExperimentActivities.open_experiment, state.design, workflow.now(), summary="register the design"
+                ExperimentActivities.open_experiment,
+                state.design,
+                workflow.now(),
+                summary="register the design",
+                even_paused=True,
             )
             if not done:
                 raise CycleOver(Ending.INCONCLUSIVE, "other experiments held its task types until its time ran out")
             if stale is not None:
                 raise CycleOver(Ending.INVALID, f"stale: {stale}")
             state.registered = True
+            if state.paused_at is not None:
+                # Its turn came while a person holds the cycle: no task takes part before it goes on.
+                await call(
+                    ExperimentActivities.expose, state.design.experiment_id, state.exposure, True, summary="held"
+                )
         self._enter(Phase.EXPERIMENT, state.known.rules.experiment_window_s)
         done, reading = await self._poll(
             ExperimentActivities.await_verdict, look, summary=f"half the tasks get {state.design.treatment}"
@@ -483,10 +493,17 @@ class ImprovementCycle(Intake):
 
     # ---- waiting
 
-    async def _until(self, condition: Callable[[], bool], summary: str) -> None:
-        """Wait for a condition or the deadline, which may move; then the window is closed."""
+    async def _until(self, condition: Callable[[], bool], summary: str, even_paused: bool = False) -> None:
+        """Wait for a condition or the deadline, which may move; then the window is closed.
+
+        A pause lasts until somebody ends it, whatever comes meanwhile, but for a condition to be heard `even_paused`.
+        """
         state = self._state
-        while state.paused_at is not None or not (condition() or workflow.now() >= self._deadline):
+
+        def met() -> bool:
+            return (even_paused or state.paused_at is None) and condition()
+
+        while not met() and (state.paused_at is not None or workflow.now() < self._deadline):
             seen = (state.deadline, state.paused_at, self._nudges)
             left = None if state.paused_at is not None else self._deadline - workflow.now()
             with suppress(TimeoutError):
@@ -494,7 +511,7 @@ class ImprovementCycle(Intake):
                     lambda s=seen: (
                         self._interrupted()  # type: ignore[misc]
                         or (state.deadline, state.paused_at, self._nudges) != s
-                        or (state.paused_at is None and condition())
+                        or met()
                     ),
                     timeout=left,
                     timeout_summary=summary,
@@ -502,9 +519,12 @@ class ImprovementCycle(Intake):
             await self._heed()
         state.window_open = False
 
-    async def _poll(self, activity: Callable[..., Any], *args: Any, summary: str) -> tuple[bool, Any]:
+    async def _poll(
+        self, activity: Callable[..., Any], *args: Any, summary: str, even_paused: bool = False
+    ) -> tuple[bool, Any]:
         """Wait for an activity that reports when it is ready: (True, its result), or (False, None) at the deadline."""
-        return await poll(start(activity, *args, summary=summary), self._until, summary)
+        until = partial(self._until, even_paused=even_paused)
+        return await poll(start(activity, *args, summary=summary), until, summary)
 
     def _interrupted(self) -> bool:
         state = self._state
