@@ -491,6 +491,13 @@ def test_a_file_of_rates_tells_each_episode_once_with_its_onset() -> None:
     assert alarms[0].size == pytest.approx(-0.3, abs=0.15)
 
 
+@pytest.mark.parametrize("seed", range(36, 40))
+def test_a_slight_drop_that_stays_is_one_episode_however_it_was_raised(seed: int) -> None:
+    rows = rate_rows(312, lambda h: 0.93 + 0.02 * math.sin(h / 24 * 2 * math.pi) - 0.05 * (h >= 240), 100, seed)
+
+    assert len(detect_rates(rows)) == 1
+
+
 def test_rows_without_tasks_are_no_data() -> None:
     with_holes = rate_rows(500, lambda h: None if h % 5 == 0 or 300 < h < 340 else 0.9)
 
