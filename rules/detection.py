@@ -30,6 +30,7 @@ SLIGHT, CLEAR, OUTAGE = 0.05, 0.10, 1.0  # departures to watch for; `departed` c
 # What each may spend of the budget. Together more than all of it: they see the same tasks, so that what alarms one has
 # mostly alarmed another, and the clear ones spend little of theirs (benchmarks.detection counts them together).
 DROPS = {SLIGHT: 0.9, CLEAR: 0.2, OUTAGE: 0.1}
+KNOWN_S = 3 * 86_400  # a baseline of less takes the shape of a day for a slight departure
 FLOOR = 0.0  # the key of the CUSUM that watches the absolute floor, beside those of the departures
 FITTED = 2  # times p (1 - p) / n is the baseline's variance: 1 in sums of whole days, 3 (mean, sine, cosine) in an hour
 DEMAND = 0.45  # the share of this week in two weeks' tasks that is still usual: a fifth fewer is demand, not a fault
@@ -179,7 +180,12 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Sett
 
     known = [(counts, normal) for counts, normal in cells.values() if normal is not None]
     learnt_from = sum(normal.counts.tasks for _, normal in known)
+    young = any(
+        normal.counts.tasks < normal.tasks_per_interval * KNOWN_S / settings.rules.interval_s for _, normal in known
+    )
     for delta, spend in ((sign * drop, share) for sign in settings.metric.signs for drop, share in DROPS.items()):
+        if young and abs(delta) == SLIGHT:
+            continue
         gain = information = 0.0
         for _, normal in known:
             rate = rate_at(normal.rates, start)
