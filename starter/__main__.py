@@ -1,5 +1,5 @@
 """`python -m starter ...` is the command line."""
 
-from starter.cli import main
+from starter.cli import console
 
-main()
+console()

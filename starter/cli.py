@@ -4,9 +4,11 @@ Mistakes are one line on stderr and an exit code; `--json` prints one JSON docum
 loaded when it is called: the database and Temporal each take half a second to import.
 """
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -67,6 +69,22 @@ def main() -> None:
             raise
         err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
         sys.exit(1)
+
+
+def console() -> NoReturn:
+    """`main` as a process. Nothing is left to do after it, so the interpreter is not torn down.
+
+    Threads of Temporal's core may still let go of Python objects, and one that does so meanwhile kills the process.
+    """
+    code: object = None
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _mendable(error: Exception) -> str | None:
