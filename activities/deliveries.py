@@ -43,6 +43,8 @@ PASSING = frozenset({408, 425, 429})
 # Of an answer nothing is used; what is read of it only keeps the connection alive.
 ANSWER_BYTES = 65_536
 NOTIFICATION_TIMEOUT_S = 20
+# Thousands may have to hear of a key, within the time of one delivery.
+SIGNALS_AT_ONCE = 32
 
 
 class Undeliverable(Exception):
@@ -98,12 +100,17 @@ class Deliveries:
 
     async def _tell_cycles(self, event: Event) -> None:
         """Have all that hears agents read their keys again; what opens from now on reads the new ones anyway."""
-        for hearing in await asyncio.to_thread(self._hearing):
-            try:
-                await self._client.get_workflow_handle(hearing).signal(wire.HEED_KEYS)
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:  # terminated, or ended in this moment
-                    raise
+        slots = asyncio.Semaphore(SIGNALS_AT_ONCE)
+
+        async def tell(hearing: str) -> None:
+            async with slots:
+                try:
+                    await self._client.get_workflow_handle(hearing).signal(wire.HEED_KEYS)
+                except RPCError as error:
+                    if error.status is not RPCStatusCode.NOT_FOUND:  # terminated, or ended in this moment
+                        raise
+
+        await asyncio.gather(*map(tell, await asyncio.to_thread(self._hearing)))
 
     def _hearing(self) -> list[str]:
         """The open cycles, and the tasks that are not done in house: thousands may be, and they wait for nobody."""

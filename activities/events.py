@@ -190,7 +190,9 @@ class EventActivities:
             wanted = col(EventRow.type).in_([type.value for type in subscription.types])
             heard: list[Event] = []
             while not heard and cursor.sequence < newest:
-                after = select(EventRow).where(col(EventRow.sequence) > cursor.sequence, wanted)
+                # Not what was announced since `newest` was read: the cursor could not pass it, and it would come twice.
+                window = col(EventRow.sequence) > cursor.sequence, col(EventRow.sequence) <= newest
+                after = select(EventRow).where(*window, wanted)
                 fresh = _events(session.exec(after.order_by(col(EventRow.sequence)).limit(BATCH)))
                 cursor.sequence = fresh[-1].sequence if len(fresh) == BATCH else newest
                 heard = [event for event in fresh if hears(subscription, event)]

@@ -5,11 +5,10 @@ without knowing `platform.toml`: a worker that has read an older file does not u
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -431,33 +430,47 @@ class ScheduleActivities:
 
         Or a cycle's experiment would go on exposing tasks, and a task would be its agent's load for ever.
         """
-        closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
-        kinds = f"WorkflowType IN ('{wire.IMPROVEMENT_CYCLE}', '{wire.MARKET_TASK}')"
-        lately = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
-        query = f"{closed} AND {kinds} AND {lately}"
-        found = {e.id async for e in self._client.list_workflows(query, limit=WINDOWS)}
-        open_ = await asyncio.to_thread(self._still_open, found)
         told = []
-        for workflow_id, write in open_.items():
-            # The same id may have been started again since.
-            if (now := (await self._client.get_workflow_handle(workflow_id).describe()).status) in CLOSED:
-                reason = f"its workflow ended without a word ({now.name.lower()})"
-                await asyncio.to_thread(write, reason, at)
-                told.append(f"{workflow_id} was ended: {reason}")
+        for cycle in await asyncio.to_thread(self._open_cycles):
+            if reason := await self._abandoned(cycle.workflow_id, cycle.run_id):
+                await asyncio.to_thread(self._end_cycle, cycle, reason, at)
+                told.append(f"{cycle.workflow_id} was ended: {reason}")
+        closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
+        lately = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
+        query = f"{closed} AND WorkflowType='{wire.MARKET_TASK}' AND {lately}"
+        names = [e.id.removeprefix(task_workflow_id("")) async for e in self._client.list_workflows(query)]
+        for task in await asyncio.to_thread(self._open_tasks, names):
+            if reason := await self._abandoned(task_workflow_id(task.task_id), task.run_id):
+                await asyncio.to_thread(self._end_task, task, reason, at)
+                told.append(f"{task_workflow_id(task.task_id)} was ended: {reason}")
         return tuple(told)
 
-    def _still_open(self, workflow_ids: set[str]) -> dict[str, Callable[[str, datetime], object]]:
-        """Of these workflows, those that the record takes for open, each with what writes its ending."""
-        cycles = select(MetaTaskRow).where(
-            col(MetaTaskRow.workflow_id).in_(workflow_ids), col(MetaTaskRow.ended_at).is_(None)
-        )
-        names = [workflow_id.removeprefix(task_workflow_id("")) for workflow_id in workflow_ids]
-        tasks = select(TaskRow).where(col(TaskRow.task_id).in_(names), col(TaskRow.ended_at).is_(None))
+    async def _abandoned(self, workflow_id: str, first_run_id: str) -> str | None:
+        """Why nobody is there any more who could end what this run began, or None."""
+        try:
+            found = await self._client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return "its workflow is gone"
+        if found.status in CLOSED:
+            return f"its workflow ended without a word ({found.status.name.lower()})"
+        # The id may have been started again: another attempt is under way.
+        first = found.raw_description.workflow_execution_info.first_run_id
+        return "its workflow ended without a word, and another has begun" if first and first != first_run_id else None
+
+    def _open_cycles(self) -> list[MetaTaskRow]:
         with self._database.reading() as session:
-            found: dict[str, Callable[[str, datetime], object]] = {
-                row.workflow_id: partial(self._end_cycle, row) for row in session.exec(cycles)
-            }
-            return found | {task_workflow_id(row.task_id): partial(self._end_task, row) for row in session.exec(tasks)}
+            return list(session.exec(select(MetaTaskRow).where(col(MetaTaskRow.ended_at).is_(None))))
+
+    def _open_tasks(self, names: list[str]) -> list[TaskRow]:
+        """Of these tasks, those that the record takes for open; some at a time, the others at the next run."""
+        found: list[TaskRow] = []
+        with self._database.reading() as session:
+            for start in range(0, len(names), 1_000):
+                chunk = col(TaskRow.task_id).in_(names[start : start + 1_000])
+                found += session.exec(select(TaskRow).where(chunk, col(TaskRow.ended_at).is_(None)))
+        return found[:WINDOWS]
 
     def _end_cycle(self, row: MetaTaskRow, reason: str, at: datetime) -> None:
         end = CycleEnd(cycle_id=row.cycle_id, subject=row.subject, ending=Ending.ABORTED, reason=reason, at=at)

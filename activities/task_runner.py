@@ -214,17 +214,19 @@ class _Zygote:
             self.process.wait()
 
     def _listen(self) -> None:
-        with suppress(OSError, EOFError):
-            while True:
-                number, duration_s, failure, detail, result = self._control.recv()
-                found = TaskResult.model_validate_json(result) if result is not None else None
-                answer = self._answers.pop(number)
-                answer.set_result(Execution(duration_s, FailureKind(failure) if failure else None, detail, found))
-        with self._dying:
-            self.listening = False
-            for answer in self._answers.values():
-                answer.set_exception(EOFError())
-        self._control.close()
+        try:
+            with suppress(OSError, EOFError):
+                while True:
+                    number, duration_s, failure, detail, result = self._control.recv()
+                    found = TaskResult.model_validate_json(result) if result is not None else None
+                    answer = self._answers.pop(number)
+                    answer.set_result(Execution(duration_s, FailureKind(failure) if failure else None, detail, found))
+        finally:  # however it ends: who waits for an answer must not wait for ever
+            with self._dying:
+                self.listening = False
+                for answer in self._answers.values():
+                    answer.set_exception(EOFError())
+            self._control.close()
         self.process.wait()
 
 
@@ -384,6 +386,7 @@ def _work(
         result = TaskResult.model_validate(found).model_dump_json()
         if (size := len(result.encode())) > RESULT_LIMIT_BYTES:
             raise InvalidResult(f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came")
+        TaskResult.model_validate_json(result)  # what cannot be read again, nested too deep, is no result
         return _Report(duration_s, None, "", result)
     except (InvalidResult, ValidationError, PydanticSerializationError) as error:
         failure, detail = FailureKind.INVALID_RESULT, str(error)

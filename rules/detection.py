@@ -178,21 +178,23 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Sett
         evidence[key] = Evidence(score=old.score + gain, since=old.since or start, counts=total([old.counts, *counts]))
         return evidence[key]
 
-    known = [(counts, normal) for counts, normal in cells.values() if normal is not None]
-    learnt_from = sum(normal.counts.tasks for _, normal in known)
-    young = any(
-        normal.counts.tasks < normal.tasks_per_interval * KNOWN_S / settings.rules.interval_s for _, normal in known
-    )
+    everyone = [(counts, normal) for counts, normal in cells.values() if normal is not None]
+    grown = KNOWN_S / settings.rules.interval_s
+    settled = [(c, normal) for c, normal in everyone if normal.counts.tasks >= normal.tasks_per_interval * grown]
     for delta, spend in ((sign * drop, share) for sign in settings.metric.signs for drop, share in DROPS.items()):
-        if young and abs(delta) == SLIGHT:
+        known = settled if abs(delta) == SLIGHT else everyone
+        if not known:
+            if delta in before:
+                evidence[delta] = before[delta]
             continue
+        learnt_from = sum(normal.counts.tasks for _, normal in known)
         gain = information = 0.0
         for _, normal in known:
             rate = rate_at(normal.rates, start)
             away = departed(rate, delta)
             most = 2 * normal.tasks_per_interval  # most of the evidence comes in the busy hours
             information += log_ratio(most, most * away, rate, away) / normal.dispersion
-        limit = threshold(information, settings, spend) if known else math.inf
+        limit = threshold(information, settings, spend)
         for counts, normal in known:
             rate = rate_at(normal.rates, start)
             # The baseline is estimated. An error e thins the tail to exp(-h (1 - 2 e / delta)); on average over e of
@@ -273,7 +275,8 @@ def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, setting
         counts, rate = cells[name][0], rate_at(alarm.healthy[name], start)
         gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate) / alarm.dispersion
         recovery[name] = min(CLOSING, max(-CLOSING / 2, recovery.get(name, 0.0) + gain))
-    if sum(recovery.values()) < CLOSING:
+    gone = alarm.healthy and alarm.healthy.keys().isdisjoint(cells)  # nothing is left that could come back
+    if sum(recovery.values()) < CLOSING and not gone:
         return state.model_copy(update={"alarm": alarm.model_copy(update={"recovery": recovery})})
     oldest = start - timedelta(seconds=settings.rules.baseline_s + settings.rules.guard_s)
     episodes = (*(e for e in state.episodes if e[1] > oldest), (alarm.anomaly.onset, start))

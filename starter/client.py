@@ -142,6 +142,11 @@ class NautilusClient:
         query += f" AND {wire.AGENT}='{agent_id}'" if agent_id else ""
         return [Listed.of(execution) async for execution in self.temporal.list_workflows(query, limit=most)]
 
+    async def open_tasks(self) -> int:
+        """How many user tasks are under way."""
+        query = f"WorkflowType='{wire.MARKET_TASK}' AND ExecutionStatus='Running'"
+        return (await self.temporal.count_workflows(query)).count
+
     async def status(self, cycle: str) -> CycleStatus:
         """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is none."""
         with _found(f"expected a cycle, but there is no workflow {cycle}"):

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlmodel import select
+from sqlmodel import Session, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
@@ -162,6 +162,29 @@ async def test_a_subject_that_fails_holds_up_its_own_events_and_no_others(databa
 
     assert bus.reader.took[3:] == ["a1", "a2", "a3"]
     assert bus.states() == {}
+
+
+async def test_what_is_announced_between_looking_and_taking_comes_once(lite: Database) -> None:
+    class Meanwhile(Database):
+        """Another process announces an event just before we write for the first time."""
+
+        @contextmanager
+        def transaction(self) -> Iterator[Session]:
+            while late:
+                bus.announce(late.pop())
+            with super().transaction() as session:
+                yield session
+
+    bus = Bus(lite)
+    bus.announce("a1")
+    busy, late = Meanwhile(lite.url.render_as_string(hide_password=False)), ["a2"]
+    bus.activities = EventActivities(busy, platform(), bus.reader.open)
+
+    for attempt in range(3):
+        await bus.run(attempt)
+
+    busy.close()
+    assert bus.reader.took == ["a1", "a2"]
 
 
 async def test_a_retry_waits_for_its_time(lite: Database) -> None:

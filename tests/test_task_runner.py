@@ -70,6 +70,11 @@ class Probe:
                 bytearray(1 << 40)
             case "say too much":
                 return TaskResult(summary="x" * (RESULT_LIMIT_BYTES + 1), quality=1.0)
+            case "nest too deep":
+                details: dict[str, Any] = {}
+                for _ in range(220):  # it can be written, and not read again
+                    details = {"in": details}
+                return TaskResult(summary="", quality=1.0, details=details)
             case "boast":
                 return TaskResult(summary="perfect", quality=2.0)
             case "print":
@@ -150,6 +155,7 @@ def test_a_real_task_runs(runner: TaskRunner) -> None:
     [
         ("invalid", FailureKind.INVALID_RESULT, "it does not hold"),
         ("boast", FailureKind.INVALID_RESULT, "quality"),  # a quality outside 0 to 1 is not a result
+        ("nest too deep", FailureKind.INVALID_RESULT, "recursion limit"),
         ("say too much", FailureKind.INVALID_RESULT, "at most 1048576 bytes"),
         ("raise", FailureKind.ERROR, "ValueError: it broke"),
         ("exit", FailureKind.ERROR, "SystemExit: 3"),

@@ -1,5 +1,6 @@
 """`nautilus tasks`: what a person types, and what a bad line of a file comes to."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,20 +13,26 @@ from temporalio.client import Client
 
 from activities.database import Database
 from schema.messages.tasks import TaskEnding
+from starter.client import NautilusClient
 from tests.test_market_task import MONTE_CARLO, market
 
 TOML = '[[task_types]]\nname = "monte_carlo"\n'
 
 
-def nautilus(home: Path, *arguments: str, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+def start(home: Path, *arguments: str, address: str) -> tuple[list[str], dict[str, str]]:
+    """The command and its environment."""
     (home / "platform.toml").write_text(TOML)
     environment = {
         "NAUTILUS_HOME": str(home),
         "NAUTILUS_PLATFORM": str(home / "platform.toml"),
         "TEMPORAL_ADDRESS": address,
     }
-    command = [sys.executable, "-m", "starter", "tasks", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    return [sys.executable, "-m", "starter", "tasks", *arguments], os.environ | environment
+
+
+def nautilus(home: Path, *arguments: str, address: str = "127.0.0.1:1") -> subprocess.CompletedProcess[str]:
+    command, environment = start(home, *arguments, address=address)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def line(**fields: object) -> str:
@@ -54,6 +61,26 @@ def test_a_bad_line_is_one_clear_line_and_nothing_is_submitted(tmp_path: Path, b
     assert (run.returncode, run.stdout) == (1, "")
     assert says in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
+
+
+async def test_a_file_waits_while_as_many_tasks_are_open_as_may_be(temporal: Client, tmp_path: Path) -> None:
+    client, address = NautilusClient(temporal), temporal.service_client.config.target_host
+    before = await client.open_tasks()
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(line(requester=f"{tmp_path.name}-{n}") + "\n" for n in range(5)))
+    submit = ("submit", "--file", str(file), "--json")
+
+    command, environment = start(tmp_path, *submit, "--at-once", str(before + 2), address=address)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as waits:
+        async with asyncio.timeout(30):
+            while await client.open_tasks() < before + 2:
+                await asyncio.sleep(0.1)
+        waits.terminate()
+        said, _ = waits.communicate()
+    told = json.loads(nautilus(tmp_path, *submit, address=address).stdout)
+
+    assert said == b""
+    assert told == {"tasks": 5, "new": 3}
 
 
 async def test_a_file_is_submitted_once_and_a_task_is_shown(

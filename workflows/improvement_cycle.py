@@ -215,11 +215,15 @@ class ImprovementCycle(Intake):
             if stale is not None:
                 raise CycleOver(Ending.INVALID, f"stale: {stale}")
             state.registered = True
-            if state.paused_at is not None:
-                # Its turn came while a person holds the cycle: no task takes part before it goes on.
+            held = False
+            while held != (state.paused_at is not None):
+                # Its turn came while a person holds the cycle, who may let it go on while that is being written.
+                held = state.paused_at is not None
                 await call(
-                    ExperimentActivities.expose, state.design.experiment_id, state.exposure, True, summary="held"
+                    ExperimentActivities.expose, state.design.experiment_id, state.exposure, held, summary="hold"
                 )
+            if state.paused_at is not None:
+                state.paused_at = workflow.now()  # what it waited in the queue is no time of the experiment's
         self._enter(Phase.EXPERIMENT, state.known.rules.experiment_window_s)
         done, reading = await self._poll(
             ExperimentActivities.await_verdict, look, summary=f"half the tasks get {state.design.treatment}"

@@ -1,9 +1,6 @@
-"""Alembic's environment: migrates the connection it is given; `alembic` by hand uses NAUTILUS_DATABASE_URL."""
-
-import os
+"""Alembic's environment: migrates the connection that `activities.database.migrate` gives it."""
 
 from alembic import context
-from sqlalchemy import create_engine
 from sqlmodel import SQLModel
 
 import schema.tables  # noqa: F401  (fills the metadata)
@@ -15,8 +12,4 @@ def run(connection: object) -> None:
         context.run_migrations()
 
 
-if (given := context.config.attributes.get("connection")) is not None:
-    run(given)
-else:
-    with create_engine(os.environ["NAUTILUS_DATABASE_URL"]).begin() as own:
-        run(own)
+run(context.config.attributes["connection"])

@@ -28,6 +28,8 @@ app = typer.Typer(no_args_is_help=True, help="User tasks.")
 
 # The server takes some hundred starts a second; more in flight would only wait for it.
 IN_FLIGHT = 16
+# How often to look whether there is room for more.
+LOOK_AGAIN_S = 0.5
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE_S = 5.0
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.")]
@@ -45,6 +47,7 @@ def submit(
     price: Annotated[int | None, typer.Option(min=0, help="The most it may cost, in credits.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 where it is not done.")] = False,
     file: Annotated[Path | None, typer.Option(help="JSON lines: task_type, payload, and any of the options.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="With --file: how many tasks may be open at a time.")] = 500,
     as_json: AsJson = False,
 ) -> None:
     """Ask for one task, or with --file for many; the same file twice submits nothing twice."""
@@ -54,7 +57,7 @@ def submit(
     if file is not None:
         if wait or payload is not None or task_id is not None:
             raise CommandError("expected --payload, --id and --wait with one task, and not with --file")
-        _submit_file(file, options, as_json)
+        _submit_file(file, options, at_once, as_json)
         return
     try:
         asked = json.loads(payload or "{}")
@@ -79,28 +82,39 @@ async def _submit(request: TaskRequest, wait: bool) -> tuple[bool, TaskStatus | 
     return new, await client.task_result(task_workflow_id(request.task_id)) if wait else None
 
 
-def _submit_file(file: Path, options: dict[str, Any], as_json: bool) -> None:
+def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: bool) -> None:
     """Twice over the file: nothing is submitted before every line is known to be good."""
     if not file.is_file():  # a pipe neither, which can be read once only
         raise CommandError(f"expected a file of tasks, but {file} is none")
     read = _reader()
     lines = sum(1 for _ in _requests(file, read, options))
-    new = run(_submit_all(_requests(file, read, options), lines))
+    new = run(_submit_all(_requests(file, read, options), lines, at_once))
     if as_json:
         emit({"tasks": lines, "new": new})
     else:
         out.print(f"{lines} tasks, {new} of them new")
 
 
-async def _submit_all(requests: Iterator[TaskRequest], lines: int) -> int:
-    client, new = await NautilusClient.connect(), 0
+async def _submit_all(requests: Iterator[TaskRequest], lines: int, at_once: int) -> int:
+    """A flood would take a small server's time from what is under way, cycles included: so many are open at a time."""
+    client, new, looking = await NautilusClient.connect(), 0, asyncio.Lock()
+    room = at_once - await client.open_tasks()
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
+
+        async def enter() -> None:
+            nonlocal room
+            async with looking:
+                while room <= 0:
+                    await asyncio.sleep(LOOK_AGAIN_S)  # what was started last must be listed first
+                    room = at_once - await client.open_tasks()
+                room -= 1
 
         async def feed() -> None:
             nonlocal new
             # Taken one by one from what all feeders share: the file streams, however long it is.
             for request in requests:
+                await enter()
                 # In two steps: the sum must be read after the wait, or another feeder's would be lost.
                 fresh = await client.submit_task(request)
                 new += fresh
@@ -113,9 +127,10 @@ async def _submit_all(requests: Iterator[TaskRequest], lines: int) -> int:
 def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskRequest]:
     """The file's tasks; a bad line raises CommandError with its number.
 
-    A line without an id is named by what it says and how often that came before: lines may be added and moved.
+    A line without an id is named by what it and the options say, and how often that came before: lines may be added and
+    moved.
     """
-    times = Counter[bytes]()
+    times, said_to_all = Counter[bytes](), json.dumps(options, sort_keys=True).encode()
     with file.open("rb") as lines:
         for number, line in enumerate(map(bytes.strip, lines), 1):
             if not line:
@@ -124,7 +139,7 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskR
                 fields = json.loads(line)
                 if not isinstance(fields, dict):
                     raise CommandError(f"expected an object, but {fields!r:.60} came")
-                said = sha256(line).digest()
+                said = sha256(said_to_all + line).digest()
                 times[said] += 1
                 derived = sha256(said + b"%d" % times[said]).hexdigest()[:20]
                 yield read(options | {"task_id": derived} | fields)
