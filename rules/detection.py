@@ -485,7 +485,9 @@ class _Look:
         rare = math.log2(WEEK_S / width.total_seconds() * self.settings.series_count / BUDGET)
         if usual.tasks < rare or self.at - since <= longest:
             return False
-        why = f"no task for {self.at - since}, where {usual.tasks} came {lag} earlier; longest before: {longest}"
+        silence_h, before_h = (gap.total_seconds() / 3_600 for gap in (self.at - since, longest))
+        usually = f"{usual.tasks} came {'a week' if lag.days == 7 else 'a day'} earlier"
+        why = f"no task for {silence_h:.3g} h, where {usually}; the longest gap before took {before_h:.3g} h"
         anomaly = _anomaly("no_data", name, self.at, self.at, Evidence(since=since), usual, why)
         self.put(name, Series(alarm=Alarm(anomaly=anomaly)), "no_data")
         return True
