@@ -173,8 +173,7 @@ def test_the_standard_error_covers_the_truth() -> None:
     told = [model(2.0) for model in models if model is not None]
 
     covered = sum(estimate.lower(1.96) <= truth <= estimate.upper(1.96) for estimate in told)
-    assert len(told) >= 180  # some 5% of the draws give no estimate, by design
-    assert covered >= 0.88 * len(told)  # so near to 1 the rate's distribution is skew
+    assert covered >= 0.86 * 200  # some 5% of the draws give no estimate, by design
 
 
 def test_kaplan_meier_is_the_textbook_one() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rules.baseline import Baseline, baseline
 from rules.detection import (
+    SLIGHT,
     SLOW_SHARE,
     SUCCESS_RATE,
     Detection,
@@ -502,6 +503,21 @@ def test_a_young_file_takes_the_shape_of_a_day_for_no_departure() -> None:
     young = [rate_rows(200, lambda h: 0.93 + 0.02 * math.sin(h / 24 * 2 * math.pi), 100, seed) for seed in range(30)]
 
     assert sum(len(detect_rates(rows)) for rows in young) <= 30 * 200 / 168 * 0.15  # as many as the budget allows
+
+
+def test_a_young_task_type_does_not_wipe_what_the_platform_has_gathered() -> None:
+    old = Watch().run(240, {"old": until(236, 0.93, 0.87), "other": always(0.93)}, tasks=40)
+    gathered = old.states["success_rate:platform"].cusums[-SLIGHT].score
+
+    old.history["new"] = [
+        Interval(start=MONDAY + timedelta(hours=h), counts=Counts(tasks=40, successes=37)) for h in range(180, 241)
+    ]
+    for name in ("old", "other"):
+        old.history[name].append(Interval(start=MONDAY + timedelta(hours=240), counts=Counts(tasks=40, successes=35)))
+    old.look(240, MONDAY + timedelta(hours=241))
+
+    assert gathered > 0
+    assert old.states["success_rate:platform"].cusums[-SLIGHT].score > gathered
 
 
 def test_rows_without_tasks_are_no_data() -> None:
