@@ -180,7 +180,8 @@ async def _play(temporal: Client, database: Database, recorded: Sequence[float],
         finally:
             agents.cancel()
             done.set()
-            await asyncio.wait([agents, tasks])
+            await asyncio.wait([agents])
+            await tasks
 
 
 async def play_all(cycles: int) -> dict[str, Any]:

@@ -451,7 +451,8 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
         finally:
             done.set()
             running.cancel()
-            await asyncio.wait([running, platform_runs])
+            await asyncio.wait([running])
+            await platform_runs
 
     assert result.end is not None
     assert result.end.ending is Ending.PROMOTED, result.end.reason

@@ -21,9 +21,7 @@ FEWEST_EXACT = 8
 TAIL_FROM = math.sqrt(0.5)
 FEWEST_IN_TAIL = 3
 # Groups that the jackknife leaves out in turn.
-GROUPS = 10
-# Student's t of nine degrees of freedom over the normal's, at 95%: so few groups tell the error itself roughly.
-STUDENT = 2.262 / 1.960
+GROUPS = 20
 
 
 class Estimate(NamedTuple):
@@ -132,15 +130,14 @@ def _poisson_at_most(count: int, mean: float) -> float:
 
 
 def jackknifed(shape: Shape, samples: Sequence[DurationSample]) -> Model | None:
-    """The success rate by a shape, with the standard error that leaving out each tenth of the tasks tells."""
+    """The success rate by a shape, with the standard error that leaving out each twentieth of the tasks tells."""
     parts = [samples, *([s for n, s in enumerate(samples) if n % GROUPS != group] for group in range(GROUPS))]
     known = [(durations.sound, shape(durations)) for durations in map(Durations.of, parts)]
 
     def model(limit: float) -> Estimate:
         rate, *others = [sound * curve(limit) for sound, curve in known if curve is not None]
         mean = fmean(others)
-        error = math.sqrt((GROUPS - 1) / GROUPS * math.fsum((other - mean) ** 2 for other in others))
-        return Estimate(rate, STUDENT * error)
+        return Estimate(rate, math.sqrt((GROUPS - 1) / GROUPS * math.fsum((other - mean) ** 2 for other in others)))
 
     return model if all(curve is not None for _, curve in known) else None
 
