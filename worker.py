@@ -8,10 +8,12 @@ Temporal is found the SDK's own way (temporal.toml, TEMPORAL_ADDRESS, ...), the 
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from inspect import getmembers, ismethod
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -43,10 +45,11 @@ from workflows.autonomy import AutonomyScan, AwardDueBids
 from workflows.consolidation import Consolidation
 from workflows.event_bus import EventBus
 from workflows.improvement_cycle import ImprovementCycle
-from workflows.market_task import MarketTask, RegisterTaskType
+from workflows.market_task import MarketTask
 from workflows.observatory import Diagnostics, Observatory
 from workflows.plugin import plugin
 from workflows.standing_decay import StandingDecay
+from workflows.type_registration import RegisterTaskType
 
 log = structlog.get_logger()
 
@@ -127,8 +130,18 @@ async def connect() -> Client:
     return await Client.connect(**config, plugins=[plugin()])
 
 
+def keep_bytecode(folder: Path) -> None:
+    """Let this process keep bytecode in `folder` where Python was told to keep none, as in many containers.
+
+    The sandbox executes the modules of a workflow anew for every run: without bytecode it would compile them each time.
+    """
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
+
+
 async def run(settings: Settings) -> None:
     """Run a worker until SIGINT or SIGTERM, then let what runs finish."""
+    keep_bytecode(settings.home / "cache" / "bytecode")
     platform = read_platform(settings.platform)
     database = Database(settings.database)
     stopping = asyncio.Event()

@@ -89,17 +89,11 @@ def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[s
     values = [dict(row) for row in rows]
     if not values:
         return set()
-    column = table.__table__.c[returning]  # type: ignore[attr-defined]
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    inserted: set[Any] = set()
-    # SQLite takes at most 32,766 bound values in a statement.
-    chunk = max(1, 30_000 // len(values[0]))
-    for start in range(0, len(values), chunk):
-        statement = (
-            dialect.insert(table).values(values[start : start + chunk]).on_conflict_do_nothing().returning(column)
-        )
-        inserted.update(session.execute(statement).scalars())
-    return inserted
+    into = table.__table__  # type: ignore[attr-defined]
+    # Values as parameters and not in the statement: SQLAlchemy then compiles it once, and splits long lists itself.
+    statement = dialect.insert(into).on_conflict_do_nothing().returning(into.c[returning])
+    return set(session.execute(statement, values).scalars())
 
 
 def migrate(database: Database) -> None:

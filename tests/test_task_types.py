@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,6 +41,19 @@ class {class_name}:
 
     def sample(self, unit_id):
         return Payload(n=len(unit_id))
+"""
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from activities.task_types import installed
+
+for name, task_type in installed().items():
+    task_type.prepare(Path(sys.argv[1]))
+    payload, before = task_type.sample("unit"), set(sys.modules)
+    task_type.run(payload, {})
+    print(name, sorted(set(sys.modules) - before))
 """
 
 
@@ -111,6 +126,14 @@ def test_a_broken_plug_in_is_one_line_and_takes_nobody_down(
     assert refused[0].startswith(f"task type broken of {name} 1.0: ")
     assert reason in refused[0]
     assert "\n" not in refused[0]
+
+
+def test_a_task_finds_everything_loaded(cache: Path) -> None:
+    """Every task is a process that is forked from one which has loaded what tasks need: 12 of 14 ms went here once."""
+    ran = subprocess.run([sys.executable, "-c", LOADED, str(cache)], capture_output=True, text=True, check=True)
+    assert {"monte_carlo []", "physics_simulation []", "ml_training []", "research_synthesis []"} <= set(
+        ran.stdout.splitlines()
+    )
 
 
 # -- samples

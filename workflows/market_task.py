@@ -37,8 +37,6 @@ from schema.messages.tasks import (
     TaskRequest,
     TaskState,
     TaskStatus,
-    TaskTypeListing,
-    TypeRegistration,
     WorkOrder,
     WorkResult,
 )
@@ -100,7 +98,7 @@ class MarketTask(Intake):
             opening = TaskOpening(
                 request=state.request, run_id=workflow.info().first_execution_run_id, at=workflow.now()
             )
-            state.briefing = await call(TaskActivities.open_task, opening, summary="open the task")
+            state.briefing = await call(TaskActivities.open_task, opening)
             state.award, state.awarded_at = state.known.award, workflow.now()
         if state.known.duplicate:
             raise ApplicationError(f"expected a new task, but {state.request.task_id} has been done", type="duplicate")
@@ -150,7 +148,7 @@ class MarketTask(Intake):
         assert state.award is not None
         self._enter(TaskPhase.EXECUTING)
         order = WorkOrder(request=state.request, award=state.award)
-        state.settlement = await self._poll(self._work(TaskWork.execute, order, summary=f"for {order.award.agent_id}"))
+        state.settlement = await self._poll(self._work(TaskWork.execute, order))
 
     async def _wait_for_the_executor(self) -> None:
         """The winner's own executor has it: it beats, and hands in before the deadline; or the next one gets it."""
@@ -220,7 +218,9 @@ class MarketTask(Intake):
         # What stands may be another: the work may have been settled while a person aborted it.
         state.settlement = await call(TaskActivities.settle_task, settlement, summary=f"{ending.value}: settle")
 
-    def _work(self, activity: Callable[..., Any], *args: Any, summary: str) -> workflow.ActivityHandle[Any]:
+    def _work(
+        self, activity: Callable[..., Any], *args: Any, summary: str | None = None
+    ) -> workflow.ActivityHandle[Any]:
         """Work takes the processor: it runs on workers, and on a queue, of its own."""
         return workflow.start_activity_method(
             activity,
@@ -389,15 +389,3 @@ class MarketTask(Intake):
         if state.settlement is not None:
             lines.append(f"**{state.settlement.ending.value}**: {state.settlement.reason}")
         workflow.set_current_details("\n\n".join(lines))
-
-
-@workflow.defn(name=wire.TYPE_REGISTRATION, failure_exception_types=BUGS)
-class RegisterTaskType:
-    """An agent that brings its own executor adds a task type. A workflow of its own: agents reach Temporal alone."""
-
-    @workflow.run
-    async def run(self, registration: TypeRegistration) -> TaskTypeListing:
-        listing: TaskTypeListing = await call(
-            TaskActivities.register_task_type, registration, workflow.now(), summary=f"add {registration.name}"
-        )
-        return listing

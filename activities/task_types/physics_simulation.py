@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy import linalg, random  # which numpy loads on first use, and then each task would
 from pydantic import Field
 
 from schema.messages.base import Value
@@ -75,7 +76,7 @@ class PhysicsSimulation:
 
 def starting_point(system: PlanetarySystem) -> tuple[Array, Array]:
     """Masses, and positions and velocities in one vector: nearly circular orbits around a star of one solar mass."""
-    generator = np.random.default_rng(system.seed)
+    generator = random.default_rng(system.seed)
     masses = np.concatenate([[1.0], 10 ** generator.uniform(-6, -4, system.planets)])
     radii = SPACING ** np.arange(system.planets)
     angles = generator.uniform(0, 2 * pi, system.planets)
@@ -101,8 +102,8 @@ def motion(masses: Array, state: Array) -> Array:
 def conserved(masses: Array, state: Array) -> Array:
     """Total energy, and the length of the total angular momentum."""
     positions, velocities = state.reshape(2, -1, 3)
-    apart = np.linalg.norm(positions[None, :] - positions[:, None], axis=2)
+    apart = linalg.norm(positions[None, :] - positions[:, None], axis=2)
     i, j = np.triu_indices(len(masses), 1)
     energy = (masses * (velocities**2).sum(1)).sum() / 2 - (G * masses[i] * masses[j] / apart[i, j]).sum()
-    spin = np.linalg.norm((masses[:, None] * np.cross(positions, velocities)).sum(0))
+    spin = linalg.norm((masses[:, None] * np.cross(positions, velocities)).sum(0))
     return np.array([energy, spin])

@@ -1,0 +1,38 @@
+"""What a worker does to its own process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SANDBOXED = """
+import asyncio, sys
+from pathlib import Path
+from temporalio import workflow
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+import worker
+from workflows.market_task import MarketTask
+from workflows.plugin import _runner
+
+async def run():
+    worker.keep_bytecode(Path(sys.argv[1]))
+    _runner(SandboxedWorkflowRunner()).prepare_workflow(workflow._Definition.must_from_class(MarketTask))
+
+asyncio.run(run())
+"""
+
+
+def test_the_sandbox_finds_bytecode_where_python_was_told_to_keep_none(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", SANDBOXED, str(tmp_path)], check=True, env=environment)
+    kept = {path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")}
+    assert {"market_task", "intake", "calls", "bidding", "identity"} <= kept
+
+
+def test_python_s_own_bytecode_is_left_where_it_is(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    code = "import sys, worker, pathlib; worker.keep_bytecode(pathlib.Path(sys.argv[1])); print(sys.pycache_prefix)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, capture_output=True, text=True
+    )
+    assert ran.stdout == "None\n"
