@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ RESULT_LIMIT_BYTES = 1 << 20  # a report; what is larger belongs in a store, not
 LONGEST_LIMIT_S = 7 * 86_400.0
 START_LIMIT_S = 30.0  # from the fork to the start of the work, on a machine that is busy
 PREPARE_LIMIT_S = 300.0  # loading every task type, with the index built on a slow disk
+UNWANTED_LOOK_S = 0.2  # how soon a runner that is closed while it prepares is closed
 CLOSE_LIMIT_S = 5.0
 ORPHAN_LIMIT_S = 5.0  # beyond the task's limit: ends a child whose zygote was killed
 DETAIL_CHARS = 500
@@ -116,8 +117,8 @@ class TaskRunner:
 
     def close(self) -> None:
         """Kill what runs and end the zygote. Threads that wait for a task get RunnerStopped. May be called twice."""
+        self._closed = True  # first, so that a zygote that is still preparing is given up and the lock is free soon
         with self._lock:
-            self._closed = True
             if self._zygote is not None:
                 self._zygote.end()
 
@@ -153,14 +154,14 @@ class TaskRunner:
         if self._closed:
             raise RunnerStopped("expected an open runner, but it was closed")
         if self._zygote is None or not self._zygote.listening:
-            self._zygote = _Zygote(self._order)
+            self._zygote = _Zygote(self._order, lambda: self._closed)
         return self._zygote
 
 
 class _Zygote:
-    """The zygote, seen from the runner. Raises RunnerStopped where it does not start."""
+    """The zygote, seen from the runner. Raises RunnerStopped where it does not start, or is no longer wanted."""
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, order: Mapping[str, Any], unwanted: Callable[[], bool]) -> None:
         self._answers: dict[int, Future[Execution]] = {}
         self._control, theirs = Pipe()
         with theirs:
@@ -174,8 +175,12 @@ class _Zygote:
             )
         try:
             self._control.send(order)
-            if not self._control.poll(PREPARE_LIMIT_S):
-                raise TimeoutError(f"expected it within {PREPARE_LIMIT_S:g} s")
+            deadline = time.monotonic() + PREPARE_LIMIT_S
+            while not self._control.poll(UNWANTED_LOOK_S):
+                if unwanted():
+                    raise RunnerStopped("expected an open runner, but it was closed while it prepared")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"expected it within {PREPARE_LIMIT_S:g} s")
             not_prepared: dict[str, str] = self._control.recv()
         except BaseException as error:
             self.process.kill()  # on Ctrl-C too: what is not ready must not be taken for it later

@@ -94,6 +94,17 @@ class Unprepared(Probe):
         raise OSError("the disk is full")
 
 
+class Unready(Probe):
+    """Prepares for ever, and calls the test from there."""
+
+    name: ClassVar[str] = "unready"
+
+    def prepare(self, cache: Path) -> None:
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(str(cache / "call"))
+        signal.pause()
+
+
 class Line:
     """The other end of a task's call."""
 
@@ -297,6 +308,18 @@ def test_closing_ends_every_process_and_tells_who_waits(tmp_path: Path, line: Li
         os.kill(zygote, 0)
     with pytest.raises(RunnerStopped):
         runner.run("probe", Act(act="echo"), {}, LIMIT_S)
+
+
+def test_a_runner_that_still_prepares_is_closed_at_once(tmp_path: Path, line: Line) -> None:
+    runner = TaskRunner({"unready": Unready()}, tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        starting = threads.submit(runner.start)
+        call = line.answered()
+        threads.submit(runner.close).result(WAIT_S)
+
+        with pytest.raises(RunnerStopped, match="closed while it prepared"):
+            starting.result(WAIT_S)
+    assert everyone_hung_up(call)
 
 
 def test_a_killed_platform_leaves_no_process(tmp_path: Path, line: Line) -> None:
