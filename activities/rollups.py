@@ -15,6 +15,7 @@ from sqlalchemy import LargeBinary
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, select
 
+from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
 from schema.messages.observatory import Counts, FailureKind, Interval, Measures, TaskOutcome
@@ -113,6 +114,8 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
 
 def count_fill(session: Session, task_type: str, at: datetime, awarded: bool, interval_s: int) -> None:
     """Count a task whose bidding is over: it was awarded (for the first time), or nobody bid."""
+    # Every caller announces something too, before or after: in one order, or two of them wait for each other.
+    lock(session, "event")
     row = {"start": interval_start(at, interval_s), "task_type": task_type, "tasks": 1, "awarded": int(awarded)}
     session.execute(_adding(FillRow, session.get_bind().dialect.name), row)
 
