@@ -18,8 +18,8 @@ from activities import ledger
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from rules.decision import Decision
-from rules.design import is_harmful
-from rules.verdict import is_good, read
+from rules.design import breaks_something
+from rules.verdict import is_good, is_success, read
 from schema.messages.events import EventType
 from schema.messages.experiment import (
     ArmCounts,
@@ -27,8 +27,6 @@ from schema.messages.experiment import (
     Configuration,
     ExperimentDesign,
     GuardCounts,
-    Guardrail,
-    GuardrailKind,
     Look,
     Promotion,
     PromotionResult,
@@ -39,7 +37,7 @@ from schema.messages.experiment import (
     Variant,
 )
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts, TaskOutcome
+from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOutcome
 from schema.messages.platform import ParameterState, Platform
 from schema.tables.experiment import (
     ArmRow,
@@ -72,6 +70,8 @@ def parameter_states(session: Session, platform: Platform) -> tuple[ParameterSta
             value=rows[p.key].value if p.refusal(rows[p.key].value) is None else p.default,
             version=rows[p.key].version,
             mode=p.mode or platform.mode,
+            previous=rows[p.key].previous if rows[p.key].version > 1 else None,
+            changed_at=rows[p.key].changed_at if rows[p.key].version > 1 else None,
         )
         for p in platform.parameters
         if p.key in rows
@@ -264,7 +264,7 @@ def _settled(look: Look, reading: Reading) -> bool:
         case Purpose.EXPERIMENT:
             return reading.decision != Decision.CONTINUE.value
         case Purpose.WATCH:
-            return is_harmful(look.design, reading)
+            return breaks_something(look.design, reading)
 
 
 def progress(reading: Reading) -> str:
@@ -497,7 +497,8 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     ).all()
     for assignment, experiment in rows:
         outcome = outcomes[assignment.task_id]
-        assignment.success = outcome.failure is None
+        objectives = experiment.design.get("objectives", {})  # an experiment that runs may be older than they are
+        assignment.success = is_success({t: Guardrail.model_validate(g) for t, g in objectives.items()}, outcome)
         session.add(assignment)
         arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
         arm.finished += 1

@@ -17,7 +17,7 @@ from activities import identity, ledger
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.experiment import parameter_states, release
-from activities.observatory import counts_since, guardrails, healthy_counts
+from activities.observatory import counts_since, guardrails, healthy_counts, objectives
 from activities.rollups import count_fill
 from rules import standing as standings
 from rules.identity import REVOKED
@@ -213,6 +213,8 @@ class MarketActivities:
             task_types = self._task_types(opening)
             window = timedelta(seconds=self._platform.observatory.floor_window_s)
             onset = request.anomaly.onset if request.anomaly else at - window
+            observatory = self._platform.observatory
+            aims = objectives(session, request.anomaly, observatory)
             return Briefing(
                 cycle_id=row.cycle_id,
                 attempt=row.attempt,
@@ -220,10 +222,13 @@ class MarketActivities:
                 rules=self._platform.cycle,
                 parameters=parameter_states(session, self._platform),
                 agents=roster(session),
-                baseline=counts_since(session, task_types, onset),
-                baselines={t.name: counts_since(session, [t.name], onset) for t in self._platform.task_types},
-                healthy=healthy_counts(session, task_types, at, self._platform.observatory),
-                guardrails=guardrails(session, task_types, at, self._platform.observatory),
+                baseline=counts_since(session, task_types, onset, None, aims),
+                baselines={
+                    t.name: counts_since(session, [t.name], onset, None, aims) for t in self._platform.task_types
+                },
+                healthy=healthy_counts(session, task_types, at, observatory, aims),
+                guardrails=guardrails(session, task_types, at, observatory, bool(aims)),
+                objectives=aims,
                 duplicate=row.run_id != opening.run_id,
                 unsigned_agents=self._platform.unsigned_agents,
                 market=self._platform.market,

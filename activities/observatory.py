@@ -6,8 +6,8 @@ snapshot, the anomalies it raises and their events are one transaction, keyed by
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast, get_args
 
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
@@ -21,8 +21,10 @@ from activities.experiment import finish_assignments, parameter_states
 from activities.memory import recall
 from activities.rollups import (
     FAILURE_COLUMNS,
+    SHARES,
     SKETCHES,
     Rollup,
+    good,
     histories,
     interval_start,
     measures,
@@ -30,29 +32,32 @@ from activities.rollups import (
     rollups,
     together,
 )
-from activities.sketches import above, below, highest, lowest, quantile
+from activities.sketches import highest, lowest, quantile
 from rules.baseline import PRIOR_TASKS, total
 from rules.cooldown import next_attempt_at
+from rules.design import baseline_rate
 from rules.detection import PLATFORM, Detection, Series, detect_all
 from rules.elevation import after
 from rules.health import health
 from schema.messages.cycle import Ending
 from schema.messages.events import EventType
-from schema.messages.experiment import Guardrail, GuardrailKind
 from schema.messages.observatory import (
     AgentRecord,
+    Anomaly,
     Counts,
     Diagnosis,
     DiagnosisRequest,
     DurationSample,
     FailureKind,
+    Guardrail,
+    GuardrailKind,
     Interval,
     PastEnding,
     Snapshot,
     TaskOutcome,
     TaskTypeDiagnosis,
 )
-from schema.messages.platform import Mode, ObservatoryRules, Platform
+from schema.messages.platform import Aim, Mode, ObservatoryRules, Platform
 from schema.messages.schedules import Elevation
 from schema.tables.experiment import AssignmentRow, ExperimentRow, ParameterRow
 from schema.tables.market import AgentRow, AwardRow, FillRow, MetaTaskRow
@@ -70,12 +75,22 @@ from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 SAMPLES = 4_000
 # SQLite takes at most 32,766 values in a statement.
 RECORDED_AT_A_TIME = 5_000
+LONGEST_DIAGNOSIS = timedelta(days=90)
 # A transaction of some tenths of a second, for which recorders wait.
 EXPIRED_AT_A_TIME = 20_000
 # Long enough to compare with the same season of last year.
 ROLLUP_RETENTION = timedelta(days=400)
-# What an experiment can decide on, and silence; of every other metric an anomaly is told, and opens no cycle.
+# What opens a cycle on every platform; an operator may add metrics of speed and cost. Of every other an anomaly is only
+# told.
 CYCLED = ("success_rate", "no_data")
+# Of which quantile of the baseline no more tasks may fall short.
+GUARDED = {"durations": 0.95, "qualities": 0.5, "costs": 0.95}
+# What a sketch is about, as what must not get worse, and the bound of a bucket that still belongs to the good.
+AIMS = {
+    "durations": (GuardrailKind.FAST, highest),
+    "qualities": (GuardrailKind.WELL_RATED, lowest),
+    "costs": (GuardrailKind.CHEAP, highest),
+}
 
 
 def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> int:
@@ -138,8 +153,20 @@ def agent_record(session: Session, since: datetime, until: datetime) -> dict[tup
     return {(row.agent_id, row.task_type): AgentRecord.model_validate(row, from_attributes=True) for row in rows}
 
 
-def counts_since(session: Session, task_types: Sequence[str], since: datetime, until: datetime | None = None) -> Counts:
-    """Tasks and successes of some task types in the intervals that start at `since` or later (and before `until`)."""
+def counts_since(
+    session: Session,
+    task_types: Sequence[str],
+    since: datetime,
+    until: datetime | None = None,
+    objectives: Mapping[str, Guardrail] | None = None,
+) -> Counts:
+    """Tasks and successes of some task types in the intervals that start at `since` or later (and before `until`).
+
+    A success is what is good by the `objectives`, where there are any.
+    """
+    if objectives:
+        tracks = rollups(session, since, until or datetime.max.replace(tzinfo=UTC), task_types)
+        return total(good(one, objectives.get(name)) for name, track in tracks.items() for one in track)
     query = select(func.coalesce(func.sum(RollupRow.tasks), 0), func.coalesce(func.sum(RollupRow.successes), 0)).where(
         col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since
     )
@@ -149,11 +176,22 @@ def counts_since(session: Session, task_types: Sequence[str], since: datetime, u
     return Counts(tasks=tasks, successes=successes)
 
 
-def healthy_counts(session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules) -> Counts | None:
+def healthy_counts(
+    session: Session,
+    task_types: Sequence[str],
+    at: datetime,
+    rules: ObservatoryRules,
+    objectives: Mapping[str, Guardrail] | None = None,
+) -> Counts | None:
     """The counts of the baseline window before the guard gap; None where nothing was recorded there."""
-    end = at - timedelta(seconds=rules.guard_s)
-    counts = counts_since(session, task_types, end - timedelta(seconds=rules.baseline_s), end)
+    counts = counts_since(session, task_types, *baseline_window(at, rules), objectives)
     return counts if counts.tasks else None
+
+
+def baseline_window(at: datetime, rules: ObservatoryRules) -> tuple[datetime, datetime]:
+    """From when to when a baseline of `at` looks: it ends before the guard gap."""
+    end = at - timedelta(seconds=rules.guard_s)
+    return end - timedelta(seconds=rules.baseline_s), end
 
 
 def latest_snapshot(database: Database) -> Snapshot | None:
@@ -164,33 +202,48 @@ def latest_snapshot(database: Database) -> Snapshot | None:
 
 
 def guardrails(
-    session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules
+    session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules, aims: bool = False
 ) -> tuple[Guardrail, ...]:
     """What must not get worse, from the roll-ups of the baseline window (or, on day one, of all there is).
 
     A guardrail of something that is not measured here is none. Bounds lie between two buckets of the sketches, so the
-    usual share is counted exactly. The margin is the cycle's to set.
+    usual share is counted exactly. The margin is the cycle's to set. Who aims at something else than success is guarded
+    by it.
     """
-    end = at - timedelta(seconds=rules.guard_s)
-    since = end - timedelta(seconds=rules.baseline_s)
+    since, end = baseline_window(at, rules)
     tracks = rollups(session, since, at, task_types)
     everything = [one for track in tracks.values() for one in track]
     healthy = together(one for one in everything if one.start < end)
     usual = healthy if healthy.tasks >= PRIOR_TASKS else together(everything)
-    found = []
+    found = [_guardrail(usual, field, share) for field, share in GUARDED.items()]
+    if aims and usual.tasks:
+        found.append(Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=baseline_rate(usual.counts), margin=0.05))
+    return tuple(one for one in found if one is not None)
 
-    def add(kind: GuardrailKind, bound: float, good: int, judged: int) -> None:
-        found.append(Guardrail(kind=kind, bound=bound, usual=(good + 0.5) / (judged + 1), margin=0.05))
 
-    if (slow := quantile(usual.durations, 0.95)) is not None:
-        fast = usual.durations.total() - above(usual.durations, slow)
-        add(GuardrailKind.FAST, highest(slow), fast, usual.tasks)  # a failed task is slow
-    if (median := quantile(usual.qualities, 0.5)) is not None:
-        well = usual.rated - below(usual.qualities, median)
-        add(GuardrailKind.WELL_RATED, lowest(median), well, usual.rated)
-    if (dear := quantile(usual.costs, 0.95)) is not None:
-        add(GuardrailKind.CHEAP, highest(dear), usual.tasks - above(usual.costs, dear), usual.tasks)
-    return tuple(found)
+def objectives(session: Session, anomaly: Anomaly | None, rules: ObservatoryRules) -> dict[str, Guardrail]:
+    """What a good task of each type is, where an anomaly is of slow or dear ones: what its metric does not count.
+
+    By the baseline before the onset, whenever it is asked for.
+    """
+    if anomaly is None or anomaly.metric not in get_args(Aim):
+        return {}
+    field, share, _ = SHARES[anomaly.metric]
+    tracks = rollups(session, *baseline_window(anomaly.onset, rules))
+    found = {name: _guardrail(together(track), field, share) for name, track in tracks.items()}
+    return {name: aim for name, aim in found.items() if aim is not None}
+
+
+def _guardrail(usual: Rollup, field: str, share: float) -> Guardrail | None:
+    """Tasks on the good side of a quantile of what is usual; None where nothing was measured."""
+    kind, bound = AIMS[field]
+    if (bucket := quantile(getattr(usual, field), share)) is None:
+        return None
+    aim = Guardrail(kind=kind, bound=bound(bucket), usual=0.0, margin=0.05)
+    counts = good(usual, aim)
+    if kind is GuardrailKind.WELL_RATED:  # what is not rated says nothing of what is usual
+        counts = Counts(tasks=usual.rated, successes=counts.successes)
+    return aim.model_copy(update={"usual": baseline_rate(counts)})
 
 
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
@@ -251,8 +304,7 @@ class ObservatoryActivities:
             if (taken := session.get(SnapshotRow, at)) is not None:
                 return Snapshot.model_validate(taken.body)
             tracks = rollups(session, since, until)
-            end = until - timedelta(seconds=rules.guard_s)
-            watched = histories(tracks, end - timedelta(seconds=rules.baseline_s), end)
+            watched = histories(tracks, *baseline_window(until, rules))
             active = _active_agents(session, since, until, rules.interval_s)
             fills = _fills(session, since, until)
             # A series without an interval must not take a share of the false-alarm budget.
@@ -302,12 +354,17 @@ class ObservatoryActivities:
                 row.closed_at = at
                 session.add(row)
                 emit(session, EventType.ANOMALY_CLOSED, row.subject, row.anomaly_id, at, anomaly_id=row.anomaly_id)
-            elif self._platform.mode is Mode.OBSERVE or row.body["metric"] not in CYCLED:
+            elif self._platform.mode is Mode.OBSERVE or not self._opens_cycles(row.body):
                 key = f"{row.anomaly_id}:observed"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=None)
             elif (attempt := self._due_attempt(session, row, at)) is not None:
                 key = f"{row.anomaly_id}:{attempt}"
                 emit(session, EventType.ANOMALY_DETECTED, row.subject, key, at, anomaly=row.body, attempt=attempt)
+
+    def _opens_cycles(self, anomaly: Mapping[str, Any]) -> bool:
+        """Whether an experiment can decide on it; a bound for slow or dear tasks is one of a type."""
+        metric: str = anomaly["metric"]
+        return metric in CYCLED or (metric in self._platform.observatory.opens_cycles and anomaly["task_type"] != "")
 
     def _due_attempt(self, session: Session, anomaly: AnomalyRow, at: datetime) -> int | None:
         """The number of the next attempt on an open anomaly, or None while one runs or cools down."""
@@ -329,17 +386,25 @@ class ObservatoryActivities:
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
         """The recorded facts of the trailing window: counts, failures by kind, durations, parameters, past endings."""
-        start = at - timedelta(seconds=request.window_s)
+        window = timedelta(seconds=request.window_s)
+        start = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
         samples = min(request.samples, SAMPLES // max(1, len(self._platform.task_types)))
         with self._database.reading() as session:
             known = history(session, start, at)
+            about = select(AnomalyRow).where(AnomalyRow.subject == request.subject)
+            row = session.exec(about.order_by(col(AnomalyRow.detected_at).desc()).limit(1)).first()
+            anomaly = Anomaly.model_validate(row.body) if row else None
+            aims = objectives(session, anomaly, self._platform.observatory)
+
+            def diagnosis(name: str) -> TaskTypeDiagnosis:
+                since = counts_since(session, [name], start, at, aims)
+                before = counts_since(session, [name], start - window, start, aims)
+                return _diagnosis(session, name, known.get(name, []), start, samples, since, before)
+
             return Diagnosis(
                 at=at,
                 window_start=start,
-                task_types=tuple(
-                    _diagnosis(session, declared.name, known.get(declared.name, []), start, samples)
-                    for declared in self._platform.task_types
-                ),
+                task_types=tuple(diagnosis(declared.name) for declared in self._platform.task_types),
                 parameters=parameter_states(session, self._platform),
                 endings=_endings(session, request.subject),
                 memory=recall(session, request.subject, at),
@@ -474,7 +539,13 @@ def _measure(
 
 
 def _diagnosis(
-    session: Session, task_type: str, intervals: Sequence[Interval], start: datetime, samples: int
+    session: Session,
+    task_type: str,
+    intervals: Sequence[Interval],
+    start: datetime,
+    samples: int,
+    since: Counts,
+    before: Counts,
 ) -> TaskTypeDiagnosis:
     rows = session.exec(
         select(OutcomeRow.duration_s, OutcomeRow.failure)
@@ -484,7 +555,8 @@ def _diagnosis(
     ).all()
     return TaskTypeDiagnosis(
         task_type=task_type,
-        counts=total(interval.counts for interval in intervals),
+        counts=since,
+        before=before,
         failures={k: n for k in FailureKind if (n := sum(i.failures.get(k, 0) for i in intervals))},
         samples=tuple(
             DurationSample(duration_s=duration_s, failure=FailureKind(failure) if failure else None)

@@ -18,7 +18,15 @@ from sqlmodel import Session, SQLModel, select
 from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
-from schema.messages.observatory import Counts, FailureKind, Interval, Measures, TaskOutcome
+from schema.messages.observatory import (
+    Counts,
+    FailureKind,
+    Guardrail,
+    GuardrailKind,
+    Interval,
+    Measures,
+    TaskOutcome,
+)
 from schema.tables.market import FillRow
 from schema.tables.observatory import AgentRollupRow, RollupRow
 
@@ -190,6 +198,22 @@ def measures(total: Rollup) -> Measures:
         mean_quality=total.quality_sum / total.rated if total.rated else None,
         spending=total.cost_sum,
     )
+
+
+def good(one: Rollup, objective: Guardrail | None) -> Counts:
+    """The tasks of an interval, and those that are good by an objective; without one, those that succeeded.
+
+    Exact, where the bound lies between two buckets.
+    """
+    bound, within = (objective.bound if objective else 0.0), one.successes
+    match objective.kind if objective else GuardrailKind.COMPLETED:
+        case GuardrailKind.FAST:
+            within = sum(count for bucket, count in one.durations.items() if value(bucket) <= bound)
+        case GuardrailKind.WELL_RATED:
+            within = sum(count for bucket, count in one.qualities.items() if value(bucket) >= bound)
+        case GuardrailKind.CHEAP:
+            within = one.tasks - sum(count for bucket, count in one.costs.items() if value(bucket) > bound)
+    return Counts(tasks=one.tasks, successes=within)
 
 
 def histories(

@@ -16,8 +16,8 @@ def refusal(
 ) -> str | None:
     """Say why a proposal cannot be put to the vote, or None when it can.
 
-    `task_type` is what the cycle is about (empty: the whole platform); `baseline_rate` and `minimum_effect` are success
-    rates, 0 to 1.
+    `task_type` is what the cycle is about (empty: the whole platform); `baseline_rate` and `minimum_effect` are shares
+    of good tasks, 0 to 1.
     """
     state = parameters.get(proposal.parameter)
     if state is None:

@@ -24,7 +24,7 @@ EVEN = 0.5
 
 
 def baseline_rate(baseline: Counts) -> float:
-    """The affected tasks' success rate, kept off 0 and 1 (Krichevsky & Trofimov 1981: half a task each way)."""
+    """The affected tasks' share of good ones, kept off 0 and 1 (Krichevsky & Trofimov 1981: half a task each way)."""
     return (baseline.successes + 0.5) / (baseline.tasks + 1)
 
 
@@ -56,6 +56,7 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         treatment_share=EVEN,
         exposure=exposure(state.declaration.risk, rules),
         guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
+        objectives={t: aim for t, aim in briefing.objectives.items() if t in state.declaration.task_types},
         **rules.model_dump(include=RULED),
     )
 
@@ -74,6 +75,11 @@ def exposure(risk: Risk, rules: CycleRules) -> float:
 def is_harmful(design: ExperimentDesign, reading: Reading) -> bool:
     """Whether the evidence of harm has reached its threshold: Ville's inequality at level harm_alpha."""
     return reading.log_e_harm >= math.log(1 / design.harm_alpha)
+
+
+def breaks_something(design: ExperimentDesign, reading: Reading) -> bool:
+    """Whether it is harmful, or a guardrail is broken: by chance at most harm_alpha for each of them."""
+    return is_harmful(design, reading) or reading.decision == "harmful"
 
 
 def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:

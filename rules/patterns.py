@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from statistics import NormalDist
 from typing import NamedTuple
 
-from rules.design import is_harmful
+from rules.design import breaks_something
 from rules.detection import binomial_tail
 from rules.rates import wilson
 from schema.messages.cycle import CycleEnd, Ending
@@ -91,7 +91,7 @@ def remedy(end: CycleEnd, design: ExperimentDesign, symptom: Symptom) -> Learned
         case Ending.FUTILE | Ending.HARMFUL:
             against = 1
         case Ending.ROLLED_BACK:
-            if end.watch is None or not is_harmful(design, end.watch):
+            if end.watch is None or not breaks_something(design, end.watch):
                 return None
             reading, against = end.watch, 1
         case Ending.INCONCLUSIVE:

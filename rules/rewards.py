@@ -22,7 +22,7 @@ def missed_penalty(price: int) -> int:
 
 
 def improvement_bonus(reading: Reading | None, most: int) -> int:
-    """A share of `most`: the points of success rate that the experiment holds certain (its interval's lower end)."""
+    """A share of `most`: the points, in good tasks, that the experiment holds certain (its interval's lower end)."""
     if reading is None or reading.interval is None:
         return 0
     return round(most * min(1.0, max(0.0, reading.interval[0])))

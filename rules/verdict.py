@@ -1,23 +1,22 @@
 """Verdict: what a design and its counts mean, guardrails included. The same counts always give the same reading.
 
-`rules.decision` judges the success rate; this adds what a platform asks on top: no promotion on a handful of tasks or
-before the minimum run time, none while a guardrail has no data, and a stop where one is broken. All guardrails are the
-same object as the harm monitor: an e-process on shares of good tasks, arm against arm.
+`rules.decision` judges the share of good tasks; this adds what a platform asks on top: no promotion on a handful of
+tasks or before the minimum run time, none while a guardrail has no data, and a stop where one is broken. All guardrails
+are the same object as the harm monitor: an e-process on shares of good tasks, arm against arm.
 """
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
 
 from rules.decision import Arm, Decision, Design, Stratum, decide, harm_evidence
 from schema.messages.experiment import (
     ExperimentDesign,
     GuardCounts,
-    Guardrail,
-    GuardrailKind,
     Reading,
     StratumCounts,
 )
-from schema.messages.observatory import Counts, TaskOutcome
+from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOutcome
 
 # What a decision takes from a design, under the same names.
 STATED = {"baseline_rate", "predicted_rate", "minimum_effect", "alpha", "beta", "harm_alpha", "max_tasks"}
@@ -26,12 +25,20 @@ STATED = {"baseline_rate", "predicted_rate", "minimum_effect", "alpha", "beta", 
 def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
     """Whether a task is good by a guardrail; None where it cannot be judged. A failed or cut-off task is slow."""
     match guardrail.kind:
+        case GuardrailKind.COMPLETED:
+            return outcome.failure is None
         case GuardrailKind.FAST:
             return outcome.failure is None and outcome.duration_s <= guardrail.bound
         case GuardrailKind.WELL_RATED:
             return None if outcome.quality is None else outcome.quality >= guardrail.bound
         case GuardrailKind.CHEAP:
             return outcome.cost <= guardrail.bound
+
+
+def is_success(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool:
+    """Whether a task counts for its arm: it is good by its type's objective, or, where there is none, did not fail."""
+    objective = objectives.get(outcome.task_type)
+    return outcome.failure is None if objective is None else is_good(objective, outcome) is True
 
 
 def read(

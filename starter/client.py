@@ -153,11 +153,11 @@ class NautilusClient:
             status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
         return status
 
-    async def diagnose(self, subject: str, window_s: int = 86_400) -> Diagnosis:
-        """The facts about a subject, over the trailing window."""
+    async def diagnose(self, subject: str, window_s: int = 86_400, since: datetime | None = None) -> Diagnosis:
+        """The facts about a subject, over the trailing window, or since an instant and over the window before it."""
         result: Diagnosis = await self.temporal.execute_workflow(
             wire.DIAGNOSTICS,
-            DiagnosisRequest(subject=subject, window_s=window_s),
+            DiagnosisRequest(subject=subject, window_s=window_s, since=since),
             id=f"diagnostics:{uuid4()}",
             task_queue=self._task_queue,
             result_type=Diagnosis,

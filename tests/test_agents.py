@@ -3,7 +3,8 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sqlmodel import select
 from temporalio.client import Client
 
 from activities.database import Database
-from activities.experiment import declare_parameters
-from activities.observatory import record_outcomes
+from activities.experiment import declare_parameters, parameter_states
+from activities.market import register_agent
+from activities.observatory import ObservatoryActivities, record_outcomes
 from rules import bounds, consensus
 from schema import wire
-from schema.messages.cycle import CycleRequest, CycleStatus, Ending, Phase, workflow_id
+from schema.messages.base import Value
+from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Ending, Phase, workflow_id
+from schema.messages.events import EventType
+from schema.messages.market import Bid
 from schema.messages.observatory import (
+    Anomaly,
     Counts,
     Diagnosis,
     DurationSample,
     FailureKind,
+    GuardrailKind,
     PastEnding,
     TaskOutcome,
     TaskTypeDiagnosis,
 )
-from schema.messages.platform import ParameterKind, ParameterState, Risk
-from schema.messages.proposals import Choice, Evidence, Proposal, Tally
+from schema.messages.platform import (
+    ObservatoryRules,
+    ParameterKind,
+    ParameterState,
+    Platform,
+    Risk,
+    TaskTypeDeclaration,
+)
+from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Tally
 from schema.settings import Settings
+from schema.tables.events import EventRow
 from starter import keys
 from starter.agents import run_agents
 from starter.agents.estimators import (
@@ -45,7 +61,7 @@ from starter.agents.estimators import (
     observed_tail,
 )
 from starter.agents.evidence import Case, snap
-from starter.agents.investigator import Investigator
+from starter.agents.investigator import Investigator, contradiction
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
 from starter.platform.recorder import Recorder
@@ -54,7 +70,7 @@ from starter.stack import register_own
 from tests import builders
 from worker import worker
 
-RESEARCH = "research_synthesis"
+RESEARCH, BREADTH = "research_synthesis", "research_synthesis.breadth"
 AGENTS = {agent.agent_id: agent for agent in ROSTER}
 Draw = Callable[[random.Random], DurationSample]
 
@@ -108,7 +124,7 @@ def case(
         anomaly=builders.anomaly(),
         proposal=proposal,
     )
-    return Case(status, diagnosis, diagnosis)
+    return Case(status, diagnosis)
 
 
 def limit_of(value: float, **changes: Any) -> ParameterState:
@@ -401,24 +417,16 @@ def test_the_vote_on_what_would_not_help_fails_in_97_of_100_draws(value: float, 
 # ---- the real thing
 
 
-async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
-    temporal: Client, database: Database, task_queue: str, tmp_path: Path
-) -> None:
-    platform = builders.platform(
-        parameters=(limit_of(1.0).declaration,),
-        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
-        unsigned_agents=False,
-    )
-    now, dice = datetime.now(UTC), random.Random(11)
-    declare_parameters(database, platform, now)
-    register_own(database, tmp_path, now)
-
-    def outcome(task_id: str, limit_s: float, at: datetime) -> TaskOutcome:
-        sample = cut(dice.lognormvariate(0, 0.45), limit_s)
-        return builders.outcome(task_id, sample.failure is None, at, duration_s=sample.duration_s)
-
-    with database.transaction() as session:
-        record_outcomes(session, [outcome(f"old-{n}", 1.0, now - timedelta(seconds=5)) for n in range(90)], 1)
+async def improved(
+    client: NautilusClient,
+    database: Database,
+    task_queue: str,
+    platform: Platform,
+    agents: Sequence[Investigator],
+    anomaly: Anomaly,
+    outcome: Callable[[str, Mapping[str, Value], datetime], TaskOutcome],
+) -> CycleResult:
+    """The cycle about an anomaly, with agents at work while tasks run, resolved and recorded as a platform does."""
     done = asyncio.Event()
 
     def traffic() -> None:
@@ -432,27 +440,47 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
                 at = datetime.now(UTC)
                 resolution = resolver.resolve_task(RESEARCH, f"task-{number}", at)
                 recorder.assigned(resolution.assignments)
-                limit_s = resolution.values[builders.TIMEOUT]
-                assert isinstance(limit_s, float)
-                recorder.record(outcome(f"task-{number}", limit_s, at)).result()
+                recorder.record(outcome(f"task-{number}", resolution.values, at)).result()
 
-    anomaly = builders.anomaly(now - timedelta(seconds=10))
     cycle = f"{workflow_id(anomaly.subject)}:{task_queue}"
-    client = NautilusClient(temporal, task_queue, *(keys.own(tmp_path, agent.agent_id) for agent in ROSTER))
-    async with worker(temporal, database, platform, Settings(), task_queue):
+    async with worker(client.temporal, database, platform, Settings(), task_queue):
         request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
-        await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
+        await client.temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
         running = asyncio.create_task(
-            run_agents(client, ROSTER, every_s=0.2, mine=lambda task: task.workflow_id == cycle)
+            run_agents(client, agents, every_s=0.2, mine=lambda task: task.workflow_id == cycle)
         )
         platform_runs = asyncio.create_task(asyncio.to_thread(traffic))
         try:
-            result = await asyncio.wait_for(client.result(cycle), 60)
+            return await asyncio.wait_for(client.result(cycle), 60)
         finally:
             done.set()
             running.cancel()
             await asyncio.wait([running])
             await platform_runs
+
+
+async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    platform = builders.platform(
+        parameters=(limit_of(1.0).declaration,),
+        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
+        unsigned_agents=False,
+    )
+    now, dice = datetime.now(UTC), random.Random(11)
+    declare_parameters(database, platform, now)
+    register_own(database, tmp_path, now)
+
+    def outcome(task_id: str, values: Mapping[str, Value], at: datetime) -> TaskOutcome:
+        sample = cut(dice.lognormvariate(0, 0.45), float(values[builders.TIMEOUT]))
+        return builders.outcome(task_id, sample.failure is None, at, duration_s=sample.duration_s)
+
+    with database.transaction() as session:
+        earlier, limit = now - timedelta(seconds=5), {builders.TIMEOUT: 1.0}
+        record_outcomes(session, [outcome(f"old-{n}", limit, earlier) for n in range(90)], 1)
+    anomaly = builders.anomaly(now - timedelta(seconds=10))
+    client = NautilusClient(temporal, task_queue, *(keys.own(tmp_path, agent.agent_id) for agent in ROSTER))
+    result = await improved(client, database, task_queue, platform, ROSTER, anomaly, outcome)
 
     assert result.end is not None
     assert result.end.ending is Ending.PROMOTED, result.end.reason
@@ -461,3 +489,90 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
     assert result.end.proposal is not None
     assert result.end.proposal.parameter == builders.TIMEOUT
     assert any(ballot.choice is Choice.APPROVE for ballot in result.status.ballots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Investigator):
+    """An agent that knows what ours do not: who reads half as much is done in half the time."""
+
+    def bid(self, case: Case) -> Bid:
+        return Bid(message_id=f"bid:{self.agent_id}", agent_id=self.agent_id, price=self.price, eta_s=self.eta_s)
+
+    def proposal(self, case: Case) -> Proposal:
+        state = case.state(BREADTH)
+        assert state is not None
+        shares = {"good_share": case.baseline.rate or 0.0, "good_share_before": case.before.rate or 0.0}
+        return Proposal(
+            message_id=f"proposal:{self.agent_id}",
+            agent_id=self.agent_id,
+            parameter=BREADTH,
+            base_version=state.version,
+            value=int(state.value) // 2,
+            root_cause="what is read comes half as fast",
+            evidence=(Evidence(claim="since the onset, and before", figures=shares),),
+            predicted_rate=round(shares["good_share_before"], 3),
+            way_back="read as much as before",
+        )
+
+    def ballot(self, case: Case) -> Ballot:
+        assert case.status.proposal is not None
+        wrong = contradiction(case.status.proposal, case, None)
+        return Ballot(
+            message_id=f"ballot:{self.agent_id}",
+            agent_id=self.agent_id,
+            proposal_id=case.status.proposal.proposal_id,
+            choice=Choice.REJECT if wrong else Choice.APPROVE,
+            reason=wrong or "",
+        )
+
+
+async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fails(
+    temporal: Client, database: Database, task_queue: str
+) -> None:
+    breadth = builders.parameter(key=BREADTH, kind=ParameterKind.INTEGER, unit="", default=8, minimum=1, maximum=20)
+    platform = builders.platform(
+        task_types=(TaskTypeDeclaration(name=RESEARCH),),
+        parameters=(breadth,),
+        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
+        observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600, opens_cycles=("slow_share",)),
+    )
+    now, dice = datetime.now(UTC), random.Random(12)
+    declare_parameters(database, platform, now)
+    agents = [Reader(**(vars(agent) | {"agent_id": f"reader-{n}"})) for n, agent in enumerate(ROSTER[:4])]
+    for agent in agents:
+        register_agent(database, agent.agent_id, f"op-{agent.agent_id}", now)
+
+    def outcome(task_id: str, values: Mapping[str, Value], at: datetime, pace_s: float = 2.0) -> TaskOutcome:
+        return builders.outcome(
+            task_id, at=at, duration_s=float(values[BREADTH]) * pace_s * dice.lognormvariate(0, 0.3)
+        )
+
+    with database.transaction() as session:
+        before = [outcome(f"usual-{n}", {BREADTH: 8}, now - timedelta(hours=2, seconds=n), 1.0) for n in range(300)]
+        since = [outcome(f"slow-{n}", {BREADTH: 8}, now - timedelta(seconds=n % 10)) for n in range(100)]
+        record_outcomes(session, before + since, 1)
+    store = ObservatoryActivities(database, platform)
+    for second in range(-9, 2):
+        store.take_snapshot(now + timedelta(seconds=second))
+    with database.reading() as session:
+        query = select(EventRow).where(EventRow.type == EventType.ANOMALY_DETECTED.value)
+        (detected,) = session.exec(query).all()
+    assert detected.data["attempt"] == 1
+    anomaly = Anomaly.model_validate(detected.data["anomaly"])
+    assert anomaly.subject == f"slow_share:{RESEARCH}"
+    client = NautilusClient(temporal, task_queue)
+    result = await improved(client, database, task_queue, platform, agents, anomaly, outcome)
+
+    assert result.end is not None
+    assert result.end.ending is Ending.PROMOTED, result.end.reason
+    assert result.end.proposal is not None
+    assert result.end.reading is not None
+    assert result.status.design is not None
+    assert result.end.proposal.value == 4
+    assert result.end.proposal.evidence[0].figures["good_share"] < 0.5
+    assert result.end.proposal.predicted_rate == pytest.approx(0.95, abs=0.02)
+    assert GuardrailKind.COMPLETED in {guardrail.kind for guardrail in result.status.design.guardrails}
+    assert (result.end.reading.control.rate or 0) < 0.5 < 0.8 < (result.end.reading.treatment.rate or 0)
+    assert f"Good is: {RESEARCH} done within" in result.page
+    with database.reading() as session:
+        assert parameter_states(session, platform)[0].value == 4

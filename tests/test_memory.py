@@ -155,7 +155,7 @@ class World:
             anomaly=request.anomaly,
             proposal=proposal,
         )
-        return Case(status, facts, facts)
+        return Case(status, facts)
 
     def attempt(self, request: CycleRequest, agent: Investigator) -> tuple[Proposal, Ending]:
         """One cycle: the agent proposes, the others vote, the experiment runs on this world, the ledger is written."""

@@ -297,12 +297,23 @@ def test_a_diagnosis_tells_the_recorded_facts_and_no_conclusion(database: Databa
     told = observatory(database).diagnose(DiagnosisRequest(subject=SUBJECT, window_s=300, samples=7), NOW)
 
     research, monte_carlo = told.task_types
-    assert research.counts == Counts(tasks=50, successes=30)
+    assert research.counts == research.before == Counts(tasks=50, successes=30)
     assert research.failures == {FailureKind.TIMEOUT: 20}
     assert len(research.samples) == 7
     assert (monte_carlo.counts, monte_carlo.samples) == (Counts(), ())
     assert [state.value for state in told.parameters] == [90.0]
     assert [(e.ending, e.parameter, e.value) for e in told.endings] == [("rejected", builders.TIMEOUT, 180.0)]
+
+
+def test_a_diagnosis_since_an_instant_tells_what_was_before_it(database: Database) -> None:
+    record(database, NOW - 10 * MINUTE, 8, 9)
+    record(database, NOW - 2 * MINUTE, 2, 4)
+    asked = DiagnosisRequest(subject=SUBJECT, window_s=300, since=NOW - 2 * MINUTE)
+
+    research, _ = observatory(database).diagnose(asked, NOW).task_types
+
+    assert (research.counts, research.before) == (Counts(tasks=20, successes=8), Counts(tasks=50, successes=45))
+    assert len(research.samples) == 20
 
 
 def told_of_one(database: Database) -> Diagnosis:

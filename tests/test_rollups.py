@@ -24,16 +24,20 @@ from activities.experiment import record_assignments
 from activities.observatory import (
     ObservatoryActivities,
     agent_record,
+    counts_since,
     expire_outcomes,
     guardrails,
+    healthy_counts,
     history,
+    objectives,
     record_outcomes,
 )
 from activities.rollups import interval_start, rollups, together
 from activities.sketches import ACCURACY, Sketch, above, below, highest, lowest, pack, quantile, sketch, unpack
+from rules.verdict import is_success
 from schema.messages.events import EventType
-from schema.messages.experiment import Assignment, Guardrail, Variant
-from schema.messages.observatory import Counts, FailureKind, Snapshot, TaskOutcome
+from schema.messages.experiment import Assignment, Variant
+from schema.messages.observatory import Counts, FailureKind, Guardrail, Snapshot, TaskOutcome
 from schema.messages.platform import ObservatoryRules, Platform
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow
@@ -63,7 +67,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 
 def platform(**changes: Any) -> Platform:
-    return builders.platform(observatory=RULES, **changes)
+    return builders.platform(**({"observatory": RULES} | changes))
 
 
 def record(database: Database, *outcomes: TaskOutcome) -> int:
@@ -293,7 +297,7 @@ def test_a_snapshot_and_the_guardrails_need_no_single_outcome(database: Database
     snapshot = look(database, NOW)
 
     assert guards(database, NOW) == before
-    assert len(before) == 3
+    assert [guardrail.kind.value for guardrail in before] == ["fast", "well_rated", "cheap"]
     assert snapshot.platform == Counts(tasks=100, successes=100)
     assert snapshot.p50_duration_s == pytest.approx(5, rel=ACCURACY)
     assert snapshot.p95_duration_s == pytest.approx(10, rel=ACCURACY)
@@ -303,11 +307,15 @@ def test_a_snapshot_and_the_guardrails_need_no_single_outcome(database: Database
     assert snapshot.measures[TYPE].spending == pytest.approx(55)
 
 
-def test_what_slows_down_is_told_once_and_opens_no_cycle(database: Database) -> None:
+@pytest.mark.parametrize("opens", [(), ("slow_share", "duration_share")])
+def test_what_slows_down_is_told_once_and_opens_a_cycle_where_the_operator_says(
+    database: Database, opens: tuple[str, ...]
+) -> None:
+    rules = ObservatoryRules.model_validate(RULES.model_dump() | {"opens_cycles": opens})
     record(database, *stretch(NOW - 60 * MINUTE, 50))
     record(database, *stretch(NOW - 10 * MINUTE, 20, duration_s=30.0))
     for minute in range(10):
-        look(database, NOW + MINUTE * minute)
+        look(database, NOW + MINUTE * minute, observatory=rules)
 
     with database.reading() as session:
         query = select(EventRow).where(EventRow.type == EventType.ANOMALY_DETECTED.value)
@@ -316,7 +324,38 @@ def test_what_slows_down_is_told_once_and_opens_no_cycle(database: Database) -> 
     assert len(told) == len(events)
     assert told
     assert told.keys() <= {"slow_share", "duration_share"}
-    assert set(told.values()) == {None}
+    assert set(told.values()) == {1 if opens else None}
+
+
+@pytest.mark.parametrize("metric", ["slow_share", "duration_share", "dear_share"])
+def test_a_cycle_counts_as_good_exactly_what_its_experiment_does(database: Database, metric: str) -> None:
+    usual = stretch(NOW - 60 * MINUTE, 40)
+    since = [
+        builders.outcome(f"new-{n}", n % 7 > 0, NOW, duration_s=n / 4, cost=0 if n % 5 == 0 else n / 50)
+        for n in range(100)
+    ]
+    other = builders.outcome("other", False, NOW, task_type="monte_carlo")
+    record(database, *usual, *since, other)
+    about = builders.anomaly(NOW, metric=metric)
+    with database.reading() as session:
+        aims = objectives(session, about, RULES)
+        now = counts_since(session, [TYPE], NOW, None, aims)
+        both = counts_since(session, [TYPE, "monte_carlo"], NOW, None, aims)
+        before = healthy_counts(session, [TYPE], NOW, RULES, aims)
+
+    assert now == Counts(tasks=100, successes=sum(is_success(aims, outcome) for outcome in since))
+    assert both == Counts(tasks=101, successes=now.successes)  # a type without an aim counts what succeeded
+    assert before == Counts(tasks=400, successes=sum(is_success(aims, outcome) for outcome in usual))
+    assert aims[TYPE].usual == pytest.approx((before.successes + 0.5) / 401)
+    assert 0 < now.successes / 100 < before.successes / 400  # some are good, so that counting alike is no accident
+
+
+@pytest.mark.parametrize("metric", ["success_rate", "low_quality_share"])
+def test_a_cycle_about_anything_else_counts_what_succeeds(database: Database, metric: str) -> None:
+    record(database, *stretch(NOW - 60 * MINUTE, 40))
+    with database.reading() as session:
+        assert objectives(session, builders.anomaly(NOW, metric=metric), RULES) == {}
+        assert objectives(session, None, RULES) == {}
 
 
 def test_ratings_that_stop_lower_the_health_and_ratings_that_never_were_do_not(database: Database) -> None:

@@ -23,15 +23,14 @@ from activities.experiment import (
     thaw,
 )
 from activities.observatory import guardrails, record_outcomes
-from rules.design import exposure
+from rules.design import breaks_something, experiment, exposure, is_harmful
 from rules.verdict import is_good, read
+from schema.messages.cycle import Briefing
 from schema.messages.experiment import (
     ArmCounts,
     Assignment,
     ExperimentDesign,
     GuardCounts,
-    Guardrail,
-    GuardrailKind,
     Look,
     Promotion,
     Purpose,
@@ -40,7 +39,7 @@ from schema.messages.experiment import (
     Variant,
 )
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts, FailureKind
+from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind
 from schema.messages.platform import ObservatoryRules, Risk
 from starter.platform.resolver import ParameterResolver
 from tests import builders
@@ -150,6 +149,8 @@ def test_a_promotion_needs_more_than_a_better_rate(
 @pytest.mark.parametrize(
     ("kind", "fields", "good"),
     [
+        (GuardrailKind.COMPLETED, {"duration_s": 99.0}, True),
+        (GuardrailKind.COMPLETED, {"failure": FailureKind.ERROR}, False),
         (GuardrailKind.FAST, {"duration_s": 10.0}, True),
         (GuardrailKind.FAST, {"duration_s": 10.1}, False),
         # A task that was cut off early is not a fast one.
@@ -164,6 +165,24 @@ def test_a_task_is_good_or_bad_or_cannot_be_judged(
     guardrail = Guardrail(kind=kind, bound=10.0, usual=0.95, margin=0.05)
 
     assert is_good(guardrail, builders.outcome("t").model_copy(update=fields)) is good
+
+
+def test_a_design_keeps_the_aims_of_the_types_it_touches() -> None:
+    briefing = Briefing(
+        cycle_id="c#1",
+        attempt=1,
+        failed_attempts=0,
+        rules=builders.rules(),
+        parameters=(builders.state(),),
+        agents=(),
+        baseline=Counts(tasks=60, successes=40),
+        guardrails=(FAST,),
+        objectives={"research_synthesis": FAST, "monte_carlo": FAST},
+    )
+    made = experiment(briefing, builders.proposal(), "slow_share")
+
+    assert made.objectives == {"research_synthesis": FAST}
+    assert [guardrail.kind for guardrail in made.guardrails] == [GuardrailKind.FAST]
 
 
 def test_the_riskier_a_change_the_fewer_tasks_take_part() -> None:
@@ -217,6 +236,23 @@ def test_a_change_that_makes_tasks_slow_is_stopped(database: Database, store: Ex
     reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
 
     assert reading.decision == "harmful"
+    assert "guardrail fast" in reading.reason
+
+
+def test_a_watch_hears_a_guardrail_too(database: Database, store: ExperimentActivities) -> None:
+    plan = design(guardrails=(FAST,), max_tasks=None)
+    store.open_experiment(plan, NOW)
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
+    look = Look(design=plan, purpose=Purpose.WATCH)
+    with pytest.raises(ApplicationError, match="collecting"):
+        environment.run(store.await_verdict, look)
+    run_tasks(database, plan, 100, slow_treatment=True)
+
+    reading = environment.run(store.await_verdict, look)
+
+    assert breaks_something(plan, reading)
+    assert not is_harmful(plan, reading)
     assert "guardrail fast" in reading.reason
 
 
@@ -357,9 +393,13 @@ def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None
         ]
         record_outcomes(session, outcomes, 60)
         found = guardrails(session, ["research_synthesis"], NOW, ObservatoryRules(interval_s=60))
+        aimed = guardrails(session, ["research_synthesis"], NOW, ObservatoryRules(interval_s=60), aims=True)
     database.close()
 
     assert [g.kind for g in found] == [GuardrailKind.FAST, GuardrailKind.WELL_RATED]  # nothing costs anything here
+    assert aimed[:2] == found
+    assert aimed[2].kind is GuardrailKind.COMPLETED
+    assert aimed[2].usual == pytest.approx(0.9, abs=0.01)
     fast, rated = found
     assert fast.bound == pytest.approx(95, rel=0.02)  # the upper bound of a sketch's bucket
     assert fast.usual == pytest.approx(0.857, abs=0.01)  # failures are slow

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -43,7 +43,7 @@ from schema.messages.cycle import (
 )
 from schema.messages.experiment import Look, Promotion, Purpose, Reading
 from schema.messages.market import Award, AwardResult, RankedBid, Standing
-from schema.messages.platform import Mode
+from schema.messages.platform import Aim, Mode
 from schema.messages.proposals import Ballot, Proposal
 from workflows import receipts, windows
 from workflows.calls import BUGS, call, poll, start, uncancelled
@@ -274,7 +274,9 @@ class ImprovementCycle(Intake):
                 await self._roll_back(over.reason)
             raise
         state.watch = reading if done else await self._read_now(look)
-        if designs.is_harmful(watch, state.watch):
+        broken = designs.breaks_something(watch, state.watch)
+        # A history from before guardrails were heard here goes on as it did.
+        if designs.is_harmful(watch, state.watch) or (broken and workflow.patched("guardrails-under-the-watch")):
             await self._roll_back(state.watch.reason)
         if done:
             raise CycleOver(Ending.ROLLED_BACK, f"a person rolled {design.parameter} back while it was watched")
@@ -282,7 +284,8 @@ class ImprovementCycle(Intake):
     async def _write_the_ledger(self, over: CycleOver) -> None:
         state, proposal = self._state, self._state.proposal
         promoted = over.ending is Ending.PROMOTED
-        harmed = state.design is not None and state.watch is not None and designs.is_harmful(state.design, state.watch)
+        design, watch = state.design, state.watch
+        harmed = design is not None and watch is not None and designs.breaks_something(design, watch)
         reward = state.award.price if state.award else state.known.rules.reward
         state.end = CycleEnd(
             cycle_id=state.known.cycle_id,
@@ -313,6 +316,9 @@ class ImprovementCycle(Intake):
             raise CycleOver(Ending.ESCALATED, f"{known.failed_attempts} attempts in a row promoted nothing")
         if not known.baseline.tasks:
             raise CycleOver(Ending.ESCALATED, "no outcome was recorded since the onset, so no change could be judged")
+        anomaly = self._state.request.anomaly
+        if anomaly is not None and anomaly.metric in get_args(Aim) and anomaly.task_type not in known.objectives:
+            raise CycleOver(Ending.ESCALATED, f"nothing before the onset tells what {anomaly.metric} should be")
 
     def _adopt(self, proposal: Proposal) -> None:
         """An agent opened the cycle with a proposal of its own: it is held to the same bounds."""
@@ -450,6 +456,7 @@ class ImprovementCycle(Intake):
             minimum_effect=state.briefing.rules.minimum_effect if state.briefing else 0.05,
             reward=state.briefing.rules.reward if state.briefing else 100,
             watch=state.watch,
+            objectives=state.briefing.objectives if state.briefing else {},
         )
 
     @property

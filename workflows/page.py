@@ -12,8 +12,8 @@ from rules.rates import wilson
 from schema import wire
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus, Phase
-from schema.messages.experiment import ArmCounts, Reading
-from schema.messages.observatory import Counts
+from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading
+from schema.messages.observatory import Counts, GuardrailKind
 from schema.messages.proposals import Ballot, Proposal
 from workflows.windows import ACTS
 
@@ -88,7 +88,7 @@ def _proposal(status: CycleStatus, proposal: Proposal) -> list[str]:
         "### Proposal",
         "",
         f"{plain(proposal.agent_id)} proposes `{proposal.parameter}`: {change}, "
-        f"and predicts {proposal.predicted_rate:.0%} success.",
+        f"and predicts {proposal.predicted_rate:.0%} {'good tasks' if status.objectives else 'success'}.",
         "",
         f"Root cause: {plain(proposal.root_cause)}",
         "",
@@ -121,7 +121,7 @@ def _experiment(status: CycleStatus) -> list[str]:
         "### Experiment",
         "",
         f"`{design.parameter}` on {', '.join(design.task_types)}: "
-        f"{_value(design.control)} against {_value(design.treatment)}.",
+        f"{_value(design.control)} against {_value(design.treatment)}.{_aim(design)}",
         "",
     ]
     if reading is None:
@@ -144,12 +144,23 @@ def _experiment(status: CycleStatus) -> list[str]:
         rows += [("watch: old", design.control, watch.control), ("watch: new", design.treatment, watch.treatment)]
     return [
         *lines,
-        _row("arm", "value", "tasks", "successes", "rate", "95 %"),
+        _row("arm", "value", "tasks", "good" if design.objectives else "successes", "rate", "95 %"),
         "|---" * 6 + "|",
         *(_arm(name, value, counts) for name, value, counts in rows),
         "",
         *_verdict(reading),
     ]
+
+
+def _aim(design: ExperimentDesign) -> str:
+    """What a good task is, where it is more than one that succeeded."""
+    means = {
+        GuardrailKind.FAST: "done within {:.3g} s",
+        GuardrailKind.WELL_RATED: "rated at least {:.3g}",
+        GuardrailKind.CHEAP: "at a cost of at most {:.3g}",
+    }
+    aims = [f"{name} {means[aim.kind].format(aim.bound)}" for name, aim in sorted(design.objectives.items())]
+    return f" Good is: {', '.join(aims)}." if aims else ""
 
 
 def _arm(name: str, value: Value, counts: Counts) -> str:

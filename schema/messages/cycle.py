@@ -6,9 +6,9 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from .base import Identifier, Instant, Message, Text
-from .experiment import ExperimentDesign, Guardrail, PromotionResult, Reading
+from .experiment import ExperimentDesign, PromotionResult, Reading
 from .market import Agent, Award, AwardResult, Bid, RankedBid
-from .observatory import Anomaly, Counts
+from .observatory import Anomaly, Counts, Guardrail
 from .platform import CycleRules, MarketRules, ParameterState
 from .proposals import Ballot, Electorate, Proposal, Tally
 
@@ -83,7 +83,8 @@ class Briefing(Message):
     """What a cycle knows when it opens: frozen, so that nothing changes the rules under a running cycle.
 
     `baseline` are the affected tasks since the onset, `baselines` all by task type, `healthy` the affected ones of the
-    baseline window before it. `duplicate` says that another run has had this request.
+    baseline window before it; all by the `objectives` where the metric has any (see ExperimentDesign). `duplicate` says
+    that another run has had this request.
     """
 
     cycle_id: Identifier
@@ -96,6 +97,7 @@ class Briefing(Message):
     baselines: dict[str, Counts] = Field(default_factory=dict)
     healthy: Counts | None = None
     guardrails: tuple[Guardrail, ...] = ()
+    objectives: dict[str, Guardrail] = Field(default_factory=dict)
     duplicate: bool = False
     # A briefing that does not say is of a cycle that opened before signatures were checked, and goes on as it was.
     unsigned_agents: bool = True
@@ -216,8 +218,8 @@ class CycleStatus(Message):
     """Where a cycle stands: the answer to the query `status`.
 
     `refused` counts messages that were not taken; `unread` is the latest (of the first 100) that could not be read.
-    `baseline` are the affected tasks since the onset; a proposal must promise `minimum_effect` more, a bid ask `reward`
-    at most.
+    `baseline` are the affected tasks since the onset, and the good ones of them by the `objectives`; a proposal must
+    promise `minimum_effect` more, a bid ask `reward` at most.
     """
 
     workflow_id: str
@@ -245,6 +247,7 @@ class CycleStatus(Message):
     minimum_effect: float = 0.05
     reward: int = 100
     watch: Reading | None = None
+    objectives: dict[str, Guardrail] = Field(default_factory=dict)
 
 
 class VoteRecord(Message):

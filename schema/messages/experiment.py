@@ -4,34 +4,15 @@ import hashlib
 import json
 from enum import StrEnum
 
+from pydantic import Field
+
 from .base import Identifier, Instant, Message, Value
-from .observatory import Counts
+from .observatory import Counts, Guardrail, GuardrailKind
 
 
 class Variant(StrEnum):
     CONTROL = "control"
     TREATMENT = "treatment"
-
-
-class GuardrailKind(StrEnum):
-    """What must not get worse: each a share of good tasks, so that one test serves all; no means."""
-
-    FAST = "fast"
-    WELL_RATED = "well_rated"
-    CHEAP = "cheap"
-
-
-class Guardrail(Message):
-    """A task is good when it is no slower (or dearer) than `bound`, or rated at least `bound`.
-
-    `bound` is the baseline's 95th percentile of duration (seconds) or cost, or its median quality; `usual` the share of
-    good tasks in the baseline. A failed or cut-off task is slow. `margin` is the loss of share worth stopping for.
-    """
-
-    kind: GuardrailKind
-    bound: float
-    usual: float
-    margin: float
 
 
 class GuardCounts(Message):
@@ -49,7 +30,10 @@ class GuardCounts(Message):
 
 
 class ExperimentDesign(Message):
-    """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts."""
+    """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts.
+
+    `objectives` say by task type what is counted as a success; where there is none, a task that did not fail.
+    """
 
     experiment_id: Identifier
     cycle_id: Identifier
@@ -74,6 +58,7 @@ class ExperimentDesign(Message):
     exposure: float = 1.0
     guardrails: tuple[Guardrail, ...] = ()
     healthy: Counts | None = None
+    objectives: dict[str, Guardrail] = Field(default_factory=dict)
 
     @property
     def digest(self) -> str:

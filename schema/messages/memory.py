@@ -5,11 +5,12 @@ import json
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Self
+from typing import Self, get_args
 
 from pydantic import Field
 
 from .base import Instant, Message, Text, Value
+from .platform import Aim
 
 # Changes are alike when their factors round to the same half octave: 90 -> 180 s and 1 -> 2.1 s are both doublings.
 SIZES_PER_OCTAVE = 2
@@ -40,8 +41,13 @@ class Symptom(Message):
 
     @classmethod
     def of(cls, metric: str, task_type: str, failures: Iterable[tuple[str, int]]) -> Self:
-        """The symptom of a task type, from its failures by kind; the kind's word decides between equals."""
+        """The symptom of a task type, from its failures by kind; the kind's word decides between equals.
+
+        Slow and dear tasks have nothing to do with how others fail.
+        """
         most, _ = max(failures, key=lambda known: (known[1], known[0]), default=("", 0))
+        if metric in get_args(Aim):
+            most = ""
         return cls(metric=metric, task_type=task_type, failure=str(most))
 
 

@@ -45,6 +45,28 @@ class Counts(Message):
         return self.successes / self.tasks if self.tasks else None
 
 
+class GuardrailKind(StrEnum):
+    """What must not get worse: each a share of good tasks, so that one test serves all; no means."""
+
+    COMPLETED = "completed"
+    FAST = "fast"
+    WELL_RATED = "well_rated"
+    CHEAP = "cheap"
+
+
+class Guardrail(Message):
+    """A task is good when it succeeds, is no slower (or dearer) than `bound`, or is rated at least `bound`.
+
+    `bound` is the baseline's 95th percentile of duration (seconds) or cost, or its median quality; `usual` the share of
+    good tasks in the baseline. A failed or cut-off task is slow. `margin` is the loss of share worth stopping for.
+    """
+
+    kind: GuardrailKind
+    bound: float
+    usual: float
+    margin: float
+
+
 class AgentRecord(Counts):
     """How an agent's tasks of one type went: counts and sums, so that records of several windows add up."""
 
@@ -130,12 +152,16 @@ class DurationSample(Message):
 
 
 class TaskTypeDiagnosis(Message):
-    """What is known of one task type since the window opened; `samples` are the latest, at most 400."""
+    """What is known of one task type since the window opened; `samples` are the latest, at most 400.
+
+    `before` are its tasks of as long before as was asked for.
+    """
 
     task_type: str
     counts: Counts
     failures: dict[FailureKind, int]
     samples: tuple[DurationSample, ...]
+    before: Counts = Counts()
 
 
 class PastEnding(Message):
@@ -162,8 +188,12 @@ class Diagnosis(Message):
 
 
 class DiagnosisRequest(Message):
-    """Ask for the facts about one subject, over the trailing window."""
+    """Ask for the facts about one subject, over the trailing window, or `since` an instant and over the window before.
+
+    What is counted as a success is what a cycle on the subject's anomaly would count.
+    """
 
     subject: str
     window_s: int = Field(default=86_400, ge=1, le=90 * 86_400)
     samples: int = Field(default=400, ge=0, le=400)
+    since: Instant | None = None

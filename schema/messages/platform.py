@@ -248,10 +248,16 @@ class MarketRules(Declaration):
     suspension_s: float = Field(default=7 * 86_400, gt=0)
 
 
+# Metrics of speed and cost that a cycle can aim at: a share of bad tasks among all of one type.
+Aim = Literal["slow_share", "duration_share", "dear_share"]
+
+
 class ObservatoryRules(Declaration):
     """How the Observatory looks. `interval_s` is the width of one roll-up; the article's is an hour.
 
-    `outcome_retention_s` is how long single outcomes are kept: all that looks back further reads roll-ups.
+    `outcome_retention_s` is how long single outcomes are kept: all that looks back further reads roll-ups. Anomalies of
+    the success rate open cycles, and those of the metrics in `opens_cycles`. Of quality none: some tasks are not rated,
+    and a change could win by which.
     """
 
     interval_s: int = Field(default=3_600, ge=1)
@@ -261,6 +267,7 @@ class ObservatoryRules(Declaration):
     floor_window_tasks: int = Field(default=50, ge=1)
     floor_window_s: int = Field(default=86_400, ge=1)
     outcome_retention_s: int = Field(default=30 * 86_400, ge=1)
+    opens_cycles: tuple[Aim, ...] = ()
 
     @model_validator(mode="after")
     def _keeps_what_it_reads(self) -> Self:

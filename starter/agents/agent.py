@@ -7,7 +7,6 @@ are read once in each of its phases, and again when they have aged.
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -164,12 +163,8 @@ class Watcher:
         return file
 
     async def _read(self, status: CycleStatus) -> Case:
-        history = await self._client.diagnose(status.subject)
-        if status.anomaly is None:
-            return Case(status, history, history)
-        # By the clock of the records, which need not be this machine's.
-        since_onset = (history.at - status.anomaly.onset).total_seconds()
-        return Case(status, await self._client.diagnose(status.subject, max(1, math.ceil(since_onset))), history)
+        onset = status.anomaly.onset if status.anomaly else None
+        return Case(status, await self._client.diagnose(status.subject, since=onset))
 
 
 async def run_agents(

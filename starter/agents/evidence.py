@@ -30,11 +30,10 @@ TELLING = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """One cycle and the records about it. `recent` starts at the anomaly's onset, `history` a day ago or earlier."""
+    """One cycle and the records about it, from the anomaly's onset, or a day ago where there is none."""
 
     status: CycleStatus
     recent: Diagnosis
-    history: Diagnosis
 
     @cached_property
     def records(self) -> TaskTypeDiagnosis | None:
@@ -61,13 +60,8 @@ class Case:
 
     @property
     def before(self) -> Counts:
-        """The same task type before the onset, as far as the history goes."""
-        counts = next((t.counts for t in self.history.task_types if t.task_type == self.task_type), Counts())
-        now = self.records.counts if self.records else Counts()
-        return Counts(
-            tasks=max(0, counts.tasks - now.tasks),
-            successes=max(0, min(counts.successes - now.successes, counts.tasks)),
-        )
+        """The same task type in the day before that."""
+        return self.records.before if self.records else Counts()
 
     def state(self, parameter: str) -> ParameterState | None:
         """The parameter as production runs on it."""

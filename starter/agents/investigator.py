@@ -231,7 +231,8 @@ def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline
 def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
     """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
     recalled = case.recalled(proposal.parameter, proposal.value)
-    mended, recorded = recalled.successes if recalled else 0, {"success_rate": case.baseline.rate}
+    good = "good_share" if case.status.objectives else "success_rate"
+    mended, recorded = recalled.successes if recalled else 0, {good: case.baseline.rate}
     if limit is not None:
         recorded |= {"share_of_failures_at_limit": limit.explained}
     for name, claimed in (figure for evidence in proposal.evidence for figure in evidence.figures.items()):
