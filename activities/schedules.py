@@ -48,6 +48,7 @@ from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
 from schema.messages.schedules import Elevation, JobReport, JobRequest, JobState, OpenWindow
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, task_workflow_id
+from schema.tables.events import EventRow
 from schema.tables.market import MetaTaskRow, TaskRow
 from schema.tables.observatory import AnomalyRow
 
@@ -477,7 +478,12 @@ class ScheduleActivities:
         MarketActivities(self._database, self._platform).end_cycle(end)
 
     def _end_task(self, row: TaskRow, reason: str, at: datetime) -> None:
-        request = TaskRequest(task_id=row.task_id, task_type=row.task_type, requester=row.requester)
+        with self._database.reading() as session:
+            opened = select(EventRow.data).where(EventRow.key == f"{EventType.TASK_OPENED.value}:{row.task_id}")
+            asked = session.exec(opened).first() or {}
+        request = TaskRequest(
+            task_id=row.task_id, task_type=row.task_type, requester=row.requester, notify=asked.get("notify", "")
+        )
         settlement = Settlement(
             request=request, ending=TaskEnding.ABORTED, reason=reason, started_at=row.opened_at, at=at
         )

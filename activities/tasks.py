@@ -139,6 +139,7 @@ class TaskActivities:
                     task_id=request.task_id,
                     task_type=request.task_type,
                     requester=request.requester,
+                    notify=request.notify,
                 )
             briefing = TaskBriefing(
                 bid_window_s=rules.bid_window_s,

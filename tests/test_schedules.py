@@ -543,7 +543,7 @@ async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(clien
     platform = builders.platform(cycle=builders.rules(bid_window_s=60))
     async with worker(client, database, platform, Settings()):
         await opened(client, database, platform, {agent: f"op-{agent}" for agent in AGENTS})
-        task = TaskRequest(task_id="t-1", task_type="monte_carlo")
+        task = TaskRequest(task_id="t-1", task_type="monte_carlo", notify="boss")
         await NautilusClient(client).submit_task(task)
         for workflow_id in ("cycle:here", task_workflow_id("t-1")):
             async with asyncio.timeout(20):
@@ -560,6 +560,9 @@ async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(clien
     assert not is_open(database, "cycle:here")
     assert not is_open(database, task_workflow_id("t-1"))
     assert [e.kind for e in ledger.entries(database)] == [EntryKind.CYCLE_ENDED]
+    with database.reading() as session:
+        (settled,) = session.exec(select(EventRow).where(EventRow.type == EventType.TASK_SETTLED.value)).all()
+    assert settled.data["notify"] == "boss"  # who asked for the report is told that there will be none
 
 
 def is_open(database: Database, workflow_id: str) -> bool:
