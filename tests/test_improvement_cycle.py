@@ -2,17 +2,19 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlmodel import select
+from temporalio import activity
 from temporalio.client import Client
 
 from activities import ledger
 from activities.database import Database
-from activities.experiment import declare_parameters, roll_back_by_hand
+from activities.experiment import ExperimentActivities, declare_parameters, roll_back_by_hand
 from activities.market import balance, register_agent
 from activities.observatory import record_outcomes
 from schema import wire
@@ -322,6 +324,39 @@ async def test_a_cycle_paused_in_the_queue_exposes_no_task_before_it_goes_on(on_
         await stage.result()
 
     assert (held, after) == ([False], [True])
+
+
+async def test_a_cycle_resumed_while_it_is_being_held_is_not_held(on_stage, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    begun, go_on, told = threading.Event(), threading.Event(), list[bool]()
+    expose = ExperimentActivities.expose
+
+    @activity.defn(name="expose")
+    def slow(self: ExperimentActivities, experiment_id: str, exposure: float, held: bool) -> None:
+        told.append(held)
+        begun.set()
+        assert go_on.wait(20)
+        expose(self, experiment_id, exposure, held)
+
+    monkeypatch.setattr(ExperimentActivities, "expose", slow)
+    async with on_stage() as stage:
+        with stage.database.transaction() as session:
+            session.add(TaskTypeLockRow(task_type="research_synthesis", cycle_id="another"))
+        await stage.approved()
+        await stage.reach(Phase.QUEUED)
+        await stage.client.act(stage.cycle, wire.PAUSE, "olga", "a release is going out")
+        with stage.database.transaction() as session:
+            session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
+        assert await asyncio.to_thread(begun.wait, 20)
+        await stage.client.act(stage.cycle, wire.RESUME, "olga", "it is out")
+        go_on.set()
+        await stage.reach(Phase.EXPERIMENT)
+        with stage.database.reading() as session:
+            exposing = [row.exposing for row in session.exec(select(ExperimentRow))]
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
+        await stage.result()
+
+    assert told[:2] == [True, False]
+    assert exposing == [True]
 
 
 def _outlast(deadline: datetime) -> None:
