@@ -153,6 +153,23 @@ def test_missing_tasks_never_close_an_alarm() -> None:
     assert watch.closed == []
 
 
+def test_an_alarm_of_a_platform_ends_with_the_last_type_it_was_about() -> None:
+    watch = Watch().run(CHANGE_H + 12, dict.fromkeys("abc", until(CHANGE_H, 0.9, 0.6)))
+    [(_, alarm)] = watch.raised
+    at = MONDAY + timedelta(hours=CHANGE_H + 12)
+    watch.history["new"] = [Interval(start=at, counts=Counts(tasks=20, successes=18))]
+    watch.look(CHANGE_H + 12, at + timedelta(hours=1))
+    still_there = list(watch.closed)
+
+    for name in "abc":  # nothing of them lies in the window any more
+        del watch.history[name]
+    watch.history["new"].append(Interval(start=at + timedelta(hours=1), counts=Counts(tasks=20, successes=18)))
+    watch.look(CHANGE_H + 13, at + timedelta(hours=2))
+
+    assert alarm.subject == "success_rate:platform"
+    assert (still_there, watch.closed) == ([], [(CHANGE_H + 13, alarm.anomaly_id)])
+
+
 def test_silence_is_over_when_tasks_come_again() -> None:
     watch = Watch().run(CHANGE_H + 24, {"a": lambda h: None if CHANGE_H <= h < CHANGE_H + 6 else 0.9, "b": always(0.9)})
 
