@@ -29,7 +29,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import structlog
 from temporalio.client import Client
 
 from activities.database import Database, migrate
@@ -38,6 +37,7 @@ from activities.market import register_agent
 from activities.observatory import record_outcomes
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
+from benchmarks.output import own_stdout
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, workflow_id
 from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
@@ -248,8 +248,7 @@ def record() -> None:
 
 
 def main() -> None:
-    # Standard output is the answer, and nothing else.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--cycles", type=int, default=50)

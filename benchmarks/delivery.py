@@ -29,6 +29,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from activities.database import Database, migrate
 from activities.events import emit, start_bus, undelivered
+from benchmarks.output import own_stdout
 from benchmarks.phases import WORKER, Processes, Temporal, note, platform_in
 from schema.declaration import read_platform
 from schema.messages.events import EventType
@@ -199,6 +200,7 @@ def kept(report: dict[str, Any]) -> bool:
 
 
 def main() -> None:
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="600 events about 40 subjects, three kills")
     parser.add_argument("--json", action="store_true")

@@ -25,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy import text
 from temporalio.client import Client
 
@@ -33,6 +32,7 @@ from activities.database import Database, migrate
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from benchmarks import bare as bare_workflow
+from benchmarks.output import own_stdout
 from schema import wire
 from schema.declaration import read_platform
 from schema.messages.tasks import TaskRequest, task_workflow_id
@@ -216,19 +216,15 @@ def note(line: str) -> None:
 
 
 def main() -> None:
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--quick", action="store_true", help="500 tasks and fewer turns")
     arguments = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    # Temporal's core warns on standard output, which is the report's alone.
-    out = os.dup(1)
-    os.dup2(2, 1)
     report = asyncio.run(measure(*((500, 4, 60) if arguments.quick else (10_000, 10, 100))))
     if arguments.json:
-        os.write(out, (json.dumps(report) + "\n").encode())
+        print(json.dumps(report))
         return
-    os.dup2(out, 1)
     for key, value in report.items():
         print(f"{key:>15}  {value}")
 

@@ -19,13 +19,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import structlog
 from temporalio.client import Client
 
 from activities.database import Database, migrate
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import record_outcomes
+from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, note, outcome, platform_in, task_id, the_anomaly
 from rules.assignment import variant
 from rules.design import EVEN
@@ -175,8 +175,7 @@ async def play_all(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    # Standard output is the answer, and nothing else.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()

@@ -22,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import structlog
 from temporalio.api.enums.v1 import WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
@@ -32,6 +31,7 @@ from activities.database import Database, migrate
 from activities.experiment import declare_parameters
 from activities.market import register_agent
 from activities.observatory import record_outcomes
+from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, TASKS_BEFORE, note, outcome, platform_in, the_anomaly
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
@@ -256,8 +256,7 @@ async def flood_one(signals: int, senders: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Standard output is the answer, and nothing else.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--signals", type=int, default=20_000)

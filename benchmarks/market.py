@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -27,11 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import structlog
 from temporalio.client import Client
 
 from activities.database import Database, migrate
 from activities.market import register_agent, roster
+from benchmarks.output import own_stdout
 from schema import wire
 from schema.messages.market import Bid
 from schema.messages.observatory import FailureKind
@@ -186,19 +185,15 @@ def note(line: str) -> None:
 
 
 def main() -> None:
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    # Temporal's core warns on standard output, which is the report's alone.
-    out = os.dup(1)
-    os.dup2(2, 1)
     report = asyncio.run(measure(arguments.seed))
     if arguments.json:
-        os.write(out, (json.dumps(report) + "\n").encode())
+        print(json.dumps(report))
         return
-    os.dup2(out, 1)
     print(f"at random {report['random_success_rate']:.0%} would have succeeded")
     for number, window in enumerate(report["windows"], 1):
         print(f"window {number}: {window['success_rate']:.0%} succeeded, {window['bad_share']:.0%} went to the bad")

@@ -29,7 +29,6 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import structlog
 from sqlmodel import select
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
@@ -40,6 +39,7 @@ from activities import ledger
 from activities.database import Database, migrate
 from activities.experiment import counters, declare_parameters
 from activities.observatory import record_outcomes
+from benchmarks.output import own_stdout
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
 from schema.messages.ledger import EntryKind
@@ -439,8 +439,7 @@ async def play_all(runs: Sequence[tuple[Phase, str]], folder: Path) -> list[dict
 
 
 def main() -> None:
-    # Standard output is the answer, and nothing else.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    own_stdout()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--phase", choices=[phase.value for phase in PHASES])
