@@ -48,6 +48,7 @@ from schema.tables.experiment import (
     ParameterRow,
     TaskTypeLockRow,
 )
+from schema.tables.ledger import LedgerRow
 
 # The scope of a freeze of everything.
 EVERYTHING = "*"
@@ -122,14 +123,18 @@ def _record_freeze(session: Session, type: EventType, scope: str, who: str, why:
 
 
 def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
-    """Give a parameter the value it had before its last change, at once; through the same compare-and-swap.
+    """Give a parameter the value it had before its last promotion, at once; through the same compare-and-swap.
 
-    Raises ValueError where nothing was ever changed.
+    Raises ValueError where nothing was promoted, or that was taken back: doing it twice is doing it once.
     """
     with database.transaction() as session:
         row = session.get(ParameterRow, parameter)
         if row is None or row.version == 1:
             raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
+        kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+        swaps = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(kinds))
+        if session.exec(swaps.order_by(col(LedgerRow.sequence).desc()).limit(1)).first() == kinds[1]:
+            raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {row.value}")
         back = Promotion(
             cycle_id=f"person:{who}:{row.version}",
             parameter=parameter,

@@ -103,12 +103,18 @@ def _mendable(error: Exception) -> str | None:
             return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, but {first['input']!r} came"
         case CommandError() | Refused() | ServerError() | ValueError():
             return str(error)
+        case SQLAlchemyError() if "no such table" in str(error) or "UndefinedTable" in str(error):
+            return "expected the platform's tables, but the database has none; run `nautilus up` first"
         case SQLAlchemyError():
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
+        case RecursionError():
+            return "expected data that is nested less deeply"
         case RPCError() | RuntimeError() if "ConnectError" in str(error):
             return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"
         case RPCError() | RuntimeError():
             return f"Temporal: {error}"
+        case FileNotFoundError():
+            return f"expected {error.filename}, but there is no such file or folder"
         case OSError():
             return f"expected to read and write files, but {error}"
     return None

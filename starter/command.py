@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("expected a reason, but nothing came")
+    return text
+
+
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.", callback=_said)]
 # A container has a user and often no USER.
 Who = Annotated[str, typer.Option(help="Your name, for the ledger.", default_factory=getpass.getuser)]
 

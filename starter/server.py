@@ -66,11 +66,24 @@ def free_port() -> int:
         return port
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was closed a moment ago is free
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return True
+    return False
+
+
 @asynccontextmanager
 async def dev_server(
     home: Path, port: int, ui_port: int, database_file: bool = True, options: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
+    for wanted in (port, ui_port):
+        if not _is_free(wanted):
+            # A server that cannot listen dies, but the one that is there already would answer for it.
+            raise ServerError(f"expected a free port for the Temporal server, but something listens on {wanted}")
     log = home / "temporal.log"
     arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
     arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]

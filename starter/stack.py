@@ -6,9 +6,10 @@ the facts are in the database, and each process finds them again.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter import keys
 from starter.agents.roster import ROSTER
-from starter.server import Server, dev_server, prepare, retain
+from starter.server import Server, ServerError, dev_server, prepare, retain
 from workflows.plugin import plugin
 
 log = structlog.get_logger()
@@ -80,6 +81,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     wanted = schedules.jobs(platform)
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
+        stack.enter_context(_alone(settings.home))
         named = ClientConfig.load_client_connect_config().get("target_host")
         if named and not ports.embedded:
             server = Server(named, "")
@@ -110,6 +112,19 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
         yield Stack(client, database, server.web_ui, environment)
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Keep every other platform out of `home`: two would share a server's file and one database."""
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerError(
+                f"expected a home of its own, but another platform runs in {home}; stop it or set NAUTILUS_HOME"
+            ) from None
+        yield
 
 
 def agents_every_s(platform: Platform) -> float:

@@ -99,7 +99,21 @@ def start(*arguments: str, home: Path, **environment: str) -> "subprocess.Popen[
 MISTAKES = {
     "no server": (("cycle", "show", "x"), {}, "expected a Temporal server"),
     "no database": (("ledger", "list"), {"NAUTILUS_HOME": "/nowhere"}, "expected a database at /nowhere"),
-    "a database without tables": (("agent", "list"), {"NAUTILUS_DATABASE_URL": "sqlite:///EMPTY"}, "no such table"),
+    "a database without tables": (
+        ("agent", "list"),
+        {"NAUTILUS_DATABASE_URL": "sqlite:///EMPTY"},
+        "expected the platform's tables",
+    ),
+    "a rollback of nothing": (
+        ("params", "rollback", "x.y", "--why", "w"),
+        {},
+        "expected a declared parameter, but x.y came",
+    ),
+    "a file that is not there": (
+        ("detect", "--file", "/nowhere/x.csv"),
+        {},
+        "expected /nowhere/x.csv, but there is no",
+    ),
     "not a database's address": (("health",), {"NAUTILUS_DATABASE_URL": "nonsense"}, "the database cannot be used"),
     "a setting that is no number": (("health",), {"NAUTILUS_EVENT_POLL_S": "soon"}, "event_poll_s"),
     "a broken platform.toml": (("params", "list"), {"NAUTILUS_PLATFORM": "BROKEN"}, "expected TOML"),
@@ -179,8 +193,8 @@ def test_the_detector_reads_what_people_export_and_tells_rows_as_they_wrote_them
     ("content", "says"),
     [
         ("time,value\n2026-01-01,1", "1: expected timestamp,value or timestamp,successes,total, but 'time,value' came"),
-        (f"{HEADER}\n2026-01-01,1\n2026-13-01,1", "3: month must be in 1..12"),
-        (f"{HEADER}\n2026-01-01,many", "2: could not convert string to float: 'many'"),
+        (f"{HEADER}\n2026-01-01,1\n2026-13-01,1", "3: expected an instant in ISO 8601, but '2026-13-01' came"),
+        (f"{HEADER}\n2026-01-01,many", "2: expected a number, but 'many' came"),
         (f"{HEADER}\n2026-01-01,1,2", "2: expected 2 columns, but 3 came"),
         ("timestamp,successes,total\n2026-01-01,3,2", "2: expected whole numbers, 0 <= successes <= total"),
         ("timestamp,successes,total\n2026-01-01,1.5,2", "2: expected whole numbers, 0 <= successes <= total"),

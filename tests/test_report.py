@@ -339,7 +339,7 @@ def test_the_command_tells_writes_and_emits(nautilus: Callable[..., tuple[int, s
     [
         (("--since", "yesterday"), "expected a time like 90m, 12h, 14d or 2w for --since, but 'yesterday' came"),
         (("--since", "9999999w"), "expected a time like"),
-        (("--html", "/nowhere/report.html"), "expected to read and write files"),
+        (("--html", "/nowhere/report.html"), "expected /nowhere/report.html, but there is no such file or folder"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -337,6 +337,9 @@ def test_a_person_rolls_a_promotion_back_at_once(database: Database, store: Expe
     back = roll_back_by_hand(database, TIMEOUT, "olga", "users complain", NOW)
 
     assert back.swapped
+    # A retry must not bring back what was just taken back.
+    with pytest.raises(ValueError, match="was rolled back to 90"):
+        roll_back_by_hand(database, TIMEOUT, "olga", "users complain", NOW)
     assert configuration(database, builders.platform()).values[TIMEOUT] == 90.0
     assert ledger.entries(database)[-1].kind is EntryKind.PARAMETER_ROLLED_BACK
     assert ledger.verify(database)[2] is None

@@ -95,7 +95,7 @@ def _rows(
         try:
             if len(row) != columns:
                 raise ValueError(f"expected {columns} columns, but {len(row)} came")
-            at = datetime.fromisoformat(row[0].strip())
+            at = _instant(row[0].strip())
             at = at if at.tzinfo else at.replace(tzinfo=UTC)
             written[at] = row[0].strip()
             yield parse(at, *row[1:])
@@ -103,8 +103,21 @@ def _rows(
             raise CommandError(f"{file}:{number}: {error}") from None
 
 
+def _instant(cell: str) -> datetime:
+    try:
+        return datetime.fromisoformat(cell)
+    except ValueError:
+        raise ValueError(f"expected an instant in ISO 8601, but {cell[:100]!r} came") from None
+
+
 def _number(cell: str) -> float:
-    return float(cell) if cell.strip() else math.nan
+    try:
+        number = float(cell) if cell.strip() else math.nan
+    except ValueError:
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f"expected a number, but {cell[:100]!r} came")
+    return number
 
 
 def _value(at: datetime, cell: str) -> tuple[datetime, float]:

@@ -1,5 +1,6 @@
 """Commands about outcomes of tasks."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,10 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
 
 def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
     try:
-        return TaskOutcome.model_validate_json(line)
+        outcome = TaskOutcome.model_validate_json(line)
+        if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():
+            raise CommandError(f"{file}:{number}: expected the fields of an outcome, but {min(unknown)} came")
+        return outcome
     except ValidationError as error:
         first = error.errors()[0]
         raise CommandError(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -51,11 +51,14 @@ Scope = Annotated[str, typer.Argument(metavar="KEY", help="A parameter, or every
 
 @app.command("rollback")
 def params_rollback(key: str, why: Why, who: Who) -> None:
-    """Give a parameter the value it had before its last change, at once."""
+    """Give a parameter the value it had before its last promotion, at once."""
+    if key not in (state.declaration.key for state in _states()):
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
     result = experiment.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
     if not result.swapped:
         raise CommandError(result.reason)
-    out.print(f"{key} has its earlier value again (version {result.version}), and the ledger says so")
+    value = next(state.value for state in _states() if state.declaration.key == key)
+    out.print(f"{key} is {value} again (version {result.version}), and the ledger says so")
 
 
 @app.command("freeze")

@@ -37,14 +37,17 @@ def demo(
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(help="Port of the embedded Temporal server.")] = 7233,
-    ui_port: Annotated[int, typer.Option(help="Port of its web UI.")] = 8233,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded Temporal server.")] = 7233,
+    ui_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its web UI.")] = 8233,
 ) -> None:
     """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
     from starter.stack import Ports, running
 
     async def serve() -> None:
         async with running(Settings(), Ports(port, ui_port)) as stack:
+            for key, value in stack.environment.items():  # what other terminals need
+                if key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and whoever set it knows it
+                    err.print(f"export {key}={value}", soft_wrap=True)
             err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
             await asyncio.Event().wait()
 

@@ -43,7 +43,7 @@ def submit(
     payload: Annotated[str | None, typer.Option(help="What is asked, as JSON.")] = None,
     task_id: Annotated[str | None, typer.Option("--id", help="The same id twice is one task.")] = None,
     requester: Annotated[str, typer.Option(help="Who asks, and pays.")] = "",
-    notify: Annotated[str, typer.Option(help="The [[notifications]] that gets the report.")] = "",
+    notify: Annotated[str, typer.Option(help="Which declared notification gets the report.")] = "",
     price: Annotated[int | None, typer.Option(min=0, help="The most it may cost, in credits.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 where it is not done.")] = False,
     file: Annotated[Path | None, typer.Option(help="JSON lines: task_type, payload, and any of the options.")] = None,
@@ -245,15 +245,20 @@ def abort(task_id: TaskId, why: Why, who: Who) -> None:
 
 @app.command()
 def types(as_json: AsJson = False) -> None:
-    """The task types of the market, declared or brought by agents."""
+    """The task types of the market, declared or brought by agents, and what their payloads hold."""
+    from activities.task_types import installed  # loads what the types need; no other command should wait for it
+
     with open_database().reading() as session:
         found = task_types(session, read_platform(Settings().platform))
+    known = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
+    found = [t.model_copy(update={"payload_schema": t.payload_schema or known.get(t.name, {})}) for t in found]
     if as_json:
         emit([listing.model_dump(mode="json") for listing in found])
         return
-    table = new_table("type", "done by", "direct", "description")
+    table = new_table("type", "done by", "direct", "payload", "description")
     for t in found:
-        table.add_row(t.name, t.executor or "the platform", "yes" if t.direct else "", t.description)
+        fields = ", ".join(t.payload_schema.get("properties", ()))
+        table.add_row(t.name, t.executor or "the platform", "yes" if t.direct else "", fields, t.description)
     out.print(table)
 
 
