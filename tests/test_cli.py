@@ -124,6 +124,7 @@ MISTAKES = {
         {},
         "expected a dead letter, but 7 of cycles is none",
     ),
+    "a subscriber that is none": (("events", "redrive", "nope", "--all"), {}, "expected a subscriber (cycles"),
     "no word on what to redrive": (("events", "redrive"), {}, "expected exactly one of --subject and --all"),
     "no file": (("outcomes", "import", "/nowhere"), {}, "expected a file of outcomes"),
     "a file that is not text": (("outcomes", "import", "BINARY"), {}, "BINARY"),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from activities import events
+from rules.subscriptions import subscriptions
 from schema.declaration import read_platform
 from schema.messages.events import DeliveryState
 from schema.settings import Settings
@@ -105,7 +106,12 @@ def redrive(
     """Deliver dead letters again, and in order what is parked behind them; what is being retried is tried at once."""
     if (subject is None) == (not every):
         raise CommandError("expected exactly one of --subject and --all")
-    count = events.redrive(open_database(), subscriber, subject, datetime.now(UTC))
+    database = open_database()
+    # One that is declared no longer may still have dead letters.
+    known = {*subscriptions(read_platform(Settings().platform)), *(x.subscriber for x in events.undelivered(database))}
+    if subscriber is not None and subscriber not in known:
+        raise CommandError(f"expected a subscriber ({', '.join(sorted(known))}), but {subscriber} came")
+    count = events.redrive(database, subscriber, subject, datetime.now(UTC))
     out.print(f"{count} dead letters are on their way again" if count else "no dead letters there")
 
 
