@@ -5,6 +5,7 @@ A server that already runs is used instead; this module then only makes sure tha
 
 import asyncio
 import contextlib
+import random
 import shutil
 import socket
 import sysconfig
@@ -59,11 +60,8 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on now, below those that the system gives to whoever connects somewhere."""
+    return next(port for port in random.sample(range(20_000, 32_768), 1_000) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:
