@@ -71,8 +71,6 @@ def parameter_states(session: Session, platform: Platform) -> tuple[ParameterSta
             value=rows[p.key].value if p.refusal(rows[p.key].value) is None else p.default,
             version=rows[p.key].version,
             mode=p.mode or platform.mode,
-            previous=rows[p.key].previous if rows[p.key].version > 1 else None,
-            changed_at=rows[p.key].changed_at if rows[p.key].version > 1 else None,
         )
         for p in platform.parameters
         if p.key in rows
