@@ -70,6 +70,16 @@ class Stage:
         proposal_id = await self.proposes("ada")
         await self.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.REJECT, eve=Choice.APPROVE)
 
+    async def paused_in_the_queue(self) -> None:
+        """Another cycle holds the task type; this one is paused behind it, and then it is this one's turn."""
+        with self.database.transaction() as session:
+            session.add(TaskTypeLockRow(task_type="research_synthesis", cycle_id="another"))
+        await self.approved()
+        await self.reach(Phase.QUEUED)
+        await self.client.act(self.cycle, wire.PAUSE, "olga", "a release is going out")
+        with self.database.transaction() as session:
+            session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
+
     def runs_tasks(self, succeeds: Callable[[float, random.Random], bool], until: asyncio.Event) -> Awaitable[None]:
         """A platform that runs tasks: resolves each one's limit and records how it went."""
 
@@ -309,13 +319,7 @@ async def test_a_cycle_paused_in_the_queue_exposes_no_task_before_it_goes_on(on_
             return [row.exposing for row in session.exec(select(ExperimentRow))]
 
     async with on_stage() as stage:
-        with stage.database.transaction() as session:
-            session.add(TaskTypeLockRow(task_type="research_synthesis", cycle_id="another"))
-        await stage.approved()
-        await stage.reach(Phase.QUEUED)
-        await stage.client.act(stage.cycle, wire.PAUSE, "olga", "a release is going out")
-        with stage.database.transaction() as session:
-            session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
+        await stage.paused_in_the_queue()
         await stage.reach(Phase.EXPERIMENT)
         held = exposing()
         await stage.client.act(stage.cycle, wire.RESUME, "olga", "it is out")
@@ -339,13 +343,7 @@ async def test_a_cycle_resumed_while_it_is_being_held_is_not_held(on_stage, monk
 
     monkeypatch.setattr(ExperimentActivities, "expose", slow)
     async with on_stage() as stage:
-        with stage.database.transaction() as session:
-            session.add(TaskTypeLockRow(task_type="research_synthesis", cycle_id="another"))
-        await stage.approved()
-        await stage.reach(Phase.QUEUED)
-        await stage.client.act(stage.cycle, wire.PAUSE, "olga", "a release is going out")
-        with stage.database.transaction() as session:
-            session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
+        await stage.paused_in_the_queue()
         assert await asyncio.to_thread(begun.wait, 20)
         await stage.client.act(stage.cycle, wire.RESUME, "olga", "it is out")
         go_on.set()
