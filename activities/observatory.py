@@ -176,6 +176,16 @@ def counts_since(
     return Counts(tasks=tasks, successes=successes)
 
 
+def counts_of_started(session: Session, since: datetime, until: datetime | None = None) -> Counts:
+    """Tasks of all types, and successes, that started at `since` or later (and before `until`) and have ended."""
+    succeeded = func.count().filter(col(OutcomeRow.failure).is_(None))
+    query = select(func.count(), succeeded).where(col(OutcomeRow.started_at) >= since)
+    if until is not None:
+        query = query.where(col(OutcomeRow.started_at) < until)
+    tasks, successes = session.exec(query).one()
+    return Counts(tasks=tasks, successes=successes)
+
+
 def healthy_counts(
     session: Session,
     task_types: Sequence[str],

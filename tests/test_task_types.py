@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from activities.task_runner import TaskRunner
 from activities.task_types import InvalidResult, discover, installed
 from activities.task_types.corpus import Corpus, open_corpus
+from activities.task_types.library import LocalLibrary
 from activities.task_types.ml_training import MlTraining, TrainingJob
 from activities.task_types.monte_carlo import CallOption, MonteCarlo, closed_form, simulate, verify
 from activities.task_types.physics_simulation import PhysicsSimulation, PlanetarySystem, conserved, starting_point
@@ -67,6 +68,12 @@ def research(cache: Path) -> ResearchSynthesis:
     research = ResearchSynthesis()
     research.prepare(cache)
     return research
+
+
+@pytest.fixture(scope="module")
+def corpus(cache: Path, research: ResearchSynthesis) -> Corpus:
+    """What `research` reads; it is built already."""
+    return open_corpus(cache, lambda stage, _: pytest.fail(f"expected an index that is built, but it is {stage}"))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +179,7 @@ def test_payloads_are_strict_and_frozen() -> None:
 # -- research_synthesis
 
 
-def test_every_claim_stands_in_the_passage_it_cites(research: ResearchSynthesis) -> None:
+def test_every_claim_stands_in_the_passage_it_cites(research: ResearchSynthesis, corpus: Corpus) -> None:
     for unit in ("a", "b", "c"):
         result = research.run(research.sample(unit), {"research_synthesis.passages": 8})
         claims = result.details["claims"]
@@ -181,34 +188,35 @@ def test_every_claim_stands_in_the_passage_it_cites(research: ResearchSynthesis)
         assert all(f"[{n}] {claim['source']}" in result.details["report"] for n, claim in enumerate(claims, 1))
         assert len({claim["source"] for claim in claims}) >= 3
         for claim in claims:
-            passage = research.corpus.passage(claim["passage"])
+            passage = corpus.passage(claim["passage"])
             assert claim["text"] in passage.text
             assert claim["source"] == passage.source
         assert 0 < result.quality <= 1
 
 
-def test_true_claims_are_accepted(research: ResearchSynthesis, claims: list[Claim]) -> None:
-    verify_claims(claims, research.corpus)
+def test_true_claims_are_accepted(corpus: Corpus, claims: list[Claim]) -> None:
+    verify_claims(claims, LocalLibrary(corpus))
 
 
-def test_a_tampered_claim_is_refused(research: ResearchSynthesis, claims: list[Claim]) -> None:
+def test_a_tampered_claim_is_refused(corpus: Corpus, claims: list[Claim]) -> None:
     first, *others = claims
+    library = LocalLibrary(corpus)
     for tampered in (
         first._replace(text=first.text.replace(" ", " not ", 1)),
-        first._replace(passage=(first.passage + 1) % len(research.corpus)),
-        first._replace(passage=len(research.corpus)),
+        first._replace(passage=(first.passage + 1) % len(corpus)),
+        first._replace(passage=len(corpus)),
         first._replace(passage=-1),
         first._replace(source="python:nowhere"),
     ):
         with pytest.raises(InvalidResult, match="does not"):
-            verify_claims([tampered, *others], research.corpus)
+            verify_claims([tampered, *others], library)
 
 
-def test_a_report_of_too_few_documents_is_refused(research: ResearchSynthesis, claims: list[Claim]) -> None:
+def test_a_report_of_too_few_documents_is_refused(corpus: Corpus, claims: list[Claim]) -> None:
     with pytest.raises(InvalidResult, match="at least 3 documents"):
-        verify_claims([claims[0]] * 5, research.corpus)
+        verify_claims([claims[0]] * 5, LocalLibrary(corpus))
     with pytest.raises(InvalidResult, match="at least 3 documents"):
-        verify_claims([], research.corpus)
+        verify_claims([], LocalLibrary(corpus))
 
 
 def test_the_same_question_gets_the_same_answer(research: ResearchSynthesis) -> None:
@@ -231,18 +239,17 @@ def test_a_parameter_that_is_not_a_number_is_named(research: ResearchSynthesis) 
         research.run(QUESTION, {"research_synthesis.passages": "many"})
 
 
-def test_the_index_is_built_once(research: ResearchSynthesis, cache: Path) -> None:
+def test_the_index_is_built_once(corpus: Corpus, cache: Path) -> None:
     stages: list[str] = []
 
     again = open_corpus(cache, lambda stage, _: stages.append(stage))
 
     assert stages == []
-    assert len(again) == len(research.corpus) > 1000
+    assert len(again) == len(corpus) > 1000
     assert [folder.name for folder in cache.iterdir() if not folder.name.startswith("corpus-")] == []
 
 
-def test_retrieval_prefers_what_speaks_of_the_question(research: ResearchSynthesis) -> None:
-    corpus: Corpus = research.corpus
+def test_retrieval_prefers_what_speaks_of_the_question(corpus: Corpus) -> None:
     best = corpus.retrieve(["regular", "expression"], 5, set())
 
     assert len(best) == 5

@@ -7,7 +7,8 @@ documents say too has support. The reporter chooses sentences that are relevant,
 marginal relevance: Carbonell & Goldstein 1998). Every claim is then looked up again in the passage it cites; a report
 that does not hold, or rests on too few documents, is not a result.
 
-How long a task takes is how much it reads: `breadth` times `depth` sub-questions of `passages` passages each.
+How long a task takes is how much it reads, `breadth` times `depth` sub-questions of `passages` passages each, and how
+long its library takes to answer: once for the question and twice in each round.
 """
 
 import re
@@ -16,13 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
-import structlog
 from pydantic import Field
 
 from schema.messages.base import Value
 
 from . import InvalidResult, TaskPayload, TaskResult, dice, number
-from .corpus import Corpus, open_corpus, terms
+from .corpus import terms
+from .library import Library, Search, open_library
 
 PASSAGES = 32  # read per sub-question, unless the operator declares `research_synthesis.passages`
 FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
@@ -49,8 +50,6 @@ CONCERNS = (
     "configured with default values", "validated before use", "compared for equality", "converted to a string",
     "extended by a subclass", "cached for performance", "replaced in a running program", "limited in size or memory",
 )  # fmt: skip
-
-log = structlog.get_logger(__name__)
 
 
 class ResearchQuestion(TaskPayload):
@@ -94,32 +93,33 @@ class ResearchSynthesis:
     name: ClassVar[str] = "research_synthesis"
     Payload: ClassVar[type[ResearchQuestion]] = ResearchQuestion
 
-    corpus: Corpus
+    library: Library
 
     def prepare(self, cache: Path) -> None:
-        self.corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
+        self.library = open_library(cache)
 
     def run(self, payload: ResearchQuestion, parameters: Mapping[str, Value]) -> TaskResult:
         passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
-        question = sorted({term for term in terms(payload.question) if self.corpus.weight(term)})
-        seeds = self.corpus.retrieve(question, FEEDBACK_PASSAGES, set())
+        library = self.library
+        question = sorted({term for term in terms(payload.question) if library.weight(term)})
+        [seeds] = library.retrieve([Search(question, FEEDBACK_PASSAGES)])
         if not seeds:
             raise InvalidResult(f"the corpus says nothing about {payload.question!r}")
         asked: list[SubQuestion] = []
         read: set[int] = set()
         findings: list[Finding] = []
         for _ in range(payload.depth):
-            for sub_question in plan(self.corpus, question, seeds, payload.breadth, asked):
-                asked.append(sub_question)
-                findings += research(self.corpus, sub_question, passages, read)
+            sub_questions = plan(library, question, seeds, payload.breadth, asked)
+            asked += sub_questions
+            findings += research(library, sub_questions, passages, read)
             # What was found is what the next round asks about.
             findings.sort(key=lambda finding: -finding.relevance)
             seeds = list(dict.fromkeys(finding.passage for finding in findings))[:FEEDBACK_PASSAGES] or seeds
         claims = report(findings, min(LONGEST_REPORT, 3 + len(asked)))
-        verify(claims, self.corpus)
+        verify(claims, library)
         return TaskResult(
             summary=f"{payload.question} " + " ".join(f"{c.text} [{n}]" for n, c in enumerate(claims[:3], 1)),
-            quality=quality(self.corpus, question, claims),
+            quality=quality(library, question, claims),
             details={
                 "report": in_full(payload.question, claims),
                 "sub_questions": [sub_question.aspect for sub_question in asked],
@@ -138,15 +138,15 @@ class ResearchSynthesis:
 
 
 def plan(
-    corpus: Corpus, question: Sequence[str], seeds: Iterable[int], breadth: int, asked: Sequence[SubQuestion]
+    library: Library, question: Sequence[str], seeds: Iterable[int], breadth: int, asked: Sequence[SubQuestion]
 ) -> list[SubQuestion]:
     """Planner: one sub-question for each of the `breadth` terms that weigh most in the seeds and were not asked yet."""
     weights: defaultdict[str, float] = defaultdict(float)
     spread: Counter[str] = Counter()
     for rank, passage_id in enumerate(seeds):
-        words = terms(corpus.passage(passage_id).text)
+        words = terms(library.passage(passage_id).text)
         for term, count in Counter(words).items():
-            weights[term] += count / len(words) * corpus.weight(term) / (1 + rank)
+            weights[term] += count / len(words) * library.weight(term) / (1 + rank)
             spread[term] += 1
     known = {*question, *(sub_question.aspect for sub_question in asked)}
     # A term of several seeds is an aspect of the subject; a term of one is most often that document's own example.
@@ -154,27 +154,40 @@ def plan(
     return [SubQuestion(aspect, (*question, aspect)) for aspect in aspects[:breadth]]
 
 
-def research(corpus: Corpus, sub_question: SubQuestion, passages: int, read: set[int]) -> list[Finding]:
-    """Researcher: read passages that nobody read yet (and note them in `read`), and return the best sentences.
+def research(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[Finding]:
+    """Researcher: read what nobody read yet, and note it in `read`; the best sentences on each sub-question.
 
     Support is sought for as many sentences as there are passages: for every one would make a common word cost ten times
     a rare one.
     """
+    searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
+    answers = library.retrieve(searches, once=True)
     relevant: list[Finding] = []
-    for passage_id in corpus.retrieve(sub_question.query, passages, read):
-        read.add(passage_id)
-        passage = corpus.passage(passage_id)
-        for text in statements(passage.text):
-            words = frozenset(terms(text))
-            shared = [corpus.weight(term) for term in sub_question.query if term in words]
-            # Times their number, as in Lucene's coordination factor: one rare word in common is often a coincidence.
-            relevance = sum(shared) * len(shared) / (LENGTH + len(words))
-            relevant.append(Finding(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
+    for sub_question, passage_ids in zip(sub_questions, answers, strict=True):
+        read.update(passage_ids)
+        sentences = [finding for i in passage_ids for finding in read_passage(library, sub_question, i)]
+        relevant += sorted(sentences, key=lambda finding: -finding.relevance)[:passages]
+    by_aspect: defaultdict[str, list[Finding]] = defaultdict(list)
+    nearest = library.retrieve([Search(sorted(f.words), NEIGHBOURS, {f.passage}) for f in relevant])
+    for finding, neighbours in zip(relevant, nearest, strict=True):
+        support = len(supporters(library, finding, neighbours))
+        supported = finding._replace(support=support, relevance=finding.relevance * (1 + support) ** 0.25)
+        by_aspect[finding.aspect].append(supported)
+    best = (sorted(some, key=lambda finding: -finding.relevance)[:CANDIDATES] for some in by_aspect.values())
+    return [finding for some in best for finding in some]
+
+
+def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -> list[Finding]:
+    """The sentences of a passage, with how relevant each is to a sub-question."""
+    passage = library.passage(passage_id)
     findings: list[Finding] = []
-    for finding in sorted(relevant, key=lambda finding: -finding.relevance)[:passages]:
-        support = len(supporters(corpus, finding))
-        findings.append(finding._replace(support=support, relevance=finding.relevance * (1 + support) ** 0.25))
-    return sorted(findings, key=lambda finding: -finding.relevance)[:CANDIDATES]
+    for text in statements(passage.text):
+        words = frozenset(terms(text))
+        shared = [library.weight(term) for term in sub_question.query if term in words]
+        # Times their number, as in Lucene's coordination factor: one rare word in common is often a coincidence.
+        relevance = sum(shared) * len(shared) / (LENGTH + len(words))
+        findings.append(Finding(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
+    return findings
 
 
 def statements(text: str) -> list[str]:
@@ -182,16 +195,16 @@ def statements(text: str) -> list[str]:
     return [s for s in SENTENCE.split(text) if 40 <= len(s) <= 400 and STATEMENT.fullmatch(s)]
 
 
-def supporters(corpus: Corpus, finding: Finding) -> set[str]:
+def supporters(library: Library, finding: Finding, neighbours: Iterable[int]) -> set[str]:
     """The other documents, among the passages nearest to a sentence, with a sentence that says something alike."""
-    found: set[str] = set()
-    for passage_id in corpus.retrieve(sorted(finding.words), NEIGHBOURS, {finding.passage}):
-        other = corpus.passage(passage_id)
+    sources: set[str] = set()
+    for passage_id in neighbours:
+        other = library.passage(passage_id)
         if other.source != finding.source and any(
             _similarity(finding.words, frozenset(terms(text))) >= ALIKE for text in statements(other.text)
         ):
-            found.add(other.source)
-    return found
+            sources.add(other.source)
+    return sources
 
 
 def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
@@ -222,11 +235,11 @@ def in_full(question: str, claims: Sequence[Claim]) -> str:
     return f"{question}\n\n{said}\n\n{sources}"
 
 
-def verify(claims: Sequence[Claim], corpus: Corpus) -> None:
+def verify(claims: Sequence[Claim], library: Library) -> None:
     """Read every cited passage again. Raises InvalidResult for a claim that it does not hold, or too few documents."""
     for claim in claims:
         try:
-            passage = corpus.passage(claim.passage)
+            passage = library.passage(claim.passage)
         except IndexError as error:
             raise InvalidResult(f"a claim cites a passage that does not exist: {error}") from error
         if claim.text not in passage.text or claim.source != passage.source:
@@ -235,12 +248,12 @@ def verify(claims: Sequence[Claim], corpus: Corpus) -> None:
         raise InvalidResult(f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}")
 
 
-def quality(corpus: Corpus, question: Sequence[str], claims: Sequence[Claim]) -> float:
+def quality(library: Library, question: Sequence[str], claims: Sequence[Claim]) -> float:
     """0 to 1: the question's terms that the claims speak of, by weight (half), and their sources (a quarter for being
     different documents, a quarter for being supported by others)."""
     said = {term for claim in claims for term in terms(claim.text)}
-    asked = sum(map(corpus.weight, question))
-    coverage = sum(corpus.weight(term) for term in question if term in said) / asked
+    asked = sum(map(library.weight, question))
+    coverage = sum(library.weight(term) for term in question if term in said) / asked
     diversity = len({claim.source for claim in claims}) / len(claims)
     supported = sum(claim.support > 0 for claim in claims) / len(claims)
     return round(0.5 * coverage + 0.25 * diversity + 0.25 * supported, 4)

@@ -302,6 +302,26 @@ class Traffic(Declaration):
     per_second: dict[Name, Annotated[float, Field(ge=0)]]
 
 
+class ResearchService(Declaration):
+    """A remote service to practise on, which `nautilus up` runs: research tasks ask it for passages.
+
+    Seconds of one answer are log-normal with this median and spread; `slower_after_s` after the first search they are
+    multiplied by `slower_by`.
+    """
+
+    median_s: float = Field(default=0.3, gt=0, le=60)
+    sigma: float = Field(default=0.5, ge=0, le=2)
+    seed: int = 1
+    slower_after_s: float | None = Field(default=None, ge=0)
+    slower_by: float = Field(default=1.0, ge=1, le=100)
+
+
+class Simulation(Declaration):
+    """The world that a platform to practise on lives in."""
+
+    research_service: ResearchService | None = None
+
+
 class Webhook(Declaration):
     """Where events are posted, all types unless `events` names some; what fails is retried for `retry_for_s`.
 
@@ -340,6 +360,7 @@ class Platform(Declaration):
     notifications: tuple[Notification, ...] = ()
     unsigned_agents: bool = False
     market: MarketRules = MarketRules()
+    simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:

@@ -1,0 +1,181 @@
+"""The remote service to practise on: it answers as the corpus does, late as declared, and later after a while."""
+
+import json
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from activities.task_runner import TaskRunner
+from activities.task_types.corpus import Corpus, open_corpus
+from activities.task_types.library import LocalLibrary, RemoteLibrary, Search
+from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
+from schema.messages.observatory import FailureKind
+from schema.messages.platform import ResearchService
+from simulation.research_service import Pace, ResearchServer
+
+PROMPT = ResearchService(median_s=0.001, sigma=0)
+QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
+# The question itself, and in each of two rounds the passages and their support.
+SEARCHES = 1 + 2 * 2
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return open_corpus(tmp_path_factory.mktemp("corpus"), lambda *_: None)
+
+
+@contextmanager
+def serving(corpus: Corpus, declared: ResearchService = PROMPT) -> Iterator[str]:
+    """A service on a free port; its address."""
+    with ResearchServer(0, corpus, declared) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def answer_of(url: str, body: bytes | None = None) -> tuple[int, str]:
+    try:
+        with urlopen(Request(url, body), timeout=10) as response:
+            return response.status, response.read().decode()
+    except HTTPError as refused:
+        with refused:
+            return refused.code, refused.read().decode()
+
+
+def test_a_remote_library_answers_as_the_local_one_does(corpus: Corpus) -> None:
+    local = LocalLibrary(corpus)
+    searches = [
+        Search(["regular", "expression"], 5),
+        Search(["regular", "expression", "compile"], 5, {3}),
+        Search(["zxqvw"], 5),
+    ]
+
+    with serving(corpus) as url:
+        remote = RemoteLibrary(url)
+        for once in (False, True):
+            answers = remote.retrieve(searches, once=once)
+
+            assert answers == local.retrieve(searches, once=once)
+            assert answers[2] == []
+            assert all(remote.passage(i) == local.passage(i) for answer in answers for i in answer)
+
+    assert remote.weight("regular") == local.weight("regular") > 0
+    assert remote.weight("zxqvw") == 0
+
+
+def test_asked_once_no_passage_is_in_two_answers(corpus: Corpus) -> None:
+    first, second = LocalLibrary(corpus).retrieve([Search(["thread"], 8), Search(["thread"], 8)], once=True)
+
+    assert len(first) == len(second) == 8
+    assert not set(first) & set(second)
+
+
+def test_a_passage_that_no_search_has_found_cannot_be_cited(corpus: Corpus) -> None:
+    with serving(corpus) as url, pytest.raises(IndexError, match="but 7 came"):
+        RemoteLibrary(url).passage(7)
+
+
+def test_research_gets_the_same_result_from_the_service_as_from_the_corpus(corpus: Corpus) -> None:
+    research = ResearchSynthesis()
+    research.library = LocalLibrary(corpus)
+    expected = research.run(QUESTION, {"research_synthesis.passages": 8})
+
+    with serving(corpus) as url:
+        research.library = RemoteLibrary(url)
+        result = research.run(QUESTION, {"research_synthesis.passages": 8})
+        _, state = answer_of(f"{url}/state")
+
+    assert result == expected
+    assert json.loads(state) == {"searches": SEARCHES, "slower_at": None}
+
+
+def test_a_task_waits_for_the_service_and_is_cut_off_at_its_limit(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(corpus, ResearchService(median_s=0.2, sigma=0)) as url:
+        monkeypatch.setenv("NAUTILUS_RESEARCH_URL", url)
+        with TaskRunner({"research_synthesis": ResearchSynthesis()}, tmp_path) as runner:
+            ended = runner.run("research_synthesis", QUESTION, {"research_synthesis.passages": 4}, 60.0)
+            cut_off = runner.run("research_synthesis", QUESTION, {"research_synthesis.passages": 4}, 0.5)
+
+    assert ended.failure is None, ended.detail
+    assert ended.duration_s >= SEARCHES * 0.2
+    assert cut_off.failure is FailureKind.TIMEOUT
+    assert list(tmp_path.iterdir()) == []  # no index is built where a service has one
+
+
+def test_a_service_that_does_not_answer_fails_the_task_in_a_line(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(corpus) as url:
+        monkeypatch.setenv("NAUTILUS_RESEARCH_URL", url)
+        runner = TaskRunner({"research_synthesis": ResearchSynthesis()}, tmp_path)
+        runner.start()
+    with runner:
+        execution = runner.run("research_synthesis", QUESTION, {}, 60.0)
+
+    assert execution.failure is FailureKind.ERROR
+    assert "Connection refused" in execution.detail
+    assert "\n" not in execution.detail
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/nowhere", None, 404, "expected /vocabulary, /state or /search, but /nowhere came"),
+        ("/nowhere", b"{}", 404, "expected a search at /search, but /nowhere came"),
+        ("/search", b"not json", 400, "expected searches with query, most and without"),
+        ("/search", b'{"searches": [{}], "once": true}', 400, "KeyError('query')"),
+        ("/search", b'{"searches": 3, "once": true}', 400, "expected searches with query, most and without"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_told_what_was_expected(
+    corpus: Corpus, path: str, body: bytes | None, status: int, said: str
+) -> None:
+    with serving(corpus) as url:
+        code, answer = answer_of(url + path, body)
+
+    assert code == status
+    assert said in json.loads(answer)["error"]
+
+
+# ---- how long answers take
+
+
+def draws(declared: ResearchService, times: int) -> list[float]:
+    pace = Pace(declared)
+    return [pace.draw_s() for _ in range(times)]
+
+
+def test_the_same_seed_draws_the_same_seconds() -> None:
+    declared = ResearchService(median_s=0.3, sigma=0.5, seed=3)
+
+    assert draws(declared, 50) == draws(declared, 50) != draws(declared.model_copy(update={"seed": 4}), 50)
+
+
+def test_seconds_have_the_declared_median_and_spread() -> None:
+    seconds = draws(ResearchService(median_s=0.3, sigma=0.5), 10_000)
+
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    assert middle == pytest.approx(0.3, rel=0.03)
+    assert high / low == pytest.approx(1.963, rel=0.05)  # exp(2 * 0.6745 * sigma)
+
+
+def test_after_its_time_every_answer_takes_longer_and_the_state_says_since_when() -> None:
+    seconds = iter([5.0, 14.9, 15.0, 16.0])  # the first search comes some time after the start
+    pace = Pace(ResearchService(median_s=0.3, sigma=0, slower_after_s=10, slower_by=2), clock=lambda: next(seconds))
+
+    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.3, 0.3])
+    assert pace.state() == {"searches": 2, "slower_at": None}
+    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.6, 0.6])
+    assert pace.state()["slower_at"] is not None
