@@ -38,6 +38,7 @@ from activities.observatory import record_outcomes
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
 from benchmarks.output import own_stdout
+from benchmarks.scenario import OTHER, PARAMETER, RESEARCH, declaration
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, workflow_id
 from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
@@ -46,7 +47,6 @@ from schema.settings import Settings
 from starter.agents import run_agents
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
-from starter.demo import OTHER, PARAMETER, RESEARCH, declaration
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import dev_server, free_port, prepare

@@ -27,6 +27,7 @@ from activities.market import register_agent
 from activities.observatory import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, note, outcome, platform_in, task_id, the_anomaly
+from benchmarks.scenario import PARAMETER, RESEARCH
 from rules.assignment import variant
 from rules.design import EVEN
 from schema import wire
@@ -37,7 +38,6 @@ from schema.messages.platform import Platform
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.settings import Settings
 from starter.client import NautilusClient
-from starter.demo import PARAMETER, RESEARCH
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import dev_server, free_port

@@ -33,6 +33,7 @@ from activities.market import register_agent
 from activities.observatory import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, TASKS_BEFORE, note, outcome, platform_in, the_anomaly
+from benchmarks.scenario import PARAMETER
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
 from schema.messages.market import Bid
@@ -40,7 +41,6 @@ from schema.messages.observatory import Counts
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.settings import Settings
 from starter.client import NautilusClient, Refused
-from starter.demo import PARAMETER
 from starter.server import dev_server, free_port
 from starter.stack import connect
 from worker import worker

@@ -40,6 +40,7 @@ from activities.database import Database, migrate
 from activities.experiment import counters, declare_parameters
 from activities.observatory import record_outcomes
 from benchmarks.output import own_stdout
+from benchmarks.scenario import PARAMETER, RESEARCH, declaration
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
 from schema.messages.ledger import EntryKind
@@ -49,7 +50,6 @@ from schema.tables.experiment import TaskTypeLockRow
 from schema.tables.market import TransferRow
 from starter import keys
 from starter.agents.roster import ROSTER
-from starter.demo import PARAMETER, RESEARCH, declaration
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import Server, dev_server, free_port

@@ -1,174 +1,203 @@
 """The demo: the article's story on this machine, with real tasks, a real fault and nobody's help.
 
-The fault is a limit that is too short: the research work is timed here, and the limit declared near its median. Every
-step after that is the product's own: it detects, agents investigate, vote, half the tasks get the new limit, the
+Research asks a remote service for its passages, which `simulation.research_service` stands for. The platform is healthy
+until the service becomes slower, as remote services do: then about a third of all tasks are cut off at their limit.
+Every step after that is the product's own: it detects, agents investigate, vote, half the tasks get the new limit, the
 evidence decides. Windows last seconds instead of hours; nothing is back-dated and no outcome is decided beforehand.
 """
 
 import asyncio
-import math
-import statistics
+import json
+import shutil
 import tempfile
-import threading
-import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from string import Template
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
+from urllib.request import urlopen
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from activities import ledger
 from activities.experiment import progress_of
-from activities.observatory import counts_since
-from activities.task_runner import TaskRunner
+from activities.observatory import counts_of_started
+from activities.rollups import measures, rollups, together
 from rules.rates import wilson
 from schema import wire
+from schema.declaration import read_platform
 from schema.messages.cycle import CycleResult, CycleStatus, Phase
+from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts
-from schema.messages.platform import Traffic
+from schema.messages.platform import Platform
 from schema.settings import Settings
-from simulation.traffic import paced, wanted_types
 from starter.client import NautilusClient
+from starter.narration import Narration
 from starter.server import free_port
-from starter.stack import Ports, Stack, running
+from starter.stack import RESEARCH_URL, Ports, Stack, running
 from workflows.page import percent
 
-RESEARCH, OTHER = "research_synthesis", "monte_carlo"
-PARAMETER = f"{RESEARCH}.timeout_s"
-TEMPLATE = Path(__file__).with_name("demo.toml")
-TIMED_TASKS = 36
+PLATFORM = Path(__file__).with_name("demo.toml")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DETECTION_TIMEOUT_S = 120.0
-CYCLE_TIMEOUT_S = 240.0
+# Each is several times what it takes on a machine with other work to do; who waits sees all along what is going on.
+FAULT_TIMEOUT_S = 120.0
+DETECTION_TIMEOUT_S = 180.0
+CYCLE_TIMEOUT_S = 300.0
+LOOK_EVERY_S = 0.5
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot go on; the message says why, what was seen, and what to try."""
 
 
 @dataclass(frozen=True)
-class Told:
+class DemoResult:
     """How the demo went: the object that `--json` prints, and the cycle's result."""
 
     summary: dict[str, Any]
     result: CycleResult
 
 
-def time_the_work(home: Path, advance: Callable[[], None]) -> list[float]:
-    """Durations of real research tasks on this machine, without a limit, at the pace that the traffic will have."""
-    traffic = Traffic.model_validate(tomllib.loads(declaration(1.0))["traffic"])
-    types = wanted_types(traffic)
-    durations: list[float] = []
-    enough = threading.Event()
-    with TaskRunner(types, home / "cache") as runner:
+async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> DemoResult:
+    """Run the story; `console` shows it as it happens. With `keep`, everything runs on until that returns.
 
-        def timed(task_type: str, task_id: str) -> None:
-            execution = runner.run(task_type, types[task_type].sample(task_id), {}, 60.0)
-            if execution.result is None:
-                raise DemoError(f"expected {task_type} to work here, but: {execution.failure} {execution.detail}")
-            if task_type == RESEARCH:
-                durations.append(execution.duration_s)
-                advance()
-            if len(durations) >= TIMED_TASKS:
-                enough.set()
-
-        paced(traffic, enough, "timing", timed)
-    return durations
+    Raises DemoError where it does not come to an end; then its folder stays, with the log of every process.
+    """
+    home = Path(tempfile.mkdtemp(prefix="nautilus-demo-"))
+    try:
+        result = await _story(console, home, keep)
+    except asyncio.CancelledError:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
+    return result
 
 
-def declaration(limit_s: float) -> str:
-    """The demo's `platform.toml` for a research limit in seconds: the article's platform with windows in seconds."""
-    limits = {"limit": limit_s, "minimum": limit_s / 4, "maximum": limit_s * 10, "change": limit_s * 1.5}
-    return Template(TEMPLATE.read_text()).substitute({name: f"{value:g}" for name, value in limits.items()})
-
-
-async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> Told:
-    """Run the story; `console` shows it as it happens. With `keep`, everything runs on until that returns."""
-    started = monotonic()
-    with tempfile.TemporaryDirectory(prefix="nautilus-demo-") as folder:
-        home = Path(folder)
-        limit_s = await _declared_limit(console, home)
-        settings = Settings(home=home, platform=home / "platform.toml", database_url="")
-        settings.platform.write_text(declaration(limit_s))
-        async with _everything(console, settings) as stack:
-            client = NautilusClient(stack.client)
-            cycle = await _detected(console, client, stack)
-            result = await asyncio.wait_for(_followed(console, client, stack, cycle), CYCLE_TIMEOUT_S)
-            told = Told(await _summary(stack, cycle, result, monotonic() - started), result)
-            _show_end(console, told)
-            if keep is not None:
-                await keep(stack)
-    return told
-
-
-async def _declared_limit(console: Console, home: Path) -> float:
-    with _progress(console) as progress:
-        shown = progress.add_task("building the corpus from the installed documentation", total=None)
-
-        def advance() -> None:
-            progress.update(shown, description="timing research tasks on this machine", total=TIMED_TASKS, advance=1)
-
-        durations = await asyncio.to_thread(time_the_work, home, advance)
-    median = statistics.median(durations)
-    # A little under the median: a machine that turns quieter after the timing must not mend the fault by itself.
-    limit_s = math.floor(100 * statistics.quantiles(durations, n=20)[8]) / 100
-    slowest = max(durations)
-    console.print(
-        f"research takes {median:.2f} s here (median of {TIMED_TASKS}, slowest {slowest:.2f} s); "
-        f"declared limit: [bold]{limit_s:g} s[/bold], near the median - too short for about half of it"
+async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | None) -> DemoResult:
+    started_at = monotonic()
+    narration = Narration(console)
+    settings = Settings(
+        home=home, platform=PLATFORM, database_url="", event_poll_s=0.5, resolver_refresh_s=1.0, research_url=""
     )
-    return limit_s
+    async with _everything(narration, settings) as stack:
+        client = NautilusClient(stack.client)
+        try:
+            slower_at = await _until_the_fault(narration, stack)
+            cycle = await _until_detected(narration, client, stack, slower_at)
+            result = await _until_ended(narration, client, stack, cycle)
+        except TimeoutError as late:
+            raise DemoError(_failure(str(late), stack, read_platform(PLATFORM), home)) from None
+        summary = await _summary(stack, cycle, result, slower_at, monotonic() - started_at)
+        demo_result = DemoResult(summary, result)
+        _show_end(console, demo_result)
+        if keep is not None:
+            await keep(stack)
+    return demo_result
 
 
 @asynccontextmanager
-async def _everything(console: Console, settings: Settings) -> AsyncIterator[Stack]:
+async def _everything(narration: Narration, settings: Settings) -> AsyncIterator[Stack]:
+    narration.say("A platform of research and option pricing. Research asks a remote service for what it reads.")
     async with AsyncExitStack() as entered:
-        with _progress(console) as progress:
-            progress.add_task("starting Temporal, a worker, six agents, and the platform's traffic")
+        with narration.waiting("starting the research service, Temporal, a worker, six agents, and the traffic"):
             stack = await entered.enter_async_context(running(settings, Ports(free_port(), free_port(), embedded=True)))
-        console.print(f"Temporal web UI: {stack.web_ui}")
+        narration.say(f"everything runs; Temporal web UI: {stack.web_ui}")
         yield stack
 
 
-async def _detected(console: Console, client: NautilusClient, stack: Stack) -> str:
-    """Wait until the Observatory has raised an anomaly and the bus has opened its cycle; the cycle's workflow id."""
-    deadline = monotonic() + DETECTION_TIMEOUT_S
-    with _progress(console) as progress:
-        shown = progress.add_task("")
-        while monotonic() < deadline:
+async def _until_the_fault(narration: Narration, stack: Stack) -> datetime:
+    """Show the healthy platform until the service becomes slower; the instant it does. Raises TimeoutError."""
+    with narration.waiting("the first tasks run") as show:
+        for _ in _looks(FAULT_TIMEOUT_S):
+            state = await asyncio.to_thread(_ask, f"{stack.environment[RESEARCH_URL]}/state")
+            healthy = _counts(stack, EPOCH)
+            if state["slower_at"] is not None:
+                slower_at = datetime.fromisoformat(state["slower_at"])
+                break
+            show(f"healthy so far: {_said(healthy)}")
+            await asyncio.sleep(LOOK_EVERY_S)
+        else:
+            raise TimeoutError(f"expected {FAULT_TIMEOUT_S:g} s of searches to be enough, but the service is as it was")
+    narration.say(f"healthy: {_said(healthy)}")
+    narration.say("now the research service becomes slower; nobody tells the agents")
+    return slower_at
+
+
+async def _until_detected(narration: Narration, client: NautilusClient, stack: Stack, since: datetime) -> str:
+    """Wait until the Observatory has raised an anomaly and the bus has opened its cycle; the cycle's workflow id.
+
+    Raises TimeoutError.
+    """
+    with narration.waiting("tasks run into their limit") as show:
+        for _ in _looks(DETECTION_TIMEOUT_S):
             cycles = [e async for e in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'")]
             if cycles:
                 return cycles[0].id
-            with stack.database.reading() as session:
-                counts = counts_since(session, [RESEARCH, OTHER], EPOCH)
-            progress.update(shown, description=f"tasks run: {counts.tasks}, succeeded: {percent(counts)}")
-            await asyncio.sleep(0.5)
-    raise DemoError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
+            show(f"since the service is slower: {_said(_counts(stack, since))}")
+            await asyncio.sleep(LOOK_EVERY_S)
+    raise TimeoutError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
 
-async def _followed(console: Console, client: NautilusClient, stack: Stack, cycle: str) -> CycleResult:
-    """Show each line of the cycle's story as it happens, and the arms while they fill."""
-    told = 0
-    with _progress(console) as progress:
-        shown = progress.add_task("")
-        async for status in client.follow(cycle, every_s=0.3):
-            for line in status.story[told:]:
-                progress.console.print(line, highlight=False, markup=False)
-            told = len(status.story)
-            progress.update(shown, description=_waiting(status, stack))
-    return await client.result(cycle)
+async def _until_ended(narration: Narration, client: NautilusClient, stack: Stack, cycle: str) -> CycleResult:
+    """Show each line of the cycle's story as it happens, and the arms while they fill. Raises TimeoutError."""
+    lines_shown = 0
+    with narration.waiting("the cycle opens") as show:
+        for _ in _looks(CYCLE_TIMEOUT_S):
+            status = await client.status(cycle)
+            for line in status.story[lines_shown:]:
+                narration.say(line)
+            lines_shown = len(status.story)
+            if status.phase is Phase.ENDED:
+                return await client.result(cycle)
+            show(_waited_for(status, stack))
+            await asyncio.sleep(LOOK_EVERY_S)
+    raise TimeoutError(f"expected the cycle to end within {CYCLE_TIMEOUT_S:g} s, but it is {status.phase.value}")
 
 
-def _waiting(status: CycleStatus, stack: Stack) -> str:
+def _looks(timeout_s: float) -> Iterator[None]:
+    """As many turns as fit in `timeout_s`; whoever takes them pauses in between."""
+    deadline = monotonic() + timeout_s
+    while monotonic() < deadline:
+        yield
+
+
+def _ask(url: str) -> Any:
+    with urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def _counts(stack: Stack, since: datetime, until: datetime | None = None) -> Counts:
+    with stack.database.reading() as session:
+        return counts_of_started(session, since, until)
+
+
+def _said(counts: Counts) -> str:
+    return f"{counts.successes} of {counts.tasks} tasks succeed ({percent(counts)})"
+
+
+def _failure(expected: str, stack: Stack, platform: Platform, home: Path) -> str:
+    """One line: what was expected, what was seen of each task type, what to try, where the logs are."""
+    seen: list[str] = []
+    defaults = {parameter.key: parameter.default for parameter in platform.parameters}
+    with stack.database.reading() as session:
+        for name, track in rollups(session, EPOCH, datetime.now(UTC)).items():
+            whole = together(track)
+            durations = measures(whole)
+            limit = next((t.timeout_parameter for t in platform.task_types if t.name == name), None)
+            quantiles = f"median {durations.p50_duration_s or 0:.2f} s, p95 {durations.p95_duration_s or 0:.2f} s"
+            seen.append(f"{name}: {_said(whole.counts)}, {quantiles} against a limit of {defaults.get(limit or '')} s")
+    return (
+        f"{expected}; seen: {'; '.join(seen) or 'no task at all'}. Try again, on a machine with less other work if the "
+        f"tasks are few or the prices take seconds. The logs are in {home}"
+    )
+
+
+def _waited_for(status: CycleStatus, stack: Stack) -> str:
     match status.phase:
         case Phase.EXPERIMENT if status.design is not None:
             return progress_of(stack.database, status.design)
@@ -182,7 +211,30 @@ def _waiting(status: CycleStatus, stack: Stack) -> str:
             return status.phase.value
 
 
-async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float) -> dict[str, Any]:
+def _phases(stack: Stack, result: CycleResult, slower_at: datetime) -> dict[str, Counts]:
+    """Tasks of all types by when they started: before the fault, until the experiment, and after the promotion.
+
+    What was promoted reaches every task some moments later, and the last tasks have not ended yet: both are left out.
+    """
+    entries = ledger.entries(stack.database)
+    first_at = {kind: min(e.at for e in entries if e.kind is kind) for kind in {entry.kind for entry in entries}}
+    now = datetime.now(UTC)
+    during_until = first_at.get(EntryKind.EXPERIMENT_DESIGNED, now)
+    promoted_at, design = first_at.get(EntryKind.PARAMETER_PROMOTED), result.status.design
+    after = Counts()
+    if promoted_at is not None and design is not None:
+        everywhere_at = promoted_at + timedelta(seconds=2 * stack.resolver_refresh_s)
+        after = _counts(stack, everywhere_at, now - timedelta(seconds=float(design.treatment)))
+    return {
+        "healthy": _counts(stack, EPOCH, slower_at),
+        "during": _counts(stack, slower_at, during_until),
+        "after": after,
+    }
+
+
+async def _summary(
+    stack: Stack, cycle: str, result: CycleResult, slower_at: datetime, seconds: float
+) -> dict[str, Any]:
     status, end = result.status, result.end
     described = await stack.client.get_workflow_handle(cycle).describe()
     entries, head, broken = ledger.verify(stack.database)
@@ -200,6 +252,7 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, seconds: float
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,
+        **{name: counts.model_dump() for name, counts in _phases(stack, result, slower_at).items()},
         "before": before.model_dump(),
         "control": (reading.control if reading else Counts()).model_dump(),
         "treatment": (reading.treatment if reading else Counts()).model_dump(),
@@ -220,29 +273,35 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
     return f"{web_ui}/namespaces/{wire.NAMESPACE}/workflows/{quote(workflow_id, safe='')}/{run_id}/history"
 
 
-def _show_end(console: Console, told: Told) -> None:
-    s, status = told.summary, told.result.status
-    table = Table(title=f"{s['outcome']} in {s['seconds']:g} s", title_justify="left", show_header=False)
-    if s["parameter"]:
-        table.add_row("change", f"{s['parameter']} {s['from']:g} -> {s['to']:g}")
-    for name in ("before", "control", "treatment"):
-        counts = Counts(**s[name])
-        low, high = wilson(counts.successes, counts.tasks)
-        table.add_row(name, f"{counts.successes} of {counts.tasks} = {percent(counts)} (95 %: {low:.0%} to {high:.0%})")
+def _show_end(console: Console, told: DemoResult) -> None:
+    summary, status = told.summary, told.result.status
+    title = f"{summary['outcome']} in {summary['seconds']:g} s"
+    rates = Table("tasks of all types", "success", "95 %", title=title, title_justify="left")
+    for name, key in (("healthy", "healthy"), ("during the fault", "during"), ("after the promotion", "after")):
+        rates.add_row(name, *_cells(Counts(**summary[key])))
+    console.print(rates)
+    facts = Table(show_header=False)
+    if summary["parameter"]:
+        facts.add_row("change", f"{summary['parameter']} {summary['from']:g} -> {summary['to']:g}")
+    for name, key in (("old value", "control"), ("new value", "treatment")):
+        share, interval = _cells(Counts(**summary[key]))
+        facts.add_row(f"tasks with the {name}", f"{share} (95 %: {interval})")
     reading = told.result.end.reading if told.result.end else None
     if reading and reading.interval:
         low, high = reading.interval
-        table.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
+        facts.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
     for ballot in status.ballots:
-        table.add_row(f"vote of {ballot.agent_id}", escape(f"{ballot.choice.value}: {ballot.reason}"))
-    table.add_row("decision", s["decision"]["reason"])
-    table.add_row("history", f"{s['history_events']} events")
-    table.add_row("ledger", f"{s['ledger']['entries']} entries, verified, head {s['ledger']['head'][:16]}")
-    console.print(table)
-    console.print(f"page: {s['web_ui']}", soft_wrap=True, highlight=False)
+        facts.add_row(f"vote of {ballot.agent_id}", escape(f"{ballot.choice.value}: {ballot.reason}"))
+    facts.add_row("decision", summary["decision"]["reason"])
+    facts.add_row("history", f"{summary['history_events']} events")
+    facts.add_row("ledger", f"{summary['ledger']['entries']} entries, verified, head {summary['ledger']['head'][:16]}")
+    console.print(facts)
+    console.print(f"page: {summary['web_ui']}", soft_wrap=True, highlight=False)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
-    )
+def _cells(counts: Counts) -> tuple[str, str]:
+    """The share that succeeded, and where it may lie by chance."""
+    if not counts.tasks:
+        return "no task", "-"
+    low, high = wilson(counts.successes, counts.tasks)
+    return f"{counts.successes} of {counts.tasks} = {percent(counts)}", f"{low:.0%} to {high:.0%}"

@@ -27,16 +27,19 @@ from activities.market import register_agent
 from rules.identity import REVOKED
 from schema import wire
 from schema.declaration import read_platform
-from schema.messages.platform import Platform
+from schema.messages.platform import Platform, ResearchService
 from schema.settings import Settings
 from starter import keys
 from starter.agents.roster import ROSTER
-from starter.server import Server, ServerError, dev_server, prepare, retain
+from starter.server import Server, ServerError, dev_server, free_port, prepare, retain
 from workflows.plugin import plugin
 
 log = structlog.get_logger()
 
+RESEARCH_URL = "NAUTILUS_RESEARCH_URL"
 STOP_TIMEOUT_S = 15.0
+# It builds the corpus's index first: some seconds, and several times that where the machine has other work.
+SERVICE_START_TIMEOUT_S = 120.0
 # A process that dies at once would otherwise be started hundreds of times a minute.
 RESTART_PAUSE_S = 1.0
 
@@ -58,6 +61,7 @@ class Stack:
     database: Database
     web_ui: str
     environment: Mapping[str, str]
+    resolver_refresh_s: float
 
 
 async def connect(server: Server) -> Client:
@@ -82,6 +86,10 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
+        environment: dict[str, str] = {}
+        if (service := platform.simulation.research_service) is not None:
+            # First, because it takes longest.
+            environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
         named = ClientConfig.load_client_connect_config().get("target_host")
         if named and not ports.embedded:
             server = Server(named, "")
@@ -97,21 +105,45 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         register_own(database, settings.home, now)
         await schedules.apply(client, wanted)
         await start_bus(client, database, platform)
-        environment = {
-            "TEMPORAL_ADDRESS": server.address,
-            "TEMPORAL_NAMESPACE": client.namespace,
-            "NAUTILUS_HOME": str(settings.home.resolve()),
-            "NAUTILUS_PLATFORM": str(settings.platform.resolve()),
-            "NAUTILUS_DATABASE_URL": settings.database,
-        }
+        environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
+        environment |= settings.variables()
         pace = ["--every-s", f"{agents_every_s(platform):g}"]
         commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run", *pace]}
+        if RESEARCH_URL in environment:
+            await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
         if platform.traffic is not None:
             commands["traffic"] = ["-m", "simulation.traffic"]
         for name, command in commands.items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
-        yield Stack(client, database, server.web_ui, environment)
+        yield Stack(client, database, server.web_ui, environment, settings.resolver_refresh_s)
+
+
+@asynccontextmanager
+async def _research_service(declared: ResearchService, home: Path) -> AsyncIterator[str]:
+    """Run the service that research tasks ask; the address is known at once, and answers after some seconds."""
+    port = free_port()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in declared if value is not None]
+    command = ["-m", "simulation.research_service", f"--port={port}", f"--cache={home / 'cache'}", *options]
+    task = asyncio.create_task(_supervise("research-service", command, {}, home / "research-service.log"))
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await _stopped(task)
+
+
+async def _answering(url: str, log_file: Path) -> None:
+    """Wait until a service answers; raises ServerError where it does not."""
+    host, port = url.removeprefix("http://").split(":")
+    deadline = asyncio.get_running_loop().time() + SERVICE_START_TIMEOUT_S
+    while asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            return
+        await asyncio.sleep(0.2)
+    within = f"within {SERVICE_START_TIMEOUT_S:g} s"
+    raise ServerError(f"expected the research service at {url} to answer {within}, but it does not; see {log_file}")
 
 
 @contextlib.contextmanager
