@@ -8,6 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SETUP_LOG := $(VENV)/setup.log
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --require-virtualenv
 CODE   := workflows activities rules schema starter simulation worker.py
 ALL    := $(CODE) benchmarks tests
@@ -62,28 +63,41 @@ lock: ## resolve the requirements anew (needs uv)
 clean: ## remove the environment and local state
 	rm -rf $(VENV) .nautilus
 
-$(VENV)/bin/python:
+# Cleared: an environment without this stamp was interrupted while it was made, and may have half a pip.
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "expected Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV) && touch $@
 
-# pip says nothing with -q and everything without: a line that counts the packages tells how far it is.
+# Pip's output goes to a log: it is long, and what is wrong with the registry's own set-up is no news here. A terminal
+# shows each package as it comes; elsewhere a line comes every ten seconds. Pip writes INSTALLER last: a package without
+# it was being installed when a set-up was interrupted, and pip would take it for whole.
 define install
-	@echo "building .venv from $(1): $$(grep -c == $(1)) packages" >&2
-	@$(PIP) install --progress-bar off --no-deps --require-hashes -r $(1) | awk -v all=$$(grep -c == $(1)) \
-	  '/^(Collecting|Requirement already)/ {n++} \
-	   /^ *(Downloading|Using cached)/ && !/metadata/ {f=$$2=="cached" ? $$3 : $$2; sub(/.*\//, "", f); \
-	     printf "\r\033[K  %d of at most %d  %s %s%s", n, all, f, $$(NF-1), $$NF; fflush()} \
-	   /^Installing/ {printf "\r\033[K  installing %d packages", n; fflush()} END {printf "\r\033[K"}' >&2
-	@$(PIP) install --no-deps --no-build-isolation --no-index -q -e .
+	@find $(VENV)/lib/*/site-packages -maxdepth 1 -name '*.dist-info' \
+	  -exec sh -c 'test -e "$$1/INSTALLER" || rm -rf "$$1"' sh {} \;
+	@all=$$(grep -c == $(1)); echo "building .venv from $(1): $$all packages" >&2; \
+	$(PIP) install --progress-bar off --no-deps --require-hashes -r $(1) >$(SETUP_LOG) 2>&1 & pid=$$!; \
+	trap 'kill $$pid; exit 130' INT TERM; turn=0; \
+	while kill -0 $$pid 2>/dev/null; do \
+	  sleep 0.5; turn=$$((turn + 1)); \
+	  come=$$(grep -cE '^(Collecting|Requirement already)' $(SETUP_LOG)); \
+	  if grep -q ^Installing $(SETUP_LOG); then doing="installing $$all packages"; else doing="$$come of $$all packages are here"; fi; \
+	  if [ -t 2 ]; then printf '\r\033[K  %s' "$$doing" >&2; \
+	  elif [ $$((turn % 20)) = 0 ]; then echo "  $$((turn / 2)) s: $$doing" >&2; fi; \
+	done; \
+	if [ -t 2 ]; then printf '\r\033[K' >&2; fi; \
+	wait $$pid || { grep ^ERROR $(SETUP_LOG) | tail -n 3 >&2; \
+	  echo "expected pip to install $(1), but it failed; all it said is in $(SETUP_LOG). Run it again: it goes on where it was" >&2; exit 1; }
+	@$(PIP) install --no-deps --no-build-isolation --no-index -q -e . >>$(SETUP_LOG) 2>&1 || \
+	  { grep ^ERROR $(SETUP_LOG) >&2; echo "expected pip to install this checkout, but it failed; see $(SETUP_LOG)" >&2; exit 1; }
 	@rm -f $(VENV)/.$(2)-* && touch $@
 	@du -sh $(VENV) | awk '{print ".venv is ready: " $$1}' >&2
 endef
 
-$(RUN_STAMP): $(VENV)/bin/python
+$(RUN_STAMP): $(VENV)/.created
 	$(call install,requirements.txt,run)
 
 # The development requirements contain the run-time ones, so both stamps hold afterwards.
-$(DEV_STAMP): $(VENV)/bin/python
+$(DEV_STAMP): $(VENV)/.created
 	$(call install,requirements-dev.txt,dev)
 	@rm -f $(VENV)/.run-* && touch $(RUN_STAMP)
