@@ -37,7 +37,7 @@ from activities.task_types import installed
 from activities.task_work import Resolver, TaskWork
 from activities.tasks import TaskActivities
 from schema import wire
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.platform.resolver import ParameterResolver
@@ -142,7 +142,7 @@ def keep_bytecode(folder: Path) -> None:
 async def run(settings: Settings) -> None:
     """Run a worker until SIGINT or SIGTERM, then let what runs finish."""
     keep_bytecode(settings.home / "cache" / "bytecode")
-    platform = read_platform(settings.platform)
+    platform = declared_platform(settings)
     database = Database(settings.database)
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):

@@ -48,6 +48,7 @@ from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
 from schema.messages.schedules import Elevation, JobReport, JobRequest, JobState, OpenWindow
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, task_workflow_id
+from schema.pace import TRIAL_EVERY_S, Pace
 from schema.tables.events import EventRow
 from schema.tables.market import MetaTaskRow, TaskRow
 from schema.tables.observatory import AnomalyRow
@@ -141,10 +142,17 @@ class _Found(NamedTuple):
 
 
 def jobs(platform: Platform) -> tuple[Job, ...]:
-    """The table with the platform's overrides."""
+    """The table at the platform's pace, with the platform's overrides."""
     declared = {override.id: override for override in platform.schedules}
-    found = (replace(job, elevation=platform.elevation) for job in JOBS)
+    found = (replace(_paced(job, platform.pace), elevation=platform.elevation) for job in JOBS)
     return tuple(_overridden(job, declared.get(job.declaration.id)) for job in found)
+
+
+def _paced(job: Job, pace: Pace) -> Job:
+    if pace is not Pace.TRIAL:
+        return job
+    every_s = TRIAL_EVERY_S[job.declaration.id.value]
+    return replace(job, declaration=job.declaration.model_copy(update={"every_s": every_s, "cron": None}))
 
 
 def _overridden(job: Job, mine: ScheduleDeclaration | None) -> Job:

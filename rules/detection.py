@@ -384,10 +384,15 @@ class _Look:
         if before is None and after.alarm is not None:
             self.raised.append(after.alarm.anomaly)
 
+    def renewed_at(self, start: datetime) -> datetime:
+        """When what is normal at `start` was last learnt: every 168th of a baseline, each hour of a week's."""
+        every_s = self.settings.rules.baseline_s / HOURS
+        return datetime.fromtimestamp(start.timestamp() // every_s * every_s, start.tzinfo)
+
     def normal(self, name: str, start: datetime) -> Baseline | None:
-        """The baseline of a task type, anew every hour, without its past anomalies and those of the platform."""
+        """The baseline of a task type, renewed with time, without its past anomalies and those of the platform."""
         spans = (*self.excluded.get(name, ()), *self.state(name).episodes, *self.state("").episodes)
-        key = start.replace(minute=0, second=0, microsecond=0), spans
+        key = self.renewed_at(start), spans
         if name not in self.normals or self.normals[name][0] != key:
             metric, rules = self.settings.metric, self.settings.rules
             self.normals[name] = key, baseline(key[0], self.tracks[name], rules, spans, metric.clustered)
@@ -407,6 +412,7 @@ class _Look:
 
         Of two Poisson counts, given their sum, each is binomial (Przyborowski & Wilenski 1940). Usual is the same
         interval a week ago, but no more than the median of that time of day: a week after a flood is no drought.
+        Where a baseline is shorter than a week, nobody has read that week: nothing is usual, and nothing alarms.
         """
         rules, day = self.settings.rules, timedelta(days=1)
         width = timedelta(seconds=rules.interval_s)
@@ -470,6 +476,7 @@ class _Look:
 
         It takes a silence longer than any before, with so many tasks in the same stretch a week ago (or a day, on a
         young platform) that it is beyond chance: at the same volume, all n tasks fall in the earlier one by 2^-n.
+        Where less than a day is read, as at trial pace, there is nothing to compare with, and no silence is raised.
         """
         width = timedelta(seconds=self.settings.rules.interval_s)
         busy = sorted((i for one in types for i in self.tracks[one] if i.counts.tasks), key=START)

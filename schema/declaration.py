@@ -2,19 +2,29 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from schema.messages.platform import Platform
+from schema.pace import TRIAL, Pace
+from schema.settings import Settings
 
 
 class DeclarationError(ValueError):
     """`platform.toml` cannot be used; the message is one line."""
 
 
-def read_platform(path: Path) -> Platform:
-    """The declaration in `path`; raises DeclarationError."""
+def declared_platform(settings: Settings | None = None) -> Platform:
+    """The platform of this process: the file and the pace that the settings (or the environment) name."""
+    settings = settings or Settings()
+    return read_platform(settings.platform, settings.pace)
+
+
+def read_platform(path: Path, pace: Pace | None = None) -> Platform:
+    """The declaration in `path`, at its own pace or at another; raises DeclarationError."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -25,9 +35,21 @@ def read_platform(path: Path) -> Platform:
         raise DeclarationError(f"{path}: expected TOML, but {error}") from None
     try:
         # Strict, by way of JSON: text is not a number, but the words of an enum are text.
-        return Platform.model_validate_json(json.dumps(content, default=str), strict=True)
+        platform = Platform.model_validate_json(json.dumps(_paced(content, pace), default=str), strict=True)
     except ValidationError as error:
         raise DeclarationError(f"{path}: {_line(error)}") from None
+    return platform.model_copy(update={"pace": pace or platform.pace})
+
+
+def _paced(content: Mapping[str, Any], pace: Pace | None) -> dict[str, Any]:
+    """The content with the defaults of its pace, or of `pace`, under what it sets itself."""
+    paced = dict(content)
+    if (pace or content.get("pace")) == Pace.TRIAL:
+        for section, defaults in TRIAL.items():
+            own = content.get(section, {})
+            if isinstance(own, dict):  # anything else is a mistake, which validation reports
+                paced[section] = {**defaults, **own}
+    return paced
 
 
 def _line(error: ValidationError) -> str:

@@ -5,17 +5,21 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schema.pace import Pace
+
 
 class Settings(BaseSettings):
     """`home` holds the embedded server's files and, unless `database_url` says otherwise, the SQLite database.
 
-    `research_url` is where research tasks get their passages; without one, from the corpus of this machine.
+    `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages, without
+    one from the corpus of this machine. An empty variable counts as none.
     """
 
-    model_config = SettingsConfigDict(env_prefix="NAUTILUS_")
+    model_config = SettingsConfigDict(env_prefix="NAUTILUS_", env_ignore_empty=True)
 
     home: Path = Path(".nautilus")
     platform: Path = Path("platform.toml")
+    pace: Pace | None = None
     database_url: str = ""
     research_url: str = ""
     event_poll_s: float = Field(default=2.0, gt=0)
@@ -27,7 +31,8 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{(self.home / 'nautilus.db').resolve()}"
 
     def variables(self) -> dict[str, str]:
-        """These settings as another process on this machine takes them, from wherever it runs."""
-        absolute = {"home": self.home.resolve(), "platform": self.platform.resolve(), "database_url": self.database}
-        values = self.model_dump(exclude_defaults=True) | absolute
-        return {f"NAUTILUS_{name.upper()}": str(value) for name, value in values.items() if value != ""}
+        """These settings as a process takes them that was started elsewhere; empty is what overrides nothing."""
+        fields = type(self).model_fields
+        own = {name: "" if value == fields[name].default else str(value) for name, value in self}
+        own |= {"home": str(self.home.resolve()), "platform": str(self.platform.resolve())}
+        return {f"NAUTILUS_{name.upper()}": value for name, value in (own | {"database_url": self.database}).items()}

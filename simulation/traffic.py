@@ -20,7 +20,7 @@ import structlog
 from activities.database import Database
 from activities.task_runner import TaskRunner
 from activities.task_types import TaskType, installed
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform, Traffic
 from schema.settings import Settings
@@ -108,7 +108,7 @@ def _due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str,
 
 def run(settings: Settings, stopping: threading.Event) -> None:
     """Keep the declared traffic up until told to stop."""
-    platform = read_platform(settings.platform)
+    platform = declared_platform(settings)
     if platform.traffic is None:
         raise ValueError(f"{settings.platform}: traffic: expected a declaration of what to run, but there is none")
     types = wanted_types(platform.traffic)

@@ -82,7 +82,13 @@ async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | No
     started_at = monotonic()
     narration = Narration(console)
     settings = Settings(
-        home=home, platform=PLATFORM, database_url="", event_poll_s=0.5, resolver_refresh_s=1.0, research_url=""
+        home=home,
+        platform=PLATFORM,
+        pace=None,
+        database_url="",
+        research_url="",
+        event_poll_s=0.5,
+        resolver_refresh_s=1.0,
     )
     async with _everything(narration, settings) as stack:
         client = NautilusClient(stack.client)

@@ -26,8 +26,9 @@ from activities.experiment import declare_parameters
 from activities.market import register_agent
 from rules.identity import REVOKED
 from schema import wire
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.platform import Platform, ResearchService
+from schema.pace import Pace
 from schema.settings import Settings
 from starter import keys
 from starter.agents.roster import ROSTER
@@ -61,6 +62,7 @@ class Stack:
     database: Database
     web_ui: str
     environment: Mapping[str, str]
+    pace: Pace
     resolver_refresh_s: float
 
 
@@ -81,12 +83,12 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
 
     The server is the one that the SDK's configuration names, else (or where `ports` insist) the embedded one.
     """
-    platform = read_platform(settings.platform)
+    platform = declared_platform(settings)
     wanted = schedules.jobs(platform)
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
-        environment: dict[str, str] = {}
+        environment = settings.variables()
         if (service := platform.simulation.research_service) is not None:
             # First, because it takes longest.
             environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
@@ -106,17 +108,19 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         await schedules.apply(client, wanted)
         await start_bus(client, database, platform)
         environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
-        environment |= settings.variables()
-        pace = ["--every-s", f"{agents_every_s(platform):g}"]
-        commands = {"worker": ["-m", "starter", "worker"], "agents": ["-m", "starter", "agent", "run", *pace]}
-        if RESEARCH_URL in environment:
+        every_s = f"{agents_every_s(platform):g}"
+        commands = {
+            "worker": ["-m", "starter", "worker"],
+            "agents": ["-m", "starter", "agent", "run", "--every-s", every_s],
+        }
+        if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
         if platform.traffic is not None:
             commands["traffic"] = ["-m", "simulation.traffic"]
         for name, command in commands.items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
-        yield Stack(client, database, server.web_ui, environment, settings.resolver_refresh_s)
+        yield Stack(client, database, server.web_ui, environment, platform.pace, settings.resolver_refresh_s)
 
 
 @asynccontextmanager

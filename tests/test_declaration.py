@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from schema.declaration import DeclarationError, read_platform
-from schema.messages.platform import JobClass, Platform, Risk
+from activities.schedules import jobs
+from schema.declaration import DeclarationError, declared_platform, read_platform
+from schema.messages.platform import CycleRules, JobClass, JobId, Platform, Risk
+from schema.pace import TRIAL, TRIAL_EVERY_S, Pace
+from schema.settings import Settings
 
 GOOD = """
 [[task_types]]
@@ -238,3 +241,54 @@ def test_every_mistake_says_what_was_expected_in_our_grammar(tmp_path: Path, was
 )
 def test_what_cannot_work_later_is_refused_at_the_file(tmp_path: Path, extra: str) -> None:
     mistake(tmp_path, GOOD + extra + "\n")
+
+
+def test_trial_pace_sets_windows_baselines_and_intervals_to_minutes_in_one_word(tmp_path: Path) -> None:
+    platform = read(tmp_path, 'pace = "trial"\n' + GOOD)
+
+    assert platform.pace is Pace.TRIAL
+    assert platform.cycle.voting_window_s == 60
+    assert platform.observatory.baseline_s == 600
+    assert platform.elevation.least_interval_s == 10
+    assert {job.declaration.id: job.declaration.every_s for job in jobs(platform)} == TRIAL_EVERY_S
+    # How sure a verdict must be does not depend on the pace.
+    assert platform.cycle.alpha == CycleRules().alpha
+
+
+def test_what_the_file_sets_itself_goes_before_its_pace(tmp_path: Path) -> None:
+    schedule = '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = 30\n'
+    platform = read(tmp_path, 'pace = "trial"\n' + GOOD + "[cycle]\nvoting_window_s = 20\n" + schedule)
+
+    assert (platform.cycle.voting_window_s, platform.cycle.bid_window_s) == (20, 30)
+    assert {job.declaration.id: job.declaration.every_s for job in jobs(platform)}[JobId.METRICS_SNAPSHOT] == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "pace", "voting_s"),
+    [
+        ("", None, Pace.PRODUCTION, 3_600),
+        ('pace = "production"\n', None, Pace.PRODUCTION, 3_600),
+        ('pace = "trial"\n', None, Pace.TRIAL, 60),
+        ("", Pace.TRIAL, Pace.TRIAL, 60),
+        ('pace = "trial"\n', Pace.PRODUCTION, Pace.PRODUCTION, 3_600),
+    ],
+)
+def test_the_pace_of_a_process_goes_before_that_of_the_file(
+    tmp_path: Path, said: str, asked: Pace | None, pace: Pace, voting_s: float
+) -> None:
+    (tmp_path / "platform.toml").write_text(said + GOOD)
+    platform = declared_platform(Settings(platform=tmp_path / "platform.toml", pace=asked))
+
+    assert (platform.pace, platform.cycle.voting_window_s) == (pace, voting_s)
+
+
+def test_a_pace_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert mistake(tmp_path, 'pace = "fast"') == "pace: expected 'production' or 'trial', but 'fast' came"
+
+
+def test_every_default_of_the_trial_pace_is_shorter_than_in_production() -> None:
+    production = Platform()
+
+    for section, defaults in TRIAL.items():
+        for key, value in defaults.items():
+            assert value < getattr(getattr(production, section), key), f"{section}.{key}"

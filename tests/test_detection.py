@@ -26,6 +26,7 @@ from rules.detection import (
 from rules.series_file import Direction, detect_rates, detect_values
 from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import ObservatoryRules
+from schema.pace import TRIAL
 
 MONDAY = datetime(2026, 11, 2, tzinfo=UTC)
 RULES = ObservatoryRules()
@@ -486,6 +487,47 @@ def test_a_steady_rate_keeps_the_false_alarm_budget() -> None:
         alarms += len(detect(MONDAY + timedelta(hours=528), history, seen, RULES, series_count=1).raised)
 
     assert alarms <= 5  # 2.4 are in the budget for 16 weeks; benchmarks.detection measures it
+
+
+TRIAL_RULES = ObservatoryRules(**TRIAL["observatory"])
+
+
+def trial(seed: int, lasts_s: int, falls_after_s: int | None = None) -> list[Anomaly]:
+    """What is raised of two types at four tasks a second in all, 93% good and, after the fall, 65%."""
+    dice, start = random.Random(seed), MONDAY - timedelta(seconds=170)  # across a full hour, which is like any instant
+    rates: dict[str, list[Interval]] = {"a": [], "b": []}
+    volumes: dict[str, list[Interval]] = {"a": [], "b": []}
+    for second in range(0, lasts_s, TRIAL_RULES.interval_s):
+        rate = 0.93 if falls_after_s is None or second < falls_after_s else 0.65
+        at = start + timedelta(seconds=second)
+        for name, per_second in (("a", 2.4), ("b", 1.6)):
+            tasks = sum(dice.random() < per_second / 10 for _ in range(10 * TRIAL_RULES.interval_s))
+            successes = sum(dice.random() < rate for _ in range(tasks))
+            rates[name].append(Interval(start=at, counts=Counts(tasks=tasks, successes=successes)))
+            volumes[name].append(Interval(start=at, counts=Counts(tasks=tasks, successes=tasks)))
+    # One late look judges every interval as if there had been a look after each, in less time.
+    end = start + timedelta(seconds=lasts_s)
+    return list(detect_all(end, {"success_rate": rates, "throughput": volumes}, {}, TRIAL_RULES).raised)
+
+
+def test_at_trial_pace_ten_healthy_minutes_raise_nothing() -> None:
+    assert [raised for seed in range(200) for raised in trial(seed, lasts_s=600)] == []
+
+
+def test_at_trial_pace_a_drop_after_three_minutes_is_found_within_a_minute() -> None:
+    raised = [trial(seed, lasts_s=240, falls_after_s=180) for seed in range(100)]
+
+    onsets = [(anomalies[0].onset - MONDAY).total_seconds() + 170 for anomalies in raised if anomalies]
+    assert sum(onset >= 150 for onset in onsets) >= 97
+
+
+def test_at_trial_pace_silence_is_no_anomaly_because_no_week_is_known() -> None:
+    busy = [
+        Interval(start=MONDAY + timedelta(seconds=10 * n), counts=Counts(tasks=40, successes=37)) for n in range(60)
+    ]
+    later = MONDAY + timedelta(seconds=900)
+
+    assert detect_all(later, {"success_rate": {"a": busy}, "throughput": {"a": busy}}, {}, TRIAL_RULES).raised == ()
 
 
 def rate_rows(hours: int, rate: Rate, total: int = 20, seed: int = 3) -> list[tuple[datetime, int, int]]:

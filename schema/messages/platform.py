@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from ..pace import Pace
 from .base import Message, Name, Value
 from .events import EventType
 
@@ -346,7 +347,10 @@ class Notification(Declaration):
 
 
 class Platform(Declaration):
-    """The whole of `platform.toml`. `unsigned_agents` lets agents without a key in, and anybody can speak for them."""
+    """The whole of `platform.toml`. `unsigned_agents` lets agents without a key in, and anybody can speak for them.
+
+    `pace` chose the defaults of the rules when the file was read; here it only names them, and the jobs' intervals.
+    """
 
     mode: Mode = Mode.RECOMMEND
     task_types: tuple[TaskTypeDeclaration, ...] = ()
@@ -361,6 +365,7 @@ class Platform(Declaration):
     unsigned_agents: bool = False
     market: MarketRules = MarketRules()
     simulation: Simulation = Simulation()
+    pace: Pace = Pace.PRODUCTION
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:

@@ -9,9 +9,8 @@ import typer
 
 from activities import events
 from rules.subscriptions import subscriptions
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.events import DeliveryState
-from schema.settings import Settings
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
 
 app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
@@ -22,7 +21,7 @@ FOLLOW_S = 1.0
 @app.command("list")
 def show_all(as_json: AsJson = False) -> None:
     """Every subscriber: how far behind it is, and what it has not had."""
-    found = events.subscribers(open_database(), read_platform(Settings().platform))
+    found = events.subscribers(open_database(), declared_platform())
     if as_json:
         emit([status.model_dump(mode="json") for status in found])
         return
@@ -37,7 +36,7 @@ def apply() -> None:
     """Start the dispatcher of every subscriber in platform.toml; a new one hears what happens from now on."""
     from worker import connect
 
-    database, platform = open_database(), read_platform(Settings().platform)
+    database, platform = open_database(), declared_platform()
 
     async def start() -> None:
         await events.start_bus(await connect(), database, platform)
@@ -108,7 +107,7 @@ def redrive(
         raise CommandError("expected exactly one of --subject and --all")
     database = open_database()
     # One that is declared no longer may still have dead letters.
-    known = {*subscriptions(read_platform(Settings().platform)), *(x.subscriber for x in events.undelivered(database))}
+    known = {*subscriptions(declared_platform()), *(x.subscriber for x in events.undelivered(database))}
     if subscriber is not None and subscriber not in known:
         raise CommandError(f"expected a subscriber ({', '.join(sorted(known))}), but {subscriber} came")
     count = events.redrive(database, subscriber, subject, datetime.now(UTC))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.progress import Progress
 
 from activities.database import Database, migrate
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.observatory import TaskOutcome
 from schema.settings import Settings
 from starter.command import CommandError, err, out
@@ -38,7 +38,7 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
     settings = Settings()
-    platform = read_platform(settings.platform)
+    platform = declared_platform(settings)
     declared = {t.name for t in platform.task_types}
     if unknown := next((o.task_type for o in outcomes if o.task_type not in declared), None):
         raise CommandError(f"{file}: expected a declared task type, but {unknown} came")

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from activities import experiment, ledger
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.platform import ParameterState
-from schema.settings import Settings
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
 from starter.commands.ledger import show_entries
 
@@ -80,6 +79,6 @@ def params_thaw(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
 
 
 def _states() -> tuple[ParameterState, ...]:
-    platform = read_platform(Settings().platform)
+    platform = declared_platform()
     with open_database().reading() as session:
         return experiment.parameter_states(session, platform)

@@ -24,12 +24,11 @@ def report(
     """What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json."""
     from activities.report import report as gathered
     from activities.report import text
-    from schema.declaration import read_platform
-    from schema.settings import Settings
+    from schema.declaration import declared_platform
     from starter.report_page import page
 
     now = datetime.now(UTC)
-    facts = gathered(open_database(), read_platform(Settings().platform), now - _span(since), now)
+    facts = gathered(open_database(), declared_platform(), now - _span(since), now)
     if html is not None:
         html.write_text(page(facts), encoding="utf-8")
     if as_json:

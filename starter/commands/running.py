@@ -6,10 +6,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from schema.pace import Pace
 from schema.settings import Settings
 from starter.command import AsJson, CommandError, emit, err, run
 
 app = typer.Typer()
+
+PACES = {
+    Pace.TRIAL: "trial - windows and baselines of seconds and minutes, to see a cycle soon; not for production",
+    Pace.PRODUCTION: "production - windows of hours, a baseline of a week; --pace trial shows a cycle soon",
+}
 
 
 @app.command()
@@ -22,7 +28,8 @@ def demo(
 
     async def wait(stack: Any) -> None:
         for key, value in stack.environment.items():
-            err.print(f"export {key}={value}", soft_wrap=True)
+            if value:
+                err.print(f"export {key}={value}", soft_wrap=True)
         err.print("still running; Ctrl-C ends it")
         await asyncio.Event().wait()
 
@@ -39,15 +46,23 @@ def demo(
 def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded Temporal server.")] = 7233,
     ui_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its web UI.")] = 8233,
+    pace: Annotated[
+        Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
+    ] = None,
 ) -> None:
-    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
+    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic.
+
+    For a first look at your own platform: nautilus up --pace trial
+    """
     from starter.stack import Ports, running
 
     async def serve() -> None:
-        async with running(Settings(), Ports(port, ui_port)) as stack:
+        settings = Settings(pace=pace) if pace else Settings()
+        async with running(settings, Ports(port, ui_port)) as stack:
             for key, value in stack.environment.items():  # what other terminals need
-                if key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and whoever set it knows it
+                if value and key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and whoever set it knows it
                     err.print(f"export {key}={value}", soft_wrap=True)
+            err.print(f"pace: {PACES[stack.pace]}")
             err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
             await asyncio.Event().wait()
 

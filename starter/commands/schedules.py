@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from activities import schedules
-from schema.declaration import read_platform
-from schema.settings import Settings
+from schema.declaration import declared_platform
 from starter.client import NautilusClient
 from starter.command import AsJson, emit, new_table, out, run
 
@@ -19,7 +18,7 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Make Temporal's schedules what the table and `platform.toml` declare; a second time there is nothing to do."""
-    wanted = schedules.jobs(read_platform(Settings().platform))
+    wanted = schedules.jobs(declared_platform())
 
     async def settle() -> list[schedules.Change]:
         return await schedules.apply((await NautilusClient.connect()).temporal, wanted, dry_run)

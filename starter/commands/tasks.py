@@ -18,9 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.task_types import installed
 from activities.tasks import task_types
 from schema import wire
-from schema.declaration import read_platform
+from schema.declaration import declared_platform
 from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, task_workflow_id
-from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.command import AsJson, CommandError, Who, Why, emit, err, new_table, open_database, out, run
 
@@ -151,7 +150,7 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskR
 
 def _reader() -> Read:
     """Checks what is asked for against the task types, declared or brought by agents; the database only for those."""
-    platform = read_platform(Settings().platform)
+    platform = declared_platform()
     ours = {declared.name for declared in platform.task_types}
     told = {target.name for target in platform.notifications}
     kinds = installed()
@@ -249,7 +248,7 @@ def types(as_json: AsJson = False) -> None:
     from activities.task_types import installed  # loads what the types need; no other command should wait for it
 
     with open_database().reading() as session:
-        found = task_types(session, read_platform(Settings().platform))
+        found = task_types(session, declared_platform())
     known = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
     found = [t.model_copy(update={"payload_schema": t.payload_schema or known.get(t.name, {})}) for t in found]
     if as_json:
