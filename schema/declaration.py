@@ -1,20 +1,45 @@
-"""Reads `platform.toml`. A mistake is one line: the file, the key, what was expected."""
+"""Reads `platform.toml`. Of each mistake: the line, the key, what was expected, what came; all of them at once."""
 
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from schema.messages.platform import Platform
+from schema.messages.platform import Platform, mismatches
 from schema.pace import TRIAL, Pace
 from schema.settings import Settings
+from schema.toml_lines import lines_by_path
+
+# A value of several kinds reports each kind that it is not; the key is what they share.
+KINDS = ("bool", "int", "float", "str")
+
+
+class Problem(NamedTuple):
+    """One mistake. `line` is None where it has none, as of a file that is not there."""
+
+    line: int | None
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
 
 
 class DeclarationError(ValueError):
-    """`platform.toml` cannot be used; the message is one line."""
+    """`platform.toml` cannot be used. The message is one line, of the first problem."""
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        first, more = problems[0], len(problems) - 1
+        where = f"{path}:{first.line}" if first.line else str(path)
+        super().__init__(f"{where}: {first}" + (f" (and {more} more; `nautilus check` shows them)" if more else ""))
+        self.problems = tuple(problems)
 
 
 def declared_platform(settings: Settings | None = None) -> Platform:
@@ -24,21 +49,34 @@ def declared_platform(settings: Settings | None = None) -> Platform:
 
 
 def read_platform(path: Path, pace: Pace | None = None) -> Platform:
-    """The declaration in `path`, at its own pace or at another; raises DeclarationError."""
+    """The declaration in `path`, at its own pace or at another; raises DeclarationError with all that is wrong."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DeclarationError(f"{path}: expected a declaration of the platform, but there is no such file") from None
+        message = "expected a declaration of the platform, but there is no such file; `nautilus init` writes one"
+        raise DeclarationError(path, [Problem(None, "", message)]) from None
     except OSError as error:
-        raise DeclarationError(f"{path}: expected a file that can be read, but {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DeclarationError(f"{path}: expected TOML, but {error}") from None
+        message = f"expected a file that can be read, but {error.strerror}"
+        raise DeclarationError(path, [Problem(None, "", message)]) from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
     try:
-        # Strict, by way of JSON: text is not a number, but the words of an enum are text.
-        platform = Platform.model_validate_json(json.dumps(_paced(content, pace), default=str), strict=True)
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = int(at[1]) if (at := re.search(r"at line (\d+)", str(error))) else text.count("\n") + 1
+        raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
+    paced = _paced(content, pace)
+    try:
+        platform = _validated(paced)
     except ValidationError as error:
-        raise DeclarationError(f"{path}: {_line(error)}") from None
+        raise DeclarationError(path, _problems(text, content, _all_errors(paced, error))) from None
     return platform.model_copy(update={"pace": pace or platform.pace})
+
+
+def _validated(content: Mapping[str, Any]) -> Platform:
+    # Strict, by way of JSON: text is not a number, but the words of an enum are text.
+    return Platform.model_validate_json(json.dumps(content, default=str), strict=True)
 
 
 def _paced(content: Mapping[str, Any], pace: Pace | None) -> dict[str, Any]:
@@ -52,24 +90,101 @@ def _paced(content: Mapping[str, Any], pace: Pace | None) -> dict[str, Any]:
     return paced
 
 
-def _line(error: ValidationError) -> str:
-    """The first mistake: the key, what was expected, what came."""
-    first = error.errors()[0]
-    # A value of several kinds reports each kind that it is not; the key is what they share.
-    where = [part for part in first["loc"] if part not in ("bool", "int", "float", "str")]
-    key = ".".join(map(str, where)) or "the file"
-    got = f", but {first['input']!r} came"
-    match first["type"]:
+def _all_errors(content: Mapping[str, Any], error: ValidationError) -> list[ErrorDetails]:
+    """The errors, and those that show once unknown keys are gone: a table that has some is not judged as a whole."""
+    errors, known = error.errors(), deepcopy(dict(content))
+    for unknown in (details["loc"] for details in errors if details["type"] == "extra_forbidden"):
+        table: Any = known
+        for part in unknown[:-1]:
+            table = table[part]
+        del table[unknown[-1]]
+    try:
+        _validated(known)
+    except ValidationError as rest:
+        errors += rest.errors()
+    return errors
+
+
+def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetails]) -> list[Problem]:
+    """Every mistake once, in the order of their lines."""
+    lines = lines_by_path(text)
+
+    def line(path: Sequence[str | int]) -> int | None:
+        """The line of what is there, or of the table that it is missing in."""
+        known = (lines.get(tuple(path[:length])) for length in range(len(path), 0, -1))
+        return next((number for number in known if number), None)
+
+    problems: dict[tuple[str | int, ...], Problem] = {}
+    for details in errors:
+        path = details["loc"]
+        if path and path[-1] in KINDS and details["type"] != "extra_forbidden":
+            path = path[:-1]
+        if path:  # what does not fit together comes below, all of it
+            problems.setdefault(
+                path, Problem(line(_culprit(path, details, lines)), _key(path), _message(details, path))
+            )
+    for path, message in mismatches(content):
+        problems.setdefault(path, Problem(line(path), _key(path), message))
+    return sorted(problems.values(), key=lambda problem: problem.line or 0)
+
+
+def _key(path: Sequence[str | int]) -> str:
+    return ".".join(map(str, path))
+
+
+def _culprit(
+    path: tuple[str | int, ...], details: ErrorDetails, lines: Mapping[tuple[str | int, ...], int]
+) -> tuple[str | int, ...]:
+    """The path of the key that a message about a whole table names first."""
+    words = re.findall(r"\w+", details["msg"]) if details["type"] == "value_error" else ()
+    return next(((*path, word) for word in words if (*path, word) in lines), path)
+
+
+def _message(details: ErrorDetails, path: Sequence[str | int]) -> str:
+    """What was expected, and what came."""
+    got = f", but {details['input']!r} came"
+    match details["type"]:
         case "extra_forbidden":
-            return f"{key}: expected a known key{got.replace(repr(first['input']), repr(where[-1]))}"
+            return f"expected a known key, but {path[-1]!r} came{_meant(path)}"
         case "missing":
-            return f"{key}: expected a value, but there is none"
+            return "expected a value, but there is none"
         case "value_error":
-            return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+            return details["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
-            return f"{key}: expected text like {first['ctx']['pattern']}{got}"
+            return f"expected text like {details['ctx']['pattern']}{got}"
         case "too_short":
-            return f"{key}: expected at least {first['ctx']['min_length']} of them, but {len(first['input'])} came"
-    if where != list(first["loc"]):
-        return f"{key}: expected true or false, a number or text{got}"
-    return f"{key}: {first['msg'].replace('Input should be', 'expected')}{got}"
+            return f"expected at least {details['ctx']['min_length']} of them, but {len(details['input'])} came"
+        case "tuple_type":
+            return f"expected a list{got}"
+        case "model_type" | "dict_type":
+            return f"expected a table{got}"
+    if len(path) < len(details["loc"]):
+        return f"expected true or false, a number or text{got}"
+    return details["msg"].replace("Input should be", "expected") + got
+
+
+def _meant(path: Sequence[str | int]) -> str:
+    """The key that somebody may have meant by an unknown one: of its own table, or of another."""
+    model: type[BaseModel] | None = Platform
+    for part in path[:-1]:
+        if isinstance(part, str) and model is not None:
+            model = _model_in(model.model_fields[part].annotation)
+    own = _keys_of(model)
+    sections = {
+        key: name for name, field in Platform.model_fields.items() for key in _keys_of(_model_in(field.annotation))
+    }
+    near = get_close_matches(str(path[-1]), [*own, *sections], n=1)
+    if not near:
+        return ""
+    return f"; did you mean {near[0]}?" if near[0] in own else f"; did you mean {near[0]} of {sections[near[0]]}?"
+
+
+def _keys_of(model: type[BaseModel] | None) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()] if model is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a table, or of the tables in an array."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)

@@ -33,12 +33,13 @@ def read(tmp_path: Path, content: str | bytes) -> Platform:
 
 
 def mistake(tmp_path: Path, content: str | bytes) -> str:
-    """The message, without the path that it starts with."""
+    """The message, without the path and the line that it starts with."""
     with pytest.raises(DeclarationError) as caught:
         read(tmp_path, content)
     message = str(caught.value)
     assert "\n" not in message
-    prefix = f"{tmp_path / 'platform.toml'}: "
+    line = caught.value.problems[0].line
+    prefix = f"{tmp_path / 'platform.toml'}:{line}: "
     assert message.startswith(prefix)
     return message.removeprefix(prefix)
 
@@ -203,7 +204,8 @@ def test_a_file_that_is_not_there_is_one_line_too(tmp_path: Path) -> None:
         read_platform(tmp_path / "platform.toml")
 
     assert str(caught.value) == (
-        f"{tmp_path / 'platform.toml'}: expected a declaration of the platform, but there is no such file"
+        f"{tmp_path / 'platform.toml'}: expected a declaration of the platform, but there is no such file; "
+        "`nautilus init` writes one"
     )
 
 
@@ -218,7 +220,10 @@ def test_a_file_that_is_not_there_is_one_line_too(tmp_path: Path) -> None:
     ],
 )
 def test_every_mistake_says_what_was_expected_in_our_grammar(tmp_path: Path, was: str, now: str, expected: str) -> None:
-    assert expected in mistake(tmp_path, GOOD.replace(was, now, 1))
+    with pytest.raises(DeclarationError) as caught:
+        read(tmp_path, GOOD.replace(was, now, 1))
+
+    assert any(str(problem).startswith(expected) or expected in problem.message for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -292,3 +297,87 @@ def test_every_default_of_the_trial_pace_is_shorter_than_in_production() -> None
     for section, defaults in TRIAL.items():
         for key, value in defaults.items():
             assert value < getattr(getattr(production, section), key), f"{section}.{key}"
+
+
+EVERYTHING_WRONG = """mode = "autonomos"
+obsevatory = 1
+
+[[task_types]]
+name = "research"
+timeout_parameter = "research.timeout"
+
+[[task_types]]
+name = "research"
+
+[[parameters]]
+key = "research.timeout_s"
+kind = "float"
+default = 9.0
+minimum = 10
+maximum = 600
+task_types = ["research", "reserch"]
+
+[cycle]
+alfa = 0.05
+interval_s = 60
+reward = "much"
+
+[market]
+voting_window = 9
+
+[traffic]
+per_second = { research = 1, monte = -1 }
+"""
+
+
+def test_everything_that_is_wrong_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        read(tmp_path, EVERYTHING_WRONG)
+
+    assert [(problem.line, problem.key, problem.message) for problem in caught.value.problems] == [
+        (1, "mode", "expected 'observe', 'recommend' or 'autonomous', but 'autonomos' came"),
+        (2, "obsevatory", "expected a known key, but 'obsevatory' came; did you mean observatory?"),
+        (
+            6,
+            "task_types.0.timeout_parameter",
+            "task type research: expected a declared parameter, but research.timeout came; "
+            "did you mean research.timeout_s?",
+        ),
+        (9, "task_types.1.name", "expected every task type once, but research is declared twice"),
+        (14, "parameters.0", "the default is out of bounds: expected a value between 10 and 600, but 9.0 came"),
+        (
+            17,
+            "parameters.0.task_types.1",
+            "parameter research.timeout_s: expected a declared task type, but reserch came; did you mean research?",
+        ),
+        (20, "cycle.alfa", "expected a known key, but 'alfa' came; did you mean alpha?"),
+        (
+            21,
+            "cycle.interval_s",
+            "expected a known key, but 'interval_s' came; did you mean interval_s of observatory?",
+        ),
+        (22, "cycle.reward", "expected a valid integer, but 'much' came"),
+        (
+            25,
+            "market.voting_window",
+            "expected a known key, but 'voting_window' came; did you mean voting_window_s of cycle?",
+        ),
+        (28, "traffic.per_second.monte", "expected greater than or equal to 0, but -1 came"),
+    ]
+    assert str(caught.value).startswith(f"{tmp_path / 'platform.toml'}:1: mode: expected ")
+    assert str(caught.value).endswith(" (and 10 more; `nautilus check` shows them)")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("\n\nthis is not TOML", 3),
+        ("a = [1,\n2\n", 3),  # it ends before the array does
+        (b"a = 1\nb = '\xff'\n", 2),
+    ],
+)
+def test_what_is_no_toml_has_its_line_too(tmp_path: Path, content: str | bytes, line: int) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        read(tmp_path, content)
+
+    assert [problem.line for problem in caught.value.problems] == [line]
