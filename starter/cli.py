@@ -18,6 +18,7 @@ from starter.command import CommandError, err
 # Each command or group of commands, in the order of `--help`, with the module in `starter.commands` that holds it.
 COMMANDS = {
     "demo": "running",
+    "init": "declaration",
     "check": "declaration",
     "up": "running",
     "worker": "running",

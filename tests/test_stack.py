@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from schema.declaration import declared_platform
+from schema.pace import Pace
+from schema.settings import Settings
 from starter.server import ServerError, dev_server, free_port
 from starter.stack import _alone
 
@@ -25,3 +28,24 @@ def test_two_platforms_do_not_share_a_home(tmp_path: Path) -> None:
         pass
     with _alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "inherited", "pace"),
+    [
+        (Pace.TRIAL, "", Pace.TRIAL),
+        (Pace.TRIAL, "production", Pace.TRIAL),
+        # The file alone says it: what `up` itself did not go by must not reach what it starts.
+        (None, "trial", Pace.PRODUCTION),
+    ],
+)
+def test_every_process_of_a_platform_takes_the_pace_that_up_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Pace | None, inherited: str, pace: Pace
+) -> None:
+    (tmp_path / "platform.toml").write_text("")
+    monkeypatch.setenv("NAUTILUS_PACE", inherited)
+    settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml", pace=asked)
+    for name, value in settings.variables().items():
+        monkeypatch.setenv(name, value)
+
+    assert declared_platform().pace is pace

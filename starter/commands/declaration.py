@@ -1,25 +1,174 @@
 """Commands about `platform.toml`: write one, and check one."""
 
+import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.progress import Progress
 
 from schema.declaration import DeclarationError, read_platform
 from schema.messages.platform import CycleRules, Mode, Parameter, Platform, Risk
 from schema.pace import Pace
 from schema.settings import Settings
-from starter.command import AsJson, emit, out
+from starter.command import AsJson, CommandError, emit, err, out
+
+if TYPE_CHECKING:
+    from starter.draft import TypeHistory
 
 app = typer.Typer()
+Word = TypeVar("Word", bound=StrEnum)
 
 MODES = {
     Mode.OBSERVE: "observe: anomalies are recorded, nothing else",
     Mode.RECOMMEND: "recommend: a cycle runs, and a person promotes at its end",
     Mode.AUTONOMOUS: "autonomous: no person is needed",
 }
+
+
+@app.command()
+def init(
+    task_type: Annotated[list[str] | None, typer.Option(help="A kind of task; again for another.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="What may be tuned, as below; again for another.")] = None,
+    outcomes: Annotated[
+        Path | None,
+        typer.Option("--from", help="Past outcomes (JSON lines, as for `outcomes import`) to derive it from."),
+    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="How far it goes by itself. Default: recommend.")] = None,
+    pace: Annotated[Pace | None, typer.Option(help="How long everything waits. Default: production.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over the file that is there.")] = False,
+) -> None:
+    """Write a commented platform.toml for your own platform; asks where there is a terminal and nothing was said.
+
+    A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true. It is of the task type that its key
+    begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the type are cut off.
+
+    Example: nautilus init --task-type research --parameter research.timeout_s=90:10..600
+
+    Example: nautilus init --task-type a --task-type b --parameter shared.batch=8:1..64@a,b --pace trial
+
+    Example: nautilus init --from outcomes.jsonl
+    """
+    from starter import draft  # loads the sketches of durations
+
+    file = Settings().platform
+    if file.exists() and not force:
+        raise CommandError(
+            f"expected no {file} yet, but there is one; `nautilus check` reads it, --force writes over it"
+        )
+    if not file.absolute().parent.is_dir():
+        raise CommandError(f"expected a folder for {file}, but there is none; make it, or set NAUTILUS_PLATFORM")
+    task_types, parameters = task_type or [], parameter or []
+    if not task_types and outcomes is None:
+        if not sys.stdin.isatty():
+            raise CommandError("expected --task-type NAME or --from OUTCOMES, because there is no terminal to ask on")
+        task_types, parameters, mode, pace = _asked(parameters, mode, pace)
+    mode, pace = mode or Mode.RECOMMEND, pace or Pace.PRODUCTION
+    histories = _histories(outcomes) if outcomes is not None else {}
+    drafted = draft.drafted(task_types, parameters, histories, pace)
+    _write(file, draft.rendered(drafted, mode, pace))
+    out.print(f"{file} is written", style="green")
+    show(read_platform(file))
+    trial = "nautilus up --pace trial"
+    if draft.sets_windows(drafted):
+        trial += "    # what the file sets of [observatory] and [cycle] goes first: comment it out for a trial"
+    out.print(
+        f"""
+Next:
+  1. read {file}, change what is not so, and then: nautilus check
+  2. see a cycle of it soon: {trial}
+  3. bring your history, so that day one is not blind: nautilus outcomes import {outcomes or "outcomes.jsonl"}
+  4. record what your tasks do, and let them ask for their parameters: docs/adopting.md""",
+        soft_wrap=True,
+    )
+
+
+def _asked(
+    parameters: list[str], mode: Mode | None, pace: Pace | None
+) -> tuple[list[str], list[str], Mode | None, Pace | None]:
+    """What a person answers on the terminal; what cannot be is asked again."""
+    from starter import draft
+
+    def names(text: str) -> list[str]:
+        found = text.replace(",", " ").split()
+        for name in found:
+            try:
+                draft.task_type(name)
+            except draft.DraftError as error:
+                raise typer.BadParameter(str(error).removeprefix("--task-type ")) from None
+        return found
+
+    def limit(text: str) -> float | None:
+        if not text.strip():
+            return None
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            raise typer.BadParameter(f"expected seconds, or nothing, but {text!r} came")
+        return seconds
+
+    task_types = typer.prompt("Kinds of task (names, as in: research summary)", value_proc=names, err=True)
+    for name in task_types:
+        question = f"After how many seconds is a {name} task cut off? (Enter: never, or not to be tuned)"
+        seconds = typer.prompt(question, default="", show_default=False, value_proc=limit, err=True)
+        if seconds is not None:
+            parameters = [*parameters, f"{name}.timeout_s={seconds:g}:{seconds / 10:g}..{seconds * 10:g}"]
+    mode = mode or typer.prompt(
+        "How far may it go by itself (observe, recommend, autonomous)?",
+        default=Mode.RECOMMEND.value,
+        value_proc=_one_of(Mode),
+        err=True,
+    )
+    pace = pace or typer.prompt(
+        "How long does everything wait (production, trial)?",
+        default=Pace.PRODUCTION.value,
+        value_proc=_one_of(Pace),
+        err=True,
+    )
+    return task_types, parameters, mode, pace
+
+
+def _one_of(words: type[Word]) -> Callable[[str], Word]:
+    def word(text: str) -> Word:
+        try:
+            return words(text.strip().lower())
+        except ValueError:
+            raise typer.BadParameter(f"expected one of {', '.join(words)}, but {text!r} came") from None
+
+    return word
+
+
+def _histories(file: Path) -> "dict[str, TypeHistory]":
+    """What a file of outcomes says of each task type, read line by line."""
+    from starter.commands.outcomes import read_outcomes
+    from starter.draft import TypeHistory
+
+    histories: dict[str, TypeHistory] = {}
+    with Progress(console=err) as progress:
+        shown = progress.add_task(f"reading {file}", total=file.stat().st_size if file.is_file() else None)
+        for outcome, size in read_outcomes(file):
+            histories.setdefault(outcome.task_type, TypeHistory()).add(outcome)
+            progress.advance(shown, size)
+    if not histories:
+        raise CommandError(f"{file}: expected outcomes, but there is none in it")
+    return histories
+
+
+def _write(file: Path, text: str) -> None:
+    """Write all of it or nothing, and nothing that could not be read back."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        read_platform(new)
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @app.command()
@@ -48,12 +197,12 @@ def check(
     if as_json:
         emit({"file": str(file), "ok": True, "problems": [], "warnings": list(warnings(platform))})
     else:
-        show(file, platform)
+        out.print(f"{file} is valid", style="green")
+        show(platform)
 
 
-def show(file: Path, platform: Platform) -> None:
+def show(platform: Platform) -> None:
     """What a valid file declares, and what is worth a second thought."""
-    out.print(f"{file} is valid", style="green")
     rows = [
         ("task types", ", ".join(declared.name for declared in platform.task_types) or "none"),
         *(("parameter", _line(parameter)) for parameter in platform.parameters),

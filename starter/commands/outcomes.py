@@ -1,6 +1,7 @@
 """Commands about outcomes of tasks."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -29,14 +30,7 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
 
     The same file twice imports nothing twice. A bad line stops the import before anything is written.
     """
-    outcomes = []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    outcomes.append(_outcome(file, number, line))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
+    outcomes = [outcome for outcome, _ in read_outcomes(file)]
     settings = Settings()
     platform = declared_platform(settings)
     declared = {t.name for t in platform.task_types}
@@ -48,6 +42,17 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
         for waiting in progress.track([recorder.record(outcome) for outcome in outcomes], description="importing"):
             waiting.result()
     out.print(f"{len(outcomes)} outcomes are recorded")
+
+
+def read_outcomes(file: Path) -> Iterator[tuple[TaskOutcome, int]]:
+    """Every outcome of a file with the bytes of its line; raises CommandError at the first line that holds none."""
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _outcome(file, number, line.decode()), len(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
 
 
 def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
