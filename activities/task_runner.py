@@ -37,6 +37,7 @@ from pydantic_core import PydanticSerializationError
 
 from schema.messages.base import Value
 from schema.messages.observatory import FailureKind
+from schema.mistakes import in_one_line
 
 from .task_types import InvalidResult, TaskResult, TaskType
 
@@ -381,7 +382,7 @@ def _work(
         # As JSON: strict models take a list for a tuple, or a string for a time, from JSON alone.
         payload = prepared[name].Payload.model_validate_json(json.dumps(request["payload"]))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = in_one_line(error)
         return _Report(0.0, FailureKind.ERROR, f"the payload is not one of {name}: {wrong}"[:DETAIL_CHARS], None)
     started_at = time.monotonic()
     line.send(started_at)

@@ -96,13 +96,13 @@ def _mendable(error: Exception) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
     from temporalio.service import RPCError
 
+    from schema.mistakes import in_one_line
     from starter.client import Refused
     from starter.server import ServerError
 
     match error:
         case ValidationError():
-            first = error.errors()[0]
-            return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, but {first['input']!r} came"
+            return in_one_line(error)
         case CommandError() | Refused() | ServerError() | ValueError():
             return str(error)
         case SQLAlchemyError() if "no such table" in str(error) or "UndefinedTable" in str(error):

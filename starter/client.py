@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
+from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecution, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     SearchAttributeKey,
@@ -45,6 +46,7 @@ from schema.messages.tasks import (
     WorkResult,
     task_workflow_id,
 )
+from schema.mistakes import in_one_line
 from starter import keys
 from starter.keys import AgentKey
 
@@ -280,7 +282,10 @@ class NautilusClient:
         self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None, exposure: float | None = None
     ) -> Receipt:
         """Steer a cycle, as a person: pause, resume, abort, veto, extend, promote or widen. Raises Refused."""
-        act = Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds, exposure=exposure)
+        try:
+            act = Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds, exposure=exposure)
+        except ValidationError as error:
+            raise Refused(in_one_line(error)) from None
         return await self._send(cycle, kind, act)
 
     async def result(self, cycle: str) -> CycleResult:
@@ -329,7 +334,8 @@ class NautilusClient:
             with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
                 receipt: Receipt = await self._handle(cycle).execute_update(name, message, result_type=Receipt)
         except WorkflowUpdateFailedError as error:
-            raise Refused(str(error.cause)) from None
+            cause = error.cause
+            raise Refused(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None
         if not receipt.accepted:
             raise Refused(receipt.reason)
         return receipt

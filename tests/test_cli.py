@@ -118,7 +118,7 @@ MISTAKES = {
     "a setting that is no number": (("health",), {"NAUTILUS_EVENT_POLL_S": "soon"}, "event_poll_s"),
     "a broken platform.toml": (("params", "list"), {"NAUTILUS_PLATFORM": "BROKEN"}, "expected TOML"),
     "an unknown parameter": (("params", "show", "x.y"), {}, "expected a declared parameter, but x.y came"),
-    "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "agent_id: String should match"),
+    "a hostile agent id": (("agent", "register", "a b\n[/]", "--operator", "o"), {}, "agent_id: expected text like"),
     "a dead letter that is none": (
         ("events", "drop", "cycles", "7", "--why", "w", "--who", "me"),
         {},

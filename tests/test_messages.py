@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from activities.database import Database, migrate
 from activities.experiment import declare_parameters
@@ -21,6 +22,7 @@ from schema import wire
 from schema.messages.cycle import CycleRequest, Ending, Phase, Receipt
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Choice, Proposal
+from schema.messages.tasks import TaskRequest, task_workflow_id
 from schema.settings import Settings
 from starter.client import NautilusClient, Refused
 from starter.server import binary
@@ -34,7 +36,14 @@ PROPOSAL = builders.proposal("ada").proposal_id
 
 
 async def command(client: Client, *arguments: str) -> str:
-    """Run the real `temporal` command against the test's server; what it printed."""
+    """Run the real `temporal` command against the test's server, which takes it; what it printed."""
+    code, printed = await attempt(client, *arguments)
+    assert code == 0, printed
+    return printed
+
+
+async def attempt(client: Client, *arguments: str) -> tuple[int | None, str]:
+    """Run the real `temporal` command against the test's server; its exit code and what it printed."""
     address = client.service_client.config.target_host
     process = await asyncio.create_subprocess_exec(
         str(binary()),
@@ -43,8 +52,7 @@ async def command(client: Client, *arguments: str) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     printed = (await process.communicate())[0].decode()
-    assert process.returncode == 0, printed
-    return printed
+    return process.returncode, printed
 
 
 async def signal(stage: Stage, name: str, *arguments: str) -> None:
@@ -131,7 +139,7 @@ UNREADABLE = {
     "not an object": (("42",), "Bid"),
     "null": (("null",), "Bid"),
     "a list": ((json.dumps([BID]),), "Bid"),
-    "nested too deep": (("[" * 300 + "]" * 300,), "Bid"),
+    "nested too deep": (("[" * 300 + "]" * 300,), "recursion limit"),
     # wrong number of arguments: by default poison for ever
     "no argument": ((), "place_bid"),
     "two arguments": ((json.dumps(BID), json.dumps(BID)), "place_bid"),
@@ -225,27 +233,140 @@ async def test_a_message_that_comes_twice_is_taken_once(stage: Stage) -> None:
     assert after.ballots == (*before.ballots, TWICE)
 
 
-BAD_UPDATES = {
-    "a misspelt field": (wire.CAST_BALLOT, [{"message_id": "m", "agent": "bob"}], "agent_id"),
-    "not an object": (wire.CAST_BALLOT, ["yes"], "Ballot"),
-    "no argument": (wire.CAST_BALLOT, [], "cast_ballot|argument"),
-    "two arguments": (wire.CAST_BALLOT, [BID, BID], "cast_ballot|argument"),
-    "an unknown update": ("cast_balot", [BID], "cast_ballot"),
-    "an act without a reason": (wire.PAUSE, [{"message_id": "m", "who": "olga", "why": ""}], "why"),
-    "an act of nobody": (wire.PAUSE, [{"message_id": "m", "why": "because"}], "who"),
+BALLOT = builders.ballot("bob", PROPOSAL).model_dump(mode="json", exclude_none=True)
+ACT = {"message_id": "m", "who": "olga", "why": "because"}
+BEAT = {"message_id": "m", "agent_id": "bob"}
+REGISTRATION = {"message_id": "m", "agent_id": "bob", "name": "poetry"}
+CYCLE_UPDATES = {
+    wire.PLACE_BID: ("Bid", BID),
+    wire.SUBMIT_PROPOSAL: ("Proposal", builders.proposal("ada").model_dump(mode="json", exclude_none=True)),
+    wire.CAST_BALLOT: ("Ballot", BALLOT),
+    **dict.fromkeys(
+        (wire.PAUSE, wire.RESUME, wire.ABORT, wire.VETO, wire.EXTEND, wire.PROMOTE, wire.WIDEN), ("Act", ACT)
+    ),
+}
+TASK_UPDATES = {
+    wire.PLACE_BID: ("Bid", BID),
+    wire.HEARTBEAT: ("Heartbeat", BEAT),
+    wire.SUBMIT_RESULT: ("WorkResult", BEAT),
+    wire.ABORT: ("Act", ACT),
+}
+STARTS = {wire.TYPE_REGISTRATION: ("TypeRegistration", REGISTRATION)}
+MESSAGES = [
+    (where, name, kind, good)
+    for where, names in (("cycle", CYCLE_UPDATES), ("task", TASK_UPDATES), ("start", STARTS))
+    for name, (kind, good) in names.items()
+]
+# What came, as JSON with the good message in place of `good`, and the line that its sender reads.
+MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], list[Any]], str]] = {
+    "text": (lambda _good: ["text"], "expected a {kind} as a JSON object, but 'text' came"),
+    "a number": (lambda _good: [42], "expected a {kind} as a JSON object, but 42 came"),
+    "nothing in it": (lambda _good: [None], "expected a {kind} as a JSON object, but None came"),
+    "a list": (lambda _good: [["x"]], "expected a {kind} as a JSON object, but ['x'] came"),
+    "a wrong type": (lambda good: [good | {"message_id": 7}], "message_id: expected a valid string, but 7 came"),
+    "too long": (
+        lambda good: [good | {"message_id": "m" * 300}],
+        "message_id: expected a string of at most 200 characters, but '" + "m" * 56 + "... came",
+    ),
+    "several mistakes": (
+        lambda good: [good | {"message_id": 7, "misspelt": "x"}],
+        "message_id: expected a valid string, but 7 came; misspelt: expected no such field, but 'x' came",
+    ),
+    "a field is missing": (
+        lambda good: [{name: value for name, value in good.items() if name != "message_id"}],
+        "message_id: expected a value, but none came",
+    ),
+    "no argument": (lambda _good: [], "expected one argument, a JSON object, but 0 came"),
+    "two arguments": (lambda good: [good, good], "expected one argument, a JSON object, but 2 came"),
 }
 
 
-@pytest.mark.parametrize(("name", "arguments", "says"), BAD_UPDATES.values(), ids=BAD_UPDATES)
-async def test_a_bad_update_is_refused_to_its_sender(stage: Stage, name: str, arguments: list[Any], says: str) -> None:
-    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
-    events = (await handle.describe()).history_length
+@pytest.fixture(scope="module")
+async def task(stage: Stage) -> str:
+    """A user's task that waits for bids."""
+    request = TaskRequest(task_id="messages", task_type="research_synthesis", payload={}, requester="olga")
+    await stage.client.submit_task(request)
+    return task_workflow_id("messages")
 
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(("where", "name", "kind", "good"), MESSAGES, ids=[f"{m[0]}-{m[1]}" for m in MESSAGES])
+async def test_a_message_that_cannot_be_read_comes_back_as_one_line(
+    stage: Stage, task: str, where: str, name: str, kind: str, good: dict[str, Any], mistake: str
+) -> None:
+    make, line = MISTAKES[mistake]
+    arguments, line = make(good), line.format(kind=kind)
+    inputs = [part for argument in arguments for part in ("--input", json.dumps(argument))]
+
+    if where == "start":
+        start = ("workflow", "execute", "--type", name, "--task-queue", "messages", "--workflow-id", "bad-start")
+        _, printed = await attempt(stage.client.temporal, *start, *inputs)
+        assert f"    Message: {line}\n" in printed  # the server adds where in the code, as to every failure
+        return
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle if where == "cycle" else task)
+    events = (await handle.describe()).history_length
+    _, printed = await attempt(
+        stage.client.temporal, "workflow", "update", "execute", "--workflow-id", handle.id, "--name", name, *inputs
+    )
     with pytest.raises(WorkflowUpdateFailedError) as refused:
         await asyncio.wait_for(handle.execute_update(name, args=arguments), 10)
 
-    assert any(words in str(refused.value.cause) for words in says.split("|"))
-    assert (await handle.describe()).history_length == events
+    (said,) = printed.splitlines()[:-1] if printed.endswith("\n\n") else printed.splitlines()
+    assert said.startswith(f"Error: unable to update workflow: {line} (type: ")
+    assert isinstance(refused.value.cause, ApplicationError)
+    assert refused.value.cause.message == line.replace("None came", "nothing came")
+    assert (await handle.describe()).history_length == events  # refused before anything enters history
+
+
+async def test_text_that_is_not_json_is_refused_by_the_command_itself(stage: Stage) -> None:
+    update = ("workflow", "update", "execute", "--workflow-id", stage.cycle, "--name", wire.PLACE_BID)
+
+    assert await attempt(stage.client.temporal, *update, "--input", "not json") == (
+        1,
+        "Error: input #1 is not valid JSON\n",
+    )
+
+
+async def test_an_update_in_another_encoding_says_which_are_read(stage: Stage) -> None:
+    update = ("workflow", "update", "execute", "--workflow-id", stage.cycle, "--name", wire.PLACE_BID)
+    meta = ("--input", json.dumps(BID), "--input-meta", "encoding=binary/encrypted")
+
+    _, printed = await attempt(stage.client.temporal, *update, *meta)
+
+    assert "json/plain, but binary/encrypted came (type: " in printed
+
+
+async def test_an_unknown_update_says_which_are_known(stage: Stage) -> None:
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+
+    with pytest.raises(WorkflowUpdateFailedError) as refused:
+        await handle.execute_update("cast_balot", BID)
+
+    assert isinstance(refused.value.cause, ApplicationError)
+    assert "cast_ballot" in refused.value.cause.message
+    assert "\n" not in refused.value.cause.message
+
+
+async def test_the_client_is_refused_with_the_same_line(stage: Stage) -> None:
+    bid = Bid.model_construct(**BID | {"price": "x"})  # as an untyped program would
+
+    with pytest.raises(Refused, match=r"^price: expected a valid integer, but 'x' came$"):
+        await stage.client.place_bid(stage.cycle, bid)
+    with pytest.raises(Refused, match=r"^seconds: expected greater than 0, but -1.0 came$"):
+        await stage.client.act(stage.cycle, wire.EXTEND, "olga", "because", -1.0)
+    with pytest.raises(Refused, match=r"^who: expected text like .*, but 'two words' came$"):
+        await stage.client.act(stage.cycle, wire.PAUSE, "two words", "because")
+
+
+async def test_a_signal_that_cannot_be_read_leaves_a_receipt_with_the_same_line(stage: Stage) -> None:
+    before = (await stage.client.status(stage.cycle)).refused
+
+    await signal(stage, wire.PLACE_BID, "--input", json.dumps(BID | {"message_id": "unreadable", "price": "x"}))
+
+    receipt = next(r for r in await stage.client.receipts(stage.cycle) if r.message_id == "unreadable")
+    assert (receipt.kind, receipt.accepted, receipt.sender) == (wire.PLACE_BID, False, "")
+    assert receipt.reason == "price: expected a valid integer, but 'x' came"
+    assert (await stage.client.status(stage.cycle)).refused == before + 1
 
 
 BAD_ACTS = {

@@ -7,6 +7,7 @@ because the SDK would drop a bad one unseen. Nothing that anybody sends stops th
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from temporalio import workflow
@@ -17,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.identity import IdentityActivities
 
 from schema import wire
-from schema.messages.base import AgentMessage
+from schema.messages.base import AgentMessage, Numbered
 from schema.messages.cycle import Phase, Receipt
 from schema.messages.market import Bid
 from workflows import receipts
@@ -124,9 +125,9 @@ class Intake:
             word = workflow.payload_converter().from_payload(sent.payload, word_type)
         except ValueError as error:
             self.refuse_signal(kind, error)
-            return
-        if not isinstance(word, word_type):
-            self.refuse_signal(kind, f"expected a {word_type.__name__} as JSON, but {type(word).__name__} came")
+            with suppress(ValueError):  # what has no id has no receipt
+                named = workflow.payload_converter().from_payload(sent.payload, Numbered)
+                receipts.keep(self._state, kind, receipts.NOBODY, named.message_id, str(error))
             return
         await self._take(kind, word)
 

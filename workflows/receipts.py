@@ -25,6 +25,11 @@ def of(state: Remembers, kind: str, sender: str, message_id: str) -> Receipt | N
 def add(state: Remembers, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
     """Note what became of a message; a refused one counts."""
     state.refused += refusal is not None
+    return keep(state, kind, sender, message_id, refusal)
+
+
+def keep(state: Remembers, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
+    """Note what became of a message that is counted elsewhere."""
     receipt = Receipt(message_id=message_id, kind=kind, accepted=refusal is None, reason=refusal or "", sender=sender)
     state.receipts[_key(kind, sender, message_id)] = receipt
     while len(state.receipts) > LIMIT:

@@ -36,6 +36,12 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class Numbered(Message):
+    """All that is read of a message that cannot be read, so that its sender finds a receipt."""
+
+    message_id: Identifier
+
+
 class AgentMessage(Message):
     """What an agent sends to a cycle: strict, because a misspelt field must be refused and not lost.
 

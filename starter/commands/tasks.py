@@ -20,6 +20,7 @@ from activities.tasks import task_types
 from schema import wire
 from schema.declaration import declared_platform
 from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, task_workflow_id
+from schema.mistakes import in_one_line
 from starter.client import NautilusClient
 from starter.command import AsJson, CommandError, Who, Why, emit, err, new_table, open_database, out, run
 
@@ -167,8 +168,7 @@ def _reader() -> Read:
             if name in ours and name in kinds:
                 kinds[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise CommandError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise CommandError(in_one_line(error)) from None
         if name not in ours | brought:
             with open_database().reading() as session:
                 brought.update(listing.name for listing in task_types(session, platform))

@@ -1,0 +1,59 @@
+"""What is wrong with a message that does not validate, in one line: which field, what was expected, what came.
+
+pydantic's own account has several lines for each field, and an address. Whoever sends a message, by whatever way, reads
+this instead.
+"""
+
+import re
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+# A value of several kinds (`messages.base.Value`) reports each kind that it is not, under these names.
+KINDS = ("bool", "int", "float", "str")
+# A line is read in a terminal and kept in a history: what came may be long, and have a mistake in every field.
+MOST_SHOWN, LONGEST_SHOWN = 3, 60
+
+
+def in_one_line(error: ValidationError) -> str:
+    """The mistakes, the wrong values before the missing ones; of many only the first."""
+    wrong: dict[str, str] = {}
+    missing: list[str] = []
+    for detail in error.errors(include_url=False):
+        several_kinds = detail["loc"][-1:] != () and detail["loc"][-1] in KINDS
+        field = ".".join(map(str, detail["loc"][:-1] if several_kinds else detail["loc"]))
+        if detail["type"] == "missing":
+            missing.append(field)
+        else:
+            mistake = _mistake(detail, "true or false, a number or text" if several_kinds else "")
+            wrong.setdefault(field, f"{field}: {mistake}" if field else mistake)
+    lines = list(wrong.values())
+    if missing:
+        lines.append(f"{', '.join(missing)}: expected a value, but none came")
+    more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+    return " ".join("; ".join([*lines[:MOST_SHOWN], *more]).split())
+
+
+def _mistake(detail: ErrorDetails, expected: str) -> str:
+    came = f", but {_shown(detail['input'])} came"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"expected no such field{came}"
+        case "model_type":
+            return f"expected a {detail['ctx']['class_name']} as a JSON object{came}"
+        case "json_invalid":
+            return f"expected JSON, but {_shown(detail['input'])} came: {detail['ctx']['error']}"
+        case "value_error":
+            return detail["msg"].removeprefix("Value error, ")
+        case "string_pattern_mismatch":
+            return f"expected text like {detail['ctx']['pattern']}{came}"
+    if not expected:
+        said = detail["msg"] if detail["type"] == "enum" else detail["msg"].split(", ")[0]
+        expected = said.removeprefix("Input should be ").removesuffix(" after validation")
+        expected = re.sub(r"^(\w+) should have", lambda kind: f"a {kind[1].lower()} of", expected)
+    return f"expected {expected}{came}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
