@@ -1,21 +1,20 @@
 """Settings: where things are. From the environment (NAUTILUS_*), never from what agents can reach."""
 
+import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, model_validator
 
 from schema.pace import Pace
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """`home` holds the embedded server's files and, unless `database_url` says otherwise, the SQLite database.
 
     `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages, without
     one from the corpus of this machine. An empty variable counts as none.
     """
-
-    model_config = SettingsConfigDict(env_prefix="NAUTILUS_", env_ignore_empty=True)
 
     home: Path = Path(".nautilus")
     platform: Path = Path("platform.toml")
@@ -24,6 +23,13 @@ class Settings(BaseSettings):
     research_url: str = ""
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """`home` is NAUTILUS_HOME, and so on; what is given in code comes first."""
+        variables = {name: os.environ.get(f"NAUTILUS_{name.upper()}") for name in cls.model_fields}
+        return {name: value for name, value in variables.items() if value} | given
 
     @property
     def database(self) -> str:
