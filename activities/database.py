@@ -17,6 +17,8 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, create_engine
 
+from schema.messages.base import Value
+
 _MIGRATING = threading.Lock()
 READ_ONLY = "nautilus_read_only"
 MIGRATIONS = Path(__file__).parent.parent / "schema" / "migrations"
@@ -49,6 +51,11 @@ class Database:
         options = {READ_ONLY: True} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         with Session(self.engine.execution_options(**options), expire_on_commit=False) as session, session.begin():
             yield session
+
+    def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]:
+        """The answer to a statement in plain SQL that reads; for `activities.reading`."""
+        with self.reading() as session:
+            return [dict(row) for row in session.execute(text(statement), values).mappings()]
 
     def close(self) -> None:
         self.engine.dispose()

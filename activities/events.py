@@ -287,15 +287,6 @@ def _events(rows: Iterable[EventRow]) -> list[Event]:
     return [Event.model_validate(row.model_dump()) for row in rows]
 
 
-def outbox(database: Database, after: int | None = None, latest: int = BATCH) -> list[Event]:
-    """Events in order: the next ones after a sequence number, or the latest."""
-    known = select(EventRow).where(col(EventRow.type).in_([type.value for type in EventType])).limit(latest)
-    with database.reading() as session:
-        if after is None:
-            return _events(session.exec(known.order_by(col(EventRow.sequence).desc())))[::-1]
-        return _events(session.exec(known.where(col(EventRow.sequence) > after).order_by(col(EventRow.sequence))))
-
-
 def undelivered(database: Database) -> list[Undelivered]:
     """What subscribers have not had because it failed, or waits behind such a one; in order."""
     found = []

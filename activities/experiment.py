@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities import ledger
+from activities import ledger, reading
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from rules.decision import Decision
@@ -49,9 +49,7 @@ from schema.tables.experiment import (
     TaskTypeLockRow,
 )
 from schema.tables.ledger import LedgerRow
-
-# The scope of a freeze of everything.
-EVERYTHING = "*"
+from schema.wire import EVERYTHING
 
 
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
@@ -63,18 +61,9 @@ def declare_parameters(database: Database, platform: Platform, at: datetime) -> 
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:
-    """The declared parameters with what production runs on; a value now out of bounds yields the default."""
-    rows = {row.key: row for row in session.exec(select(ParameterRow)).all()}
-    return tuple(
-        ParameterState(
-            declaration=p,
-            value=rows[p.key].value if p.refusal(rows[p.key].value) is None else p.default,
-            version=rows[p.key].version,
-            mode=p.mode or platform.mode,
-        )
-        for p in platform.parameters
-        if p.key in rows
-    )
+    """The declared parameters with what production runs on."""
+    rows = session.exec(select(ParameterRow)).all()
+    return reading.parameter_states(platform, {row.key: (row.value, row.version) for row in rows})
 
 
 def configuration(database: Database, platform: Platform) -> Configuration:

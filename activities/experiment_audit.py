@@ -31,15 +31,6 @@ class Replay(BaseModel):
     same: bool
 
 
-def experiments(database: Database) -> list[tuple[str, str, str]]:
-    """Every experiment, oldest first: id, parameter, and whether it waits, runs or is closed."""
-    with database.reading() as session:
-        rows = session.exec(select(ExperimentRow).order_by(col(ExperimentRow.queued_at))).all()
-    return [
-        (r.experiment_id, r.parameter, "closed" if r.closed_at else "runs" if r.opened_at else "waits") for r in rows
-    ]
-
-
 def replay(database: Database, experiment_id: str) -> Replay:
     """Compute the verdict of an experiment again; raises ValueError where there is none of this id."""
     with database.reading() as session:

@@ -3,7 +3,6 @@
 `append` belongs into the transaction of the change that it records; whoever calls it twice finds the entry.
 """
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from activities.database import Database, lock
+from activities.reading import entries as entries
 from rules import chain
-from schema.messages.ledger import EntryKind, LedgerEntry
+from schema.messages.ledger import EntryKind
 from schema.tables.ledger import LedgerRow
 
 
@@ -44,23 +44,6 @@ def append(
     session.add(LedgerRow(**fields, digest=chain.digest(**fields)))
     session.flush()
     return True
-
-
-def entries(database: Database, subject: str | None = None, latest: int | None = None) -> list[LedgerEntry]:
-    """The entries, oldest first; of one subject, or only the latest ones."""
-    query = select(LedgerRow).order_by(col(LedgerRow.sequence).desc())
-    if subject is not None:
-        query = query.where(LedgerRow.subject == subject)
-    if latest is not None:
-        query = query.limit(latest)
-    with database.reading() as session:
-        rows = session.exec(query).all()
-    return [entry(row) for row in reversed(rows)]
-
-
-def entry(row: LedgerRow) -> LedgerEntry:
-    """A row as a message."""
-    return LedgerEntry.model_validate({**row.model_dump(), "body": json.loads(row.body)})
 
 
 def verify(database: Database) -> tuple[int, str, str | None]:

@@ -5,9 +5,8 @@ from datetime import datetime
 
 from sqlmodel import Session, select
 
-from activities.database import Database
 from rules import patterns
-from schema.messages.memory import Memory, Pattern, PatternKind
+from schema.messages.memory import Memory, Pattern
 from schema.tables.memory import MemoryRow
 
 # A diagnosis is read by every agent; beyond the nearest there is little to learn.
@@ -35,13 +34,3 @@ def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
     known = patterns.judge(remembered(session), at)
     metric, _, task_type = subject.partition(":")
     return patterns.relevant(known.values(), metric, task_type, MOST_RECALLED)
-
-
-def everything(database: Database, at: datetime) -> list[tuple[Pattern, Memory]]:
-    """Every pattern as it stands at `at`, with its observations; remedies first, the weightiest of a kind first."""
-    with database.reading() as session:
-        found = remembered(session)
-    judged = patterns.judge(found, at).values()
-    kinds = list(PatternKind)
-    ordered = sorted(judged, key=lambda p: (kinds.index(p.claim.kind), -(p.support + p.against), p.pattern_id))
-    return [(pattern, found[pattern.pattern_id]) for pattern in ordered]

@@ -204,13 +204,6 @@ def baseline_window(at: datetime, rules: ObservatoryRules) -> tuple[datetime, da
     return end - timedelta(seconds=rules.baseline_s), end
 
 
-def latest_snapshot(database: Database) -> Snapshot | None:
-    """The newest snapshot; None before the first."""
-    with database.reading() as session:
-        row = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
-    return Snapshot.model_validate(row.body) if row else None
-
-
 def guardrails(
     session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules, aims: bool = False
 ) -> tuple[Guardrail, ...]:

@@ -37,7 +37,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.database import Database
 from activities.events import emit
 from activities.market import MarketActivities, roster
-from activities.observatory import latest_snapshot
+from activities.reading import latest_snapshot
 from activities.tasks import TaskActivities
 from rules import elevation as rules
 from rules.standing import Tier, tier

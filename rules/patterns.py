@@ -16,13 +16,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from rules.design import breaks_something
-from rules.detection import binomial_tail
 from rules.rates import wilson
-from schema.messages.cycle import CycleEnd, Ending
-from schema.messages.experiment import ExperimentDesign
 from schema.messages.memory import (
     Change,
     Claim,
@@ -35,6 +31,11 @@ from schema.messages.memory import (
     Symptom,
 )
 from schema.messages.observatory import Counts, Interval
+
+# What is learned from is imported by who learns: `nautilus memory list` only reads.
+if TYPE_CHECKING:
+    from schema.messages.cycle import CycleEnd
+    from schema.messages.experiment import ExperimentDesign
 
 # A platform changes its work every few months; what was true two months ago is worth half.
 HALF_LIFE = timedelta(days=60)
@@ -79,11 +80,14 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
 # ---- what is learned
 
 
-def remedy(end: CycleEnd, design: ExperimentDesign, symptom: Symptom) -> Learned | None:
+def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom) -> Learned | None:
     """What a finished cycle says about its change; None where no experiment spoke.
 
     A vote, a person's veto or a broken assignment is no evidence of what a change does.
     """
+    from rules.design import breaks_something
+    from schema.messages.cycle import Ending
+
     reading, support, against = end.reading, 0, 0
     match end.ending:
         case Ending.PROMOTED:
@@ -176,6 +180,8 @@ def _is_low(seen: Sequence[_Hour]) -> bool:
     The weeks' rates differ; below its mean their sum has a lighter tail than the binomial of their mean rate (Hoeffding
     1956), so the test is on the safe side.
     """
+    from rules.detection import binomial_tail
+
     rest = sorted(seen, key=lambda one: one.counts.successes - one.counts.tasks * one.expected)[1:]
     counts = _total([one.counts for one in rest])
     if not counts.tasks:

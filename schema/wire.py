@@ -41,6 +41,9 @@ EXTEND = "extend"
 PROMOTE = "promote"
 WIDEN = "widen"
 
+# What a person may freeze: a parameter, or everything
+EVERYTHING = "*"
+
 # Queries
 STATUS = "status"
 RECEIPTS = "receipts"

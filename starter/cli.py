@@ -1,55 +1,92 @@
 """The command line: thin commands over the same code that workers and agents use.
 
 Mistakes are one line on stderr and an exit code; `--json` prints one JSON document on stdout. A command's module is
-loaded when it is called: the database and Temporal each take half a second to import.
+loaded when it is called, and what it needs of the database or of Temporal when it runs: each takes a quarter of a
+second of CPU to import, and `--help` should not wait for it.
 """
 
+import gc
 import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from starter.command import CommandError, err
 
-# Each command or group of commands, in the order of `--help`, with the module in `starter.commands` that holds it.
+
+class Entry(NamedTuple):
+    """A command or group of the first level: the module in `starter.commands` that holds it, and its line of help."""
+
+    module: str
+    help: str
+
+
+# In the order of `--help`. The texts are those of the modules, which `--help` does not load; a test compares them.
 COMMANDS = {
-    "demo": "running",
-    "init": "declaration",
-    "check": "declaration",
-    "up": "running",
-    "worker": "running",
-    "health": "observatory",
-    "detect": "observatory",
-    "cycle": "cycle",
-    "params": "params",
-    "experiment": "experiment",
-    "ledger": "ledger",
-    "agent": "agent",
-    "outcomes": "outcomes",
-    "schedules": "schedules",
-    "events": "events",
-    "memory": "memory",
-    "report": "report",
-    "tasks": "tasks",
+    "demo": Entry(
+        "running", "Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."
+    ),
+    "init": Entry(
+        "declaration",
+        "Write a commented platform.toml for your own platform; asks where there is a terminal and nothing was said.",
+    ),
+    "check": Entry(
+        "declaration",
+        "Say everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.",
+    ),
+    "up": Entry(
+        "running", "Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."
+    ),
+    "worker": Entry("running", "Run a worker; the same as `python worker.py`."),
+    "health": Entry(
+        "observatory",
+        "The latest snapshot: the health score, what it is made of, and every metric by task type and together.",
+    ),
+    "detect": Entry(
+        "observatory",
+        "Try the detector on your own history: one line for each episode that would have raised an alarm.",
+    ),
+    "cycle": Entry("cycle", "Improvement cycles."),
+    "params": Entry("params", "Production configuration."),
+    "experiment": Entry("experiment", "Experiments: evidence and replays."),
+    "ledger": Entry("ledger", "The record."),
+    "agent": Entry("agent", "Agents and their keys."),
+    "outcomes": Entry("outcomes", "Outcomes of tasks."),
+    "schedules": Entry("schedules", "Jobs: what runs when, and with what budget."),
+    "events": Entry("events", "Events: the outbox, its subscribers and their dead letters."),
+    "memory": Entry("memory", "What the nights have learned."),
+    "report": Entry(
+        "report",
+        "What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json.",
+    ),
+    "tasks": Entry("tasks", "User tasks."),
 }
 
 
-class _Commands(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+def load(name: str) -> Any:
+    """The command or group itself."""
+    group: Any = typer.main.get_group(import_module(f"starter.commands.{COMMANDS[name].module}").app)
+    # A module is a group with a help text of its own, or it holds commands of the first level.
+    command = group if group.help else group.commands[name]
+    command.name = name
+    return command
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        found: Any = typer.main.get_group(import_module(f"starter.commands.{COMMANDS[cmd_name]}").app)
-        # A module is a group with a help text of its own, or it holds commands of the first level.
-        command = found if found.help else found.commands[cmd_name]
-        command.name = cmd_name
-        return command
+
+class _Commands(TyperGroup):
+    """Lists the table above, and loads the command that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.help))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name and listed else None, rest
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
@@ -78,6 +115,7 @@ def console() -> NoReturn:
 
     Threads of Temporal's core may still let go of Python objects, and one that does so meanwhile kills the process.
     """
+    gc.set_threshold(50_000)  # imports make many objects and hardly any garbage
     code: object = None
     try:
         main()
@@ -91,8 +129,27 @@ def console() -> NoReturn:
 
 def _mendable(error: Exception) -> str | None:
     """The one line for a person; None for a defect of ours, whose traceback is wanted."""
-    # Imported once something has gone wrong: the good way is the fast one.
+    if isinstance(error, CommandError):
+        return str(error)
     from pydantic import ValidationError
+
+    from schema.mistakes import in_one_line
+
+    match error:
+        case ValidationError():
+            return in_one_line(error)
+        case ValueError():
+            return str(error)
+        case RecursionError():
+            return "expected data that is nested less deeply"
+        case FileNotFoundError():
+            return f"expected {error.filename}, but there is no such file or folder"
+        case OSError():
+            return f"expected to read and write files, but {error}"
+
+    # Imported once one of their errors may have come: it takes half a second.
+    from sqlite3 import Error as SqliteError
+
     from sqlalchemy.exc import SQLAlchemyError
     from temporalio.service import RPCError
 
@@ -101,22 +158,14 @@ def _mendable(error: Exception) -> str | None:
     from starter.server import ServerError
 
     match error:
-        case ValidationError():
-            return in_one_line(error)
-        case CommandError() | Refused() | ServerError() | ValueError():
+        case Refused() | ServerError():
             return str(error)
-        case SQLAlchemyError() if "no such table" in str(error) or "UndefinedTable" in str(error):
+        case SQLAlchemyError() | SqliteError() if "no such table" in str(error) or "UndefinedTable" in str(error):
             return "expected the platform's tables, but the database has none; run `nautilus up` first"
-        case SQLAlchemyError():
+        case SQLAlchemyError() | SqliteError():
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
-        case RecursionError():
-            return "expected data that is nested less deeply"
         case RPCError() | RuntimeError() if "ConnectError" in str(error):
             return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"
         case RPCError() | RuntimeError():
             return f"Temporal: {error}"
-        case FileNotFoundError():
-            return f"expected {error.filename}, but there is no such file or folder"
-        case OSError():
-            return f"expected to read and write files, but {error}"
     return None

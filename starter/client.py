@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -47,8 +47,9 @@ from schema.messages.tasks import (
     task_workflow_id,
 )
 from schema.mistakes import in_one_line
-from starter import keys
-from starter.keys import AgentKey
+
+if TYPE_CHECKING:
+    from starter.keys import AgentKey
 
 # What the server says of a run that has had 10,000 signals, and how long to wait for the next run.
 FULL = "exceeded workflow execution limit for signal events"
@@ -82,7 +83,7 @@ class Listed(NamedTuple):
         return cls(execution.id, task_type, phase, agent_id, opened, outcome, parameter)
 
 
-def opening(proposal: Proposal, key: AgentKey | None) -> CycleRequest:
+def opening(proposal: Proposal, key: "AgentKey | None") -> CycleRequest:
     """The request to open a cycle with a proposal, signed for this one request. Raises ValueError."""
     request = CycleRequest(request_id=f"{proposal.agent_id}:{proposal.message_id}", proposal=proposal)
     if key is None:
@@ -91,7 +92,7 @@ def opening(proposal: Proposal, key: AgentKey | None) -> CycleRequest:
     return request.model_copy(update={"proposal": signed})
 
 
-def registration(word: TypeRegistration, key: AgentKey) -> TypeRegistration:
+def registration(word: TypeRegistration, key: "AgentKey") -> TypeRegistration:
     """The registration of a task type, signed for the workflow that takes it. Raises ValueError."""
     return key.sign(word, word.workflow_id, word.message_id, wire.TYPE_REGISTRATION)
 
@@ -110,15 +111,17 @@ def _found(expected: str) -> Iterator[None]:
 class NautilusClient:
     """Talks to cycles by their workflow ids. Safe to share between coroutines."""
 
-    def __init__(self, temporal: Client, task_queue: str = wire.TASK_QUEUE, *keys: AgentKey) -> None:
+    def __init__(self, temporal: Client, task_queue: str = wire.TASK_QUEUE, *keys: "AgentKey") -> None:
         self.temporal = temporal
         self._task_queue = task_queue
         self._keys = {key.agent_id: key for key in keys}
 
     @classmethod
-    async def connect(cls, *signers: AgentKey) -> Self:
+    async def connect(cls, *signers: "AgentKey") -> Self:
         """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables. Raises KeyFileError."""
         if not signers and (file := os.environ.get("NAUTILUS_AGENT_KEY")):
+            from starter import keys  # and cryptography with it, which nobody needs who signs nothing
+
             signers = (keys.read(Path(file)),)
         config = ClientConfig.load_client_connect_config()
         config.setdefault("namespace", wire.NAMESPACE)
@@ -317,7 +320,7 @@ class NautilusClient:
         except ValueError as error:
             raise Refused(f"expected a message that can be signed, but {error}") from None
 
-    def _key_of(self, message: AgentMessage) -> AgentKey | None:
+    def _key_of(self, message: AgentMessage) -> "AgentKey | None":
         """None where this client signs nothing, or somebody has signed. Raises Refused for a stranger's word."""
         if not self._keys or message.signature is not None:
             return None

@@ -1,23 +1,20 @@
 """What the commands share: two consoles, one table style, one way to fail, and the database that exists."""
 
-import asyncio
 import getpass
 import json
-import signal
-import threading
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
-
-from schema.settings import Settings
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from activities.database import Database
+    from activities.reading import Readable
 
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
@@ -39,8 +36,11 @@ class CommandError(Exception):
     """A mistake that the person at the keyboard can mend; the message is one line."""
 
 
-def new_table(name: str, *others: str) -> Table:
+def new_table(name: str, *others: str) -> "Table":
     """What a person copies into the next command stays in one piece; the rest wraps, and nothing is cut off."""
+    from rich import box
+    from rich.table import Column, Table
+
     rest = (Column(other, overflow="fold") for other in others)
     return Table(Column(name, no_wrap=True), *rest, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
@@ -50,8 +50,21 @@ def emit(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
 
 
+def log_beside() -> None:
+    """Have what is logged in this process go to standard error: standard output is the answer's."""
+    import structlog
+
+    # Asked for at each line: what captures standard error may change.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     """Do asynchronous work to its end, to Ctrl-C, or to SIGTERM: either way what it started is stopped in order."""
+    import asyncio
+    import signal
+    import threading
+
+    log_beside()
 
     async def until_told() -> Any:
         task = asyncio.current_task()
@@ -69,18 +82,37 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         raise typer.Exit(143) from None
 
 
+def open_to_read() -> "Readable":
+    """The database that exists, for `activities.reading`: a SQLite file is read without SQLAlchemy."""
+    from activities.reading import SqliteFile
+    from schema.settings import Settings
+
+    kind, _, path = Settings().database.partition(":///")
+    if kind != "sqlite" or "?" in path:
+        return open_database()
+    return SqliteFile(_there(path))
+
+
+def _there(path: str | None) -> Path:
+    """Reading commands never make an empty database."""
+    if not (path and Path(path).is_file()):
+        raise CommandError(
+            f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
+        )
+    return Path(path)
+
+
 def open_database() -> "Database":
-    """The database that exists; reading commands never make an empty one."""
+    """The database that exists."""
     from sqlalchemy.engine import make_url  # loads slowly, and not every command needs it
 
     from activities.database import Database
+    from schema.settings import Settings
 
     settings = Settings()
     url = make_url(settings.database)
-    if url.drivername == "sqlite" and not (url.database and Path(url.database).is_file()):
-        raise CommandError(
-            f"expected a database at {url.database}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
-        )
+    if url.drivername == "sqlite":
+        _there(url.database)
     try:
         return Database(settings.database)
     except ImportError as error:

@@ -27,7 +27,8 @@ from temporalio.worker import Worker
 from activities import events, ledger
 from activities.database import Database
 from activities.deliveries import LONGEST_RETRY_AFTER_S, Deliver, Deliveries, Later, Undeliverable, envelope, judge
-from activities.events import EventActivities, emit, outbox, redrive, undelivered
+from activities.events import EventActivities, emit, redrive, undelivered
+from activities.reading import outbox
 from activities.tasks import TaskActivities, settle
 from benchmarks.delivery import SECRET, Receiver, judged, names
 from rules.notices import notice

@@ -17,9 +17,9 @@ from activities.consolidation import ConsolidationActivities
 from activities.database import Database
 from activities.experiment import declare_parameters
 from activities.market import MarketActivities, register_agent
-from activities.memory import everything
 from activities.observatory import ObservatoryActivities, record_outcomes
 from activities.proposals import ProposalActivities
+from activities.reading import everything_remembered as everything
 from rules import consensus
 from rules.design import experiment
 from rules.verdict import read

@@ -32,7 +32,8 @@ from activities import ledger, schedules
 from activities.database import Database
 from activities.experiment import declare_parameters
 from activities.market import register_agent
-from activities.observatory import ObservatoryActivities, latest_snapshot, record_outcomes
+from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.reading import latest_snapshot
 from activities.schedules import ScheduleActivities, apply, jobs
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase

@@ -12,7 +12,6 @@ from temporalio.testing import ActivityEnvironment
 from activities import experiment_audit, ledger
 from activities.database import Database, migrate
 from activities.experiment import (
-    EVERYTHING,
     ExperimentActivities,
     configuration,
     declare_parameters,
@@ -41,6 +40,7 @@ from schema.messages.experiment import (
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind
 from schema.messages.platform import ObservatoryRules, Risk
+from schema.wire import EVERYTHING
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW, TIMEOUT

@@ -1,8 +1,1 @@
-"""The commands, a module for each group. Standard output is their answers'; what is logged goes beside it."""
-
-import sys
-
-import structlog
-
-# Asked for at each line: what captures standard error may change.
-structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+"""The commands, a module for each group. What a command needs is imported when it runs: see `starter.cli`."""

@@ -1,40 +1,43 @@
 """Commands about agents: run the built-in ones, register them, their keys, and signing by hand."""
 
-import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
-from rules.identity import REVOKED
 from schema import wire
-from schema.messages.base import AgentMessage, Identifier, Message
-from schema.messages.market import Bid
-from schema.messages.proposals import Ballot, Proposal
-from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
-from schema.settings import Settings
-from starter import keys
-from starter.client import NautilusClient, opening, registration
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out, run
+
+if TYPE_CHECKING:
+    from schema.messages.base import AgentMessage, Message
 
 app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
 
 PUBLIC_KEY = "The agent's public key, as `nautilus agent keygen` prints it."
+Agent = Annotated[str, typer.Argument(metavar="AGENT_ID")]
+
+# What agents sign.
+KINDS = (
+    wire.PLACE_BID,
+    wire.SUBMIT_PROPOSAL,
+    wire.CAST_BALLOT,
+    wire.HEARTBEAT,
+    wire.SUBMIT_RESULT,
+    wire.OPEN_CYCLE,
+    wire.TYPE_REGISTRATION,
+)
 
 
-# What agents sign, by kind.
-WORDS: dict[str, type[AgentMessage]] = {
-    wire.PLACE_BID: Bid,
-    wire.SUBMIT_PROPOSAL: Proposal,
-    wire.CAST_BALLOT: Ballot,
-    wire.HEARTBEAT: Heartbeat,
-    wire.SUBMIT_RESULT: WorkResult,
-    wire.OPEN_CYCLE: Proposal,
-    wire.TYPE_REGISTRATION: TypeRegistration,
-}
+def _type_of(kind: str) -> "type[AgentMessage]":
+    from schema.messages.market import Bid
+    from schema.messages.proposals import Ballot, Proposal
+    from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
+
+    types: tuple[type[AgentMessage], ...]
+    types = (Bid, Proposal, Ballot, Heartbeat, WorkResult, Proposal, TypeRegistration)
+    return types[KINDS.index(kind)]
 
 
 @app.command("run")
@@ -42,8 +45,11 @@ def agent_run(
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the market.")] = 1.0,
 ) -> None:
     """Run the six built-in agents until Ctrl-C."""
+    from schema.settings import Settings
+    from starter import keys
     from starter.agents import run_agents
     from starter.agents.roster import ROSTER
+    from starter.client import NautilusClient
 
     async def serve() -> None:
         # `up` makes these and registers them; one made here would be nobody's.
@@ -58,6 +64,11 @@ def agent_keygen(
     agent_id: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
 ) -> None:
     """Make a key for an agent; prints the public half, which its operator registers. Nothing is overwritten."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from schema.messages.base import Identifier
+    from starter import keys
+
     try:
         name = TypeAdapter(Identifier).validate_python(agent_id)
     except ValidationError:
@@ -84,7 +95,9 @@ def agent_register(
 
 
 @app.command("rotate")
-def agent_rotate(agent_id: str, who: Who, why: Why, public_key: Annotated[str, typer.Option(help=PUBLIC_KEY)]) -> None:
+def agent_rotate(
+    agent_id: Agent, who: Who, why: Why, public_key: Annotated[str, typer.Option(help=PUBLIC_KEY)]
+) -> None:
     """Give an agent a new key in place of the one it has (or its first one, or one again after a revocation)."""
     from activities import identity
 
@@ -93,7 +106,7 @@ def agent_rotate(agent_id: str, who: Who, why: Why, public_key: Annotated[str, t
 
 
 @app.command("revoke")
-def agent_revoke(agent_id: str, who: Who, why: Why) -> None:
+def agent_revoke(agent_id: Agent, who: Who, why: Why) -> None:
     """Take an agent's key out of force, also in running cycles: it has no say until `agent rotate` gives it another."""
     from activities import identity
 
@@ -103,16 +116,21 @@ def agent_revoke(agent_id: str, who: Who, why: Why) -> None:
 
 @app.command("sign")
 def agent_sign(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(WORDS)}.")],
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
     key: Annotated[Path, typer.Option(help="The agent's key file.", envvar="NAUTILUS_AGENT_KEY")],
     workflow_id: Annotated[str, typer.Option(help="The workflow that it is for; needless where it starts one.")] = "",
     run_id: Annotated[str, typer.Option(help="Its first run's id; asked of Temporal where it is not given.")] = "",
 ) -> None:
     """Sign a message (JSON on stdin) and print it, for `temporal workflow update`, `signal` or (last two) `start`."""
-    if kind not in WORDS:
-        raise CommandError(f"expected one of {', '.join(WORDS)}, but {kind!r} came")
+    from schema.messages.proposals import Proposal
+    from schema.messages.tasks import TypeRegistration
+    from starter import keys
+    from starter.client import NautilusClient, opening, registration
+
+    if kind not in KINDS:
+        raise CommandError(f"expected one of {', '.join(KINDS)}, but {kind!r} came")
     signer = keys.read(key)
-    word = WORDS[kind].model_validate({"agent_id": signer.agent_id} | _said(sys.stdin.read()))
+    word = _type_of(kind).model_validate({"agent_id": signer.agent_id} | _said(sys.stdin.read()))
 
     async def ask() -> str:
         return await (await NautilusClient.connect()).first_run(workflow_id)
@@ -133,6 +151,7 @@ def agent_sign(
 def agent_list(as_json: AsJson = False) -> None:
     """Every agent: standing, record, balance, key."""
     from activities import market
+    from rules.identity import REVOKED
 
     with open_database().reading() as session:
         rows = [(agent, market.balance(session, agent.agent_id)) for agent in market.roster(session)]
@@ -150,6 +169,7 @@ def agent_list(as_json: AsJson = False) -> None:
 
 def _said(text: str) -> dict[str, Any]:
     """The object on stdin. Nobody should sign what two readers may read in two ways, so a name comes once."""
+    import json
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -1,25 +1,23 @@
 """Commands about improvement cycles: list, look, steer, follow."""
 
-import asyncio
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markdown import Markdown
-from temporalio.client import WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
 
 from schema import wire
-from schema.messages.cycle import CycleStatus, Phase, workflow_id
-from starter.client import Listed, NautilusClient
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, out, run
-from workflows.page import render
+
+if TYPE_CHECKING:
+    from schema.messages.cycle import CycleStatus
+    from starter.client import Listed
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
 
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE = timedelta(seconds=5)
+Cycle = Annotated[str, typer.Argument(help="Workflow id, or subject.")]
 
 
 @app.command("list")
@@ -27,8 +25,9 @@ def cycle_list(
     every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
 ) -> None:
     """The cycles that are open, newest first."""
+    from starter.client import NautilusClient
 
-    async def ask() -> list[Listed]:
+    async def ask() -> "list[Listed]":
         client = await NautilusClient.connect()
         return await client.tasks(None, ended=every, most=200, workflows=(wire.IMPROVEMENT_CYCLE,))
 
@@ -44,8 +43,12 @@ def cycle_list(
 
 
 @app.command("show")
-def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")], as_json: AsJson = False) -> None:
+def cycle_show(cycle: Cycle, as_json: AsJson = False) -> None:
     """Where a cycle stands, or how it ended."""
+    from rich.markdown import Markdown
+
+    from workflows.page import render
+
     status = run(_status(_workflow(cycle)))
     if as_json:
         emit(status.model_dump(mode="json"))
@@ -53,8 +56,15 @@ def cycle_show(cycle: Annotated[str, typer.Argument(help="Workflow id, or subjec
         out.print(Markdown(render(status)))
 
 
-async def _status(cycle: str) -> CycleStatus:
+async def _status(cycle: str) -> "CycleStatus":
     """From the result where the cycle has ended, which needs no worker."""
+    import asyncio
+
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError, RPCStatusCode
+
+    from starter.client import NautilusClient
+
     client = await NautilusClient.connect()
     try:
         described = await client.temporal.get_workflow_handle(cycle).describe()
@@ -89,7 +99,7 @@ class Steer(StrEnum):
 
 @app.command("act")
 def cycle_act(
-    cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")],
+    cycle: Cycle,
     act: Annotated[Steer, typer.Argument(help="What to do.")],
     why: Why,
     who: Who,
@@ -97,6 +107,7 @@ def cycle_act(
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:
     """Steer a cycle: pause, resume, extend, abort, veto, promote or widen."""
+    from starter.client import NautilusClient
 
     async def ask() -> None:
         await _status(_workflow(cycle))
@@ -107,8 +118,10 @@ def cycle_act(
 
 
 @app.command("watch")
-def cycle_watch(cycle: Annotated[str, typer.Argument(help="Workflow id, or subject.")]) -> None:
+def cycle_watch(cycle: Cycle) -> None:
     """Follow a cycle until it ends."""
+    from schema.messages.cycle import Phase
+    from starter.client import NautilusClient
 
     async def follow() -> None:
         told = 0
@@ -125,4 +138,6 @@ def cycle_watch(cycle: Annotated[str, typer.Argument(help="Workflow id, or subje
 
 
 def _workflow(cycle: str) -> str:
+    from schema.messages.cycle import workflow_id
+
     return cycle if cycle.startswith("cycle:") else workflow_id(cycle)

@@ -1,17 +1,12 @@
 """Commands about events: what happened, who has not heard of it, and how to set that going again."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from activities import events
-from rules.subscriptions import subscriptions
-from schema.declaration import declared_platform
-from schema.messages.events import DeliveryState
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
 
 app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
 
@@ -21,6 +16,9 @@ FOLLOW_S = 1.0
 @app.command("list")
 def show_all(as_json: AsJson = False) -> None:
     """Every subscriber: how far behind it is, and what it has not had."""
+    from activities import events
+    from schema.declaration import declared_platform
+
     found = events.subscribers(open_database(), declared_platform())
     if as_json:
         emit([status.model_dump(mode="json") for status in found])
@@ -34,6 +32,10 @@ def show_all(as_json: AsJson = False) -> None:
 @app.command()
 def apply() -> None:
     """Start the dispatcher of every subscriber in platform.toml; a new one hears what happens from now on."""
+    import asyncio
+
+    from activities import events
+    from schema.declaration import declared_platform
     from worker import connect
 
     database, platform = open_database(), declared_platform()
@@ -54,8 +56,10 @@ def tail(
     as_json: AsJson = False,
 ) -> None:
     """The latest events, oldest first."""
-    database = open_database()
-    found = events.outbox(database, latest=latest)
+    from activities.reading import outbox
+
+    database = open_to_read()
+    found = outbox(database, latest=latest)
     if as_json and not follow:
         emit([event.model_dump(mode="json") for event in found])
         return
@@ -72,7 +76,7 @@ def tail(
             last = event.sequence
         if not follow:
             return
-        if not (found := events.outbox(database, after=last)):
+        if not (found := outbox(database, after=last)):
             time.sleep(FOLLOW_S)
 
 
@@ -82,6 +86,9 @@ def dead(
     as_json: AsJson = False,
 ) -> None:
     """Dead letters: events that a subscriber will not have unless you act. Later ones of the subject wait behind."""
+    from activities import events
+    from schema.messages.events import DeliveryState
+
     late = events.undelivered(open_database())
     found = [letter for letter in late if every or letter.state is DeliveryState.DEAD]
     if as_json:
@@ -103,6 +110,10 @@ def redrive(
     every: Annotated[bool, typer.Option("--all", help="Of every subject.")] = False,
 ) -> None:
     """Deliver dead letters again, and in order what is parked behind them; what is being retried is tried at once."""
+    from activities import events
+    from rules.subscriptions import subscriptions
+    from schema.declaration import declared_platform
+
     if (subject is None) == (not every):
         raise CommandError("expected exactly one of --subject and --all")
     database = open_database()
@@ -122,6 +133,8 @@ def drop(
     who: Who,
 ) -> None:
     """Give up a dead letter, so that what is parked behind it goes on without it."""
+    from activities import events
+
     if not events.drop(open_database(), subscriber, sequence, who, why, datetime.now(UTC)):
         raise CommandError(
             f"expected a dead letter, but {sequence} of {subscriber} is none; see `nautilus events dead`"

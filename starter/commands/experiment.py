@@ -5,20 +5,23 @@ from typing import Annotated
 
 import typer
 
-from activities import experiment_audit
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
-from workflows.page import percent
+from starter.command import AsJson, CommandError, emit, new_table, open_database, open_to_read, out
 
 app = typer.Typer(no_args_is_help=True, help="Experiments: evidence and replays.")
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-Id = Annotated[str, typer.Argument(metavar="ID", help="`nautilus experiment list` shows the ids.")]
+Id = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="`nautilus experiment list` shows the ids."),
+]
 
 
 @app.command("list")
 def show_all(as_json: AsJson = False) -> None:
     """Every experiment, oldest first."""
-    found = experiment_audit.experiments(open_database())
+    from activities import reading
+
+    found = reading.experiments(open_to_read())
     if as_json:
         emit([{"experiment_id": i, "parameter": p, "state": s} for i, p, s in found])
         return
@@ -31,6 +34,9 @@ def show_all(as_json: AsJson = False) -> None:
 @app.command()
 def show(experiment_id: Id, as_json: AsJson = False) -> None:
     """The running evidence, task by task, and where the experiment stands."""
+    from activities import experiment_audit
+    from workflows.page import percent
+
     database = open_database()
     readings = experiment_audit.trajectory(database, experiment_id)
     now = experiment_audit.replay(database, experiment_id).computed
@@ -54,6 +60,8 @@ def show(experiment_id: Id, as_json: AsJson = False) -> None:
 @app.command()
 def replay(experiment_id: Id, as_json: AsJson = False) -> None:
     """Compute the verdict again from the stored design and counts; exit code 1 where it differs."""
+    from activities import experiment_audit
+
     result = experiment_audit.replay(open_database(), experiment_id)
     if as_json:
         emit(result.model_dump(mode="json"))

@@ -1,13 +1,14 @@
 """Commands about the record: read it, and recompute its hash chain."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from activities import ledger
-from schema.messages.ledger import LedgerEntry
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, emit, new_table, open_database, open_to_read, out
+
+if TYPE_CHECKING:
+    from schema.messages.ledger import LedgerEntry
 
 app = typer.Typer(no_args_is_help=True, help="The record.")
 
@@ -17,7 +18,9 @@ def ledger_list(
     latest: Annotated[int, typer.Option(min=1, help="How many of the newest entries.")] = 50, as_json: AsJson = False
 ) -> None:
     """The newest entries, oldest of them first."""
-    found = ledger.entries(open_database(), latest=latest)
+    from activities import reading
+
+    found = reading.entries(open_to_read(), latest=latest)
     if as_json:
         emit([entry.model_dump(mode="json") for entry in found])
     else:
@@ -27,6 +30,8 @@ def ledger_list(
 @app.command("verify")
 def ledger_verify(as_json: AsJson = False) -> None:
     """Recompute the whole chain; exit code 1 where it is broken."""
+    from activities import ledger
+
     count, head, broken = ledger.verify(open_database())
     if as_json:
         emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
@@ -38,7 +43,7 @@ def ledger_verify(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def show_entries(found: Sequence[LedgerEntry]) -> None:
+def show_entries(found: "Sequence[LedgerEntry]") -> None:
     """One line for each."""
     table = new_table("entry", "at", "kind", "subject", "what", "digest")
     for e in found:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from starter.command import AsJson, CommandError, emit, new_table, open_database, out
+from starter.command import AsJson, CommandError, emit, new_table, open_to_read, out
 
 app = typer.Typer(no_args_is_help=True, help="What the nights have learned.")
 
@@ -13,9 +13,9 @@ app = typer.Typer(no_args_is_help=True, help="What the nights have learned.")
 @app.command("list")
 def show_all(as_json: AsJson = False) -> None:
     """Every pattern: remedies, weekly lows, skills; the weightiest of a kind first."""
-    from activities.memory import everything
+    from activities.reading import everything_remembered
 
-    found = [pattern for pattern, _ in everything(open_database(), datetime.now(UTC))]
+    found = [pattern for pattern, _ in everything_remembered(open_to_read(), datetime.now(UTC))]
     if as_json:
         emit([pattern.model_dump(mode="json") for pattern in found])
         return
@@ -28,13 +28,18 @@ def show_all(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    pattern_id: Annotated[str, typer.Argument(metavar="ID", help="`nautilus memory list` shows the ids.")],
+    pattern_id: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="`nautilus memory list` shows the ids."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """One pattern, and every observation that it rests on."""
-    from activities.memory import everything
+    from activities.reading import everything_remembered
 
-    found = [both for both in everything(open_database(), datetime.now(UTC)) if both[0].pattern_id == pattern_id]
+    found = [
+        both for both in everything_remembered(open_to_read(), datetime.now(UTC)) if both[0].pattern_id == pattern_id
+    ]
     if not found:
         raise CommandError(f"expected a pattern, but {pattern_id} is not one; `nautilus memory list` shows them")
     ((p, memory),) = found

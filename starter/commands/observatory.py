@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.progress import Progress
 
-from starter.command import AsJson, CommandError, emit, err, new_table, open_database, out
+from starter.command import AsJson, CommandError, emit, err, new_table, open_to_read, out
 
 app = typer.Typer()
 Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
@@ -22,10 +21,10 @@ def health(as_json: AsJson = False) -> None:
 
     `fill` is the share of tasks whose bidding was over that were awarded; of all, the platform's own tasks included.
     """
-    from activities.observatory import latest_snapshot
+    from activities.reading import latest_snapshot
     from schema.messages.observatory import Measures
 
-    snapshot = latest_snapshot(open_database())
+    snapshot = latest_snapshot(open_to_read())
     if snapshot is None:
         raise CommandError("expected a snapshot, but none was taken yet; the schedule metrics_snapshot takes them")
     if as_json:
@@ -54,6 +53,8 @@ def detect(
     Rows may come in any order. An empty cell and NaN are no data; a timestamp without an offset is taken for UTC; of
     rows with the same timestamp the last counts. Instants are told as the file writes them.
     """
+    from rich.progress import Progress
+
     from rules.series_file import detect_rates, detect_values
 
     written = dict[datetime, str]()  # a person, or a script, looks for them in the file

@@ -3,18 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.progress import Progress
 
-from activities.database import Database, migrate
-from schema.declaration import declared_platform
-from schema.messages.observatory import TaskOutcome
-from schema.settings import Settings
-from starter.command import CommandError, err, out
-from starter.platform.recorder import Recorder
+from starter.command import CommandError, err, log_beside, out
+
+if TYPE_CHECKING:
+    from schema.messages.observatory import TaskOutcome
 
 app = typer.Typer(no_args_is_help=True, help="Outcomes of tasks.")
 
@@ -30,6 +26,14 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
 
     The same file twice imports nothing twice. A bad line stops the import before anything is written.
     """
+    from rich.progress import Progress
+
+    from activities.database import Database, migrate
+    from schema.declaration import declared_platform
+    from schema.settings import Settings
+    from starter.platform.recorder import Recorder
+
+    log_beside()
     outcomes = [outcome for outcome, _ in read_outcomes(file)]
     settings = Settings()
     platform = declared_platform(settings)
@@ -44,7 +48,7 @@ def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one o
     out.print(f"{len(outcomes)} outcomes are recorded")
 
 
-def read_outcomes(file: Path) -> Iterator[tuple[TaskOutcome, int]]:
+def read_outcomes(file: Path) -> "Iterator[tuple[TaskOutcome, int]]":
     """Every outcome of a file with the bytes of its line; raises CommandError at the first line that holds none."""
     try:
         with file.open("rb") as lines:
@@ -55,7 +59,11 @@ def read_outcomes(file: Path) -> Iterator[tuple[TaskOutcome, int]]:
         raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
 
 
-def _outcome(file: Path, number: int, line: str) -> TaskOutcome:
+def _outcome(file: Path, number: int, line: str) -> "TaskOutcome":
+    from pydantic import ValidationError
+
+    from schema.messages.observatory import TaskOutcome
+
     try:
         outcome = TaskOutcome.model_validate_json(line)
         if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():

@@ -1,17 +1,19 @@
 """Commands about production configuration: what it is, how it came to be, and a person's quick way back."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from activities import experiment, ledger
-from schema.declaration import declared_platform
-from schema.messages.platform import ParameterState
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out
+from schema.wire import EVERYTHING
+from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
 from starter.commands.ledger import show_entries
 
+if TYPE_CHECKING:
+    from schema.messages.platform import ParameterState
+
 app = typer.Typer(no_args_is_help=True, help="Production configuration.")
+Key = Annotated[str, typer.Argument()]
 
 
 @app.command("list")
@@ -30,12 +32,14 @@ def params_list(as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-def params_show(key: str, as_json: AsJson = False) -> None:
+def params_show(key: Key, as_json: AsJson = False) -> None:
     """One parameter: its declaration, its value, and every entry of the ledger about it."""
+    from activities import reading
+
     state = next((state for state in _states() if state.declaration.key == key), None)
     if state is None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    record = ledger.entries(open_database(), subject=key)
+    record = reading.entries(open_to_read(), subject=key)
     if as_json:
         emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
         return
@@ -45,12 +49,17 @@ def params_show(key: str, as_json: AsJson = False) -> None:
     show_entries(record)
 
 
-Scope = Annotated[str, typer.Argument(metavar="KEY", help="A parameter, or everything.")]
+Scope = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="A parameter, or everything."),
+]
 
 
 @app.command("rollback")
-def params_rollback(key: str, why: Why, who: Who) -> None:
+def params_rollback(key: Key, why: Why, who: Who) -> None:
     """Give a parameter the value it had before its last promotion, at once."""
+    from activities import experiment
+
     if key not in (state.declaration.key for state in _states()):
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
     result = experiment.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
@@ -61,24 +70,30 @@ def params_rollback(key: str, why: Why, who: Who) -> None:
 
 
 @app.command("freeze")
-def params_freeze(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
-    if key != experiment.EVERYTHING and key not in (state.declaration.key for state in _states()):
+    from activities import experiment
+
+    if key != EVERYTHING and key not in (state.declaration.key for state in _states()):
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
     if not experiment.freeze(open_database(), key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something that is not frozen, but {key} is")
-    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
+    out.print(f"{'everything' if key == EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
 
 
 @app.command("thaw")
-def params_thaw(why: Why, who: Who, key: Scope = experiment.EVERYTHING) -> None:
+def params_thaw(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """End a freeze."""
+    from activities import experiment
+
     if not experiment.thaw(open_database(), key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something frozen, but {key} is not")
-    out.print(f"{'everything' if key == experiment.EVERYTHING else key} is free again")
+    out.print(f"{'everything' if key == EVERYTHING else key} is free again")
 
 
-def _states() -> tuple[ParameterState, ...]:
+def _states() -> "tuple[ParameterState, ...]":
+    from activities import reading
+    from schema.declaration import declared_platform
+
     platform = declared_platform()
-    with open_database().reading() as session:
-        return experiment.parameter_states(session, platform)
+    return reading.parameter_states(platform, reading.in_force(open_to_read()))

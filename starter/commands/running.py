@@ -1,13 +1,10 @@
 """Commands that run something: the demo, the platform, a worker."""
 
-import asyncio
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from schema.pace import Pace
-from schema.settings import Settings
 from starter.command import AsJson, CommandError, emit, err, run
 
 app = typer.Typer()
@@ -24,6 +21,10 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
 ) -> None:
     """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
+    import asyncio
+
+    from rich.console import Console
+
     from starter import demo as story  # loads numpy's neighbours; no other command should wait for them
 
     async def wait(stack: Any) -> None:
@@ -50,10 +51,10 @@ def up(
         Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
     ] = None,
 ) -> None:
-    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic.
+    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
+    import asyncio
 
-    For a first look at your own platform: nautilus up --pace trial
-    """
+    from schema.settings import Settings
     from starter.stack import Ports, running
 
     async def serve() -> None:
@@ -73,5 +74,6 @@ def up(
 def worker() -> None:
     """Run a worker; the same as `python worker.py`."""
     import worker as composition
+    from schema.settings import Settings
 
     run(composition.run(Settings()))

@@ -1,13 +1,13 @@
 """Commands about the cron registry."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from activities import schedules
-from schema.declaration import declared_platform
-from starter.client import NautilusClient
 from starter.command import AsJson, emit, new_table, out, run
+
+if TYPE_CHECKING:
+    pass
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: what runs when, and with what budget.")
 
@@ -18,6 +18,10 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Make Temporal's schedules what the table and `platform.toml` declare; a second time there is nothing to do."""
+    from activities import schedules
+    from schema.declaration import declared_platform
+    from starter.client import NautilusClient
+
     wanted = schedules.jobs(declared_platform())
 
     async def settle() -> list[schedules.Change]:
@@ -36,6 +40,8 @@ def apply(
 @app.command("list")
 def show_all(as_json: AsJson = False) -> None:
     """Every job: when it runs, its budget, whether it is elevated, and why."""
+    from activities import schedules
+    from starter.client import NautilusClient
 
     async def ask() -> list[schedules.ScheduledJob]:
         return await schedules.listed((await NautilusClient.connect()).temporal)

@@ -1,28 +1,20 @@
 """Commands about user tasks: ask the market for one or for a file of them, and see what became of them."""
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import typer
-from pydantic import ValidationError
-from rich.progress import Progress
-from temporalio.client import WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
 
-from activities.task_types import installed
-from activities.tasks import task_types
 from schema import wire
-from schema.declaration import declared_platform
-from schema.messages.tasks import TaskEnding, TaskRequest, TaskStatus, task_workflow_id
-from schema.mistakes import in_one_line
-from starter.client import NautilusClient
-from starter.command import AsJson, CommandError, Who, Why, emit, err, new_table, open_database, out, run
+from starter.command import AsJson, CommandError, Who, Why, emit, err, log_beside, new_table, open_database, out, run
+
+if TYPE_CHECKING:
+    from schema.messages.tasks import TaskRequest, TaskStatus
 
 app = typer.Typer(no_args_is_help=True, help="User tasks.")
 
@@ -33,13 +25,17 @@ LOOK_AGAIN_S = 0.5
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE_S = 5.0
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.")]
+Type = Annotated[
+    str | None,
+    typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them."),
+]
 # What one line of a file, or the command's options, ask for; raises CommandError for what the market would not take.
-Read = Callable[[dict[str, Any]], TaskRequest]
+Read = Callable[[dict[str, Any]], "TaskRequest"]
 
 
 @app.command()
 def submit(
-    task_type: Annotated[str | None, typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them.")] = None,
+    task_type: Type = None,
     payload: Annotated[str | None, typer.Option(help="What is asked, as JSON.")] = None,
     task_id: Annotated[str | None, typer.Option("--id", help="The same id twice is one task.")] = None,
     requester: Annotated[str, typer.Option(help="Who asks, and pays.")] = "",
@@ -51,6 +47,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Ask for one task, or with --file for many; the same file twice submits nothing twice."""
+    from schema.messages.tasks import TaskEnding
+
     options = {"requester": requester, "notify": notify, "price": price}
     if (task_type is None) == (file is None):
         raise CommandError("expected either a task type or --file, and not both")
@@ -76,7 +74,10 @@ def submit(
         raise typer.Exit(1)
 
 
-async def _submit(request: TaskRequest, wait: bool) -> tuple[bool, TaskStatus | None]:
+async def _submit(request: "TaskRequest", wait: bool) -> "tuple[bool, TaskStatus | None]":
+    from schema.messages.tasks import task_workflow_id
+    from starter.client import NautilusClient
+
     client = await NautilusClient.connect()
     new = await client.submit_task(request)
     return new, await client.task_result(task_workflow_id(request.task_id)) if wait else None
@@ -95,8 +96,14 @@ def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: boo
         out.print(f"{lines} tasks, {new} of them new")
 
 
-async def _submit_all(requests: Iterator[TaskRequest], lines: int, at_once: int) -> int:
+async def _submit_all(requests: "Iterator[TaskRequest]", lines: int, at_once: int) -> int:
     """A flood would take a small server's time from what is under way, cycles included: so many are open at a time."""
+    import asyncio
+
+    from rich.progress import Progress
+
+    from starter.client import NautilusClient
+
     client, new, looking = await NautilusClient.connect(), 0, asyncio.Lock()
     room = at_once - await client.open_tasks()
     with Progress(console=err) as progress:
@@ -124,7 +131,7 @@ async def _submit_all(requests: Iterator[TaskRequest], lines: int, at_once: int)
     return new
 
 
-def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskRequest]:
+def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[TaskRequest]":
     """The file's tasks; a bad line raises CommandError with its number.
 
     A line without an id is named by what it and the options say, and how often that came before: lines may be added and
@@ -151,13 +158,22 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> Iterator[TaskR
 
 def _reader() -> Read:
     """Checks what is asked for against the task types, declared or brought by agents; the database only for those."""
+    from pydantic import ValidationError
+
+    from activities.task_types import installed
+    from activities.tasks import task_types
+    from schema.declaration import declared_platform
+    from schema.messages.tasks import TaskRequest
+    from schema.mistakes import in_one_line
+
+    log_beside()
     platform = declared_platform()
     ours = {declared.name for declared in platform.task_types}
     told = {target.name for target in platform.notifications}
     kinds = installed()
     brought: set[str] = set()
 
-    def read(fields: dict[str, Any]) -> TaskRequest:
+    def read(fields: dict[str, Any]) -> "TaskRequest":
         if unknown := sorted(fields.keys() - TaskRequest.model_fields.keys()):
             raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]} came")
         try:
@@ -186,6 +202,7 @@ def show_all(
     as_json: AsJson = False,
 ) -> None:
     """The market: user tasks and improvement cycles, newest first."""
+    from starter.client import NautilusClient
 
     async def ask() -> list[dict[str, str]]:
         found = await (await NautilusClient.connect()).tasks(phase=None, ended=every, most=latest)
@@ -211,8 +228,15 @@ def show(task_id: TaskId, as_json: AsJson = False) -> None:
         _print(status)
 
 
-async def _status(task: str) -> TaskStatus:
+async def _status(task: str) -> "TaskStatus":
     """From the result where the task has ended, which needs no worker."""
+    import asyncio
+
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError, RPCStatusCode
+
+    from starter.client import NautilusClient
+
     client = await NautilusClient.connect()
     try:
         described = await client.temporal.get_workflow_handle(task).describe()
@@ -234,6 +258,7 @@ async def _status(task: str) -> TaskStatus:
 @app.command()
 def abort(task_id: TaskId, why: Why, who: Who) -> None:
     """End a task; nobody is paid, and nobody's standing moves."""
+    from starter.client import NautilusClient
 
     async def ask() -> None:
         await (await NautilusClient.connect()).act(_workflow(task_id), wire.ABORT, who, why)
@@ -245,7 +270,11 @@ def abort(task_id: TaskId, why: Why, who: Who) -> None:
 @app.command()
 def types(as_json: AsJson = False) -> None:
     """The task types of the market, declared or brought by agents, and what their payloads hold."""
-    from activities.task_types import installed  # loads what the types need; no other command should wait for it
+    from activities.task_types import installed
+    from activities.tasks import task_types
+    from schema.declaration import declared_platform
+
+    log_beside()
 
     with open_database().reading() as session:
         found = task_types(session, declared_platform())
@@ -264,10 +293,12 @@ def types(as_json: AsJson = False) -> None:
 def _workflow(task_id: str) -> str:
     if task_id.startswith("cycle:"):
         raise CommandError(f"expected a user task, but {task_id} is a cycle; see `nautilus cycle`")
+    from schema.messages.tasks import task_workflow_id
+
     return task_workflow_id(task_id.removeprefix("task:"))
 
 
-def _print(status: TaskStatus) -> None:
+def _print(status: "TaskStatus") -> None:
     out.print(f"{status.request.task_id}  {status.request.task_type}  {status.phase.value}", soft_wrap=True)
     for line in status.story:
         out.print(f"  {line}")

@@ -1,0 +1,136 @@
+"""What people look at, read in plain SQL: importing SQLAlchemy takes longer than all else that such a look does.
+
+Each look is a statement on one of `schema.tables`, for any `Readable`: a `Database`, or a SQLite file by itself.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from schema.messages.base import Value
+
+if TYPE_CHECKING:
+    from schema.messages.events import Event
+    from schema.messages.ledger import LedgerEntry
+    from schema.messages.memory import Memory, Pattern
+    from schema.messages.observatory import Snapshot
+    from schema.messages.platform import ParameterState, Platform
+
+LATEST = 100
+
+
+class Readable(Protocol):
+    """Answers a statement with rows. A value is as its driver has it: JSON is to be cast to text."""
+
+    def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]: ...
+
+
+class SqliteFile:
+    """A SQLite database of which nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._address = f"{path.absolute().as_uri()}?mode=ro"
+
+    def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]:
+        # As patient as `Database`: a recovery or a checkpoint holds the file for a moment.
+        with closing(sqlite3.connect(self._address, uri=True, timeout=30)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(statement, values)]
+
+
+def in_force(readable: Readable) -> dict[str, tuple[Value, int]]:
+    """The value and the version of each parameter that was ever declared."""
+    rows = readable.rows("SELECT key, value, version FROM parameter")
+    return {row["key"]: (json.loads(row["value"]), row["version"]) for row in rows}
+
+
+def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int]]) -> "tuple[ParameterState, ...]":
+    """The declared parameters with what production runs on; a value now out of bounds yields the default."""
+    from schema.messages.platform import ParameterState
+
+    return tuple(
+        ParameterState(
+            declaration=p,
+            value=values[p.key][0] if p.refusal(values[p.key][0]) is None else p.default,
+            version=values[p.key][1],
+            mode=p.mode or platform.mode,
+        )
+        for p in platform.parameters
+        if p.key in values
+    )
+
+
+def experiments(readable: Readable) -> list[tuple[str, str, str]]:
+    """Every experiment, oldest first: id, parameter, and whether it waits, runs or is closed."""
+    rows = readable.rows("SELECT experiment_id, parameter, opened_at, closed_at FROM experiment ORDER BY queued_at")
+    return [
+        (r["experiment_id"], r["parameter"], "closed" if r["closed_at"] else "runs" if r["opened_at"] else "waits")
+        for r in rows
+    ]
+
+
+def entries(readable: Readable, subject: str | None = None, latest: int | None = None) -> "list[LedgerEntry]":
+    """The ledger's entries, oldest first; of one subject, or only the latest ones."""
+    from schema.messages.ledger import LedgerEntry
+
+    statement, values = "SELECT * FROM ledger", dict[str, Value]()
+    if subject is not None:
+        statement += " WHERE subject = :subject"
+        values["subject"] = subject
+    statement += " ORDER BY sequence DESC"
+    if latest is not None:
+        statement += " LIMIT :latest"
+        values["latest"] = latest
+    rows = readable.rows(statement, **values)
+    return [LedgerEntry.model_validate(row | {"body": json.loads(row["body"])}) for row in reversed(rows)]
+
+
+def outbox(readable: Readable, after: int | None = None, latest: int = LATEST) -> "list[Event]":
+    """Events in order: the next ones after a sequence number, or the latest."""
+    from schema.messages.events import Event, EventType
+
+    types = ", ".join(f"'{type.value}'" for type in EventType)  # a newer version may have written others
+    order = "DESC" if after is None else "ASC"
+    statement = (
+        "SELECT sequence, key, type, subject, at, CAST(data AS TEXT) AS data FROM event"
+        f" WHERE type IN ({types}) AND sequence > :after ORDER BY sequence {order} LIMIT :latest"
+    )
+    rows = readable.rows(statement, after=after or 0, latest=latest)
+    read = [row | {"at": _instant(row["at"]), "data": json.loads(row["data"])} for row in rows]
+    return [Event.model_validate(row) for row in (reversed(read) if after is None else read)]
+
+
+def latest_snapshot(readable: Readable) -> "Snapshot | None":
+    """The newest snapshot; None before the first."""
+    from schema.messages.observatory import Snapshot
+
+    rows = readable.rows("SELECT CAST(body AS TEXT) AS body FROM snapshot ORDER BY at DESC LIMIT 1")
+    return Snapshot.model_validate_json(rows[0]["body"]) if rows else None
+
+
+def everything_remembered(readable: Readable, at: datetime) -> "list[tuple[Pattern, Memory]]":
+    """Every pattern as it stands at `at`, with its observations; remedies first, the weightiest of a kind first."""
+    from rules import patterns
+    from schema.messages.memory import Memory, PatternKind
+
+    rows = readable.rows("SELECT pattern_id, CAST(body AS TEXT) AS body FROM memory ORDER BY pattern_id")
+    remembered = {row["pattern_id"]: Memory.model_validate_json(row["body"]) for row in rows}
+    judged = patterns.judge(remembered, at).values()
+    kinds = list(PatternKind)
+    ordered = sorted(judged, key=lambda p: (kinds.index(p.claim.kind), -(p.support + p.against), p.pattern_id))
+    return [(pattern, remembered[pattern.pattern_id]) for pattern in ordered]
+
+
+def agent_ids(readable: Readable) -> list[str]:
+    """Every registered agent."""
+    return [row["agent_id"] for row in readable.rows("SELECT agent_id FROM agent ORDER BY agent_id")]
+
+
+def _instant(stored: datetime | str) -> datetime:
+    """SQLite keeps the text of an instant in UTC, without its zone."""
+    at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
