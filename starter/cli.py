@@ -2,7 +2,7 @@
 
 Mistakes are one line on stderr and an exit code; `--json` prints one JSON document on stdout. A command's module is
 loaded when it is called, and what it needs of the database or of Temporal when it runs: each takes a quarter of a
-second of CPU to import, and `--help` should not wait for it.
+second of CPU to import, and neither `--help` nor a completion should wait for it.
 """
 
 import gc
@@ -65,6 +65,8 @@ COMMANDS = {
     ),
     "tasks": Entry("tasks", "User tasks."),
 }
+# Shells ask for completions with this variable, and Typer names it after the program.
+PROGRAM, COMPLETING = "nautilus", "_NAUTILUS_COMPLETE"
 
 
 def load(name: str) -> Any:
@@ -88,8 +90,15 @@ class _Commands(TyperGroup):
         name, listed, rest = super().resolve_command(ctx, args)
         return name, load(name) if name and listed else None, rest
 
+    def _main_shell_completion(self, ctx_args: Any, prog_name: str, complete_var: str | None = None) -> None:
+        if COMPLETING in os.environ:
+            from starter.completion import prepare
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False)
+            prepare()
+        super()._main_shell_completion(ctx_args, prog_name, complete_var)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, epilog="Example: nautilus params list --json")
 
 
 @app.callback()
@@ -100,7 +109,7 @@ def nautilus() -> None:
 def main() -> None:
     """Run a command; what a person can mend becomes one line and exit code 1."""
     try:
-        app()
+        app(prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

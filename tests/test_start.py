@@ -1,14 +1,20 @@
-"""How commands start: what they load, and how they are listed."""
+"""How commands start: what they load, how they are listed, their examples, and what a shell completes."""
 
+import asyncio
 import json
 import os
+import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import typer
+from temporalio.client import Client
 
 from activities import reading
 from activities.database import Database
@@ -16,9 +22,12 @@ from activities.experiment import ExperimentActivities, declare_parameters
 from activities.market import register_agent
 from activities.memory import keep
 from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.task_types.research_synthesis import ResearchQuestion
 from rules import patterns
+from schema import wire
 from schema.messages.observatory import Counts
-from starter.cli import COMMANDS, load
+from starter.cli import COMMANDS, app, load
+from starter.commands import tasks
 from starter.server import free_port
 from tests import builders
 from tests.test_verdict import design
@@ -151,7 +160,17 @@ def test_a_reader_of_a_file_cannot_write_it(home: Path) -> None:
     assert reading.in_force(file)
 
 
-# ---- how they are listed
+# ---- how they are listed, and their examples
+
+
+def every_command() -> Iterator[tuple[str, Any]]:
+    """Every command and group by its words, `nautilus` itself included."""
+    yield "nautilus", typer.main.get_command(app)
+    for name in COMMANDS:
+        command = load(name)
+        yield f"nautilus {name}", command
+        for sub, subcommand in getattr(command, "commands", {}).items():
+            yield f"nautilus {name} {sub}", subcommand
 
 
 def test_the_list_of_commands_says_what_the_commands_say_of_themselves() -> None:
@@ -159,3 +178,144 @@ def test_the_list_of_commands_says_what_the_commands_say_of_themselves() -> None
         said = load(name).help.partition("\n\n")[0].replace("\n", " ")
 
         assert entry.help == said, name
+
+
+EVERY_COMMAND = dict(every_command())
+
+
+@pytest.mark.parametrize(("words", "command"), EVERY_COMMAND.items(), ids=EVERY_COMMAND)
+def test_the_help_of_every_command_has_an_example_that_it_takes(words: str, command: Any) -> None:
+    label, _, line = (command.epilog or "").partition(" ")
+    first, *arguments = shlex.split(line)
+    root: Any = typer.main.get_command(app)
+
+    with root.make_context(first, arguments) as context:
+        # As Typer goes down to the command that is called; options that are unknown or missing raise.
+        while isinstance(context.command, typer.core.TyperGroup):
+            name, called, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+            assert called is not None
+            context = called.make_context(name, rest, parent=context)
+
+    assert label == "Example:"
+    assert context.command_path == words or context.command_path.startswith(f"{words} ")
+    assert (context.command_path == words) != hasattr(command, "commands")
+
+
+def test_the_example_of_a_task_is_one_that_its_type_takes() -> None:
+    *_, payload = shlex.split(tasks.EXAMPLE)
+
+    assert ResearchQuestion.model_validate_json(payload, strict=True)
+
+
+def test_help_shows_the_example(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "starter", "cycle", "act", "--help"],
+        env=environment(home, COLUMNS="100"),
+        capture_output=True,
+        text=True,
+    )
+
+    assert "Example: nautilus cycle act success_rate:research_synthesis pause --why maintenance" in done.stdout
+    assert "Usage: nautilus cycle act" in done.stdout
+
+
+# ---- what a shell completes
+
+
+def completed(home: Path, *words: str, **others: str) -> list[str]:
+    """What bash is answered for the last of these words; anything else that it would show is an error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "starter"],
+        cwd=ROOT,
+        env=environment(home, **others)
+        | {
+            "_NAUTILUS_COMPLETE": "complete_bash",
+            "COMP_WORDS": "\n".join(("nautilus", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+COMPLETED: dict[tuple[str, ...], list[str]] = {
+    ("par",): ["params"],
+    ("params", "sh"): ["show"],
+    ("params", "list", "--js"): ["--json"],
+    ("params", "show", ""): [builders.TIMEOUT],
+    ("params", "freeze", "res"): [builders.TIMEOUT],
+    ("experiment", "show", ""): [EXPERIMENT],
+    # Bash takes a colon for a word of its own, and replaces only what comes after it.
+    ("experiment", "replay", "success_rate", ":", "res"): ["research_synthesis#1"],
+    ("experiment", "show", "success_rate", ":"): ["research_synthesis#1"],
+    ("experiment", "show", "x", ":", "res"): [],
+    ("agent", "rotate", "a"): [AGENT],
+    ("memory", "show", ""): [MEMORY],
+    ("events", "redrive", ""): ["cycles", "keys", "webhook:audit_hook"],
+    ("tasks", "submit", "res"): [TYPE],
+    ("cycle", "act", "x", "pro"): ["promote"],
+}
+
+
+@pytest.mark.parametrize(("words", "offered"), COMPLETED.items(), ids=map(" ".join, COMPLETED))
+def test_a_shell_completes_commands_options_and_what_the_platform_knows(
+    home: Path, words: tuple[str, ...], offered: list[str]
+) -> None:
+    assert completed(home, *words) == offered
+
+
+async def test_a_shell_completes_cycles_and_tasks(temporal: Client, home: Path) -> None:
+    name = uuid4().hex[:8]
+    address = {"TEMPORAL_ADDRESS": temporal.service_client.config.target_host}
+    workflows = {f"cycle:m:{name}": wire.IMPROVEMENT_CYCLE, f"task:{name}": wire.MARKET_TASK}
+    for workflow_id, workflow in workflows.items():
+        handle = await temporal.start_workflow(workflow, id=workflow_id, task_queue="nobody")
+        await handle.terminate()
+    while (await temporal.count_workflows(f"WorkflowId IN ('cycle:m:{name}', 'task:{name}')")).count < 2:
+        await asyncio.sleep(0.1)  # what was started last is listed a moment later
+
+    assert f"m:{name}" in completed(home, "cycle", "show", "", **address)
+    assert f"m:{name}" in completed(home, "cycle", "show", "cycle", ":", **address)
+    assert completed(home, "cycle", "watch", "m", ":", name[:4], **address) == [name]
+    assert name in completed(home, "tasks", "show", "", **address)
+
+
+BROKEN: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "no database": (("experiment", "show", ""), {"NAUTILUS_HOME": "/nowhere"}),
+    "no database's address": (("agent", "revoke", ""), {"NAUTILUS_DATABASE_URL": "nonsense"}),
+    "no declaration": (("params", "show", ""), {"NAUTILUS_PLATFORM": "/nowhere"}),
+    "a setting that is no number": (("params", "show", ""), {"NAUTILUS_EVENT_POLL_S": "soon"}),
+    "no Temporal": (("cycle", "show", ""), {}),
+    "no such command": (("nonsense", "show", ""), {}),
+}
+
+
+@pytest.mark.parametrize(("words", "others"), BROKEN.values(), ids=BROKEN)
+def test_a_completion_is_silent_where_there_is_nothing_to_ask(
+    home: Path, words: tuple[str, ...], others: dict[str, str]
+) -> None:
+    offered = completed(home, *words, **others)
+
+    assert offered == (list(COMMANDS) if words[0] == "nonsense" else [])
+
+
+def test_a_completion_does_not_wait_for_a_server_that_says_nothing(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "{}:{}".format(*silent.getsockname())
+
+        offered = completed(home, "cycle", "show", "", TEMPORAL_ADDRESS=address)
+
+    assert offered == []
+
+
+def test_the_script_for_a_shell_is_that_of_nautilus(home: Path) -> None:
+    # Two commands, or bash would be replaced by the one, which looks for the shell that has called it.
+    shown = f"{sys.executable} -m starter --show-completion; true"
+    done = subprocess.run(["bash", "-c", shown], cwd=ROOT, env=environment(home), capture_output=True, text=True)
+
+    assert "_NAUTILUS_COMPLETE=complete_bash $1" in done.stdout
+    assert done.stdout.rstrip().endswith("complete -o default -F _nautilus_completion nautilus")

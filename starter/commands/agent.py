@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schema import wire
+from starter import completion
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out, run
 
 if TYPE_CHECKING:
     from schema.messages.base import AgentMessage, Message
 
-app = typer.Typer(no_args_is_help=True, help="Agents and their keys.")
+app = typer.Typer(no_args_is_help=True, help="Agents and their keys.", epilog="Example: nautilus agent list")
 
 PUBLIC_KEY = "The agent's public key, as `nautilus agent keygen` prints it."
-Agent = Annotated[str, typer.Argument(metavar="AGENT_ID")]
+Agent = Annotated[str, typer.Argument(metavar="AGENT_ID", autocompletion=completion.agents)]
 
 # What agents sign.
 KINDS = (
@@ -40,7 +41,7 @@ def _type_of(kind: str) -> "type[AgentMessage]":
     return types[KINDS.index(kind)]
 
 
-@app.command("run")
+@app.command("run", epilog="Example: nautilus agent run --every-s 5")
 def agent_run(
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the market.")] = 1.0,
 ) -> None:
@@ -59,7 +60,7 @@ def agent_run(
     run(serve())
 
 
-@app.command("keygen")
+@app.command("keygen", epilog="Example: nautilus agent keygen ada --out ada.pem")
 def agent_keygen(
     agent_id: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
 ) -> None:
@@ -80,7 +81,7 @@ def agent_keygen(
         raise CommandError(f"expected a new file, but there is {path} already, and keys are not overwritten") from None
 
 
-@app.command("register")
+@app.command("register", epilog="Example: nautilus agent register ada --operator my-team --public-key 6m2Zp0Qw=")
 def agent_register(
     agent_id: str,
     operator: Annotated[str, typer.Option(help="Who answers for the agent.")],
@@ -94,7 +95,7 @@ def agent_register(
     out.print(f"{agent_id} of {operator} may bid and vote" + ("" if public_key else ", unsigned where that is allowed"))
 
 
-@app.command("rotate")
+@app.command("rotate", epilog="Example: nautilus agent rotate ada --public-key 6m2Zp0Qw= --why lost")
 def agent_rotate(
     agent_id: Agent, who: Who, why: Why, public_key: Annotated[str, typer.Option(help=PUBLIC_KEY)]
 ) -> None:
@@ -105,7 +106,7 @@ def agent_rotate(
     out.print(f"{agent_id} signs with {public_key} from now on; running cycles hear of it within seconds")
 
 
-@app.command("revoke")
+@app.command("revoke", epilog="Example: nautilus agent revoke ada --why stolen")
 def agent_revoke(agent_id: Agent, who: Who, why: Why) -> None:
     """Take an agent's key out of force, also in running cycles: it has no say until `agent rotate` gives it another."""
     from activities import identity
@@ -114,7 +115,10 @@ def agent_revoke(agent_id: Agent, who: Who, why: Why) -> None:
     out.print(f"the key of {agent_id} is revoked; running cycles hear of it within seconds")
 
 
-@app.command("sign")
+@app.command(
+    "sign",
+    epilog="Example: nautilus agent sign place_bid --key ada.pem --workflow-id cycle:success_rate:research_synthesis",
+)
 def agent_sign(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")],
     key: Annotated[Path, typer.Option(help="The agent's key file.", envvar="NAUTILUS_AGENT_KEY")],
@@ -147,7 +151,7 @@ def agent_sign(
     emit(signed.model_dump(mode="json", exclude_none=True))
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus agent list --json")
 def agent_list(as_json: AsJson = False) -> None:
     """Every agent: standing, record, balance, key."""
     from activities import market

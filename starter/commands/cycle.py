@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schema import wire
+from starter import completion
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, out, run
 
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleStatus
     from starter.client import Listed
 
-app = typer.Typer(no_args_is_help=True, help="Improvement cycles.")
+app = typer.Typer(no_args_is_help=True, help="Improvement cycles.", epilog="Example: nautilus cycle list --all")
 
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE = timedelta(seconds=5)
-Cycle = Annotated[str, typer.Argument(help="Workflow id, or subject.")]
+Cycle = Annotated[str, typer.Argument(help="Workflow id, or subject.", autocompletion=completion.cycles)]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus cycle list --all")
 def cycle_list(
     every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
 ) -> None:
@@ -42,7 +43,7 @@ def cycle_list(
     out.print(table if rows else "no cycle is open; --all lists the ended ones")
 
 
-@app.command("show")
+@app.command("show", epilog="Example: nautilus cycle show success_rate:research_synthesis")
 def cycle_show(cycle: Cycle, as_json: AsJson = False) -> None:
     """Where a cycle stands, or how it ended."""
     from rich.markdown import Markdown
@@ -97,7 +98,7 @@ class Steer(StrEnum):
     WIDEN = wire.WIDEN
 
 
-@app.command("act")
+@app.command("act", epilog="Example: nautilus cycle act success_rate:research_synthesis pause --why maintenance")
 def cycle_act(
     cycle: Cycle,
     act: Annotated[Steer, typer.Argument(help="What to do.")],
@@ -117,7 +118,7 @@ def cycle_act(
     out.print(f"{act.value}: done, and in the ledger")
 
 
-@app.command("watch")
+@app.command("watch", epilog="Example: nautilus cycle watch success_rate:research_synthesis")
 def cycle_watch(cycle: Cycle) -> None:
     """Follow a cycle until it ends."""
     from schema.messages.cycle import Phase

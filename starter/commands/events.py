@@ -6,14 +6,19 @@ from typing import Annotated
 
 import typer
 
+from starter import completion
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
 
-app = typer.Typer(no_args_is_help=True, help="Events: the outbox, its subscribers and their dead letters.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Events: the outbox, its subscribers and their dead letters.",
+    epilog="Example: nautilus events tail --follow",
+)
 
 FOLLOW_S = 1.0
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus events list")
 def show_all(as_json: AsJson = False) -> None:
     """Every subscriber: how far behind it is, and what it has not had."""
     from activities import events
@@ -29,7 +34,7 @@ def show_all(as_json: AsJson = False) -> None:
     out.print(table if found else "no subscriber has been started; `nautilus events apply` does")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus events apply")
 def apply() -> None:
     """Start the dispatcher of every subscriber in platform.toml; a new one hears what happens from now on."""
     import asyncio
@@ -47,7 +52,7 @@ def apply() -> None:
     out.print(f"running: {', '.join(status.subscriber for status in events.subscribers(database, platform))}")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus events tail --follow --json")
 def tail(
     latest: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,
     follow: Annotated[
@@ -80,7 +85,7 @@ def tail(
             time.sleep(FOLLOW_S)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus events dead --all")
 def dead(
     every: Annotated[bool, typer.Option("--all", help="What is retried or parked, too.")] = False,
     as_json: AsJson = False,
@@ -103,9 +108,11 @@ def dead(
         out.print("no dead letters")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus events redrive cycles --all")
 def redrive(
-    subscriber: Annotated[str | None, typer.Argument(help="Of this subscriber only.")] = None,
+    subscriber: Annotated[
+        str | None, typer.Argument(help="Of this subscriber only.", autocompletion=completion.subscribers)
+    ] = None,
     subject: Annotated[str | None, typer.Option(help="Of this subject only.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Of every subject.")] = False,
 ) -> None:
@@ -125,9 +132,11 @@ def redrive(
     out.print(f"{count} dead letters are on their way again" if count else "no dead letters there")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus events drop webhook:audit_hook 17 --why obsolete")
 def drop(
-    subscriber: Annotated[str, typer.Argument(help="`nautilus events dead` shows it.")],
+    subscriber: Annotated[
+        str, typer.Argument(help="`nautilus events dead` shows it.", autocompletion=completion.subscribers)
+    ],
     sequence: Annotated[int, typer.Argument(help="`nautilus events dead` shows it.")],
     why: Why,
     who: Who,

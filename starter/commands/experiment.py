@@ -5,18 +5,23 @@ from typing import Annotated
 
 import typer
 
+from starter import completion
 from starter.command import AsJson, CommandError, emit, new_table, open_database, open_to_read, out
 
-app = typer.Typer(no_args_is_help=True, help="Experiments: evidence and replays.")
+app = typer.Typer(
+    no_args_is_help=True, help="Experiments: evidence and replays.", epilog="Example: nautilus experiment list"
+)
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 Id = Annotated[
     str,
-    typer.Argument(metavar="ID", help="`nautilus experiment list` shows the ids."),
+    typer.Argument(
+        metavar="ID", help="`nautilus experiment list` shows the ids.", autocompletion=completion.experiments
+    ),
 ]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus experiment list")
 def show_all(as_json: AsJson = False) -> None:
     """Every experiment, oldest first."""
     from activities import reading
@@ -31,7 +36,7 @@ def show_all(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus experiment show success_rate:research_synthesis#1")
 def show(experiment_id: Id, as_json: AsJson = False) -> None:
     """The running evidence, task by task, and where the experiment stands."""
     from activities import experiment_audit
@@ -57,7 +62,7 @@ def show(experiment_id: Id, as_json: AsJson = False) -> None:
     out.print(f"            {now.reason}")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus experiment replay success_rate:research_synthesis#1")
 def replay(experiment_id: Id, as_json: AsJson = False) -> None:
     """Compute the verdict again from the stored design and counts; exit code 1 where it differs."""
     from activities import experiment_audit

@@ -10,10 +10,10 @@ from starter.command import AsJson, CommandError, emit, new_table, open_database
 if TYPE_CHECKING:
     from schema.messages.ledger import LedgerEntry
 
-app = typer.Typer(no_args_is_help=True, help="The record.")
+app = typer.Typer(no_args_is_help=True, help="The record.", epilog="Example: nautilus ledger verify")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus ledger list --latest 20")
 def ledger_list(
     latest: Annotated[int, typer.Option(min=1, help="How many of the newest entries.")] = 50, as_json: AsJson = False
 ) -> None:
@@ -27,7 +27,7 @@ def ledger_list(
         show_entries(found)
 
 
-@app.command("verify")
+@app.command("verify", epilog="Example: nautilus ledger verify")
 def ledger_verify(as_json: AsJson = False) -> None:
     """Recompute the whole chain; exit code 1 where it is broken."""
     from activities import ledger

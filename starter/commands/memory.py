@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from starter import completion
 from starter.command import AsJson, CommandError, emit, new_table, open_to_read, out
 
-app = typer.Typer(no_args_is_help=True, help="What the nights have learned.")
+app = typer.Typer(no_args_is_help=True, help="What the nights have learned.", epilog="Example: nautilus memory list")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus memory list --json")
 def show_all(as_json: AsJson = False) -> None:
     """Every pattern: remedies, weekly lows, skills; the weightiest of a kind first."""
     from activities.reading import everything_remembered
@@ -26,11 +27,11 @@ def show_all(as_json: AsJson = False) -> None:
     out.print(table if found else f"nothing is remembered yet; `{now}` takes the night now")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus memory show weekly-3f2a")
 def show(
     pattern_id: Annotated[
         str,
-        typer.Argument(metavar="ID", help="`nautilus memory list` shows the ids."),
+        typer.Argument(metavar="ID", help="`nautilus memory list` shows the ids.", autocompletion=completion.memories),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -15,7 +15,7 @@ app = typer.Typer()
 Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
 
-@app.command()
+@app.command(epilog="Example: nautilus health --json")
 def health(as_json: AsJson = False) -> None:
     """The latest snapshot: the health score, what it is made of, and every metric by task type and together.
 
@@ -43,7 +43,7 @@ def health(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus detect --file series.csv")
 def detect(
     file: Annotated[Path, typer.Option(help="CSV: timestamp,value or timestamp,successes,total (ISO 8601).")],
     as_json: AsJson = False,

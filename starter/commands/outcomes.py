@@ -12,7 +12,9 @@ from starter.command import CommandError, err, log_beside, out
 if TYPE_CHECKING:
     from schema.messages.observatory import TaskOutcome
 
-app = typer.Typer(no_args_is_help=True, help="Outcomes of tasks.")
+app = typer.Typer(
+    no_args_is_help=True, help="Outcomes of tasks.", epilog="Example: nautilus outcomes import outcomes.jsonl"
+)
 
 
 @app.callback()
@@ -20,7 +22,7 @@ def outcomes() -> None:
     """Outcomes of tasks."""
 
 
-@app.command("import")
+@app.command("import", epilog="Example: nautilus outcomes import outcomes.jsonl")
 def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one outcome each.")]) -> None:
     """Bring history: each line one outcome (task_id, task_type, started_at, finished_at, duration_s, failure).
 

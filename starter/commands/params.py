@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schema.wire import EVERYTHING
+from starter import completion
 from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
 from starter.commands.ledger import show_entries
 
 if TYPE_CHECKING:
     from schema.messages.platform import ParameterState
 
-app = typer.Typer(no_args_is_help=True, help="Production configuration.")
-Key = Annotated[str, typer.Argument()]
+app = typer.Typer(no_args_is_help=True, help="Production configuration.", epilog="Example: nautilus params list")
+Key = Annotated[str, typer.Argument(autocompletion=completion.parameters)]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus params list --json")
 def params_list(as_json: AsJson = False) -> None:
     """Every declared parameter with the value production runs on."""
     states = _states()
@@ -31,7 +32,7 @@ def params_list(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: nautilus params show research_synthesis.timeout_s")
 def params_show(key: Key, as_json: AsJson = False) -> None:
     """One parameter: its declaration, its value, and every entry of the ledger about it."""
     from activities import reading
@@ -51,11 +52,11 @@ def params_show(key: Key, as_json: AsJson = False) -> None:
 
 Scope = Annotated[
     str,
-    typer.Argument(metavar="KEY", help="A parameter, or everything."),
+    typer.Argument(metavar="KEY", help="A parameter, or everything.", autocompletion=completion.parameters),
 ]
 
 
-@app.command("rollback")
+@app.command("rollback", epilog="Example: nautilus params rollback research_synthesis.timeout_s --why slower")
 def params_rollback(key: Key, why: Why, who: Who) -> None:
     """Give a parameter the value it had before its last promotion, at once."""
     from activities import experiment
@@ -69,7 +70,7 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
     out.print(f"{key} is {value} again (version {result.version}), and the ledger says so")
 
 
-@app.command("freeze")
+@app.command("freeze", epilog="Example: nautilus params freeze research_synthesis.timeout_s --why release")
 def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
     from activities import experiment
@@ -81,7 +82,7 @@ def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     out.print(f"{'everything' if key == EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
 
 
-@app.command("thaw")
+@app.command("thaw", epilog="Example: nautilus params thaw research_synthesis.timeout_s --why released")
 def params_thaw(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """End a freeze."""
     from activities import experiment

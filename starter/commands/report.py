@@ -15,7 +15,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 LONGEST = timedelta(weeks=1_000)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus report --since 14d --html report.html")
 def report(
     since: Annotated[str, typer.Option(help="How far back: 90m, 12h, 14d or 2w.")] = "14d",
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page here.")] = None,

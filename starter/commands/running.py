@@ -15,7 +15,7 @@ PACES = {
 }
 
 
-@app.command()
+@app.command(epilog="Example: nautilus demo --keep")
 def demo(
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
@@ -43,7 +43,7 @@ def demo(
         raise typer.Exit(0 if told.summary["outcome"] == "promoted" else 1)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus up --pace trial")
 def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded Temporal server.")] = 7233,
     ui_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its web UI.")] = 8233,
@@ -70,7 +70,7 @@ def up(
     run(serve())
 
 
-@app.command()
+@app.command(epilog="Example: nautilus worker")
 def worker() -> None:
     """Run a worker; the same as `python worker.py`."""
     import worker as composition

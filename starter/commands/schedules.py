@@ -9,10 +9,14 @@ from starter.command import AsJson, emit, new_table, out, run
 if TYPE_CHECKING:
     pass
 
-app = typer.Typer(no_args_is_help=True, help="Jobs: what runs when, and with what budget.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Jobs: what runs when, and with what budget.",
+    epilog="Example: nautilus schedules apply --dry-run",
+)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus schedules apply --dry-run")
 def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     as_json: AsJson = False,
@@ -37,7 +41,7 @@ def apply(
         out.print(f"nothing to do: {len(wanted)} schedules are as declared")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus schedules list")
 def show_all(as_json: AsJson = False) -> None:
     """Every job: when it runs, its budget, whether it is elevated, and why."""
     from activities import schedules

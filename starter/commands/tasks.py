@@ -11,12 +11,13 @@ from uuid import uuid4
 import typer
 
 from schema import wire
+from starter import completion
 from starter.command import AsJson, CommandError, Who, Why, emit, err, log_beside, new_table, open_database, out, run
 
 if TYPE_CHECKING:
     from schema.messages.tasks import TaskRequest, TaskStatus
 
-app = typer.Typer(no_args_is_help=True, help="User tasks.")
+app = typer.Typer(no_args_is_help=True, help="User tasks.", epilog="Example: nautilus tasks list --all")
 
 # The server takes some hundred starts a second; more in flight would only wait for it.
 IN_FLIGHT = 16
@@ -24,16 +25,24 @@ IN_FLIGHT = 16
 LOOK_AGAIN_S = 0.5
 # Where a query waits for a worker, a person should not wait much longer.
 PATIENCE_S = 5.0
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.")]
+TaskId = Annotated[
+    str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.", autocompletion=completion.tasks)
+]
 Type = Annotated[
     str | None,
-    typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them."),
+    typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them.", autocompletion=completion.task_types),
 ]
 # What one line of a file, or the command's options, ask for; raises CommandError for what the market would not take.
 Read = Callable[[dict[str, Any]], "TaskRequest"]
 
 
-@app.command()
+EXAMPLE = (
+    "nautilus tasks submit research_synthesis"
+    """ --payload '{"question": "How do cursors work?", "breadth": 5, "depth": 1}'"""
+)
+
+
+@app.command(epilog=f"Example: {EXAMPLE}")
 def submit(
     task_type: Type = None,
     payload: Annotated[str | None, typer.Option(help="What is asked, as JSON.")] = None,
@@ -195,7 +204,7 @@ def _reader() -> Read:
     return read
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nautilus tasks list --all --latest 50")
 def show_all(
     every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False,
     latest: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 200,
@@ -218,7 +227,7 @@ def show_all(
     out.print(table if rows else "no task is open; --all lists the ended ones")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus tasks show 3f2a9c01d7e8b654")
 def show(task_id: TaskId, as_json: AsJson = False) -> None:
     """Where a task stands, who was awarded it and why, or how it ended."""
     status = run(_status(_workflow(task_id)))
@@ -255,7 +264,7 @@ async def _status(task: str) -> "TaskStatus":
         raise CommandError(f"expected a worker to answer for {task}, but none does; run `nautilus worker`") from None
 
 
-@app.command()
+@app.command(epilog="Example: nautilus tasks abort 3f2a9c01d7e8b654 --why obsolete")
 def abort(task_id: TaskId, why: Why, who: Who) -> None:
     """End a task; nobody is paid, and nobody's standing moves."""
     from starter.client import NautilusClient
@@ -267,7 +276,7 @@ def abort(task_id: TaskId, why: Why, who: Who) -> None:
     out.print(f"{task_id} is aborted")
 
 
-@app.command()
+@app.command(epilog="Example: nautilus tasks types --json")
 def types(as_json: AsJson = False) -> None:
     """The task types of the market, declared or brought by agents, and what their payloads hold."""
     from activities.task_types import installed
