@@ -464,7 +464,7 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
 ) -> None:
     platform = builders.platform(
         parameters=(limit_of(1.0).declaration,),
-        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
+        cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
         unsigned_agents=False,
     )
     now, dice = datetime.now(UTC), random.Random(11)
@@ -533,7 +533,7 @@ async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fa
     platform = builders.platform(
         task_types=(TaskTypeDeclaration(name=RESEARCH),),
         parameters=(breadth,),
-        cycle=builders.rules(bid_window_s=3, bake_window_s=0.2),
+        cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
         observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600, opens_cycles=("slow_share",)),
     )
     now, dice = datetime.now(UTC), random.Random(12)

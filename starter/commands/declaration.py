@@ -30,7 +30,9 @@ MODES = {
 }
 
 
-@app.command()
+@app.command(
+    epilog="Example: nautilus init --task-type research --parameter research.timeout_s=90:10..600 --pace trial"
+)
 def init(
     task_type: Annotated[list[str] | None, typer.Option(help="A kind of task; again for another.")] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="What may be tuned, as below; again for another.")] = None,
@@ -46,12 +48,7 @@ def init(
 
     A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true. It is of the task type that its key
     begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the type are cut off.
-
-    Example: nautilus init --task-type research --parameter research.timeout_s=90:10..600
-
-    Example: nautilus init --task-type a --task-type b --parameter shared.batch=8:1..64@a,b --pace trial
-
-    Example: nautilus init --from outcomes.jsonl
+    A parameter of two types: shared.batch=8:1..64@support,research. From past outcomes: --from outcomes.jsonl.
     """
     from starter import draft  # loads the sketches of durations
 
@@ -171,15 +168,12 @@ def _write(file: Path, text: str) -> None:
         new.unlink(missing_ok=True)
 
 
-@app.command()
+@app.command(epilog="Example: nautilus check platform.toml")
 def check(
     file: Annotated[Path | None, typer.Argument(help="Default: platform.toml, or NAUTILUS_PLATFORM.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.
-
-    Example: nautilus check platform.toml
-    """
+    """Say everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong."""
     settings = Settings()
     file = file or settings.platform
     try:
