@@ -7,7 +7,7 @@ snapshot, the anomalies it raises and their events are one transaction, keyed by
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
@@ -93,36 +93,63 @@ AIMS = {
 }
 
 
-def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> int:
-    """Store outcomes, count them in roll-ups and experiments; return how many were new.
+class Recorded(NamedTuple):
+    """What became of some outcomes. `known` are those that were recorded before with the same content, `conflicting`
+    with another; the first one stands. `too_old` are older than what has been expired."""
+
+    new: int = 0
+    known: int = 0
+    conflicting: int = 0
+    too_old: int = 0
+
+    def plus(self, other: "Recorded") -> "Recorded":
+        return Recorded(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> Recorded:
+    """Store the outcomes that are new, and count them in roll-ups and experiments.
 
     One that is older than what has been expired is not: nobody could tell it from one that was counted before.
     """
     # One order for all writers: the roll-ups before the arms of experiments.
     lock(session, "rollup")
     expired = session.exec(select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)).first()
-    found = list({o.task_id: o for o in outcomes if expired is None or o.finished_at >= expired}.values())
-    chunks = (found[n : n + RECORDED_AT_A_TIME] for n in range(0, len(found), RECORDED_AT_A_TIME))
-    return sum(_record(session, chunk, interval_s) for chunk in chunks)
+    recorded, first_by_id = Recorded(), dict[str, TaskOutcome]()
+    for outcome in outcomes:
+        if expired is not None and outcome.finished_at < expired:
+            recorded = recorded._replace(too_old=recorded.too_old + 1)
+        elif (first := first_by_id.setdefault(outcome.task_id, outcome)) is not outcome:
+            recorded = recorded.plus(_repeated(outcome, first))
+    firsts = list(first_by_id.values())
+    for n in range(0, len(firsts), RECORDED_AT_A_TIME):
+        recorded = recorded.plus(_record(session, firsts[n : n + RECORDED_AT_A_TIME], interval_s))
+    return recorded
 
 
-def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> int:
+def _repeated(outcome: TaskOutcome, first: TaskOutcome) -> Recorded:
+    return Recorded(known=1) if outcome == first else Recorded(conflicting=1)
+
+
+def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> Recorded:
     rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
     table = OutcomeRow.__table__  # type: ignore[attr-defined]
     connection = session.connection()
+    repeated = Recorded()
     try:
         # Without the ORM, and as if all were new: a repeated report is rare, and asking for it first is not free.
         with connection.begin_nested():
             connection.execute(insert(table), list(rows.values()))
     except IntegrityError:
-        for task_id in connection.scalars(select(table.c.task_id).where(table.c.task_id.in_(list(rows)))).all():
-            del rows[task_id]
+        by_id = {outcome.task_id: outcome for outcome in outcomes}
+        for stored in connection.execute(select(table).where(table.c.task_id.in_(list(rows)))).mappings():
+            repeated = repeated.plus(_repeated(by_id[stored["task_id"]], TaskOutcome.model_validate(dict(stored))))
+            del rows[stored["task_id"]]
         if not rows:
-            return 0
+            return repeated
         connection.execute(insert(table), list(rows.values()))
     new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
     roll_up(session, new.values(), finish_assignments(session, new), interval_s)
-    return len(new)
+    return repeated._replace(new=len(new))
 
 
 def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:

@@ -22,6 +22,7 @@ from activities.observatory import ObservatoryActivities, record_outcomes
 from schema import wire
 from schema.messages.events import EventType
 from schema.tables.events import EventRow, UndeliveredRow
+from schema.tables.observatory import OutcomeRow, RetentionRow
 from starter.cli import main
 from starter.server import free_port
 from tests import builders
@@ -127,7 +128,6 @@ MISTAKES = {
     "a subscriber that is none": (("events", "redrive", "nope", "--all"), {}, "expected a subscriber (cycles"),
     "no word on what to redrive": (("events", "redrive"), {}, "expected exactly one of --subject and --all"),
     "no file": (("outcomes", "import", "/nowhere"), {}, "expected a file of outcomes"),
-    "a file that is not text": (("outcomes", "import", "BINARY"), {}, "BINARY"),
 }
 
 
@@ -137,10 +137,9 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 ) -> None:
     (home / "EMPTY").touch()
     (home / "BROKEN").write_text("= =")
-    (home / "BINARY").write_bytes(b"\xff\xfe\x00")
 
     def here(text: str) -> str:
-        for name in ("EMPTY", "BROKEN", "BINARY"):
+        for name in ("EMPTY", "BROKEN"):
             text = text.replace(name, str(home / name))
         return text
 
@@ -151,6 +150,127 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     assert says in complaint
     assert complaint.startswith("nautilus: ")
     assert len(complaint.splitlines()) == 1
+
+
+def line(task_id: str, **changes: object) -> str:
+    """A line of a file of outcomes; a change to None leaves the field out."""
+    fields = {"task_id": task_id, "task_type": "research_synthesis", "duration_s": 60.0} | {
+        "started_at": "2026-11-02T08:00:00Z",
+        "finished_at": "2026-11-02T08:01:00Z",
+    }
+    return json.dumps({key: value for key, value in (fields | changes).items() if value is not None})
+
+
+def imported(home: Path) -> set[str]:
+    """The tasks of `line` whose outcomes are recorded."""
+    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    with database.reading() as session:
+        found = set(session.exec(select(OutcomeRow.task_id)).all())
+    database.close()
+    return {task_id for task_id in found if not task_id.startswith("t-")}
+
+
+def test_an_import_says_what_was_new_known_and_conflicting(nautilus: Callable[..., Said], home: Path) -> None:
+    file = home / "outcomes.jsonl"
+    repeated = [line("a"), line("a", duration_s=59.0), line("b", failure="error"), line("b", failure="error")]
+    file.write_text("\n".join([*repeated, line("c")]))
+
+    _, first, _ = nautilus("outcomes", "import", str(file), "--json")
+    _, second, _ = nautilus("outcomes", "import", str(file), "--json")
+    code, said, _ = nautilus("outcomes", "import", str(file))
+
+    assert json.loads(first) == {"read": 5, "new": 3, "known": 1, "conflicting": 1, "too_old": 0}
+    assert json.loads(second) == {"read": 5, "new": 0, "known": 4, "conflicting": 1, "too_old": 0}
+    assert (code, said) == (
+        0,
+        "5 outcomes: 4 known already, 1 conflicting with what is recorded, which stands\n",
+    )
+    assert imported(home) == {"a", "b", "c"}
+
+
+def test_an_import_does_not_bring_back_what_has_expired(nautilus: Callable[..., Said], home: Path) -> None:
+    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    with database.transaction() as session:
+        session.add(RetentionRow(subject=OutcomeRow.__tablename__, before=NOVEMBER))
+    database.close()
+    file = home / "outcomes.jsonl"
+    old = line("old", started_at="2026-11-01T08:00:00Z", finished_at="2026-11-01T08:01:00Z")
+    file.write_text("\n".join([old, line("new")]))
+
+    _, said, _ = nautilus("outcomes", "import", str(file))
+
+    assert said == "2 outcomes: 1 new, 1 older than what is kept\n"
+    assert imported(home) == {"new"}
+
+
+def test_an_import_reads_what_editors_write(nautilus: Callable[..., Said], home: Path) -> None:
+    file = home / "outcomes.jsonl"
+    file.write_bytes(("\ufeff" + line("a") + "\r\n\r\n  \n" + line("b") + "\r\n").encode())
+    assert nautilus("outcomes", "import", str(file))[:2] == (0, "2 outcomes: 2 new\n")
+
+    file.write_bytes(b"\n")
+    assert nautilus("outcomes", "import", str(file))[:2] == (0, "0 outcomes: the file holds none\n")
+
+
+BAD_LINES: dict[str, tuple[str | bytes, str]] = {
+    "no JSON": ("task_id,task_type", "expected JSON"),
+    "no object": ("[]", "expected"),
+    "not text": (b"\xff\xfe\x00", "utf-8"),
+    "a field that is missing": (line("a", finished_at=None), "finished_at"),
+    "a field that nobody knows": (line("a", colour="red"), "expected the fields of an outcome, but colour came"),
+    "a number that is none": (line("a", duration_s="soon"), "duration_s"),
+    "another task type": (
+        line("a", task_type="other"),
+        "expected a declared task type (research_synthesis), but other",
+    ),
+    "the future": (
+        line("a", finished_at="2999-01-01T00:00:00Z"),
+        "expected a finished_at that has passed, but 2999-01",
+    ),
+    "finished before started": (
+        line("a", finished_at="2026-11-02T07:59:59Z"),
+        "expected a finished_at from 2026-11-02T08:00:00+00:00 on, but 2026-11-02T07:59:59+00:00 came",
+    ),
+    "longer than it took": (
+        line("a", duration_s=120.0),
+        "expected a duration_s of at most the 60 s from started_at to finished_at, but 120 came",
+    ),
+    "the end of time": (line("a", finished_at="9999-12-31T23:59:59-05:00"), "the years 1970 to 8999, but 9999-12-31"),
+    "the beginning of time": (line("a", started_at="0001-01-01T00:00:00+05:00"), "the years 1970 to 8999, but 0001-01"),
+}
+
+
+@pytest.mark.parametrize(("bad", "says"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_is_named_and_nothing_is_imported(
+    nautilus: Callable[..., Said], home: Path, bad: str | bytes, says: str
+) -> None:
+    file = home / "outcomes.jsonl"
+    bad = bad.encode() if isinstance(bad, str) else bad
+    file.write_bytes(b"\n".join([line("good").encode(), bad]))
+
+    code, said, complaint = nautilus("outcomes", "import", str(file))
+
+    assert (code, said) == (1, "")
+    about_the_line, about_the_file = complaint.splitlines()
+    assert about_the_line.startswith(f"{file}:2: ")
+    assert says in about_the_line
+    assert about_the_file == (
+        f"nautilus: {file}: expected an outcome in every line, but one line is none; nothing was taken"
+    )
+    assert imported(home) == set()
+
+
+def test_all_bad_lines_are_counted_and_twenty_are_shown(nautilus: Callable[..., Said], home: Path) -> None:
+    file = home / "outcomes.jsonl"
+    file.write_text("\n".join([line("good"), *["{}"] * 30]))
+
+    code, _, complaint = nautilus("outcomes", "import", str(file))
+
+    *shown, last = complaint.splitlines()
+    assert code == 1
+    assert [text.split(": ")[0] for text in shown] == [f"{file}:{number}" for number in range(2, 22)]
+    assert "but 30 lines are none, of which the first 20 are above; nothing was taken" in last
+    assert imported(home) == set()
 
 
 DROP = [(NOVEMBER + timedelta(hours=hour), 100 + hour * 7 % 11 - 40 * (hour >= 300)) for hour in range(400)]

@@ -72,7 +72,7 @@ def platform(**changes: Any) -> Platform:
 
 def record(database: Database, *outcomes: TaskOutcome) -> int:
     with database.transaction() as session:
-        return record_outcomes(session, outcomes, INTERVAL_S)
+        return record_outcomes(session, outcomes, INTERVAL_S).new
 
 
 def stretch(start: datetime, minutes: int, **changes: Any) -> list[TaskOutcome]:

@@ -302,7 +302,7 @@ def test_roll_ups_equal_a_recount_of_the_outcomes(database: Database, batches: l
             for fields in batch
         ]
         with database.transaction() as session:
-            new += record_outcomes(session, outcomes, INTERVAL_S)
+            new += record_outcomes(session, outcomes, INTERVAL_S).new
 
     assert_rolled_up(database, task_type)
     assert new == len({fields["number"] for batch in batches for fields in batch})
@@ -310,9 +310,14 @@ def test_roll_ups_equal_a_recount_of_the_outcomes(database: Database, batches: l
 
 def test_recording_twice_is_recording_once_and_the_first_word_stands(database: Database) -> None:
     with database.transaction() as session:
-        assert record_outcomes(session, [builders.outcome("a"), builders.outcome("b", success=False)], INTERVAL_S) == 2
+        assert record_outcomes(session, [builders.outcome("a"), builders.outcome("b", success=False)], INTERVAL_S) == (
+            2,
+            0,
+            0,
+            0,
+        )
     with database.transaction() as session:
-        assert record_outcomes(session, [builders.outcome("b"), builders.outcome("c")], INTERVAL_S) == 1
+        assert record_outcomes(session, [builders.outcome("b"), builders.outcome("c")], INTERVAL_S) == (1, 0, 1, 0)
 
     with database.reading() as session:
         row = session.exec(select(RollupRow)).one()
@@ -322,7 +327,7 @@ def test_recording_twice_is_recording_once_and_the_first_word_stands(database: D
 def test_an_operator_s_whole_history_is_recorded_at_once(database: Database) -> None:
     history = [builders.outcome(f"h{n}", n % 3 > 0, NOW - timedelta(seconds=n % 600)) for n in range(600)]
     with database.transaction() as session:
-        assert record_outcomes(session, history, INTERVAL_S) == 600
+        assert record_outcomes(session, history, INTERVAL_S).new == 600
 
     assert_rolled_up(database, "research_synthesis")
 

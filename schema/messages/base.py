@@ -5,14 +5,26 @@ and have a default; enums are closed; nothing here imports a table.
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
 
 # The order matters: pydantic's smart union keeps True a bool and 3 an int.
 Value = bool | int | float | str
+
+# So far that no real clock leaves them, and so near that a window before or after them is no overflow.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+def _plausible(at: datetime) -> datetime:
+    if not EARLIEST <= at < LATEST:
+        raise ValueError(f"expected an instant of the years 1970 to 8999, but {at.isoformat()} came")
+    return at
+
+
 # A naive instant means something else on every machine.
-Instant = AwareDatetime
+Instant = Annotated[AwareDatetime, AfterValidator(_plausible)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=2_000)]

@@ -1,16 +1,24 @@
 """Commands about outcomes of tasks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import CommandError, err, log_beside, out
+from starter.command import AsJson, CommandError, emit, err, log_beside, out
 
 if TYPE_CHECKING:
     from schema.messages.observatory import TaskOutcome
+
+# A transaction of some tenths of a second, for which a running platform's recorders wait.
+AT_A_TIME = 5_000
+# A person mends a file by its kinds of mistakes, and twenty show them.
+MOST_BAD_LINES = 20
+# Spreadsheets and some editors begin a file with it.
+BOM = b"\xef\xbb\xbf"
 
 app = typer.Typer(
     no_args_is_help=True, help="Outcomes of tasks.", epilog="Example: nautilus outcomes import outcomes.jsonl"
@@ -23,54 +31,94 @@ def outcomes() -> None:
 
 
 @app.command("import", epilog="Example: nautilus outcomes import outcomes.jsonl")
-def outcomes_import(file: Annotated[Path, typer.Argument(help="JSON lines, one outcome each.")]) -> None:
+def outcomes_import(
+    file: Annotated[Path, typer.Argument(help="JSON lines, one outcome each.")], as_json: AsJson = False
+) -> None:
     """Bring history: each line one outcome (task_id, task_type, started_at, finished_at, duration_s, failure).
 
-    The same file twice imports nothing twice. A bad line stops the import before anything is written.
+    The same file twice imports nothing twice: of two outcomes of one task the first stands, and a different one is
+    counted as conflicting. A bad line stops the import before anything is written.
     """
-    from rich.progress import Progress
-
     from activities.database import Database, migrate
+    from activities.observatory import Recorded, record_outcomes
     from schema.declaration import declared_platform
     from schema.settings import Settings
-    from starter.platform.recorder import Recorder
+    from starter.narration import Narration
 
     log_beside()
-    outcomes = [outcome for outcome, _ in read_outcomes(file)]
     settings = Settings()
     platform = declared_platform(settings)
     declared = {t.name for t in platform.task_types}
-    if unknown := next((o.task_type for o in outcomes if o.task_type not in declared), None):
-        raise CommandError(f"{file}: expected a declared task type, but {unknown} came")
-    database = Database(settings.database)
-    migrate(database)
-    with Progress(console=err) as progress, Recorder(database, platform.observatory.interval_s) as recorder:
-        for waiting in progress.track([recorder.record(outcome) for outcome in outcomes], description="importing"):
-            waiting.result()
-    out.print(f"{len(outcomes)} outcomes are recorded")
+    with Narration(err).waiting(f"reading {file}") as show:
+        outcomes: list[TaskOutcome] = []
+        for outcome, _ in read_outcomes(file, declared):
+            outcomes.append(outcome)
+            if len(outcomes) % AT_A_TIME == 0:
+                show(f"reading {file}: {len(outcomes):,} outcomes")
+        database = Database(settings.database)
+        migrate(database)
+        recorded = Recorded()
+        for start in range(0, len(outcomes), AT_A_TIME):
+            show(f"recording: {start:,} of {len(outcomes):,} outcomes")
+            with database.transaction() as session:
+                some = outcomes[start : start + AT_A_TIME]
+                recorded = recorded.plus(record_outcomes(session, some, platform.observatory.interval_s))
+    if as_json:
+        emit({"read": len(outcomes), **recorded._asdict()})
+        return
+    parts = (
+        (recorded.new, "new"),
+        (recorded.known, "known already"),
+        (recorded.conflicting, "conflicting with what is recorded, which stands"),
+        (recorded.too_old, "older than what is kept"),
+    )
+    said = ", ".join(f"{number:,} {what}" for number, what in parts if number)
+    out.print(f"{len(outcomes):,} outcomes: {said or 'the file holds none'}", soft_wrap=True)
 
 
-def read_outcomes(file: Path) -> "Iterator[tuple[TaskOutcome, int]]":
-    """Every outcome of a file with the bytes of its line; raises CommandError at the first line that holds none."""
+def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Iterator[tuple[TaskOutcome, int]]":
+    """Every outcome of a file with the bytes of its line; of `declared` task types only, where they are given.
+
+    Raises CommandError at the end where lines hold none: what is wrong with the first of them is on standard error.
+    """
+    now = datetime.now(UTC)
+    bad_lines = 0
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _outcome(file, number, line.decode()), len(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: expected a file of outcomes, but {error}") from None
+                content = line.removeprefix(BOM) if number == 1 else line
+                if not content.strip():
+                    continue
+                try:
+                    yield _outcome(content.decode(), declared, now), len(line)
+                except ValueError as mistake:
+                    bad_lines += 1
+                    if bad_lines <= MOST_BAD_LINES:
+                        err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
+    except OSError as error:
+        raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
+    if bad_lines:
+        more = f", of which the first {MOST_BAD_LINES} are above" if bad_lines > MOST_BAD_LINES else ""
+        wrong = f"{bad_lines:,} lines are none" if bad_lines > 1 else "one line is none"
+        raise CommandError(f"{file}: expected an outcome in every line, but {wrong}{more}; nothing was taken")
 
 
-def _outcome(file: Path, number: int, line: str) -> "TaskOutcome":
+def _outcome(line: str, declared: Collection[str] | None, now: datetime) -> "TaskOutcome":
+    """The outcome that a line holds; raises ValueError, whose message is one line."""
     from pydantic import ValidationError
 
+    from rules.outcomes import contradiction
     from schema.messages.observatory import TaskOutcome
+    from schema.mistakes import in_one_line
 
     try:
         outcome = TaskOutcome.model_validate_json(line)
-        if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():
-            raise CommandError(f"{file}:{number}: expected the fields of an outcome, but {min(unknown)} came")
-        return outcome
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CommandError(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(in_one_line(error)) from None
+    if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():
+        raise ValueError(f"expected the fields of an outcome, but {min(unknown)} came")
+    if declared is not None and outcome.task_type not in declared:
+        raise ValueError(f"expected a declared task type ({', '.join(sorted(declared))}), but {outcome.task_type} came")
+    if (reason := contradiction(outcome, now)) is not None:
+        raise ValueError(reason)
+    return outcome
