@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sqlmodel import select
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from activities.database import Database
 from activities.experiment import declare_parameters, parameter_states
@@ -49,6 +50,7 @@ from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Tally
 from schema.settings import Settings
 from schema.tables.events import EventRow
 from starter import keys
+from starter.agents import agent as watching
 from starter.agents import run_agents
 from starter.agents.estimators import (
     LOG_LOGISTIC,
@@ -457,6 +459,51 @@ async def improved(
             running.cancel()
             await asyncio.wait([running])
             await platform_runs
+
+
+async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
+    temporal: Client, database: Database, task_queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOK_S", 0.5)
+    stalled, healthy = (f"cycle:{name}:{task_queue}" for name in ("stalled", "healthy"))
+    platform = builders.platform(parameters=(limit_of(1.0).declaration,), cycle=builders.rules(bid_window_s=20))
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    for investigator in ROSTER:
+        register_agent(database, investigator.agent_id, f"op-{investigator.agent_id}", now)
+    with database.transaction() as session:
+        failing = [builders.outcome(f"t-{n}", n % 2 > 0, now - timedelta(seconds=5)) for n in range(90)]
+        record_outcomes(session, failing, 1)
+    client = NautilusClient(temporal, task_queue)
+    watcher = watching.Watcher(client, ROSTER, mine=lambda listed: listed.workflow_id in (stalled, healthy))
+
+    async def bids() -> int:
+        while not {stalled, healthy} <= {listed.workflow_id for listed in await client.meta_tasks(Phase.BIDDING)}:
+            await asyncio.sleep(0.05)
+        while (await client.status(healthy)).phase is not Phase.BIDDING:
+            await asyncio.sleep(0.05)
+        await watcher.step()
+        return len((await client.status(healthy)).bids)
+
+    async with worker(temporal, database, platform, Settings(), task_queue):
+        # Listed as one that awaits bids, as a worker left it that has gone.
+        phase = SearchAttributePair(SearchAttributeKey.for_keyword(wire.PHASE), Phase.BIDDING.value)
+        for cycle, queue in ((stalled, f"{task_queue}:away"), (healthy, task_queue)):
+            request = CycleRequest(request_id=cycle, anomaly=builders.anomaly(now - timedelta(seconds=10)))
+            await temporal.start_workflow(
+                wire.IMPROVEMENT_CYCLE,
+                request,
+                id=cycle,
+                task_queue=queue,
+                search_attributes=TypedSearchAttributes([phase]),
+            )
+        try:
+            assert await asyncio.wait_for(bids(), 10) >= 1
+            assert (await watcher.step()).cycles == 2
+        finally:
+            await watcher.close()
+            for cycle in (stalled, healthy):
+                await temporal.get_workflow_handle(cycle).terminate()
 
 
 async def test_six_agents_find_the_fault_and_get_the_fix_promoted(

@@ -35,8 +35,8 @@ log = structlog.get_logger()
 OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
 # Facts this old are read again, so that who had no explanation may find one before the deadline.
 FACTS_S = 30.0
-# A cycle whose worker is away does not answer; the others must not wait for it for ever.
-PATIENCE_S = 30.0
+# A workflow whose worker is away does not answer: it is asked for so long, and the others wait for it only so long.
+PATIENCE_S, LOOK_S = 30.0, 5.0
 LONGEST_PAUSE_S = 60.0
 # The newest of the tasks that await bids; the others come when these are awarded.
 TASKS_A_LOOK = 100
@@ -75,7 +75,7 @@ class _File:
 
 
 class Watcher:
-    """Looks at the market for some agents. `mine` leaves out cycles that are not theirs to look at."""
+    """Looks at the market for some agents. `mine` leaves out cycles and tasks that are not theirs to look at."""
 
     def __init__(
         self, client: NautilusClient, agents: Sequence[Investigator], mine: Callable[[Listed], bool] = lambda _: True
@@ -84,6 +84,8 @@ class Watcher:
         self._agents = agents
         self._mine = mine
         self._files: dict[str, _File] = {}
+        # By workflow: one that has not answered yet is not asked again.
+        self._visits: dict[str, asyncio.Task[int]] = {}
         # The process looks by itself and when the scan asks for it: two looks at once would read and send all twice.
         self._looking = asyncio.Lock()
 
@@ -101,12 +103,31 @@ class Watcher:
             cycles = {cycle.workflow_id for some in listed for cycle in some if self._mine(cycle)}
             self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
             market = await self._client.tasks(most=TASKS_A_LOOK)
-            tasks = [task.workflow_id for task in market if task.task_type != PLATFORM_META]
-            words = await asyncio.gather(
-                *(self._patiently(cycle, self._attend(cycle, agents)) for cycle in cycles),
-                *(self._patiently(task, self._bid(task, agents)) for task in tasks),
-            )
-        return Scan(agents=len(agents), cycles=len(cycles), words=sum(words), tasks=len(tasks))
+            tasks = [task.workflow_id for task in market if task.task_type != PLATFORM_META and self._mine(task)]
+            visits = dict.fromkeys(cycles, self._attend) | dict.fromkeys(tasks, self._bid)
+            begun = {
+                workflow: asyncio.create_task(self._patiently(workflow, visit(workflow, agents)))
+                for workflow, visit in visits.items()
+                if workflow not in self._visits
+            }
+            self._visits |= begun
+            if begun:
+                await asyncio.wait(begun.values(), timeout=LOOK_S)
+            words = self._ended()
+        return Scan(agents=len(agents), cycles=len(cycles), words=words, tasks=len(tasks))
+
+    def _ended(self) -> int:
+        """Forget the visits that have ended; how many words were taken in them. Raises what one of them raised."""
+        ended = {workflow: visit for workflow, visit in self._visits.items() if visit.done()}
+        for workflow in ended:
+            del self._visits[workflow]
+        return sum(visit.result() for visit in ended.values())
+
+    async def close(self) -> None:
+        """End the visits that are under way."""
+        for visit in self._visits.values():
+            visit.cancel()
+        await asyncio.gather(*self._visits.values(), return_exceptions=True)
 
     async def _patiently(self, about: str, visit: Coroutine[Any, Any, int]) -> int:
         try:
@@ -180,6 +201,7 @@ async def run_agents(
     """
     watcher, pause_s = Watcher(client, agents, mine), every_s
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(watcher.close)
         if task_queue is not None:
             await stack.enter_async_context(Worker(client.temporal, task_queue=task_queue, activities=[watcher.scan]))
         while True:
