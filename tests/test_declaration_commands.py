@@ -211,7 +211,7 @@ def test_init_writes_over_nothing_unless_it_is_forced(nautilus: Callable[..., Sa
         ((*SAID, "--parameter", "research.n=5:9..1"), "expected a minimum below a maximum"),
         ((*SAID, "--parameter", "research.N=5:1..9"), "--parameter research.N=5:1..9: key: "),
         (("--from", "nowhere.jsonl"), "nowhere.jsonl: expected a file of outcomes"),
-        (("--from", "bad.jsonl"), "bad.jsonl:1: "),
+        (("--from", "bad.jsonl"), "bad.jsonl: expected an outcome in every line, but one line is none"),
         (("--from", "empty.jsonl"), "empty.jsonl: expected outcomes, but there is none in it"),
     ],
 )
@@ -237,8 +237,9 @@ def test_init_says_in_one_line_what_it_cannot_declare_and_writes_nothing(
 def history(path: Path, per_day: float, days: float, limit_s: float | None = None, good: float = 0.96) -> None:
     """Outcomes of research at a steady rate, about 40 s each, cut off at a limit; the rest fails with an error."""
     dice, lines = random.Random(3), []
+    began_at = builders.NOW - timedelta(days=days)
     for n in range(int(per_day * days)):
-        at, duration_s = builders.NOW + n * timedelta(days=1) / per_day, dice.lognormvariate(3.7, 0.4)
+        at, duration_s = began_at + n * timedelta(days=1) / per_day, dice.lognormvariate(3.7, 0.4)
         failure = None if dice.random() < good else "error"
         if limit_s is not None and duration_s > limit_s:
             duration_s, failure = limit_s + dice.random() / 50, "timeout"
