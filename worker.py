@@ -22,7 +22,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.worker import Worker
 
 from activities.consolidation import ConsolidationActivities
-from activities.database import Database
+from activities.database import Database, existing
 from activities.deliveries import Deliveries
 from activities.events import EventActivities
 from activities.experiment import ExperimentActivities
@@ -141,9 +141,9 @@ def keep_bytecode(folder: Path) -> None:
 
 async def run(settings: Settings) -> None:
     """Run a worker until SIGINT or SIGTERM, then let what runs finish."""
-    keep_bytecode(settings.home / "cache" / "bytecode")
     platform = declared_platform(settings)
-    database = Database(settings.database)
+    database = existing(settings.database)
+    keep_bytecode(settings.home / "cache" / "bytecode")
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
@@ -168,4 +168,6 @@ async def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(Settings()))
+    from starter.cli import console  # a mistake that a person can mend is one line here, too
+
+    console("worker", *sys.argv[1:])

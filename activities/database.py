@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, create_engine
 
+from activities.reading import existing_file
 from schema.messages.base import Value
 
 _MIGRATING = threading.Lock()
@@ -59,6 +60,17 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def existing(url: str) -> Database:
+    """The database that `nautilus up` has made; raises ValueError where there is none, or no driver for it."""
+    parsed = make_url(url)
+    if parsed.drivername == "sqlite":
+        existing_file(parsed.database)
+    try:
+        return Database(url)
+    except ImportError as error:
+        raise ValueError(f"expected a driver for {parsed.drivername}, but {error}") from None
 
 
 def _sqlite_engine(path: str | None) -> Engine:

@@ -29,6 +29,15 @@ class Readable(Protocol):
     def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]: ...
 
 
+def existing_file(path: str | None) -> Path:
+    """A database that is there: who reads or works never leaves an empty one behind. Raises ValueError."""
+    if not (path and Path(path).is_file()):
+        raise ValueError(
+            f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
+        )
+    return Path(path)
+
+
 class SqliteFile:
     """A SQLite database of which nothing is written."""
 

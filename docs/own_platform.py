@@ -15,7 +15,7 @@ from itertools import count
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
-from activities.database import Database
+from activities.database import existing
 from schema.declaration import declared_platform
 from schema.messages.observatory import FailureKind, TaskOutcome
 from schema.settings import Settings
@@ -60,7 +60,7 @@ def run_task(service: str, number: int, resolver: ParameterResolver, recorder: R
 def main(service: str) -> None:
     """Run tasks until Ctrl-C."""
     settings = Settings()
-    database, platform = Database(settings.database), declared_platform(settings)
+    database, platform = existing(settings.database), declared_platform(settings)
     with (
         ParameterResolver(database, platform) as resolver,
         Recorder(database, platform.observatory.interval_s) as recorder,

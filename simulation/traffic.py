@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import structlog
 
-from activities.database import Database
+from activities.database import existing
 from activities.task_runner import TaskRunner
 from activities.task_types import TaskType, installed
 from schema.declaration import declared_platform
@@ -112,7 +112,7 @@ def run(settings: Settings, stopping: threading.Event) -> None:
     if platform.traffic is None:
         raise ValueError(f"{settings.platform}: traffic: expected a declaration of what to run, but there is none")
     types = wanted_types(platform.traffic)
-    database = Database(settings.database)
+    database = existing(settings.database)
     with (
         TaskRunner(types, settings.home / "cache") as runner,
         ParameterResolver(database, platform, settings.resolver_refresh_s) as resolver,

@@ -106,10 +106,10 @@ def nautilus() -> None:
     """A platform that improves itself, on Temporal."""
 
 
-def main() -> None:
-    """Run a command; what a person can mend becomes one line and exit code 1."""
+def main(*arguments: str) -> None:
+    """Run a command, that of the process unless one is given; what a person can mend is one line and exit code 1."""
     try:
-        app(prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
+        app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -119,7 +119,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def console() -> NoReturn:
+def console(*arguments: str) -> NoReturn:
     """`main` as a process. Nothing is left to do after it, so the interpreter is not torn down.
 
     Threads of Temporal's core may still let go of Python objects, and one that does so meanwhile kills the process.
@@ -127,7 +127,7 @@ def console() -> NoReturn:
     gc.set_threshold(50_000)  # imports make many objects and hardly any garbage
     code: object = None
     try:
-        main()
+        main(*arguments)
     except SystemExit as end:
         code = end.code
     for stream in (sys.stdout, sys.stderr):

@@ -4,7 +4,6 @@ import getpass
 import json
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,36 +83,18 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 def open_to_read() -> "Readable":
     """The database that exists, for `activities.reading`: a SQLite file is read without SQLAlchemy."""
-    from activities.reading import SqliteFile
+    from activities.reading import SqliteFile, existing_file
     from schema.settings import Settings
 
     kind, _, path = Settings().database.partition(":///")
     if kind != "sqlite" or "?" in path:
         return open_database()
-    return SqliteFile(_there(path))
-
-
-def _there(path: str | None) -> Path:
-    """Reading commands never make an empty database."""
-    if not (path and Path(path).is_file()):
-        raise CommandError(
-            f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
-        )
-    return Path(path)
+    return SqliteFile(existing_file(path))
 
 
 def open_database() -> "Database":
     """The database that exists."""
-    from sqlalchemy.engine import make_url  # loads slowly, and not every command needs it
-
-    from activities.database import Database
+    from activities.database import existing
     from schema.settings import Settings
 
-    settings = Settings()
-    url = make_url(settings.database)
-    if url.drivername == "sqlite":
-        _there(url.database)
-    try:
-        return Database(settings.database)
-    except ImportError as error:
-        raise CommandError(f"expected a driver for {url.drivername}, but {error}") from None
+    return existing(Settings().database)

@@ -1,9 +1,13 @@
-"""What a worker does to its own process."""
+"""What a worker does to its own process, and what it needs to be there before it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
 
 SANDBOXED = """
 import asyncio, sys
@@ -36,3 +40,17 @@ def test_python_s_own_bytecode_is_left_where_it_is(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, capture_output=True, text=True
     )
     assert ran.stdout == "None\n"
+
+
+@pytest.mark.parametrize("command", [["worker.py"], ["-m", "starter", "worker"]])
+def test_what_works_for_a_platform_makes_none_where_there_is_none(tmp_path: Path, command: list[str]) -> None:
+    home = tmp_path / "home"
+    shown = {"NAUTILUS_HOME": str(home), "NAUTILUS_PLATFORM": "simulation/platform.toml", "NAUTILUS_DATABASE_URL": ""}
+    ran = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | shown, capture_output=True, text=True, check=False
+    )
+    [complaint] = [line for line in ran.stderr.splitlines() if line.strip()]
+    missing = f"expected a database at {home / 'nautilus.db'}, but there is none; run `nautilus up` first"
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert missing in complaint
+    assert not home.exists()
