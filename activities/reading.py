@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from schema.messages.ledger import LedgerEntry
     from schema.messages.memory import Memory, Pattern
     from schema.messages.observatory import Snapshot
-    from schema.messages.platform import ParameterState, Platform
+    from schema.messages.platform import Freeze, ParameterState, Platform
 
 LATEST = 100
 
@@ -55,6 +55,14 @@ def in_force(readable: Readable) -> dict[str, tuple[Value, int]]:
     """The value and the version of each parameter that was ever declared."""
     rows = readable.rows("SELECT key, value, version FROM parameter")
     return {row["key"]: (json.loads(row["value"]), row["version"]) for row in rows}
+
+
+def freezes(readable: Readable) -> "dict[str, Freeze]":
+    """What people have frozen, by scope: a parameter's key, or everything (`*`)."""
+    from schema.messages.platform import Freeze
+
+    rows = readable.rows('SELECT scope, who, why, at FROM "freeze"')
+    return {row["scope"]: Freeze.model_validate(row | {"at": _instant(row["at"])}) for row in rows}
 
 
 def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int]]) -> "tuple[ParameterState, ...]":

@@ -343,6 +343,27 @@ def test_who_acts_is_known_without_the_variable_user(
     assert "frozen" in printed
 
 
+def test_a_freeze_shows_wherever_parameters_do(nautilus: Callable[..., Said]) -> None:
+    _, free, _ = nautilus("params", "list", "--json")
+    nautilus("params", "freeze", builders.TIMEOUT, "--why", "release day", "--who", "olga")
+    _, listed, _ = nautilus("params", "list")
+    _, shown, _ = nautilus("params", "show", builders.TIMEOUT, "--json")
+    nautilus("params", "thaw", builders.TIMEOUT, "--why", "released", "--who", "olga")
+    nautilus("params", "freeze", "--why", "an audit", "--who", "carl")
+    _, all_listed, _ = nautilus("params", "list", "--json")
+    _, page, _ = nautilus("params", "show", builders.TIMEOUT)
+
+    assert [state["frozen"] for state in json.loads(free)] == [None]
+    assert "by olga" in listed
+    assert f"{builders.TIMEOUT} is frozen by olga since " in listed
+    assert f": release day (`nautilus params thaw {builders.TIMEOUT} --why ...` ends it)" in listed
+    frozen = json.loads(shown)["state"]["frozen"]
+    assert (frozen["scope"], frozen["who"], frozen["why"]) == (builders.TIMEOUT, "olga", "release day")
+    # A freeze of everything holds each of them.
+    assert [state["frozen"]["scope"] for state in json.loads(all_listed)] == ["*"]
+    assert "everything is frozen by carl since " in page
+
+
 @pytest.mark.parametrize("arguments", [("nonsense",), ("ledger", "list", "--latest", "0"), ("cycle", "act", "x", "y")])
 def test_a_usage_error_is_exit_code_2(nautilus: Callable[..., Said], arguments: tuple[str, ...]) -> None:
     code, printed, complaint = nautilus(*arguments)

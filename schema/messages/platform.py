@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ..pace import Pace
-from .base import Message, Name, Value
+from .base import Instant, Message, Name, Value
 from .events import EventType
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
@@ -116,6 +116,15 @@ class ParameterState(Message):
     value: Value
     version: int
     mode: Mode = Mode.AUTONOMOUS
+
+
+class Freeze(Message):
+    """A person's halt of one parameter, or of everything (`*`): production values only, no promotion."""
+
+    scope: str
+    who: str
+    why: str
+    at: Instant
 
 
 class TaskTypeDeclaration(Declaration):

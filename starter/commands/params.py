@@ -1,7 +1,8 @@
 """Commands about production configuration: what it is, how it came to be, and a person's quick way back."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +12,7 @@ from starter.command import AsJson, CommandError, Who, Why, emit, new_table, ope
 from starter.commands.ledger import show_entries
 
 if TYPE_CHECKING:
-    from schema.messages.platform import ParameterState
+    from schema.messages.platform import Freeze, ParameterState
 
 app = typer.Typer(no_args_is_help=True, help="Production configuration.", epilog="Example: nautilus params list")
 Key = Annotated[str, typer.Argument(autocompletion=completion.parameters)]
@@ -20,16 +21,20 @@ Key = Annotated[str, typer.Argument(autocompletion=completion.parameters)]
 @app.command("list", epilog="Example: nautilus params list --json")
 def params_list(as_json: AsJson = False) -> None:
     """Every declared parameter with the value production runs on."""
-    states = _states()
+    states, freezes = _states(), _freezes()
     if as_json:
-        emit([state.model_dump(mode="json") for state in states])
+        emit([_document(state, freezes) for state in states])
         return
-    table = new_table("parameter", "value", "unit", "version", "default", "bounds", "risk")
+    table = new_table("parameter", "value", "unit", "version", "default", "bounds", "risk", "frozen")
     for state in states:
         d = state.declaration
         bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
-        table.add_row(d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value)
+        freeze = _holding(d.key, freezes)
+        frozen = f"by {freeze.who}" if freeze else "-"
+        table.add_row(d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value, frozen)
     out.print(table)
+    for freeze in freezes.values():
+        out.print(_reported(freeze), soft_wrap=True)
 
 
 @app.command("show", epilog="Example: nautilus params show research_synthesis.timeout_s")
@@ -40,13 +45,15 @@ def params_show(key: Key, as_json: AsJson = False) -> None:
     state = next((state for state in _states() if state.declaration.key == key), None)
     if state is None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    record = reading.entries(open_to_read(), subject=key)
+    record, freezes = reading.entries(open_to_read(), subject=key), _freezes()
     if as_json:
-        emit({"state": state.model_dump(mode="json"), "ledger": [e.model_dump(mode="json") for e in record]})
+        emit({"state": _document(state, freezes), "ledger": [e.model_dump(mode="json") for e in record]})
         return
     out.print(
         f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
     )
+    if freeze := _holding(key, freezes):
+        out.print(_reported(freeze), soft_wrap=True)
     show_entries(record)
 
 
@@ -98,3 +105,25 @@ def _states() -> "tuple[ParameterState, ...]":
 
     platform = declared_platform()
     return reading.parameter_states(platform, reading.in_force(open_to_read()))
+
+
+def _freezes() -> "dict[str, Freeze]":
+    from activities import reading
+
+    return reading.freezes(open_to_read())
+
+
+def _holding(key: str, freezes: "Mapping[str, Freeze]") -> "Freeze | None":
+    """The freeze that a parameter is under: its own, or that of everything."""
+    return freezes.get(key) or freezes.get(EVERYTHING)
+
+
+def _document(state: "ParameterState", freezes: "Mapping[str, Freeze]") -> dict[str, Any]:
+    freeze = _holding(state.declaration.key, freezes)
+    return state.model_dump(mode="json") | {"frozen": freeze.model_dump(mode="json") if freeze else None}
+
+
+def _reported(freeze: "Freeze") -> str:
+    scope, thaw = ("everything", "") if freeze.scope == EVERYTHING else (freeze.scope, f" {freeze.scope}")
+    since = f"since {freeze.at:%Y-%m-%d %H:%M} UTC"
+    return f"{scope} is frozen by {freeze.who} {since}: {freeze.why} (`nautilus params thaw{thaw} --why ...` ends it)"
