@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from ssl import SSLContext
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
 
 if TYPE_CHECKING:
     from apprise import Apprise
+    from standardwebhooks import Webhook as Signer
 
 Deliver = Callable[[Event], Awaitable[None]]
 
@@ -49,6 +51,10 @@ SIGNALS_AT_ONCE = 32
 
 class Undeliverable(Exception):
     """The subscriber will never take this event as it is: a dead letter at once."""
+
+
+class Misconfigured(ValueError):
+    """Nothing can be sent to the subscriber before a person mends its secret; the message holds nothing of it."""
 
 
 class Later(Exception):
@@ -72,7 +78,7 @@ class Deliveries:
         self._notifications = {f"notification:{declared.name}": declared for declared in platform.notifications}
 
     def open(self, subscriber: str) -> AbstractAsyncContextManager[Deliver]:
-        """What delivers to `subscriber`, for the length of the context; ValueError where its secret is missing."""
+        """What delivers to `subscriber`, for the length of the context; raises Misconfigured."""
         if subscriber == CYCLES:
             return nullcontext(self._start_cycle)
         if subscriber == KEYS:
@@ -126,14 +132,8 @@ class Deliveries:
     @asynccontextmanager
     async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:
         import httpx
-        from standardwebhooks import Webhook as Signer
-        from standardwebhooks.webhooks import EmptyWebhookSecretError
 
-        secrets = self._secret(declared.secret_env, f"webhook {declared.name}").split()
-        try:
-            signers = [Signer(secret) for secret in secrets]
-        except (ValueError, EmptyWebhookSecretError):
-            raise ValueError(f"expected whsec_ and base64 in {declared.secret_env}, but other text came") from None
+        signers = _signers(declared, self._environment)
         source = f"/nautilus/{self._client.namespace}"
 
         async def post(event: Event) -> None:
@@ -166,7 +166,7 @@ class Deliveries:
     @asynccontextmanager
     async def _notification(self, declared: Notification) -> AsyncIterator[Deliver]:
         # Its hundred plug-ins take a second to load, in which workflows must go on.
-        target = await asyncio.to_thread(self._target, declared)
+        target = await asyncio.to_thread(_target, declared, self._environment)
 
         async def tell(event: Event) -> None:
             said = notice(event)
@@ -181,21 +181,71 @@ class Deliveries:
 
         yield tell
 
-    def _target(self, declared: Notification) -> "Apprise":
-        import apprise
 
-        target = apprise.Apprise()
-        if not target.add(self._secret(declared.url_env, f"notification {declared.name}")):
-            raise ValueError(f"expected URLs that Apprise knows in {declared.url_env}, but another came")
-        for service in target:
-            service.overflow_mode = apprise.OverflowMode.SPLIT  # a long report arrives in parts, and all of it
-        return target
+def mistakes(platform: Platform, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What is wrong with the secrets of declared subscribers, by subscriber; nothing is sent to find out."""
+    found = {}
+    openings: dict[str, Callable[[], object]] = {
+        f"webhook:{webhook.name}": functools.partial(_signers, webhook, environment) for webhook in platform.webhooks
+    } | {f"notification:{ping.name}": functools.partial(_target, ping, environment) for ping in platform.notifications}
+    for subscriber, opening in openings.items():
+        try:
+            opening()
+        except Misconfigured as mistake:
+            found[subscriber] = str(mistake)
+        except ImportError as error:
+            found[subscriber] = f"expected the extra `deliveries`, but {error}"
+    return found
 
-    def _secret(self, variable: str, what: str) -> str:
-        value = self._environment.get(variable, "").strip()
-        if not value:
-            raise ValueError(f"expected the secret of {what} in {variable}, but the worker has no such variable")
-        return value
+
+def _signers(declared: Webhook, environment: Mapping[str, str]) -> "list[Signer]":
+    from standardwebhooks import Webhook as Signer
+    from standardwebhooks.webhooks import EmptyWebhookSecretError
+
+    secrets = _secret(declared.secret_env, f"webhook {declared.name}", environment).split()
+    try:
+        return [Signer(secret) for secret in secrets]
+    except (ValueError, EmptyWebhookSecretError):
+        raise Misconfigured(f"expected whsec_ and base64 in {declared.secret_env}, but other text came") from None
+
+
+def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise":
+    import apprise
+    from apprise.utils.parse import parse_urls
+
+    target = apprise.Apprise()
+    urls = parse_urls(_secret(declared.url_env, f"notification {declared.name}", environment))
+    for number, url in enumerate(urls, 1):
+        if not target.add(url):
+            which = f"URL {number} of {len(urls)} in {declared.url_env}" if len(urls) > 1 else declared.url_env
+            raise Misconfigured(f"{which}: {_url_mistake(url)}")
+    for service in target:
+        service.overflow_mode = apprise.OverflowMode.SPLIT  # a long report arrives in parts, and all of it
+    return target
+
+
+def _url_mistake(url: str) -> str:
+    """What is wrong with a URL that Apprise does not take. All that follows its scheme may be a secret."""
+    from apprise import NotificationManager
+
+    services = NotificationManager()
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return "expected an Apprise URL such as tgram://BOT_TOKEN/CHAT_ID, but text without :// came"
+    if scheme not in services:
+        close = get_close_matches(scheme, services.schemas(), 1)
+        meant = f"; did you mean {close[0]}://?" if close else ""
+        return f"expected a scheme that Apprise knows, but {scheme[:20]}:// is none{meant}"
+    service = services[scheme]
+    form = min(service.templates, key=len).replace("{schema}", scheme)
+    return f"expected the form {form}, but what follows {scheme}:// is not of it; see {service.setup_url}"
+
+
+def _secret(variable: str, what: str, environment: Mapping[str, str]) -> str:
+    value = environment.get(variable, "").strip()
+    if not value:
+        raise Misconfigured(f"expected the secret of {what} in {variable}, but the worker has no such variable")
+    return value
 
 
 def envelope(event: Event, source: str) -> str:

@@ -9,7 +9,7 @@ behind it, so that order holds, and other subjects go on.
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import ledger
 from activities.database import Database, insert_new, lock
-from activities.deliveries import Deliver, Later, Undeliverable
+from activities.deliveries import Deliver, Later, Misconfigured, Undeliverable
 from rules.subscriptions import CYCLES, hears, retry_in_s, subscriptions
 from schema import wire
 from schema.messages.events import DeliveryState, Event, EventType, SubscriberStatus, Undelivered
@@ -104,8 +104,14 @@ class EventActivities:
         clock = _Clock()
         chains = await asyncio.to_thread(self._next, subscriber, clock.now)
         if chains:
-            async with self._open(subscriber) as deliver, _heartbeats():
-                delivered = await self._hand_over(subscriber, clock, chains, deliver)
+            delivered = 0
+            try:
+                async with self._open(subscriber) as deliver, _heartbeats():
+                    delivered = await self._hand_over(subscriber, clock, chains, deliver)
+            except Misconfigured as mistake:
+                # Recorded as any other failure: people see it in `events list`, and not only in the web UI.
+                failed = [(chain[:1], mistake) for chain in chains]
+                await asyncio.to_thread(self._record, subscriber, failed, clock.now)
             if clock.overtime:
                 return delivered
         line, wait_s = await asyncio.to_thread(self._waiting, subscriber, clock.now)
@@ -201,7 +207,7 @@ class EventActivities:
             insert_new(session, UndeliveredRow, rows, returning="sequence")
         return bool(heard)
 
-    def _record(self, subscriber: str, landed: list[tuple[list[Event], Exception | None]], now: datetime) -> int:
+    def _record(self, subscriber: str, landed: Sequence[tuple[list[Event], Exception | None]], now: datetime) -> int:
         """What became of chains: all of each is delivered, but for the last event where there is an error; how many."""
         had = [event.sequence for tried, error in landed for event in (tried[:-1] if error else tried)]
         with self._database.transaction() as session:
@@ -309,7 +315,9 @@ def undelivered(database: Database) -> list[Undelivered]:
 
 def subscribers(database: Database, platform: Platform) -> list[SubscriberStatus]:
     """How far each declared subscriber is; one that the bus has not started yet has no cursor, and is left out."""
-    states = [(late.subscriber, late.state) for late in undelivered(database)]
+    late = undelivered(database)
+    states = [(letter.subscriber, letter.state) for letter in late]
+    errors = {letter.subscriber: letter.error for letter in late if letter.state is not DeliveryState.PARKED}
     found = []
     with database.reading() as session:
         for name, subscription in subscriptions(platform).items():
@@ -320,7 +328,8 @@ def subscribers(database: Database, platform: Platform) -> list[SubscriberStatus
                 taken = session.exec(select(func.count()).where(UndeliveredRow.subscriber == name)).one()
                 counts = {state.value: states.count((name, state)) for state in DeliveryState}
                 behind = ahead + taken - sum(counts.values())
-                found.append(SubscriberStatus(subscriber=name, behind=max(0, behind), **counts))
+                status = SubscriberStatus(subscriber=name, behind=max(0, behind), **counts, error=errors.get(name, ""))
+                found.append(status)
     return found
 
 

@@ -21,6 +21,7 @@ from temporalio.envconfig import ClientConfig
 
 from activities import identity, schedules
 from activities.database import Database, migrate
+from activities.deliveries import mistakes
 from activities.events import start_bus
 from activities.experiment import declare_parameters
 from activities.market import register_agent
@@ -63,6 +64,7 @@ class Stack:
     web_ui: str
     environment: Mapping[str, str]
     pace: Pace
+    mistakes: Mapping[str, str]
     resolver_refresh_s: float
 
 
@@ -107,6 +109,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         register_own(database, settings.home, now)
         await schedules.apply(client, wanted)
         await start_bus(client, database, platform)
+        # Asked here, because the worker has the same environment, and a person looks at this terminal.
+        wrong = await asyncio.to_thread(mistakes, platform)
         environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
         every_s = f"{agents_every_s(platform):g}"
         commands = {
@@ -120,7 +124,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         for name, command in commands.items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
-        yield Stack(client, database, server.web_ui, environment, platform.pace, settings.resolver_refresh_s)
+        yield Stack(client, database, server.web_ui, environment, platform.pace, wrong, settings.resolver_refresh_s)
 
 
 @asynccontextmanager

@@ -26,7 +26,16 @@ from temporalio.worker import Worker
 
 from activities import events, ledger
 from activities.database import Database
-from activities.deliveries import LONGEST_RETRY_AFTER_S, Deliver, Deliveries, Later, Undeliverable, envelope, judge
+from activities.deliveries import (
+    LONGEST_RETRY_AFTER_S,
+    Deliver,
+    Deliveries,
+    Later,
+    Undeliverable,
+    envelope,
+    judge,
+    mistakes,
+)
 from activities.events import EventActivities, emit, redrive, undelivered
 from activities.reading import outbox
 from activities.tasks import TaskActivities, settle
@@ -598,16 +607,21 @@ async def test_a_receiver_that_is_away_hangs_up_or_never_answers_is_tried_again(
             await deliver(happened(TYPE))
 
 
-@pytest.mark.parametrize(
-    ("subscriber", "secrets", "says"),
-    [
-        (HOOK, {"SECRET": ""}, "expected the secret of webhook audit in SECRET, but the worker has no such variable"),
-        (HOOK, {"SECRET": "whsec_%"}, "whsec_"),
-        ("notification:ops", {}, "expected the secret of notification ops in OPS"),
-        ("notification:ops", {"OPS": "nonsense"}, "expected URLs that Apprise knows in OPS, but another came"),
-    ],
-)
-async def test_a_missing_secret_is_one_line_without_it_and_nobodys_events_are_lost(
+WRONG_SECRETS = [
+    (HOOK, {"SECRET": ""}, "expected the secret of webhook audit in SECRET, but the worker has no such variable"),
+    (HOOK, {"SECRET": "whsec_%"}, "expected whsec_ and base64 in SECRET, but other text came"),
+    ("notification:ops", {}, "expected the secret of notification ops in OPS, but the worker has no such variable"),
+    # No address of any kind, one of a scheme that is misspelt, one whose rest is not of its scheme's form.
+    ("notification:ops", {"OPS": "hunter2"}, "OPS: expected an Apprise URL such as tgram://BOT_TOKEN/CHAT_ID"),
+    ("notification:ops", {"OPS": "tgrm://hunter2/1"}, "OPS: expected a scheme that Apprise knows, but tgrm:// is none"),
+    ("notification:ops", {"OPS": "tgrm://hunter2/1"}, "did you mean tgram://?"),
+    ("notification:ops", {"OPS": "tgram://hunter2"}, "OPS: expected the form tgram://{bot_token}, but what follows"),
+    ("notification:ops", {"OPS": "json://here tgram://hunter2"}, "URL 2 of 2 in OPS: expected the form tgram://"),
+]
+
+
+@pytest.mark.parametrize(("subscriber", "secrets", "says"), WRONG_SECRETS)
+async def test_a_wrong_secret_shows_in_one_line_without_it_and_nobodys_events_are_lost(
     lite: Database, subscriber: str, secrets: dict[str, str], says: str
 ) -> None:
     bus = Bus(lite)
@@ -616,11 +630,33 @@ async def test_a_missing_secret_is_one_line_without_it_and_nobodys_events_are_lo
     with lite.transaction() as session:
         emit(session, EventType.REPORT_PUBLISHED, "night", "n1", NOW, title="t", text="x")
 
-    with pytest.raises((ValueError, ApplicationError), match=says):
-        await ActivityEnvironment().run(bus.activities.deliver, subscriber)
+    waits_for = await bus.run(1, subscriber)
 
+    [letter] = undelivered(lite)
+    [status] = [status for status in events.subscribers(lite, platform()) if status.subscriber == subscriber]
+    assert (letter.state, letter.error, status.retrying) == (DeliveryState.RETRYING, status.error, 1)
+    assert says in status.error
+    assert "hunter2" not in status.error
+    assert status.error in waits_for
+    assert says in mistakes(platform(), secrets)[subscriber]
+
+
+async def test_what_waited_for_a_secret_is_delivered_once_it_is_right(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.activities = EventActivities(lite, platform(), deliveries(platform(), SECRET="whsec_%").open)
+    bus.announce("a1", "a2", "b1")
+    await bus.run(1)
+    waiting = bus.states()
+    bus.activities = EventActivities(lite, platform(), bus.reader.open)
+    await bus.run(60)
+
+    assert waiting == {"a1": DeliveryState.RETRYING, "a2": DeliveryState.PARKED, "b1": DeliveryState.RETRYING}
+    assert sorted(bus.reader.took) == ["a1", "a2", "b1"]
     assert undelivered(lite) == []
-    assert [status.behind for status in events.subscribers(lite, platform()) if status.subscriber == subscriber] == [1]
+
+
+def test_right_secrets_are_no_mistake() -> None:
+    assert mistakes(platform(), {"SECRET": SECRET, "OPS": "json://here"}) == {}
 
 
 async def test_a_dispatcher_that_is_cut_off_again_and_again_loses_nothing_on_the_way_to_a_bad_receiver(

@@ -73,10 +73,14 @@ class Undelivered(Message):
 
 
 class SubscriberStatus(Message):
-    """How far a subscriber is: events after its cursor that it will hear, and those that it has not had before it."""
+    """How far a subscriber is: events after its cursor that it will hear, and those that it has not had before it.
+
+    `error` is why the latest of these failed.
+    """
 
     subscriber: str
     behind: int
     retrying: int
     parked: int
     dead: int
+    error: str = ""

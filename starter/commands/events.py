@@ -28,7 +28,7 @@ def show_all(as_json: AsJson = False) -> None:
     if as_json:
         emit([status.model_dump(mode="json") for status in found])
         return
-    table = new_table("subscriber", "behind", "retrying", "parked", "dead")
+    table = new_table("subscriber", "behind", "retrying", "parked", "dead", "lately")
     for status in found:
         table.add_row(*(str(value) for value in status.model_dump().values()))
     out.print(table if found else "no subscriber has been started; `nautilus events apply` does")

@@ -25,13 +25,17 @@ def params_list(as_json: AsJson = False) -> None:
     if as_json:
         emit([_document(state, freezes) for state in states])
         return
-    table = new_table("parameter", "value", "unit", "version", "default", "bounds", "risk", "frozen")
+    table = new_table(
+        "parameter", "value", "unit", "version", "default", "bounds", "risk", *(["frozen"] if freezes else [])
+    )
     for state in states:
         d = state.declaration
         bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
-        freeze = _holding(d.key, freezes)
-        frozen = f"by {freeze.who}" if freeze else "-"
-        table.add_row(d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value, frozen)
+        row = [d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value]
+        if freezes:
+            freeze = _holding(d.key, freezes)
+            row.append(f"by {freeze.who}" if freeze else "")
+        table.add_row(*row)
     out.print(table)
     for freeze in freezes.values():
         out.print(_reported(freeze), soft_wrap=True)

@@ -63,6 +63,8 @@ def up(
             for key, value in stack.environment.items():  # what other terminals need
                 if value and key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and whoever set it knows it
                     err.print(f"export {key}={value}", soft_wrap=True)
+            for subscriber, mistake in stack.mistakes.items():
+                err.print(f"{subscriber} gets nothing yet: {mistake}", style="yellow", soft_wrap=True)
             err.print(f"pace: {PACES[stack.pace]}")
             err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
             await asyncio.Event().wait()
