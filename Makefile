@@ -50,8 +50,8 @@ contracts: setup-dev
 replay: setup-dev ## replay the recorded histories only
 	@$(BIN)/python -m pytest tests/test_replay.py
 
-size: ## lines of product code
-	@find $(CODE) -name '*.py' -o -name '*.html' -o -name '*.css' | xargs cat | wc -l | xargs printf 'product code: %s lines (of 9000)\n'
+size: setup-dev ## code lines, and whether a file or a function is too long to read
+	@$(BIN)/python -m benchmarks.size
 
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 from temporalio.client import Client
-from temporalio.envconfig import ClientConfig
 from temporalio.worker import Worker
 
 from activities.consolidation import ConsolidationActivities
@@ -36,7 +35,7 @@ from activities.task_runner import TaskRunner
 from activities.task_types import installed
 from activities.task_work import Resolver, TaskWork
 from activities.tasks import TaskActivities
-from schema import wire
+from schema import connection, wire
 from schema.declaration import declared_platform
 from schema.messages.platform import Platform
 from schema.settings import Settings
@@ -122,14 +121,6 @@ def task_worker(
     )
 
 
-async def connect() -> Client:
-    """A client by the SDK's own configuration; the namespace is ours unless it names another."""
-    config = ClientConfig.load_client_connect_config()
-    config.setdefault("namespace", wire.NAMESPACE)
-    config.setdefault("target_host", "localhost:7233")
-    return await Client.connect(**config, plugins=[plugin()])
-
-
 def keep_bytecode(folder: Path) -> None:
     """Let this process keep bytecode in `folder` where Python was told to keep none, as in many containers.
 
@@ -153,7 +144,7 @@ async def run(settings: Settings) -> None:
     runner = TaskRunner(types, settings.home / "cache")
     resolver = ParameterResolver(database, platform, settings.resolver_refresh_s)
     try:
-        client = await connect()
+        client = await connection.connect(plugins=[plugin()])
         async with (
             worker(client, database, platform, settings),
             task_worker(client, database, platform, runner, resolver),

@@ -11,14 +11,14 @@ from datetime import UTC, datetime, timedelta
 from sqlmodel import Session, col, select
 from temporalio import activity
 
-from activities import memory
+from activities import ledger, memory
 from activities.database import Database, lock
 from activities.events import emit
-from activities.observatory import agent_record, history
+from activities.history import agent_record, history
 from rules import patterns
 from rules.patterns import Learned
 from schema.messages.cycle import CycleEnd
-from schema.messages.events import EventType
+from schema.messages.events import MemoryConsolidated
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.ledger import EntryKind
 from schema.messages.market import PLATFORM_META, AwardResult
@@ -85,15 +85,15 @@ class ConsolidationActivities:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
             memory.keep(session, before, after)
             session.add(row)
-            emit(session, EventType.MEMORY_CONSOLIDATED, SUBJECT, at.isoformat(), at, lesson=row.lesson)
+            emit(session, MemoryConsolidated(lesson=lesson), SUBJECT, at.isoformat(), at)
         return lesson
 
     def _weekly_lows(self, session: Session, before: Mapping[str, Memory], until: datetime) -> Iterator[Learned]:
         if self._platform.observatory.interval_s > 3_600:
             return  # such roll-ups do not tell the hours of a day apart
-        known = [m.claim for m in before.values() if m.claim.kind is PatternKind.WEEKLY_LOW]
+        known_lows = [m.claim for m in before.values() if m.claim.kind is PatternKind.WEEKLY_LOW]
         for task_type, intervals in history(session, until - WEEKS_BACK, until).items():
-            hours = {c.hour for c in known if c.hour is not None and c.symptom.task_type == task_type}
+            hours = {c.hour for c in known_lows if c.hour is not None and c.symptom.task_type == task_type}
             yield from patterns.weekly_lows(METRIC, task_type, intervals, hours)
 
 
@@ -113,7 +113,7 @@ def _ended_cycles(session: Session, after: int) -> Sequence[LedgerRow]:
 def _remedies(session: Session, ends: Sequence[LedgerRow]) -> Iterator[Learned]:
     """What the experiments of ended cycles say about their changes."""
     for entry in ends:
-        end = CycleEnd.model_validate_json(entry.body)
+        end = ledger.read(CycleEnd, entry.body)
         registered = session.exec(
             select(LedgerRow.body).where(
                 LedgerRow.kind == EntryKind.EXPERIMENT_DESIGNED.value, LedgerRow.key == end.cycle_id
@@ -121,7 +121,7 @@ def _remedies(session: Session, ends: Sequence[LedgerRow]) -> Iterator[Learned]:
         ).first()
         if registered is None:
             continue  # it ended before an experiment
-        design = ExperimentDesign.model_validate_json(registered)
+        design = ledger.read(ExperimentDesign, registered)
         if (learned := patterns.remedy(end, design, _symptom(session, design))) is not None:
             yield learned
 

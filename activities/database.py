@@ -116,7 +116,7 @@ def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[s
 
 
 def migrate(database: Database) -> None:
-    """Bring the database to the newest version of the schema; doing it twice is doing it once.
+    """Bring the database to the newest version of the schema; idempotent.
 
     A new one gets the tables of the models at once, and only one that exists goes through revisions (Alembic's
     cookbook, "Building an Up to Date Database from Scratch").

@@ -6,6 +6,7 @@ anything else where it is. The libraries are those of the extra `deliveries`, im
 """
 
 import asyncio
+import base64
 import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING
 from sqlmodel import col, select
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from activities.database import Database
 from rules.notices import notice
 from rules.subscriptions import CYCLES, KEYS
 from schema import wire
+from schema.connection import is_missing
 from schema.messages.cycle import CycleRequest, workflow_id
-from schema.messages.events import Event
-from schema.messages.observatory import Anomaly
+from schema.messages.events import AnomalyDetected, read
+from schema.messages.outbox import Event
 from schema.messages.platform import Notification, Platform, Webhook
 from schema.messages.tasks import task_workflow_id
 from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
@@ -82,15 +84,18 @@ class Deliveries:
         if subscriber == CYCLES:
             return nullcontext(self._start_cycle)
         if subscriber == KEYS:
-            return nullcontext(self._tell_cycles)
+            return nullcontext(self._signal_workflows)
         if subscriber in self._webhooks:
             return self._webhook(self._webhooks[subscriber])
         return self._notification(self._notifications[subscriber])
 
     async def _start_cycle(self, event: Event) -> None:
-        if event.data["attempt"] is None:
+        detected = read(event)
+        if not isinstance(detected, AnomalyDetected):
+            raise Undeliverable(f"expected an anomaly, but {event.type.value} with other fields came")
+        if detected.attempt is None:
             return  # the platform only observes
-        anomaly = Anomaly.model_validate(event.data["anomaly"])
+        anomaly = detected.anomaly
         request = CycleRequest(request_id=event.key, anomaly=anomaly)
         await self._client.start_workflow(
             wire.IMPROVEMENT_CYCLE,
@@ -104,16 +109,16 @@ class Deliveries:
             static_details=anomaly.reason,
         )
 
-    async def _tell_cycles(self, event: Event) -> None:
+    async def _signal_workflows(self, event: Event) -> None:
         """Have all that hears agents read their keys again; what opens from now on reads the new ones anyway."""
         slots = asyncio.Semaphore(SIGNALS_AT_ONCE)
 
         async def tell(hearing: str) -> None:
             async with slots:
                 try:
-                    await self._client.get_workflow_handle(hearing).signal(wire.HEED_KEYS)
+                    await self._client.get_workflow_handle(hearing).signal(wire.RELOAD_KEYS)
                 except RPCError as error:
-                    if error.status is not RPCStatusCode.NOT_FOUND:  # terminated, or ended in this moment
+                    if not is_missing(error):  # terminated, or ended in this moment
                         raise
 
         await asyncio.gather(*map(tell, await asyncio.to_thread(self._hearing)))
@@ -121,7 +126,7 @@ class Deliveries:
     def _hearing(self) -> list[str]:
         """The open cycles, and the tasks that are not done in house: thousands may be, and they wait for nobody."""
         cycles = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
-        in_house = select(AgentRow.agent_id).where(AgentRow.house)
+        in_house = select(AgentRow.agent_id).where(AgentRow.built_in)
         tasks = select(TaskRow.task_id).where(
             col(TaskRow.ended_at).is_(None),
             col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(in_house),
@@ -169,10 +174,10 @@ class Deliveries:
         target = await asyncio.to_thread(_target, declared, self._environment)
 
         async def tell(event: Event) -> None:
-            said = notice(event)
+            text = notice(event)
             result = await target.async_notify(
-                title=said.title,
-                body=said.text,
+                title=text.title,
+                body=text.text,
                 body_format="text",
                 timeout=NOTIFICATION_TIMEOUT_S,
             )
@@ -200,26 +205,43 @@ def mistakes(platform: Platform, environment: Mapping[str, str] = os.environ) ->
 
 def _signers(declared: Webhook, environment: Mapping[str, str]) -> "list[Signer]":
     from standardwebhooks import Webhook as Signer
-    from standardwebhooks.webhooks import EmptyWebhookSecretError
 
     secrets = _secret(declared.secret_env, f"webhook {declared.name}", environment).split()
+    for number, secret in enumerate(secrets, 1):
+        if (mistake := _secret_mistake(secret)) is not None:
+            which = f"secret {number} of {len(secrets)} in " if len(secrets) > 1 else ""
+            expected = f"expected whsec_ and 24 to 64 bytes in base64 in {which}{declared.secret_env}"
+            raise Misconfigured(f"{expected}, but {mistake}")
+    return [Signer(secret) for secret in secrets]
+
+
+def _secret_mistake(secret: str) -> str | None:
+    """Why a person cannot have meant this as a secret of Standard Webhooks: the library would sign with another key."""
+    head, prefix, encoded = secret.partition("whsec_")
+    if head or not prefix:
+        return "text without whsec_ came"
     try:
-        return [Signer(secret) for secret in secrets]
-    except (ValueError, EmptyWebhookSecretError):
-        raise Misconfigured(f"expected whsec_ and base64 in {declared.secret_env}, but other text came") from None
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if not key or base64.b64encode(key).decode() != encoded:
+        return "what follows whsec_ is no base64 (with + and /, and with its padding)"
+    return None if 24 <= len(key) <= 64 else f"{len(key)} bytes came"
 
 
 def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise":
     import apprise
     from apprise.utils.parse import parse_urls
 
-    target = apprise.Apprise()
+    # A redirected POST is repeated elsewhere, or without its text, and counts as taken by who was not named.
+    target = apprise.Apprise(asset=apprise.AppriseAsset(http_redirects=False))
     urls = parse_urls(_secret(declared.url_env, f"notification {declared.name}", environment))
     for number, url in enumerate(urls, 1):
         if not target.add(url):
             which = f"URL {number} of {len(urls)} in {declared.url_env}" if len(urls) > 1 else declared.url_env
             raise Misconfigured(f"{which}: {_url_mistake(url)}")
     for service in target:
+        service.redirects = False  # whatever its URL says
         service.overflow_mode = apprise.OverflowMode.SPLIT  # a long report arrives in parts, and all of it
     return target
 
@@ -281,11 +303,11 @@ def judge(status: int, retry_after: str | None, now: datetime) -> None:
 
 def _seconds(retry_after: str, now: datetime) -> float:
     """Retry-After in seconds: a number or a date (RFC 9110, 10.2.3); what is neither is no wish."""
-    if retry_after.isdecimal():
+    if retry_after.isascii() and retry_after.isdecimal():
         return float(retry_after)
     try:
         return max(0.0, (parsedate_to_datetime(retry_after).astimezone(UTC) - now).total_seconds())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

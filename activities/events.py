@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 from sqlalchemy import delete, func, update
@@ -26,10 +25,15 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from activities import ledger
 from activities.database import Database, insert_new, lock
 from activities.deliveries import Deliver, Later, Misconfigured, Undeliverable
-from rules.subscriptions import CYCLES, hears, retry_in_s, subscriptions
+from rules.subscriptions import CYCLES, KEYS, accepts, retry_in_s, subscriptions
 from schema import wire
-from schema.messages.events import DeliveryState, Event, EventType, SubscriberStatus, Undelivered
+from schema.messages.events import (
+    DeadLetterDropped,
+    EventData,
+    PersonActed,
+)
 from schema.messages.ledger import EntryKind
+from schema.messages.outbox import DeliveryState, Event, SubscriberStatus, Undelivered
 from schema.messages.platform import Platform
 from schema.tables.events import CursorRow, EventRow, UndeliveredRow
 
@@ -39,19 +43,20 @@ BATCH = 100
 BACKLOG = 10_000
 # Subjects that are delivered at the same time.
 CONCURRENCY = 16
-# The outbox is looked at this often while slow deliveries are under way.
-LOOK_S = 0.25
+# The outbox is read this often while slow deliveries are under way.
+POLL_S = 0.25
 # After so long nothing more is begun, so that what was begun ends well within the activity's timeout.
 WORK_S = 20.0
 HEARTBEAT_S = 1.0
 log = structlog.get_logger()
 
 
-def emit(session: Session, type: EventType, subject: str, key: str, at: datetime, **data: Any) -> None:
-    """Announce a change, in its own transaction; the same key announces once."""
+def emit(session: Session, data: EventData, subject: str, key: str, at: datetime) -> None:
+    """Announce a change, in its own transaction; the same key announces once for each type of event."""
     # Sequence numbers must become visible in order, or a cursor could pass an event that commits later.
     lock(session, "event")
-    row = {"key": f"{type.value}:{key}", "type": type.value, "subject": subject, "at": at, "data": data}
+    type, body = data.type.value, data.model_dump(mode="json")
+    row = {"key": f"{type}:{key}", "type": type, "subject": subject, "at": at, "data": body}
     insert_new(session, EventRow, [row], returning="key")
 
 
@@ -70,10 +75,10 @@ async def start_bus(client: Client, database: Database, platform: Platform) -> N
 
 
 def _subscribe(database: Database, subscriber: str) -> None:
-    """Give a new subscriber its cursor: at the end of the outbox. `cycles` was there before the first event."""
+    """Give a new subscriber its cursor: at the end of the outbox, or where it is built in, before the first event."""
     with database.transaction() as session:
         newest = session.exec(select(func.max(EventRow.sequence))).one() or 0
-        row = {"subscriber": subscriber, "sequence": 0 if subscriber == CYCLES else newest}
+        row = {"subscriber": subscriber, "sequence": 0 if subscriber in (CYCLES, KEYS) else newest}
         insert_new(session, CursorRow, [row], returning="subscriber")
 
 
@@ -139,7 +144,7 @@ class EventActivities:
         try:
             while chains or flying:
                 flying |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in chains}
-                await asyncio.wait(flying, timeout=LOOK_S)
+                await asyncio.wait(flying, timeout=POLL_S)
                 # All that has landed is recorded at once: a commit takes longer than many a delivery.
                 landed = [task.result() for task in flying if task.done()]
                 flying = {task: subject for task, subject in flying.items() if not task.done()}
@@ -194,25 +199,25 @@ class EventActivities:
             lock(session, f"cursor:{subscriber}")
             cursor = session.get_one(CursorRow, subscriber)
             wanted = col(EventRow.type).in_([type.value for type in subscription.types])
-            heard: list[Event] = []
-            while not heard and cursor.sequence < newest:
+            accepted: list[Event] = []
+            while not accepted and cursor.sequence < newest:
                 # Not what was announced since `newest` was read: the cursor could not pass it, and it would come twice.
                 window = col(EventRow.sequence) > cursor.sequence, col(EventRow.sequence) <= newest
                 after = select(EventRow).where(*window, wanted)
                 fresh = _events(session.exec(after.order_by(col(EventRow.sequence)).limit(BATCH)))
                 cursor.sequence = fresh[-1].sequence if len(fresh) == BATCH else newest
-                heard = [event for event in fresh if hears(subscription, event)]
+                accepted = [event for event in fresh if accepts(subscription, event)]
             new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
-            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in heard]
+            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in accepted]
             insert_new(session, UndeliveredRow, rows, returning="sequence")
-        return bool(heard)
+        return bool(accepted)
 
     def _record(self, subscriber: str, landed: Sequence[tuple[list[Event], Exception | None]], now: datetime) -> int:
         """What became of chains: all of each is delivered, but for the last event where there is an error; how many."""
         had = [event.sequence for tried, error in landed for event in (tried[:-1] if error else tried)]
         with self._database.transaction() as session:
-            mine = col(UndeliveredRow.subscriber) == subscriber
-            session.execute(delete(UndeliveredRow).where(mine, col(UndeliveredRow.sequence).in_(had)))
+            of_subscriber = col(UndeliveredRow.subscriber) == subscriber
+            session.execute(delete(UndeliveredRow).where(of_subscriber, col(UndeliveredRow.sequence).in_(had)))
             for tried, error in landed:
                 row = session.get(UndeliveredRow, (subscriber, tried[-1].sequence)) if error else None
                 if error is not None and row is not None:  # unless a person dropped it meanwhile
@@ -284,9 +289,9 @@ async def _heartbeats() -> AsyncIterator[None]:
 
 def _heads(subscriber: str) -> SelectOfScalar[UndeliveredRow]:
     """The first row of each subject: the others are parked behind it."""
-    mine = UndeliveredRow.subscriber == subscriber
-    first = select(func.min(UndeliveredRow.sequence)).where(mine).group_by(UndeliveredRow.subject)
-    return select(UndeliveredRow).where(mine, col(UndeliveredRow.sequence).in_(first))
+    of_subscriber = UndeliveredRow.subscriber == subscriber
+    first = select(func.min(UndeliveredRow.sequence)).where(of_subscriber).group_by(UndeliveredRow.subject)
+    return select(UndeliveredRow).where(of_subscriber, col(UndeliveredRow.sequence).in_(first))
 
 
 def _events(rows: Iterable[EventRow]) -> list[Event]:
@@ -352,8 +357,8 @@ def drop(database: Database, subscriber: str, sequence: int, who: str, why: str,
         if row is None or row.dead_at is None:
             return False
         session.delete(row)
-        act = {"act": "drop", "subscriber": subscriber, "sequence": sequence, "who": who, "why": why}
+        act = DeadLetterDropped(subscriber=subscriber, sequence=sequence, who=who, why=why)
         key = f"drop:{subscriber}:{sequence}:{at.isoformat()}"
         ledger.append(session, EntryKind.PERSON_ACTED, key, row.subject, at, act)
-        emit(session, EventType.PERSON_ACTED, row.subject, key, at, act=act)
+        emit(session, PersonActed(act=act), row.subject, key, at)
     return True

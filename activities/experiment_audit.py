@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 from sqlmodel import Session, col, select
 
+from activities.assignments import counters, guard_counters
 from activities.database import Database
-from activities.experiment import counters, guard_counters
 from rules.verdict import read
-from schema.messages.events import EventType
 from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts, Variant
-from schema.tables.events import EventRow
-from schema.tables.experiment import AssignmentRow, ExperimentRow
+from schema.tables.experiment import AssignmentRow, ExperimentRow, VerdictRow
 
 # Points of a drawing: more than a terminal is wide would not show.
 POINTS = 60
@@ -35,10 +33,7 @@ def replay(database: Database, experiment_id: str) -> Replay:
     """Compute the verdict of an experiment again; raises ValueError where there is none of this id."""
     with database.reading() as session:
         row = _row(session, experiment_id)
-        event = session.exec(
-            select(EventRow).where(EventRow.key == f"{EventType.EXPERIMENT_CONCLUDED.value}:{experiment_id}")
-        ).first()
-        recorded = Reading.model_validate(event.data["reading"]) if event else None
+        recorded = verdict(session, experiment_id)
         strata = recorded.strata if recorded else counters(session, experiment_id)
         guards = recorded.guards if recorded else guard_counters(session, experiment_id)
         at = recorded.at if recorded else max(filter(None, (row.closed_at, row.opened_at, row.queued_at)))
@@ -53,6 +48,12 @@ def replay(database: Database, experiment_id: str) -> Replay:
         recount = _recounted(session, experiment_id) == counters(session, experiment_id)
     same = recorded is not None and computed.model_dump_json() == recorded.model_dump_json()
     return Replay(experiment_id=experiment_id, recorded=recorded, computed=computed, recount=recount, same=same)
+
+
+def verdict(session: Session, experiment_id: str) -> Reading | None:
+    """The verdict as it was recorded; None of an experiment that has none yet."""
+    row = session.get(VerdictRow, experiment_id)
+    return Reading.model_validate(row.body) if row else None
 
 
 def trajectory(database: Database, experiment_id: str) -> list[Reading]:

@@ -14,7 +14,7 @@ from activities.events import emit
 from rules import identity
 from schema import wire
 from schema.messages.cycle import CycleOpening
-from schema.messages.events import EventType
+from schema.messages.events import AgentKeyRegistered, AgentKeyRevoked
 from schema.messages.ledger import EntryKind
 from schema.tables.identity import AgentKeyRow
 from schema.tables.market import AgentRow
@@ -34,14 +34,14 @@ def put_key(session: Session, agent_id: str, public_key: str, who: str, why: str
     lock(session, "agent_key")
     if session.get(AgentRow, agent_id) is None:
         raise ValueError(f"expected a registered agent, but there is no {agent_id}")
-    if (known := session.get(AgentKeyRow, public_key)) is not None:
-        if known.agent_id == agent_id and known.revoked_at is None:
+    if (registered := session.get(AgentKeyRow, public_key)) is not None:
+        if registered.agent_id == agent_id and registered.revoked_at is None:
             return
-        raise ValueError(f"expected a new key, but {public_key} is or was a key of {known.agent_id}")
+        raise ValueError(f"expected a new key, but {public_key} is or was a key of {registered.agent_id}")
     if (before := _in_force(session, agent_id)) is not None:
         _revoke(session, before, who, why, at)
     session.add(AgentKeyRow(public_key=public_key, agent_id=agent_id, valid_from=at))
-    _record(session, EventType.AGENT_KEY_REGISTERED, agent_id, public_key, who, why, at)
+    _record(session, AgentKeyRegistered(public_key=public_key, who=who, why=why), agent_id, at)
 
 
 def rotate(database: Database, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
@@ -67,14 +67,14 @@ def _in_force(session: Session, agent_id: str) -> AgentKeyRow | None:
 def _revoke(session: Session, key: AgentKeyRow, who: str, why: str, at: datetime) -> None:
     key.revoked_at, key.why = at, why
     session.add(key)
-    _record(session, EventType.AGENT_KEY_REVOKED, key.agent_id, key.public_key, who, why, at)
+    _record(session, AgentKeyRevoked(public_key=key.public_key, who=who, why=why), key.agent_id, at)
 
 
-def _record(session: Session, type: EventType, agent_id: str, key: str, who: str, why: str, at: datetime) -> None:
+def _record(session: Session, change: AgentKeyRegistered | AgentKeyRevoked, agent_id: str, at: datetime) -> None:
     """In the ledger and on the bus, under the same name."""
-    kind, body = EntryKind(type.value), {"public_key": key, "who": who, "why": why}
-    ledger.append(session, kind, f"{type.value}:{key}", agent_id, at, body)
-    emit(session, type, agent_id, key, at, public_key=key, who=who, why=why)
+    kind = EntryKind(change.type.value)
+    ledger.append(session, kind, f"{kind.value}:{change.public_key}", agent_id, at, change)
+    emit(session, change, agent_id, change.public_key, at)
 
 
 def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: bool) -> str | None:

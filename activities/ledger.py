@@ -3,9 +3,10 @@
 `append` belongs into the transaction of the change that it records; whoever calls it twice finds the entry.
 """
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,8 +15,27 @@ from sqlmodel import Session, col, select
 from activities.database import Database, lock
 from activities.reading import entries as entries
 from rules import chain
+from schema.canonical import canonical
 from schema.messages.ledger import EntryKind
 from schema.tables.ledger import LedgerRow
+
+# Fields that were renamed after entries had been written: the chain keeps what was written.
+RENAMED = {"way_back": "rollback_plan"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read(message: type[M], body: str) -> M:
+    """An entry's body under today's names; raises ValidationError where it is no such message."""
+
+    def renamed(fields: dict[str, Any]) -> dict[str, Any]:
+        return {RENAMED.get(name, name): value for name, value in fields.items()}
+
+    try:
+        content = json.loads(body, object_hook=renamed)
+    except ValueError:
+        content = body  # damaged: validation says so
+    return message.model_validate(content)
 
 
 def recorded(session: Session, key: str) -> bool:
@@ -38,7 +58,7 @@ def append(
         "kind": kind.value,
         "subject": subject,
         "at": at.astimezone(UTC).isoformat(),
-        "body": chain.canonical(content),
+        "body": canonical(content).decode(),
         "previous": last.digest if last else chain.GENESIS,
     }
     session.add(LedgerRow(**fields, digest=chain.digest(**fields)))

@@ -1,174 +1,47 @@
-"""Market: agents and their records, meta-tasks, awards, standing, transfers, and the end of a cycle.
+"""Market: meta-tasks, awards, decay, and the end of a cycle: the activities, and how an award is written.
 
 The end of a cycle is one transaction: its ledger entry, the winner's reward, the standing it earned, the released locks
 and the event. Doing it twice finds the entry and changes nothing.
 """
 
-from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, or_
 from sqlmodel import Session, col, delete, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import identity, ledger
+from activities.accounts import TREASURY, transfer
+from activities.agents import roster
 from activities.database import Database, insert_new, lock
 from activities.events import emit
-from activities.experiment import parameter_states, release
-from activities.observatory import counts_since, guardrails, healthy_counts, objectives
+from activities.experiment import release
+from activities.guardrails import guardrails, objectives
+from activities.history import counts_since, healthy_counts
+from activities.parameters import parameter_states
 from activities.rollups import count_fill
+from activities.standing import COUNTS, move_standing
 from rules import standing as standings
-from rules.identity import REVOKED
-from rules.standing import faded
+from rules.standing import decayed
 from schema import wire
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, Ending, RecordedAct
-from schema.messages.events import EventType
+from schema.messages.events import (
+    AgentRestored,
+    AwardMissed,
+    CycleEnded,
+    MetaTaskAwarded,
+    MetaTaskOpened,
+    PersonActed,
+)
 from schema.messages.ledger import EntryKind
-from schema.messages.market import PLATFORM_META, Agent, Award, Record, Standing
+from schema.messages.market import PLATFORM_META, Award, Standing
 from schema.messages.platform import Platform
+from schema.messages.proposals import Proposal
 from schema.messages.tasks import task_workflow_id
-from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, RecordRow, StandingRow, TaskRow, TransferRow
-
-TREASURY = "treasury"
-# The account of who asks for a task; no agent may have such a name.
-REQUESTER = "requester:"
-COUNTS = tuple(Record.model_fields)
-
-
-def register_agent(
-    database: Database,
-    agent_id: str,
-    operator: str,
-    at: datetime,
-    public_key: str | None = None,
-    house: bool = False,
-) -> bool:
-    """Add an agent under its operator, with its key; False where the agent is there already, whose operator and key
-    stay as they are. Raises ValueError for a bad name or key.
-
-    The platform does a `house` agent's tasks in its name; any other brings its own executor.
-    """
-    # A name that no message can carry would stop every cycle that reads it.
-    Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
-    if agent_id == TREASURY or agent_id.startswith(REQUESTER):
-        raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
-    row = AgentRow(
-        agent_id=agent_id,
-        operator=operator,
-        registered_at=at,
-        standing=standings.NEWCOMER_STANDING,
-        house=house,
-        active_at=at,
-    ).model_dump()
-    with database.transaction() as session:
-        if not insert_new(session, AgentRow, [row], returning="agent_id"):
-            return False
-        if public_key is not None:
-            identity.put_key(session, agent_id, public_key, operator, "registered", at)
-        return True
-
-
-def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...]:
-    """Every registered agent, with its record on `task_type` and the awards it is working on as its load."""
-    busy = (
-        select(AwardRow.agent_id, func.count())
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(MetaTaskRow.ended_at).is_(None))
-        .group_by(AwardRow.agent_id)
-    )
-    working = (
-        select(TaskRow.agent_id, func.count())
-        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
-        .group_by(TaskRow.agent_id)
-    )
-    load = Counter(dict(session.exec(busy).all())) + Counter(dict(session.exec(working).all()))
-    mine = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
-    records = {row.agent_id: Record.model_validate(row.model_dump()) for row in mine}
-    market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
-    rows, keys = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all(), identity.keys(session)
-    found = []
-    for row in rows:
-        key = keys.get(row.agent_id)
-        agent = Agent(
-            **row.model_dump(exclude={"registered_at"}),
-            load=load[row.agent_id],
-            record=records.get(row.agent_id, Record()),
-            market=market,
-            public_key=key,
-        )
-        # Who has lost its key takes part in nothing, until it is given another.
-        found.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
-    return tuple(found)
-
-
-def balance(session: Session, account: str) -> int:
-    """Credits of an account: what came in less what went out."""
-    received = session.exec(select(func.coalesce(func.sum(TransferRow.amount), 0)).where(TransferRow.credit == account))
-    paid = session.exec(select(func.coalesce(func.sum(TransferRow.amount), 0)).where(TransferRow.debit == account))
-    return int(received.one()) - int(paid.one())
-
-
-def transfer(session: Session, reference: str, debit: str, credit: str, amount: int, at: datetime, memo: str) -> None:
-    """Move credits, once per reference."""
-    row = {"reference": reference, "debit": debit, "credit": credit, "amount": amount, "at": at, "memo": memo}
-    insert_new(session, TransferRow, [row], returning="reference")
-
-
-def move_standing(session: Session, result: Standing) -> None:
-    """Let a result count, once: standing, records, the penalty, and suspension where it has become too much."""
-    lock(session, f"standing:{result.agent_id}")
-    agent = session.get_one(AgentRow, result.agent_id)
-    moved = standings.after(agent.standing, result.result)
-    row = {**result.model_dump(include={"cycle_id", "agent_id", "at"}), "result": result.result.value}
-    if not insert_new(session, StandingRow, [row | {"standing": moved}], returning="agent_id"):
-        return
-    others = _others(session, result.agent_id, result.task_type)
-    agent.standing, agent.attempts, agent.active_at = moved, agent.attempts + 1, result.at
-    agent.successes += standings.succeeded(result.result)
-    agent.doubt = standings.doubt_after(agent.doubt, result.result, others)
-    _count(session, result)
-    if result.penalty:
-        reference = f"penalty:{result.cycle_id}:{result.agent_id}"
-        transfer(session, reference, result.agent_id, TREASURY, result.penalty, result.at, "missed its deadline")
-    failing = standings.is_suspended(agent.standing, agent.attempts, agent.doubt)
-    if failing and not agent.suspended and not _has_a_speciality(session, agent.agent_id):
-        agent.suspended, agent.suspended_at = True, result.at
-        key = f"{agent.agent_id}:{result.cycle_id}"
-        record = f"{agent.successes} of {agent.attempts} results were good"
-        emit(session, EventType.AGENT_SUSPENDED, agent.agent_id, key, result.at, agent_id=agent.agent_id, reason=record)
-    session.add(agent)
-
-
-def _has_a_speciality(session: Session, agent_id: str) -> bool:
-    """Whether the agent does as well as the others at some task type; it stops winning the rest by itself."""
-    rows = session.exec(select(RecordRow).where(RecordRow.agent_id == agent_id)).all()
-    return any(
-        standings.is_speciality(Record.model_validate(row.model_dump()), _others(session, agent_id, row.task_type))
-        for row in rows
-    )
-
-
-def _others(session: Session, agent_id: str, task_type: str) -> Record:
-    """What all other agents together have done on a task type."""
-    sums = select(func.sum(RecordRow.attempts), func.sum(RecordRow.successes)).where(
-        RecordRow.task_type == task_type, RecordRow.agent_id != agent_id
-    )
-    attempts, successes = session.exec(sums).one()
-    return Record(attempts=attempts or 0.0, successes=successes or 0.0)
-
-
-def _count(session: Session, result: Standing) -> None:
-    key = (result.agent_id, result.task_type)
-    record = session.get(RecordRow, key) or RecordRow(agent_id=result.agent_id, task_type=result.task_type)
-    record.attempts += 1
-    record.successes += standings.succeeded(result.result)
-    if result.quality is not None:
-        record.rated, record.quality_sum = record.rated + 1, record.quality_sum + result.quality
-    if result.duration_s is not None:
-        record.timed, record.seconds_sum = record.timed + 1, record.seconds_sum + result.duration_s
-    session.add(record)
+from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, RecordRow, TaskRow
+from schema.tables.proposals import ProposalRow
 
 
 def was_awarded(session: Session, work_id: str) -> bool:
@@ -218,7 +91,7 @@ class MarketActivities:
             return Briefing(
                 cycle_id=row.cycle_id,
                 attempt=row.attempt,
-                failed_attempts=_failures_in_a_row(session, row),
+                failed_attempts=_failures_in_a_row(session, row, request.proposal),
                 rules=self._platform.cycle,
                 parameters=parameter_states(session, self._platform),
                 agents=roster(session),
@@ -249,7 +122,7 @@ class MarketActivities:
             opened_at=at,
         )
         session.add(row)
-        emit(session, EventType.META_TASK_OPENED, row.subject, row.cycle_id, at, cycle_id=row.cycle_id)
+        emit(session, MetaTaskOpened(cycle_id=row.cycle_id), row.subject, row.cycle_id, at)
         return row
 
     def _task_types(self, opening: CycleOpening) -> list[str]:
@@ -268,7 +141,7 @@ class MarketActivities:
         with self._database.transaction() as session:
             if write_award(session, award, body, PLATFORM_META, at, interval_s):
                 key = f"{award.cycle_id}:{award.agent_id}"
-                emit(session, EventType.META_TASK_AWARDED, award.cycle_id, key, at, award=body)
+                emit(session, MetaTaskAwarded(award=award), award.cycle_id, key, at)
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
@@ -283,7 +156,7 @@ class MarketActivities:
                 task.agent_id = None
                 session.add(task)
             key = f"{missed.cycle_id}:{missed.agent_id}"
-            emit(session, EventType.AWARD_MISSED, missed.cycle_id, key, missed.at, agent_id=missed.agent_id)
+            emit(session, AwardMissed(agent_id=missed.agent_id), missed.cycle_id, key, missed.at)
 
     @activity.defn
     def record_act(self, recorded: RecordedAct) -> None:
@@ -291,8 +164,7 @@ class MarketActivities:
         key = f"{recorded.cycle_id}:{recorded.act.message_id}"
         with self._database.transaction() as session:
             if ledger.append(session, EntryKind.PERSON_ACTED, key, recorded.cycle_id, recorded.at, recorded):
-                body = recorded.model_dump(mode="json")
-                emit(session, EventType.PERSON_ACTED, recorded.cycle_id, key, recorded.at, act=body)
+                emit(session, PersonActed(act=recorded), recorded.cycle_id, key, recorded.at)
 
     @activity.defn
     def end_cycle(self, end: CycleEnd) -> None:
@@ -308,16 +180,8 @@ class MarketActivities:
             task = session.get_one(MetaTaskRow, end.cycle_id)
             task.ended_at, task.ending = end.at, end.ending.value
             session.add(task)
-            emit(
-                session,
-                EventType.CYCLE_ENDED,
-                end.subject,
-                end.cycle_id,
-                end.at,
-                cycle_id=end.cycle_id,
-                ending=end.ending.value,
-                reason=end.reason,
-            )
+            ended = CycleEnded(cycle_id=end.cycle_id, ending=end.ending, reason=end.reason)
+            emit(session, ended, end.subject, end.cycle_id, end.at)
 
     @activity.defn
     def restore_agents(self, at: datetime) -> str | None:
@@ -337,18 +201,18 @@ class MarketActivities:
                 agent = session.get_one(AgentRow, name)
                 if agent.suspended and agent.suspended_at is not None and agent.suspended_at <= due:
                     key = f"{name}:{agent.suspended_at.isoformat()}"
-                    agent.suspended, agent.suspended_at, agent.doubt = False, None, 0.0
+                    agent.suspended, agent.suspended_at, agent.failure_log_ratio = False, None, 0.0
                     agent.standing, agent.active_at = standings.RETURN_STANDING, at
                     session.add(agent)
                     session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
-                    emit(session, EventType.AGENT_RESTORED, name, key, at, agent_id=name)
+                    emit(session, AgentRestored(agent_id=name), name, key, at)
         return f"restored: {', '.join(names)}" if names else None
 
     @activity.defn
-    def fade_idle(self, at: datetime) -> str | None:
+    def decay_idle(self, at: datetime) -> str | None:
         """Move idle agents' standing towards a newcomer's, and their records towards none.
 
-        What is counted is the time since the last result or the last fading, so that doing it twice is doing it once.
+        What is counted is the time since the last result or the last decay, so that it is idempotent.
         """
         half_life_s = self._platform.market.idle_half_life_s
         with self._database.reading() as session:
@@ -360,12 +224,15 @@ class MarketActivities:
                 idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
                 if idle_s <= 0:
                     continue
-                agent.standing = faded(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
-                agent.doubt, agent.active_at = faded(agent.doubt, 0.0, idle_s, half_life_s), at
+                agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
+                agent.failure_log_ratio, agent.active_at = (
+                    decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s),
+                    at,
+                )
                 session.add(agent)
                 for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
                     for count in COUNTS:
-                        setattr(record, count, faded(getattr(record, count), 0.0, idle_s, half_life_s))
+                        setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
                     session.add(record)
         return None
 
@@ -381,18 +248,21 @@ def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
         move_standing(session, Standing(cycle_id=end.cycle_id, agent_id=agent_id, result=end.result, at=end.at))
 
 
-def _failures_in_a_row(session: Session, opened: MetaTaskRow) -> int:
-    """How many attempts on the subject have ended without a promotion since the last one that had it."""
-    earlier = session.exec(
-        select(MetaTaskRow.ending)
-        .where(
-            MetaTaskRow.subject == opened.subject,
-            MetaTaskRow.attempt < opened.attempt,
-            MetaTaskRow.anomaly_id == opened.anomaly_id,
-            col(MetaTaskRow.ending).is_not(None),
-        )
-        .order_by(col(MetaTaskRow.attempt).desc())
-    ).all()
+def _failures_in_a_row(session: Session, opened: MetaTaskRow, proposal: Proposal | None) -> int:
+    """How many attempts on the subject have ended without a promotion since the last one that had it.
+
+    Of those on its own proposals an agent has only its own votes against it: nobody can use up what others may try.
+    """
+    attempts = select(MetaTaskRow.ending).where(
+        MetaTaskRow.subject == opened.subject,
+        MetaTaskRow.attempt < opened.attempt,
+        MetaTaskRow.anomaly_id == opened.anomaly_id,
+        col(MetaTaskRow.ending).is_not(None),
+    )
+    if proposal is not None:
+        voted_on = select(ProposalRow.cycle_id).where(ProposalRow.agent_id == proposal.agent_id)
+        attempts = attempts.where(or_(col(MetaTaskRow.ending) == "promoted", col(MetaTaskRow.cycle_id).in_(voted_on)))
+    earlier = session.exec(attempts.order_by(col(MetaTaskRow.attempt).desc())).all()
     count = 0
     for ending in earlier:
         if ending == "promoted":

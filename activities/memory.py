@@ -31,6 +31,6 @@ def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Mem
 
 def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
     """What is known of the like of `subject`, for who investigates it: bounded, the nearest first."""
-    known = patterns.judge(remembered(session), at)
+    judged = patterns.judge(remembered(session), at)
     metric, _, task_type = subject.partition(":")
-    return patterns.relevant(known.values(), metric, task_type, MOST_RECALLED)
+    return patterns.relevant(judged.values(), metric, task_type, MOST_RECALLED)

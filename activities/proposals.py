@@ -4,12 +4,12 @@ from datetime import datetime
 
 from temporalio import activity
 
+from activities.agents import roster
 from activities.database import Database, insert_new
 from activities.events import emit
-from activities.market import roster
 from rules.standing import vote_weight
 from schema.messages.cycle import VoteRecord
-from schema.messages.events import EventType
+from schema.messages.events import ProposalAccepted, ProposalRejected, ProposalSubmitted
 from schema.messages.proposals import Electorate, Proposal, Voter
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
@@ -39,25 +39,18 @@ class ProposalActivities:
                     cycle_id=cycle_id, proposal_id=proposal.proposal_id, agent_id=proposal.agent_id, at=at, body=body
                 )
             )
-            emit(session, EventType.PROPOSAL_SUBMITTED, cycle_id, cycle_id, at, proposal=body)
+            emit(session, ProposalSubmitted(proposal=proposal), cycle_id, cycle_id, at)
         return electorate
 
     @activity.defn
     def record_vote(self, record: VoteRecord) -> None:
         """Write the ballots down and announce what they decided."""
-        accepted = record.tally.accepted
+        decision = ProposalAccepted if record.tally.accepted else ProposalRejected
         with self._database.transaction() as session:
             rows = [
                 {"cycle_id": record.cycle_id, "agent_id": b.agent_id, "body": b.model_dump(mode="json")}
                 for b in record.ballots
             ]
             insert_new(session, BallotRow, rows, returning="agent_id")
-            emit(
-                session,
-                EventType.PROPOSAL_ACCEPTED if accepted else EventType.PROPOSAL_REJECTED,
-                record.cycle_id,
-                record.cycle_id,
-                record.at,
-                proposal_id=record.proposal_id,
-                tally=record.tally.model_dump(mode="json"),
-            )
+            decided = decision(proposal_id=record.proposal_id, tally=record.tally)
+            emit(session, decided, record.cycle_id, record.cycle_id, record.at)

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from schema.messages.base import Value
 
 if TYPE_CHECKING:
-    from schema.messages.events import Event
     from schema.messages.ledger import LedgerEntry
     from schema.messages.memory import Memory, Pattern
-    from schema.messages.observatory import Snapshot
+    from schema.messages.observatory import AnomalyRecord, Snapshot
+    from schema.messages.outbox import Event
     from schema.messages.platform import Freeze, ParameterState, Platform
 
 LATEST = 100
@@ -81,12 +81,24 @@ def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int
     )
 
 
-def experiments(readable: Readable) -> list[tuple[str, str, str]]:
-    """Every experiment, oldest first: id, parameter, and whether it waits, runs or is closed."""
+class ListedExperiment(NamedTuple):
+    """An experiment in a list. Its `state` is waits, runs or closed."""
+
+    experiment_id: str
+    parameter: str
+    state: str
+
+
+def experiments(readable: Readable) -> list[ListedExperiment]:
+    """Every experiment, oldest first."""
     rows = readable.rows("SELECT experiment_id, parameter, opened_at, closed_at FROM experiment ORDER BY queued_at")
     return [
-        (r["experiment_id"], r["parameter"], "closed" if r["closed_at"] else "runs" if r["opened_at"] else "waits")
-        for r in rows
+        ListedExperiment(
+            row["experiment_id"],
+            row["parameter"],
+            "closed" if row["closed_at"] else "runs" if row["opened_at"] else "waits",
+        )
+        for row in rows
     ]
 
 
@@ -108,7 +120,8 @@ def entries(readable: Readable, subject: str | None = None, latest: int | None =
 
 def outbox(readable: Readable, after: int | None = None, latest: int = LATEST) -> "list[Event]":
     """Events in order: the next ones after a sequence number, or the latest."""
-    from schema.messages.events import Event, EventType
+    from schema.messages.outbox import Event
+    from schema.wire import EventType
 
     types = ", ".join(f"'{type.value}'" for type in EventType)  # a newer version may have written others
     order = "DESC" if after is None else "ASC"
@@ -127,6 +140,23 @@ def latest_snapshot(readable: Readable) -> "Snapshot | None":
 
     rows = readable.rows("SELECT CAST(body AS TEXT) AS body FROM snapshot ORDER BY at DESC LIMIT 1")
     return Snapshot.model_validate_json(rows[0]["body"]) if rows else None
+
+
+def anomalies(readable: Readable, closed: bool = False) -> "list[AnomalyRecord]":
+    """The open anomalies, oldest first; or the closed ones as well."""
+    from schema.messages.observatory import Anomaly, AnomalyRecord
+
+    still_open = "" if closed else " WHERE closed_at IS NULL"
+    statement = (
+        f"SELECT closed_at, CAST(body AS TEXT) AS body FROM anomaly{still_open} ORDER BY detected_at, anomaly_id"
+    )
+    return [
+        AnomalyRecord(
+            anomaly=Anomaly.model_validate_json(row["body"]),
+            closed_at=_instant(row["closed_at"]) if row["closed_at"] else None,
+        )
+        for row in readable.rows(statement)
+    ]
 
 
 def everything_remembered(readable: Readable, at: datetime) -> "list[tuple[Pattern, Memory]]":

@@ -1,4 +1,4 @@
-"""Report: gathers what a night or a fortnight changed, and says it in a few lines.
+"""Report: gathers what a night or a fortnight changed, as it was recorded; `report_text` says it.
 
 It reads roll-ups, snapshots, experiments, the market and the ledger, never raw outcomes. What was not measured is None
 and is said to be so; it is never zero.
@@ -16,36 +16,36 @@ from sqlmodel import Session, col, select
 from temporalio import activity
 
 from activities import experiment_audit, ledger
-from activities.database import Database
+from activities.assignments import counters
+from activities.database import Database, insert_new
 from activities.events import emit
-from activities.experiment import counters
-from activities.observatory import history
-from rules.rates import wilson
+from activities.history import history
+from activities.report_text import text
 from rules.standing import NEWCOMER_STANDING
 from rules.verdict import read
 from schema.messages.base import Message, Value
 from schema.messages.cycle import CycleEnd, Ending
-from schema.messages.events import EventType
-from schema.messages.experiment import ExperimentDesign, Promotion, Reading
+from schema.messages.events import ReportPublished
+from schema.messages.experiment import Decision, ExperimentDesign, Promotion, Reading
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import Platform
 from schema.messages.proposals import Choice, Proposal
 from schema.messages.report import (
     AgentStanding,
-    Change,
     ExperimentRecord,
     Issue,
     IssueState,
+    RecordedChange,
     Report,
     Stretch,
 )
-from schema.tables.events import EventRow
 from schema.tables.experiment import ExperimentRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TransferRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ProposalRow
+from schema.tables.report import PublishedReportRow
 
 # What a screen can show of a period, and fewer tasks than come in a minute tell nothing.
 INTERVALS = 60
@@ -58,7 +58,6 @@ EXPERIMENTS = 20
 # Drawing an experiment reads its assignments, so one with more tasks than this is told in figures only.
 DRAWN_TASKS = 5_000
 NIGHT = timedelta(days=1)
-NOT_MEASURED = "not measured"
 
 M = TypeVar("M", bound=Message)
 
@@ -115,13 +114,13 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
 
 
 def _together(start: datetime, intervals: Iterable[Interval]) -> Interval:
-    known = [i for i in intervals if i.counts.tasks]
-    tasks = sum(i.counts.tasks for i in known)
-    seconds = math.fsum(i.counts.tasks * i.mean_duration_s for i in known if i.mean_duration_s is not None)
+    measured = [i for i in intervals if i.counts.tasks]
+    counts = Counts.total(i.counts for i in measured)
+    seconds = math.fsum(i.counts.tasks * i.mean_duration_s for i in measured if i.mean_duration_s is not None)
     return Interval(
         start=start,
-        counts=Counts(tasks=tasks, successes=sum(i.counts.successes for i in known)),
-        mean_duration_s=seconds / tasks if tasks else None,
+        counts=counts,
+        mean_duration_s=seconds / counts.tasks if counts.tasks else None,
     )
 
 
@@ -137,19 +136,24 @@ def _coarser(intervals: Iterable[Interval], since: datetime, width_s: int) -> tu
 def _stretches(
     session: Session, intervals: Sequence[Interval], interval_s: int, until: datetime
 ) -> tuple[Stretch | None, Stretch | None]:
-    """The first seventh of what the period has on record, and its last."""
-    first = min((i.start for i in intervals), default=None)
-    if first is None:
+    """The first seventh of what the period has on record, and its last: whole intervals, and none of them twice.
+
+    Of a single interval there is no start: it is how things are now.
+    """
+    starts = sorted({one.start for one in intervals})
+    if not starts:
         return None, None
-    span = until - first
-    length = min(LONGEST_STRETCH, max(span / 7, min(timedelta(seconds=2 * interval_s), span / 2)))
+    width = timedelta(seconds=interval_s)
+    recorded = starts[-1] + width - starts[0]
+    least = max(width, min(2 * width, recorded / 2))
+    length = width * (min(LONGEST_STRETCH, max(recorded / 7, least)) // width)
 
-    def stretch(start: datetime) -> Stretch:
-        end = start + length
-        inside = _together(start, (i for i in intervals if start <= i.start < end))
-        return Stretch(end=end, tasks=inside, health=_health(session, start, end))
+    def stretch(start: datetime, end: datetime) -> Stretch:
+        inside = _together(start, (one for one in intervals if start <= one.start < end))
+        return Stretch(end=min(end, until), tasks=inside, health=_health(session, start, end))
 
-    return stretch(first), stretch(until - length)
+    last, end = starts[-1] + width - length, starts[-1] + width
+    return (stretch(starts[0], min(starts[0] + length, last)) if starts[1:] else None), stretch(last, end)
 
 
 def _health(session: Session, start: datetime, end: datetime) -> float | None:
@@ -161,7 +165,7 @@ def _health(session: Session, start: datetime, end: datetime) -> float | None:
 # ---- what was changed, and what was found wrong
 
 
-def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[Change, ...]:
+def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[RecordedChange, ...]:
     """Promotions and rollbacks of the period, newest first, each with the value that it replaced."""
     kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
     rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))).all()
@@ -171,7 +175,7 @@ def _changes(session: Session, platform: Platform, since: datetime, until: datet
     for row in rows:
         if (made := _body(Promotion, row.body)) is None:
             continue
-        change = Change(
+        change = RecordedChange(
             at=datetime.fromisoformat(row.at),
             promotion=made,
             before=values.get(made.parameter),
@@ -184,16 +188,16 @@ def _changes(session: Session, platform: Platform, since: datetime, until: datet
     return tuple(reversed(changes))
 
 
-def _issues(session: Session, changes: Iterable[Change], since: datetime, until: datetime) -> tuple[Issue, ...]:
+def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime, until: datetime) -> tuple[Issue, ...]:
     """Anomalies that were detected in the period or are still open, newest first, each with what became of it."""
-    known = (
+    in_period = (
         col(AnomalyRow.detected_at) < until,
         or_(col(AnomalyRow.detected_at) >= since, col(AnomalyRow.closed_at).is_(None)),
     )
-    rows = session.exec(select(AnomalyRow).where(*known).order_by(col(AnomalyRow.detected_at).desc())).all()
+    rows = session.exec(select(AnomalyRow).where(*in_period).order_by(col(AnomalyRow.detected_at).desc())).all()
     attempts = defaultdict(list)
     joined = select(MetaTaskRow).join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
-    for task in session.exec(joined.where(*known)).all():
+    for task in session.exec(joined.where(*in_period)).all():
         attempts[task.anomaly_id].append(task)
     acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
     by_hand = set(session.exec(acted).all())
@@ -235,7 +239,7 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
     if end is not None:
         outcome, reason = end.ending.replace("_", " "), end.reason
     elif row.closed_at is not None and reading is not None:
-        outcome, reason = reading.decision, reading.reason
+        outcome, reason = reading.decision.value, reading.reason
     else:
         outcome, reason = ("running", "it runs") if row.opened_at else ("waiting", "it waits for its turn")
     return ExperimentRecord(
@@ -257,13 +261,12 @@ def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading |
     """The verdict that was announced; of an experiment that has none yet, the counts and no decision."""
     if row.opened_at is None:
         return None
-    key = f"{EventType.EXPERIMENT_CONCLUDED.value}:{row.experiment_id}"
-    if (event := session.exec(select(EventRow).where(EventRow.key == key)).first()) is not None:
-        return Reading.model_validate(event.data["reading"])
+    if (recorded := experiment_audit.verdict(session, row.experiment_id)) is not None:
+        return recorded
     design = ExperimentDesign.model_validate(row.design)
     # Calibrating a threshold takes seconds and nothing is decided here: the general one serves.
     found = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
-    return found.model_copy(update={"decision": "continue", "interval": None})
+    return found.model_copy(update={"decision": Decision.CONTINUE, "interval": None})
 
 
 # ---- agents and the record
@@ -314,7 +317,7 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
 def _body(message: type[M], body: str) -> M | None:
     """An entry's body; None for one that somebody damaged: the chain tells of it, and the rest is still told."""
     try:
-        return message.model_validate_json(body)
+        return ledger.read(message, body)
     except ValidationError:
         return None
 
@@ -328,91 +331,6 @@ def _entered(since: datetime, until: datetime) -> tuple[ColumnElement[bool], Col
 # ---- the words
 
 
-def said(value: Value | None) -> str:
-    """A value of a parameter for people."""
-    return "?" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def lasted(seconds: float | None) -> str:
-    """A duration for people, in the largest unit that leaves a figure over 1."""
-    if seconds is None:
-        return NOT_MEASURED
-    units = ((172_800.0, 86_400.0, "days"), (5_400.0, 3_600.0, "h"), (90.0, 60.0, "min"), (1.0, 1.0, "s"))
-    size, unit = next(((size, unit) for least, size, unit in units if seconds >= least), (0.001, "ms"))
-    return f"{seconds / size:.3g} {unit}"
-
-
-def rate(counts: Counts) -> tuple[str, str]:
-    """A share of tasks, and the counts behind it with its 95 % interval."""
-    if not counts.tasks:
-        return NOT_MEASURED, ""
-    low, high = wilson(counts.successes, counts.tasks)
-    share = f"{counts.successes / counts.tasks:.1%}"
-    return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
-
-
-def one_line(foreign: str, longest: int) -> str:
-    """Somebody's words on one line without control characters, which a messenger could obey."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in foreign).split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
-
-
-def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The platform at the start and at the end of the period: figures with what is behind them."""
-    ends = (facts.before, facts.after)
-    return [
-        ("success rate", [rate(s.tasks.counts if s else Counts()) for s in ends]),
-        ("mean completion time", [(lasted(s.tasks.mean_duration_s if s else None), "") for s in ends]),
-        ("health", [(NOT_MEASURED if not s or s.health is None else f"{s.health:.0f} of 100", "") for s in ends]),
-    ]
-
-
-def issue_counts(facts: Report) -> list[tuple[str, str]]:
-    """The article's rows about issues; without any snapshot nobody looked, which is not the same as none."""
-    states, n = facts.issue_states, sum(facts.issue_states.values())
-    if not n and all(stretch is None or stretch.health is None for stretch in (facts.before, facts.after)):
-        return [("issues detected", NOT_MEASURED)]
-    rows = [("issues detected", f"{n}"), ("fixed with no human", f"{states.get(IssueState.FIXED, 0)} of {n}")]
-    rows += [(state.value, f"{states[state]}") for state in IssueState if state in states and state != IssueState.FIXED]
-    return [*rows, ("promotions rolled back", f"{facts.ledger_kinds.get(EntryKind.PARAMETER_ROLLED_BACK, 0)}")]
-
-
-def text(facts: Report) -> str:
-    """The report in at most 40 lines of plain text, for a notification."""
-    lines = [f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC", ""]
-    for name, ends in headline(facts):
-        start, end = (f"{figure} ({behind})" if behind else figure for figure, behind in ends)
-        lines.append(f"{name}: {start} -> {end}")
-    lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
-    changes = [
-        f"{c.at:%d %b %H:%M} {c.promotion.parameter} {said(c.before)} -> {said(c.promotion.value)} "
-        f"{'rolled back' if c.rolled_back else 'promoted'}"
-        for c in facts.changes
-    ]
-    still_open = [one_line(i.anomaly.reason, 160) for i in facts.issues if i.state is IssueState.OPEN]
-    earned = [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in facts.agents if a.earned]
-    lines += _some("changes", changes, 5)
-    lines += _some("experiments", [_tested(e) for e in facts.experiments], 4)
-    lines += _some("open anomalies", still_open, 3)
-    lines += _some("agents", earned, 3)
-    chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
-    lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
-    return "\n".join(lines)
-
-
-def _some(name: str, found: list[str], most: int) -> list[str]:
-    more = [f"and {len(found) - most} more"] if len(found) > most else []
-    return [f"{name}:", *(f"  {line}" for line in [*found[:most], *more])] if found else []
-
-
-def _tested(record: ExperimentRecord) -> str:
-    design, arms = record.design, ""
-    if record.reading is not None:
-        old, new = (f"{arm.rate or 0:.0%} of {arm.tasks}" for arm in (record.reading.control, record.reading.treatment))
-        arms = f" ({old} -> {new})"
-    return f"{design.parameter} {said(design.control)} -> {said(design.treatment)}: {record.outcome}{arms}"
-
-
 class ReportActivities:
     """Publishes the report of the night."""
 
@@ -424,8 +342,9 @@ class ReportActivities:
     def publish(self, at: datetime) -> str:
         """Announce what the past day changed, once per date; a retry returns what was announced."""
         night = f"{at.astimezone(UTC):%Y-%m-%d}"
-        told = text(report(self._database, self._platform, at - NIGHT, at))
+        body = text(report(self._database, self._platform, at - NIGHT, at))
         with self._database.transaction() as session:
-            emit(session, EventType.REPORT_PUBLISHED, "report", night, at, title=f"Nautilus, {night}", text=told)
-            key = f"{EventType.REPORT_PUBLISHED.value}:{night}"
-            return str(session.exec(select(EventRow).where(EventRow.key == key)).one().data["text"])
+            row = {"night": night, "at": at, "text": body}
+            if insert_new(session, PublishedReportRow, [row], returning="night"):
+                emit(session, ReportPublished(title=f"Nautilus, {night}", text=body), "report", night, at)
+            return session.get_one(PublishedReportRow, night).text

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import LargeBinary
+from sqlalchemy import LargeBinary, delete
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Session, SQLModel, select
+from sqlmodel import Session, SQLModel, col, select
 
 from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
@@ -41,7 +41,7 @@ SHARES = {
     "slow_share": ("durations", 0.95, above),
     "duration_share": ("durations", 0.5, above),
     "low_quality_share": ("qualities", 0.25, below),
-    "dear_share": ("costs", 0.95, above),
+    "high_cost_share": ("costs", 0.95, above),
 }
 SKETCHES = ("durations", "qualities", "costs")
 
@@ -118,6 +118,26 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
     dialect = session.get_bind().dialect.name
     session.execute(_adding(RollupRow, dialect), rows)
     session.execute(_adding(AgentRollupRow, dialect), agents)
+
+
+def rearm(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str, str], interval_s: int) -> None:
+    """Count outcomes in their arms that were counted in none, for a caller that has locked the roll-ups."""
+    parts: dict[tuple[float, str, str, str], list[TaskOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if (arm := arms.get(outcome.task_id)) is not None:
+            parts[outcome.finished_at.timestamp() // interval_s, outcome.task_type, arm, outcome.agent_id].append(
+                outcome
+            )
+    rows = []
+    for (_, task_type, arm, agent_id), part in sorted(parts.items()):
+        key = {"start": interval_start(part[0].finished_at, interval_s), "task_type": task_type, "agent_id": agent_id}
+        sums = _sums(part)
+        rows += [key | sums | {"arm": arm}, key | {name: -number for name, number in sums.items()} | {"arm": ""}]
+    if rows:
+        session.execute(_adding(AgentRollupRow, session.get_bind().dialect.name), rows)
+        left = (col(AgentRollupRow.arm) == "", col(AgentRollupRow.tasks) == 0)
+        starts = col(AgentRollupRow.start).in_({row["start"] for row in rows})
+        session.execute(delete(AgentRollupRow).where(*left, starts).execution_options(synchronize_session=False))
 
 
 def count_fill(session: Session, task_type: str, at: datetime, awarded: bool, interval_s: int) -> None:

@@ -46,7 +46,7 @@ RESULT_LIMIT_BYTES = 1 << 20  # a report; what is larger belongs in a store, not
 LONGEST_LIMIT_S = 7 * 86_400.0
 START_LIMIT_S = 30.0  # from the fork to the start of the work, on a machine that is busy
 PREPARE_LIMIT_S = 300.0  # loading every task type, with the index built on a slow disk
-UNWANTED_LOOK_S = 0.2  # how soon a runner that is closed while it prepares is closed
+UNWANTED_POLL_S = 0.2  # how soon a runner that is closed while it prepares is closed
 CLOSE_LIMIT_S = 5.0
 ORPHAN_LIMIT_S = 5.0  # beyond the task's limit: ends a child whose zygote was killed
 DETAIL_CHARS = 500
@@ -177,7 +177,7 @@ class _Zygote:
         try:
             self._control.send(order)
             deadline = time.monotonic() + PREPARE_LIMIT_S
-            while not self._control.poll(UNWANTED_LOOK_S):
+            while not self._control.poll(UNWANTED_POLL_S):
                 if unwanted():
                     raise RunnerStopped("expected an open runner, but it was closed while it prepared")
                 if time.monotonic() > deadline:
@@ -261,13 +261,13 @@ class _Child:
     def hear(self, line: Connection) -> _Report | None:
         """What it says at its end, or None where it goes on. At the end of the line it has ended without a word."""
         try:
-            word = line.recv()
+            received = line.recv()
         except (EOFError, OSError):
             return _Report(self._worked_s(), FailureKind.ERROR, "", None)
-        if isinstance(word, float):
-            self.started_at, self.deadline = word, word + self.limit_s
+        if isinstance(received, float):
+            self.started_at, self.deadline = received, received + self.limit_s
             return None
-        report = _Report(*word)
+        report = _Report(*received)
         # It finished late, before anybody looked: the limit is the limit.
         return report if report.duration_s <= self.limit_s else self.overdue()
 
@@ -319,7 +319,7 @@ def zygote(control_fd: int) -> None:
                     line.close()
                     exit_code = child.end()
                     if not report.detail and report.result is None:
-                        report = report._replace(detail=_last_words(exit_code))
+                        report = report._replace(detail=_last_output(exit_code))
                     control.send((child.number, *report))
             if control in ready:
                 if (asked := control.recv()) is None:
@@ -339,7 +339,7 @@ def zygote(control_fd: int) -> None:
         child.end()
 
 
-def _last_words(exit_code: int) -> str:
+def _last_output(exit_code: int) -> str:
     if exit_code >= 0:
         return f"the process ended without a report, with exit code {exit_code}"
     why = ", as the system does to a process that takes too much memory" if -exit_code == signal.SIGKILL else ""

@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from temporalio import activity
 
+from activities.assignments import record_assignments
 from activities.database import Database
-from activities.experiment import record_assignments
 from activities.task_runner import Execution, TaskRunner
 from activities.tasks import settle
 from schema.messages.base import Value
@@ -31,7 +31,7 @@ BEAT_S = 5.0
 QUALITY_TOLERANCE = 0.05
 
 
-class Resolution(Protocol):
+class Resolved(Protocol):
     """The parameters of one task and the experiments that chose some of them."""
 
     @property
@@ -43,7 +43,7 @@ class Resolution(Protocol):
 class Resolver(Protocol):
     """What `starter.platform.resolver` offers."""
 
-    def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
+    def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolved:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
 
 
@@ -83,7 +83,7 @@ class TaskWork:
         resolution = self._resolver.resolve_task(request.task_type, request.task_id, at)
         if resolution.assignments:
             with self._database.transaction() as session:
-                record_assignments(session, resolution.assignments)
+                record_assignments(session, resolution.assignments, self._platform.observatory.interval_s)
         execution = self._run(request, resolution.values)
         result = execution.result
         settlement = Settlement(

@@ -10,15 +10,18 @@ from sqlmodel import Session, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities.accounts import REQUESTER, transfer
+from activities.agents import roster
 from activities.database import Database, insert_new, lock
 from activities.events import emit
 from activities.identity import keys
-from activities.market import REQUESTER, move_standing, roster, transfer, was_awarded, write_award
-from activities.observatory import record_outcomes
+from activities.market import was_awarded, write_award
+from activities.recording import record_outcomes
 from activities.rollups import count_fill
+from activities.standing import move_standing
 from rules import bidding, identity, standing
 from schema import wire
-from schema.messages.events import EventType
+from schema.messages.events import TaskAwarded, TaskOpened, TaskSettled
 from schema.messages.market import Agent, Award, AwardResult, RankedBid, Standing
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform
@@ -28,6 +31,7 @@ from schema.messages.tasks import (
     TaskBriefing,
     TaskEnding,
     TaskOpening,
+    TaskRequest,
     TaskTypeListing,
     TypeRegistration,
     task_workflow_id,
@@ -56,58 +60,92 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
     if task.settlement is not None:
         return Settlement.model_validate(task.settlement)
     if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
-        outcome = TaskOutcome(
-            task_id=request.task_id,
-            task_type=request.task_type,
-            started_at=settlement.started_at,
-            finished_at=at,
-            duration_s=settlement.duration_s,
-            failure=settlement.failure,
-            agent_id=agent_id or "",
-            quality=settlement.quality,
-            cost=settlement.price,
-        )
-        record_outcomes(session, [outcome], interval_s)
+        record_outcomes(session, [_outcome_of(settlement)], interval_s)
     if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):
         count_fill(session, request.task_type, at, False, interval_s)
     if agent_id is not None:
-        work_id = task_workflow_id(request.task_id)
-        if settlement.price:
-            payer = f"{REQUESTER}{request.requester or 'unnamed'}"
-            transfer(session, f"reward:{work_id}", payer, agent_id, settlement.price, at, settlement.reason)
-        result = Standing(
-            cycle_id=work_id,
-            agent_id=agent_id,
-            result=AwardResult.DONE if settlement.ending is TaskEnding.DONE else AwardResult.FAILED,
-            at=at,
-            task_type=request.task_type,
-            quality=settlement.quality,
-            duration_s=settlement.duration_s,
-        )
-        move_standing(session, result)
+        _reward(session, settlement, agent_id)
     task.ended_at, task.ending = at, settlement.ending.value
     task.settlement = settlement.model_dump(mode="json")
     session.add(task)
-    done = settlement.ending is TaskEnding.DONE
-    by = f" by {agent_id}" if agent_id else ""
+    _announce(session, settlement)
+    return settlement
+
+
+def _outcome_of(settlement: Settlement) -> TaskOutcome:
+    return TaskOutcome(
+        task_id=settlement.request.task_id,
+        task_type=settlement.request.task_type,
+        started_at=settlement.started_at,
+        finished_at=settlement.at,
+        duration_s=settlement.duration_s,
+        failure=settlement.failure,
+        agent_id=settlement.agent_id or "",
+        quality=settlement.quality,
+        cost=settlement.price,
+    )
+
+
+def _reward(session: Session, settlement: Settlement, agent_id: str) -> None:
+    """Pay the agent, and let the result move its standing."""
+    request, at = settlement.request, settlement.at
+    work_id = task_workflow_id(request.task_id)
+    if settlement.price:
+        payer = f"{REQUESTER}{request.requester or 'unnamed'}"
+        transfer(session, f"reward:{work_id}", payer, agent_id, settlement.price, at, settlement.reason)
+    result = Standing(
+        cycle_id=work_id,
+        agent_id=agent_id,
+        result=AwardResult.DONE if settlement.ending is TaskEnding.DONE else AwardResult.FAILED,
+        at=at,
+        task_type=request.task_type,
+        quality=settlement.quality,
+        duration_s=settlement.duration_s,
+    )
+    move_standing(session, result)
+
+
+def _announce(session: Session, settlement: Settlement) -> None:
+    request, is_done = settlement.request, settlement.ending is TaskEnding.DONE
+    by = f" by {settlement.agent_id}" if settlement.agent_id else ""
     # What a type has to say at length, for who asked.
     report = settlement.details.get("report")
-    emit(
-        session,
-        EventType.TASK_SETTLED,
-        task_workflow_id(request.task_id),
-        request.task_id,
-        at,
+    text = settlement.reason
+    if is_done:
+        text = report if isinstance(report, str) else settlement.summary
+    settled = TaskSettled(
         task_id=request.task_id,
         task_type=request.task_type,
-        agent_id=agent_id,
-        success=done,
+        agent_id=settlement.agent_id,
+        success=is_done,
         requester=request.requester,
         notify=request.notify,
         title=f"{request.task_type} {request.task_id}: {settlement.ending.value}{by}",
-        text=settlement.reason if not done else report if isinstance(report, str) else settlement.summary,
+        text=text,
     )
-    return settlement
+    emit(session, settled, task_workflow_id(request.task_id), request.task_id, settlement.at)
+
+
+def _write_down(session: Session, opening: TaskOpening) -> TaskRow:
+    """The task's row, written with its event by the first opening of its id."""
+    request = opening.request
+    row = {
+        "task_id": request.task_id,
+        "task_type": request.task_type,
+        "requester": request.requester,
+        "run_id": opening.run_id,
+        "opened_at": opening.at,
+        "notify": request.notify,
+    }
+    if insert_new(session, TaskRow, [row], returning="task_id"):
+        opened = TaskOpened(
+            task_id=request.task_id,
+            task_type=request.task_type,
+            requester=request.requester,
+            notify=request.notify,
+        )
+        emit(session, opened, task_workflow_id(request.task_id), request.task_id, opening.at)
+    return session.get_one(TaskRow, request.task_id)
 
 
 class TaskActivities:
@@ -123,48 +161,40 @@ class TaskActivities:
 
         A task whose id another run has had comes back as a duplicate of it.
         """
-        request, rules, at = opening.request, self._platform.market, opening.at
+        request = opening.request
         with self._database.transaction() as session:
-            row = {"task_id": request.task_id, "task_type": request.task_type, "requester": request.requester}
-            new = insert_new(session, TaskRow, [row | {"run_id": opening.run_id, "opened_at": at}], returning="task_id")
-            task = session.get_one(TaskRow, request.task_id)
-            kind = next((t for t in task_types(session, self._platform) if t.name == request.task_type), None)
-            if new:
-                emit(
-                    session,
-                    EventType.TASK_OPENED,
-                    task_workflow_id(request.task_id),
-                    request.task_id,
-                    at,
-                    task_id=request.task_id,
-                    task_type=request.task_type,
-                    requester=request.requester,
-                    notify=request.notify,
-                )
-            briefing = TaskBriefing(
-                bid_window_s=rules.bid_window_s,
-                award_window_s=rules.award_window_s,
-                result_window_s=rules.result_window_s,
-                heartbeat_s=rules.heartbeat_s,
-                most_awards=rules.most_awards,
-                price=rules.price if request.price is None else request.price,
-                duplicate=task.run_id != opening.run_id,
-                unsigned_agents=self._platform.unsigned_agents,
-            )
-            if kind is None:
+            task = _write_down(session, opening)
+            briefing = self._briefing(request, duplicate=task.run_id != opening.run_id)
+            task_type = next((t for t in task_types(session, self._platform) if t.name == request.task_type), None)
+            if task_type is None:
                 refusal = f"expected a task type of this platform, but {request.task_type} is none"
                 return briefing.model_copy(update={"refusal": refusal})
             if briefing.duplicate:
                 return briefing
-            house = not kind.executor
-            agents = tuple(a for a in roster(session, request.task_type) if house or not a.house)
-            if not kind.direct:
-                share = rules.check_share if house else 0.0
-                return briefing.model_copy(update={"agents": agents, "house": house, "check_share": share})
-            candidates = [a for a in agents if (a.house if house else a.agent_id == kind.executor)]
+            built_in = not task_type.executor
+            agents = tuple(a for a in roster(session, request.task_type) if built_in or not a.built_in)
+            if not task_type.direct:
+                check_share = self._platform.market.check_share if built_in else 0.0
+                return briefing.model_copy(update={"agents": agents, "built_in": built_in, "check_share": check_share})
+            candidates = [a for a in agents if (a.built_in if built_in else a.agent_id == task_type.executor)]
             award = self._award_direct(session, opening, briefing, task, candidates)
-            heard = () if house else tuple(candidates)  # whose words it takes: a house agent says nothing
-            return briefing.model_copy(update={"agents": heard, "house": house, "award": award, "most_awards": 1})
+            senders = () if built_in else tuple(candidates)  # a built-in agent sends nothing
+            return briefing.model_copy(
+                update={"agents": senders, "built_in": built_in, "award": award, "most_awards": 1}
+            )
+
+    def _briefing(self, request: TaskRequest, *, duplicate: bool) -> TaskBriefing:
+        rules = self._platform.market
+        return TaskBriefing(
+            bid_window_s=rules.bid_window_s,
+            award_window_s=rules.award_window_s,
+            result_window_s=rules.result_window_s,
+            heartbeat_s=rules.heartbeat_s,
+            most_awards=rules.most_awards,
+            price=rules.price if request.price is None else request.price,
+            duplicate=duplicate,
+            unsigned_agents=self._platform.unsigned_agents,
+        )
 
     def _award_direct(
         self,
@@ -187,7 +217,7 @@ class TaskActivities:
             score=score,
             reason=f"direct: standing {agent.standing:.2f}, load {agent.load}",
             deadline=opening.at + timedelta(seconds=briefing.result_window_s),
-            house=agent.house and briefing.house,
+            built_in=agent.built_in and briefing.built_in,
         )
         _award(session, task, award, (), opening.at, self._platform.observatory.interval_s)
         return award
@@ -217,7 +247,7 @@ class TaskActivities:
                     score=best.score,
                     reason=best.reason,
                     deadline=order.at + timedelta(seconds=order.result_window_s),
-                    house=order.house and agents[best.bid.agent_id].house,
+                    built_in=order.built_in and agents[best.bid.agent_id].built_in,
                 )
                 _award(session, task, award, ranked, order.at, self._platform.observatory.interval_s)
                 return award
@@ -252,7 +282,7 @@ class TaskActivities:
             if forgery is not None:
                 raise _refused(forgery)
             taken = session.get(TaskTypeRow, registration.name)
-            if agent is None or agent.suspended or agent.house:
+            if agent is None or agent.suspended or agent.built_in:
                 raise _refused(
                     f"expected a registered agent in good standing with an executor of its own, "
                     f"but {registration.agent_id} is not one"
@@ -289,4 +319,4 @@ def _award(
     others = [{"agent_id": r.bid.agent_id, "score": r.score, "reason": r.reason} for r in ranked[:KEPT_BIDS]]
     write_award(session, award, body | {"ranking": others}, task.task_type, at, interval_s)
     key = f"{award.cycle_id}:{award.agent_id}"
-    emit(session, EventType.TASK_AWARDED, award.cycle_id, key, at, task_id=task.task_id, award=body)
+    emit(session, TaskAwarded(task_id=task.task_id, award=award), award.cycle_id, key, at)

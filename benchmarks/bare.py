@@ -32,9 +32,10 @@ class Bare:
 async def serve() -> None:
     from temporalio.worker import Worker
 
-    from worker import connect
+    from schema import connection
+    from workflows.plugin import plugin
 
-    client = await connect()
+    client = await connection.connect(plugins=[plugin()])
     async with (
         Worker(client, task_queue=QUEUE, workflows=[Bare], activities=[nothing]),
         Worker(client, task_queue=f"{QUEUE}-tasks", activities=[nothing]),

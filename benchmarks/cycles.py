@@ -31,10 +31,10 @@ from typing import Any
 
 from temporalio.client import Client
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
 from benchmarks.output import own_stdout
@@ -196,7 +196,7 @@ async def play_all(cycles: int) -> dict[str, Any]:
         assert result.end is not None
         end = result.end
         endings[end.ending.value] += 1
-        ballots.update(ballot.choice.value for ballot in result.status.ballots)
+        ballots.update(ballot.choice.value for ballot in result.status.ballots.values())
         if end.proposal is not None:
             proposers[end.proposal.agent_id] += 1
         if end.reading is not None:

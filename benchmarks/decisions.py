@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rules import calibration, decision
-from rules.decision import Arm, Decision, Design, Stratum, decide
+from rules.decision import decide, promotion_bets
+from schema.messages.experiment import ArmCounts, Decision, StratumCounts
+from schema.messages.experiment import DecisionRule as Rule
 
 Floats = NDArray[Any]
 Ints = NDArray[Any]
@@ -61,7 +63,7 @@ class Played:
 
 
 def play(
-    design: Design,
+    design: Rule,
     control: Per,
     treatment: Per,
     *,
@@ -73,9 +75,9 @@ def play(
     tilted: bool = False,
 ) -> Played:
     """Play `reps` experiments of up to `tasks` tasks; record the first `keep`. `tilted`: under Q, see `tilt`."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     controls, treatments, shares = (np.broadcast_to(np.asarray(x, float), tasks) for x in (control, treatment, share))
-    promising = design.bets
+    promising = promotion_bets(design)
     worst = calibration.harm_bets(design.baseline_rate, design.minimum_effect)
     smallest = calibration.smallest_bet(design.baseline_rate, design.minimum_effect)
     up, down = len(promising), len(promising) + len(worst)
@@ -93,11 +95,11 @@ def play(
             + [_lgamma(weight + n) - math.lgamma(weight)]
         )
     # Q tilts the arms of each experiment by one of the bets, drawn by weight; outcomes keep their law
-    _, lower, upper = np.array(promising).T[:, dice.choice(up, reps, p=[b[0] for b in promising])]
-    empty = Arm(tasks=0, successes=0)
+    _, lower, upper = np.array(promising).T[:, rng.choice(up, reps, p=[b[0] for b in promising])]
+    empty = ArmCounts(tasks=0, successes=0)
     threshold = math.exp(
         decision.promotion_log_threshold(
-            design, [Stratum(treatment_share=s, control=empty, treatment=empty) for s in strata]
+            design, [StratumCounts(treatment_share=s, control=empty, treatment=empty) for s in strata]
         )
     )
     e = np.tile([b[0] for b in (*promising, *worst, *smallest)], (reps, 1))
@@ -109,7 +111,7 @@ def play(
     arms, outcomes = np.zeros((keep, tasks), bool), np.zeros((keep, tasks), bool)
     for i in range(tasks):
         stratum = strata[float(shares[i])]
-        draw = dice.random((2, alive.size))
+        draw = rng.random((2, alive.size))
         if tilted:
             succeeded = draw[1] < controls[i]
             a, b = (np.where(succeeded, p[alive], 1 - p[alive]) for p in (lower, upper))
@@ -142,7 +144,7 @@ def play(
     return Played(answer, stop, log_e, arms, outcomes)
 
 
-def tilt(design: Design, rate: Per, *, tasks: int, reps: int, seed: int, share: Per = 0.5) -> tuple[float, float]:
+def tilt(design: Rule, rate: Per, *, tasks: int, reps: int, seed: int, share: Per = 0.5) -> tuple[float, float]:
     """False promotion at no effect and its standard error, by importance sampling: sharper than counting.
 
     E is the likelihood ratio of Q to "no effect", so the probability of promoting is the mean under Q of 1 / E where
@@ -156,7 +158,7 @@ def _lgamma(x: Floats) -> Floats:
     return np.array([math.lgamma(v) for v in x])
 
 
-def replayed(design: Design, played: Played, share: Per = 0.5) -> int:
+def replayed(design: Rule, played: Played, share: Per = 0.5) -> int:
     """Feed the recorded experiments to decide() after every task; the number of looks that agreed, or an error."""
     looks = 0
     tasks = played.treated.shape[1]
@@ -169,10 +171,10 @@ def replayed(design: Design, played: Played, share: Per = 0.5) -> int:
             arm[at] += 1
             arm[at + 1] += int(played.succeeded[r, i])
             strata = [
-                Stratum(
+                StratumCounts(
                     treatment_share=s,
-                    control=Arm(tasks=c[0], successes=c[1]),
-                    treatment=Arm(tasks=c[2], successes=c[3]),
+                    control=ArmCounts(tasks=c[0], successes=c[1]),
+                    treatment=ArmCounts(tasks=c[2], successes=c[3]),
                 )
                 for s, c in counts.items()
             ]
@@ -214,14 +216,14 @@ def sprt(a: float, b: float, *, reps: int, seed: int) -> Sprt:
     tilted = none * np.exp(step)  # the likelihood ratio of this law to `none` is the SPRT's own
 
     def walk(law: Floats, upper: float, lower: float) -> tuple[NDArray[np.bool_], Floats, Ints]:
-        dice = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         edges = np.cumsum(law)[:3]
         llr, alive = np.zeros(reps), np.arange(reps)
         final, stop = np.zeros(reps), np.zeros(reps, int)
         i = 0
         while alive.size:
             i += 1
-            llr = llr + step[np.searchsorted(edges, dice.random(alive.size))]
+            llr = llr + step[np.searchsorted(edges, rng.random(alive.size))]
             ended = (llr >= upper) | (llr <= lower)
             if ended.any():
                 final[alive[ended]], stop[alive[ended]] = llr[ended], i
@@ -281,16 +283,16 @@ def looked(
     statistic: Statistic, looks: dict[int, float], a: float, b: float, *, reps: int, seed: int, share: float = 0.5
 ) -> tuple[float, float, Ints]:
     """Promote when the statistic reaches its bound at one of the looks (tasks -> bound): share, mean tasks, stops."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     nc, sc, nt, st = (np.zeros(reps, int) for _ in range(4))
     alive, stop, found = np.arange(reps), np.full(reps, max(looks)), np.zeros(reps, bool)
     before = 0
     for tasks, bound in looks.items():
-        treated = dice.binomial(tasks - before, share, alive.size)
+        treated = rng.binomial(tasks - before, share, alive.size)
         control = tasks - before - treated
         before = tasks
-        nc, sc = nc + control, sc + dice.binomial(control, a)
-        nt, st = nt + treated, st + dice.binomial(treated, b)
+        nc, sc = nc + control, sc + rng.binomial(control, a)
+        nt, st = nt + treated, st + rng.binomial(treated, b)
         reached = statistic(nc, sc, nt, st) >= bound
         if reached.any():
             found[alive[reached]], stop[alive[reached]] = True, tasks
@@ -370,7 +372,7 @@ def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
         for name, effect, horizons in settings[:2] if quick else settings:
             for horizon in horizons:
                 note(f"efficiency {a} -> {b}: {name}, {horizon}")
-                design = Design(baseline_rate=a, predicted_rate=b, minimum_effect=effect, max_tasks=horizon)
+                design = Rule(baseline_rate=a, predicted_rate=b, minimum_effect=effect, max_tasks=horizon)
                 tasks = horizon or FOREVER[a, b]
                 found = play(design, a, b, tasks=tasks, reps=reps, seed=seed + 1)
                 if found.share(Decision.PROMOTE) >= 0.9:
@@ -401,7 +403,7 @@ def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
     """No effect, a look after every task: known horizon at rates around the baseline, then open-ended under drift."""
     rows = []
 
-    def row(name: str, design: Design, rate: Per, tasks: int, seed: int, share: Per = 0.5) -> None:
+    def row(name: str, design: Rule, rate: Per, tasks: int, seed: int, share: Per = 0.5) -> None:
         note(f"false promotion: {name}, {tasks} tasks")
         size = play(design, rate, rate, tasks=tasks, reps=reps, seed=seed, share=share).share(Decision.PROMOTE)
         sharp, error = tilt(design, rate, tasks=tasks, reps=max(reps // 4, 2_000), seed=seed + 50_000, share=share)
@@ -419,7 +421,7 @@ def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
 
     for baseline, predicted, smallest in ((0.67, 0.94, 0.05), (0.93, 0.97, 0.02)):
         for i, n in enumerate((100, 500) if quick else (100, 500, 2_000)):
-            design = Design(
+            design = Rule(
                 baseline_rate=baseline, predicted_rate=predicted, minimum_effect=smallest, max_tasks=n, beta=1e-9
             )
             for j, points in enumerate((-5, 0, 5) if quick else (-5, -2.5, 0, 2.5, 5)):
@@ -429,7 +431,7 @@ def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
     n = 2_000
     drift = np.linspace(0.67, 0.93, n)
     ramp = np.repeat([0.1, 0.2, 0.3, 0.4, 0.5], n // 5)
-    design = Design(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05)
+    design = Rule(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05)
     for k, rate in enumerate((0.1, 0.5, 0.67, 0.93)):
         row(f"open-ended, rate {rate}", design, rate, 2 * n, SEED + 1_100 + k)
     row("open-ended, drift .67 -> .93", design, drift, n, SEED + 1_110)
@@ -444,7 +446,7 @@ def harmful(reps: int) -> list[dict[str, Any]]:
     for baseline, predicted, smallest in ((0.67, 0.94, 0.05), (0.93, 0.97, 0.02)):
         for n in (100, 500, 2_000):
             note(f"harmful: baseline {baseline}, N = {n}")
-            design = Design(baseline_rate=baseline, predicted_rate=predicted, minimum_effect=smallest, max_tasks=n)
+            design = Rule(baseline_rate=baseline, predicted_rate=predicted, minimum_effect=smallest, max_tasks=n)
             seed = SEED + 2_000 + n
             for change in (0.0, -0.05):
                 played = play(design, baseline, baseline + change, tasks=n, reps=reps, seed=seed)
@@ -477,7 +479,7 @@ def wrong_predictions(reps: int, quick: bool) -> list[dict[str, Any]]:
     n = 1_000
     for i, off in enumerate((-10, 0, 20) if quick else (-10, -5, 0, 5, 10, 15, 20)):
         note(f"wrong prediction: {off:+} points")
-        design = Design(baseline_rate=0.67, predicted_rate=round(0.79 + off / 100, 4), minimum_effect=0.02, max_tasks=n)
+        design = Rule(baseline_rate=0.67, predicted_rate=round(0.79 + off / 100, 4), minimum_effect=0.02, max_tasks=n)
         found = play(design, 0.67, 0.79, tasks=n, reps=reps, seed=SEED + 3_000 + i)
         none = play(design, 0.67, 0.67, tasks=n, reps=reps, seed=SEED + 3_100 + i)
         size = none.share(Decision.PROMOTE)
@@ -508,7 +510,7 @@ def verification(keep: int) -> int:
         (0.67, 0.85, 0.10, None, ramp),
     )
     for i, (a, b, effect, n, share) in enumerate(settings):
-        design = Design(baseline_rate=a, predicted_rate=max(b, a + effect), minimum_effect=effect, max_tasks=n)
+        design = Rule(baseline_rate=a, predicted_rate=max(b, a + effect), minimum_effect=effect, max_tasks=n)
         played = play(design, a, b, tasks=n or 300, reps=keep, seed=SEED + 4_000 + i, share=share, keep=keep)
         looks += replayed(design, played, share)
     return looks

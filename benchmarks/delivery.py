@@ -32,7 +32,8 @@ from activities.events import emit, start_bus, undelivered
 from benchmarks.output import own_stdout
 from benchmarks.phases import WORKER, Processes, Temporal, note, platform_in
 from schema.declaration import read_platform
-from schema.messages.events import EventType
+from schema.messages.events import MetaTaskOpened
+from schema.wire import EventType
 from starter.stack import connect
 
 SECRET_ENV, SECRET = "NAUTILUS_BENCHMARK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -131,7 +132,7 @@ async def announce(database: Database, happening: list[tuple[str, str]], pause_s
 def _announce(database: Database, happening: list[tuple[str, str]]) -> None:
     with database.transaction() as session:
         for subject, key in happening:
-            emit(session, EventType.META_TASK_OPENED, subject, key, datetime.now(UTC), cycle_id=key)
+            emit(session, MetaTaskOpened(cycle_id=key), subject, key, datetime.now(UTC))
 
 
 def judged(receiver: Receiver, happening: list[tuple[str, str]]) -> dict[str, int]:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rules.detection import Series, detect, detect_all
+from rules.detection import detect, detect_all
+from rules.series import Series
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
 

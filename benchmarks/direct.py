@@ -28,9 +28,9 @@ from typing import Any
 from sqlalchemy import text
 from temporalio.client import Client
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.market import register_agent
+from activities.parameters import declare_parameters
 from benchmarks import bare as bare_workflow
 from benchmarks.output import own_stdout
 from schema import wire
@@ -110,7 +110,7 @@ async def measure(tasks: int, batches: int, batch: int) -> dict[str, Any]:
             platform, now = read_platform(home / "platform.toml"), datetime.now(UTC)
             declare_parameters(database, platform, now)
             for agent in AGENTS:
-                register_agent(database, agent, f"op-{agent}", now, house=True)
+                register_agent(database, agent, f"op-{agent}", now, built_in=True)
             environment = {
                 "TEMPORAL_ADDRESS": server.address,
                 "TEMPORAL_NAMESPACE": wire.NAMESPACE,

@@ -21,10 +21,10 @@ from typing import Any
 
 from temporalio.client import Client
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, note, outcome, platform_in, task_id, the_anomaly
 from benchmarks.scenario import PARAMETER, RESEARCH
@@ -143,7 +143,7 @@ async def talk(client: NautilusClient, cycle: str, platform: Platform, observed:
         root_cause="tasks are cut off at the limit",
         evidence=(Evidence(claim="timeouts", figures={"success_rate": observed.successes / observed.tasks}),),
         predicted_rate=0.94,
-        way_back="set it back",
+        rollback_plan="set it back",
     )
     await client.submit_proposal(cycle, proposal)
     await _reach(client, cycle, Phase.VOTING)

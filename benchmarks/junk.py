@@ -27,10 +27,10 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities import ledger
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.phases import LIMIT_S, TASKS_BEFORE, note, outcome, platform_in, the_anomaly
 from benchmarks.scenario import PARAMETER
@@ -172,7 +172,7 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
             await _finish(client, cycle, observed)
             result: CycleResult = await asyncio.wait_for(client.result(cycle), REACH_TIMEOUT_S)
             runs, failures = await _runs(temporal, cycle)
-        missing = sorted(set(AGENTS) - {placed.agent_id for placed in result.status.bids})
+        missing = sorted(set(AGENTS) - set(result.status.bids))
         return {
             "signals": signals,
             "delivered": flood.delivered,
@@ -182,7 +182,7 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
             "seconds": round(seconds, 1),
             "ended": result.end is not None,
             "ending": result.end.ending.value if result.end else None,
-            "bids": sorted(placed.agent_id for placed in result.status.bids),
+            "bids": sorted(result.status.bids),
             "missing_bids": missing,
             "counted_as_refused": result.status.refused,
             "runs": len(runs),
@@ -208,7 +208,7 @@ async def _finish(client: NautilusClient, cycle: str, observed: Counts) -> None:
         root_cause="tasks are cut off at the limit",
         evidence=(Evidence(claim="timeouts", figures={"success_rate": observed.successes / observed.tasks}),),
         predicted_rate=0.94,
-        way_back="set it back",
+        rollback_plan="set it back",
     )
     await client.submit_proposal(cycle, proposal)
     await _reach(client, cycle, Phase.VOTING)

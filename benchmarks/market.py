@@ -28,8 +28,8 @@ from typing import Any
 
 from temporalio.client import Client
 
+from activities.agents import register_agent, roster
 from activities.database import Database, migrate
-from activities.market import register_agent, roster
 from benchmarks.output import own_stdout
 from schema import wire
 from schema.messages.market import Bid
@@ -70,23 +70,23 @@ class Executors:
     def __init__(
         self, client: NautilusClient, name: str, skill: Mapping[tuple[str, str], float], cheap: Sequence[str], seed: int
     ) -> None:
-        dice = random.Random(f"{name}:{seed}")
+        rng = random.Random(f"{name}:{seed}")
         self._client = client
         self._name = f"{name}-{seed}"
         self._skill = skill
-        self._prices = {a: dice.randint(5, 30) if a in cheap else dice.randint(30, 70) for a in AGENTS}
+        self._prices = {a: rng.randint(5, 30) if a in cheap else rng.randint(30, 70) for a in AGENTS}
 
     async def play(self, number: int, task_type: str) -> Played:
         """One task from its submission to its settlement, every agent bidding and the winner at work."""
         task_id = f"{self._name}-{number}"
-        dice, task = random.Random(task_id), task_workflow_id(task_id)
-        luck, drawn = dice.random(), dice.choice(AGENTS)
+        rng, task = random.Random(task_id), task_workflow_id(task_id)
+        luck, drawn = rng.random(), rng.choice(AGENTS)
         await self._client.submit_task(TaskRequest(task_id=task_id, task_type=task_type))
-        await asyncio.gather(*(self._bid(task, agent, dice.randint(-5, 5)) for agent in AGENTS))
+        await asyncio.gather(*(self._bid(task, agent, rng.randint(-5, 5)) for agent in AGENTS))
         while (award := (await self._client.task_status(task)).award) is None:
             await asyncio.sleep(0.05)
         skill = self._skill[award.agent_id, task_type]
-        quality = min(1.0, max(0.0, dice.gauss(0.5 + 0.4 * skill, 0.1)))
+        quality = min(1.0, max(0.0, rng.gauss(0.5 + 0.4 * skill, 0.1)))
         success = luck < skill
         fields = {"quality": quality} if success else {"failure": FailureKind.ERROR}
         result = WorkResult(message_id=f"r-{task_id}", agent_id=award.agent_id, summary="done", **fields)
@@ -142,10 +142,10 @@ async def live(
 
 
 async def measure(seed: int) -> dict[str, Any]:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     survival = {(a, TYPES[0]): BAD_SKILL if a in BAD else s for a, s in zip(AGENTS, (*GOOD_SKILL, 0, 0), strict=True)}
     special = {
-        (agent, task_type): SPECIALIST_SKILL if i == j else dice.uniform(*OTHER_SKILL)
+        (agent, task_type): SPECIALIST_SKILL if i == j else rng.uniform(*OTHER_SKILL)
         for i, agent in enumerate(AGENTS)
         for j, task_type in enumerate(TYPES)
     }

@@ -36,9 +36,10 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import default as default_converter
 
 from activities import ledger
+from activities.assignments import counters
 from activities.database import Database, migrate
-from activities.experiment import counters, declare_parameters
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.scenario import PARAMETER, RESEARCH, declaration
 from schema import wire

@@ -26,9 +26,10 @@ from typing import Any
 
 from sqlalchemy import func, insert, select
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.market import register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.recording import record_outcomes
 from benchmarks.phases import note
 from schema.messages.observatory import FailureKind, TaskOutcome
 from schema.messages.platform import Platform, TaskTypeDeclaration

@@ -22,7 +22,8 @@ from openfeature.flag_evaluation import FlagResolutionDetails
 from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
 
 from activities.database import Database, migrate
-from activities.experiment import ExperimentActivities, declare_parameters
+from activities.experiment import ExperimentActivities
+from activities.parameters import declare_parameters
 from rules.assignment import variant
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts

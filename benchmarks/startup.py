@@ -27,11 +27,13 @@ from typing import NamedTuple
 
 from temporalio.client import Client
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import ExperimentActivities, declare_parameters
-from activities.market import register_agent
+from activities.experiment import ExperimentActivities
 from activities.memory import keep
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from benchmarks.output import own_stdout
 from benchmarks.resolve import KEY, design
 from rules import patterns

@@ -1,7 +1,8 @@
 """An agent with an executor of its own: adds a task type, bids on its tasks, and does those it is awarded.
 
-    nautilus agent register herald --operator me
-    python docs/executor.py
+    nautilus agent keygen herald --out herald.pem                            # prints the public key
+    nautilus agent register herald --operator my-team --public-key KEY       # by the operator of the platform
+    NAUTILUS_AGENT_KEY=herald.pem python docs/executor.py
     nautilus tasks submit shout --payload '{"text": "ahoy"}' --wait
 
 docs/executors.md describes every step on the wire.

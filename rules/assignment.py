@@ -5,16 +5,13 @@ own `hash()` is salted per process and must never be used here.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 from mmh3 import hash as murmur3_32
 
-Variant = Literal["control", "treatment"]
+from schema.messages.experiment import Variant
 
 # Resolves shares to a millionth of a percent; flagd's answer depends on the shares, not on the total they add up to.
 TOTAL_WEIGHT = 100_000_000
-# Control fills the ring from 0 up and treatment from here up: apart, so that neither range moves as a share ramps.
-TREATMENT_START = TOTAL_WEIGHT // 2
 
 
 def bucket(key: str, total_weight: int) -> int:
@@ -28,27 +25,21 @@ def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Cal
     """What gives a unit of an experiment its variant, with the ranges worked out once; None for the others.
 
     At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text,
-    flag key, then unit; a growing share only ever moves units to the treatment. Below it, control lies from 0 up and
-    treatment from .5 up, apart: while exposure grows, units join and none leaves its arm. That needs each arm within
-    its half of the ring.
+    flag key, then unit; a growing share only ever moves units to the treatment. Control fills the ring from its start
+    and treatment from its end: while exposure grows, at whatever share, units join and none leaves its arm.
     """
     exposed = _weight(exposure, "an exposure")
     treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
     control = exposed - treated
-    start = control if exposed == TOTAL_WEIGHT else TREATMENT_START
-    end = start + treated
-    if exposed < TOTAL_WEIGHT and max(control, treated) > TREATMENT_START:
-        raise ValueError(
-            f"expected each arm to fit half of all units, but exposure {exposure} and treatment share "
-            f"{treatment_share} came for experiment {experiment_id}"
-        )
+    start = TOTAL_WEIGHT - treated
+    control_arm, treatment_arm = Variant.CONTROL, Variant.TREATMENT
 
     def assign(unit_id: str) -> Variant | None:
         # `bucket`, written out: this runs for every parameter of every task.
         place = (murmur3_32(experiment_id + unit_id, 0, False) * TOTAL_WEIGHT) >> 32
         if place < control:
-            return "control"
-        return "treatment" if start <= place < end else None
+            return control_arm
+        return treatment_arm if place >= start else None
 
     return assign
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter, mul
 from typing import NamedTuple
 
+from rules.rates import smoothed
 from schema.messages.base import Instant
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
@@ -40,11 +41,6 @@ def rate_at(rates: Sequence[float], at: datetime) -> float:
     return rates[(at.weekday() * 24 + at.hour) % len(rates)]
 
 
-def total(counts: Iterable[Counts]) -> Counts:
-    counts = list(counts)
-    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
-
-
 def baseline(
     at: datetime,
     track: Sequence[Interval],
@@ -70,8 +66,8 @@ def baseline(
     if counts.tasks < PRIOR_TASKS:
         return None
     span_s = (busy[-1].start - busy[0].start).total_seconds() + rules.interval_s
-    # Jeffreys' half success and half failure: a perfect week must not make one failure impossible.
-    rates = [(counts.successes + 0.5) / (counts.tasks + 1)]
+    # A perfect week must not make one failure impossible.
+    rates = [smoothed(counts.successes, counts.tasks)]
     if span_s >= 2 * DAY_S:
         n, k = ([sum(hours[hour::24]) for hour in range(24)] for hours in (tasks, successes))
         rates = _shrunk(n, k, _daily_wave(n, k, rates[0]))

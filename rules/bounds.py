@@ -21,8 +21,8 @@ def refusal(
     """
     state = parameters.get(proposal.parameter)
     if state is None:
-        known = ", ".join(sorted(parameters)) or "none"
-        return f"expected a declared parameter ({known}), but {proposal.parameter} came"
+        keys = ", ".join(sorted(parameters)) or "none"
+        return f"expected a declared parameter ({keys}), but {proposal.parameter} came"
     declared = state.declaration
     if task_type and task_type not in declared.task_types:
         touched = ", ".join(declared.task_types)

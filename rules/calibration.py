@@ -98,7 +98,7 @@ def _bet(weight: float, a: float, b: float) -> Bet:
 
 def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) -> list[list[float]]:
     """The successive maxima of E along each path under Q, up to `ceiling` or the horizon."""
-    dice = Random(SEED)
+    rng = Random(SEED)
     # Odds of the arm given the outcome, at 50/50: treatment or control after a success, the same after a failure.
     arms = [(b / (a + b), a / (a + b), (1 - b) / (2 - a - b), (1 - a) / (2 - a - b)) for _, a, b in bets]
     odds = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
@@ -108,12 +108,12 @@ def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) ->
     paths: list[list[float]] = []
     steps = 0
     while len(paths) < PATHS and steps < STEPS / len(RATE_SHIFTS):
-        # The golden ratio spreads any number of paths over the bets by their weights, better than dice would.
+        # The golden ratio spreads any number of paths over the bets by their weights, better than rng would.
         place = len(paths) * 0.6180339887498949 % 1.0 * ends[-1]
         first, second, third = odds[next(j for j, end in enumerate(ends) if place <= end)]
         e, maxima = weights, [1.0]
         for _ in range(max_tasks):
-            u = dice.random()
+            u = rng.random()
             factor = factors[0 if u < first else 1 if u < second else 2 if u < third else 3]
             e = [x * f for x, f in zip(e, factor, strict=True)]
             steps += 1

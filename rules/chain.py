@@ -1,34 +1,21 @@
 """Chain: what makes the ledger evidence. Each entry's digest covers the entry and the digest before it.
 
-SHA-256 over canonical JSON (RFC 8785 in spirit: sorted keys, no spaces, UTF-8, no NaN). Whoever keeps one digest
-outside can show that nothing before it was changed or removed (Haber & Stornetta 1991).
+SHA-256 over canonical JSON (RFC 8785). Whoever keeps one digest outside can show that nothing before it was changed or
+removed (Haber & Stornetta 1991).
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from schema.canonical import content_hash
 
 GENESIS = "0" * 64
 
 
-def canonical(content: Mapping[str, Any]) -> str:
-    """The one text of a JSON object; raises ValueError for what JSON cannot say."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
 def digest(*, sequence: int, key: str, kind: str, subject: str, at: str, body: str, previous: str) -> str:
     """The digest of one entry. `body` (canonical JSON) and `at` (ISO 8601, UTC) are hashed as they are stored."""
-    fields = {
-        "sequence": sequence,
-        "key": key,
-        "kind": kind,
-        "subject": subject,
-        "at": at,
-        "body": body,
-        "previous": previous,
-    }
-    return hashlib.sha256(canonical(fields).encode()).hexdigest()
+    fields = {"sequence": sequence, "key": key, "kind": kind, "subject": subject, "at": at, "body": body}
+    return content_hash(fields | {"previous": previous})
 
 
 def first_break(entries: Iterable[Mapping[str, Any]]) -> str | None:

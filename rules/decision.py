@@ -4,7 +4,7 @@ The rule is an exact randomisation e-process: an always-valid test that assumes 
 treatment is known. It stays valid under looking after every task, under drift of the task mix and, with one stratum per
 share, under a changing share. Around it: the same object with the arms swapped (the harm monitor, and the monitor of
 every guardrail: `harm_evidence`), a futility stop, a sequential test of the assignment itself, and an interval. No
-clock, no dice (`rules.calibration` has seeded ones), no IO; it never decides on a mean.
+clock, no rng (`rules.calibration` has seeded ones), no IO; it never decides on a mean.
 
 Sources: Wald, "Sequential tests of statistical hypotheses", 1945; Ville, "Etude critique de la notion de collectif",
 1939; Turner, Ly & Gruenwald, "Generic E-variables for exact sequential k-sample tests", 2022; Waudby-Smith & Ramdas,
@@ -14,8 +14,8 @@ multinomial count data", 2022.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import exp, fsum, inf, lgamma, log
+from typing import NamedTuple
 
 from rules.calibration import (
     Bet,
@@ -25,95 +25,15 @@ from rules.calibration import (
     promising_bets,
     smallest_bet,
 )
+from schema.messages.experiment import Decision, DecisionRule, StratumCounts
 
 # treatment share; treatment successes, treatment failures, control successes, control failures
-Tally = tuple[float, int, int, int, int]
+ArmTally = tuple[float, int, int, int, int]
 
 # Fewer than one sound experiment in a thousand is called broken (Ville), however often one looks.
 SRM_THRESHOLD = 1_000.0
 # Prior weight of the assignment test: concentrated within some five points of the share, where real faults lie.
 SRM_WEIGHT = 100.0
-
-
-class Decision(StrEnum):
-    CONTINUE = "continue"
-    PROMOTE = "promote"
-    FUTILE = "futile"
-    HARMFUL = "harmful"
-    INCONCLUSIVE = "inconclusive"
-    INVALID = "invalid"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """Counts of one arm: `tasks` finished, `successes` among them, `pending` assigned and not yet finished."""
-
-    tasks: int
-    successes: int
-    pending: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.successes <= self.tasks or self.pending < 0:
-            raise ValueError(f"expected 0 <= successes <= tasks and pending >= 0, but {self} came")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stratum:
-    """All tasks assigned to the treatment with one probability; pooling over several promotes no-ops (Simpson)."""
-
-    treatment_share: float
-    control: Arm
-    treatment: Arm
-
-    def __post_init__(self) -> None:
-        if not 0 < self.treatment_share < 1:
-            raise ValueError(f"expected a treatment share between 0 and 1, but {self.treatment_share} came")
-
-    @property
-    def finished(self) -> int:
-        return self.control.tasks + self.treatment.tasks
-
-    @property
-    def pending(self) -> int:
-        return self.control.pending + self.treatment.pending
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """What is fixed before the first task is assigned; rates are probabilities of the good event.
-
-    `max_tasks` counts the tasks of both arms. With it, one stratum at 50/50 and not `extended`, the threshold of
-    promotion is calibrated to that horizon; otherwise it is 1 / alpha. Set `extended` once `max_tasks` was raised after
-    the start: a calibrated threshold c is not always-valid, and whoever extends because of the evidence so far promotes
-    a no-op with probability up to alpha (1.95 - .95 alpha c) (what was spent by then, and Ville for what was left).
-    """
-
-    baseline_rate: float
-    predicted_rate: float
-    minimum_effect: float
-    alpha: float = 0.05
-    beta: float = 0.1
-    harm_alpha: float = 0.01
-    max_tasks: int | None = None
-    extended: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.baseline_rate <= 1 or not 0 <= self.predicted_rate <= 1:
-            raise ValueError(f"expected rates from 0 to 1, but {self} came")
-        # The difference of two decimal fractions may be an ulp short: .94 - .67 < .27.
-        if not 0 < self.minimum_effect <= self.predicted_rate - self.baseline_rate + 1e-9:
-            raise ValueError(
-                f"expected a predicted rate at least the minimum effect (over 0) above the baseline, but predicted "
-                f"{self.predicted_rate}, baseline {self.baseline_rate}, minimum effect {self.minimum_effect} came"
-            )
-        if not all(0 < level < 1 for level in (self.alpha, self.beta, self.harm_alpha)):
-            raise ValueError(f"expected alpha, beta and harm_alpha between 0 and 1, but {self} came")
-        if self.max_tasks is not None and self.max_tasks < 1:
-            raise ValueError(f"expected max_tasks of at least 1, but {self.max_tasks} came")
-
-    @property
-    def bets(self) -> tuple[Bet, ...]:
-        return promising_bets(self.baseline_rate, self.predicted_rate, self.minimum_effect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +48,8 @@ class Verdict:
     log_e_smallest: float  # of the smallest effect against none, on finished tasks: what futility reads
     srm_e: float
     effect: float | None  # rate difference treatment - control, see rate_difference
-    design: Design = field(repr=False)
-    strata: tuple[Stratum, ...] = field(repr=False)
+    design: DecisionRule = field(repr=False)
+    strata: tuple[StratumCounts, ...] = field(repr=False)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -137,66 +57,80 @@ class Verdict:
         return difference_interval(self.design, self.strata)
 
 
-def decide(design: Design, strata: Sequence[Stratum]) -> Verdict:
-    """Read all counts so far and say what to do; look as often as you like, it costs some 35 microseconds.
+def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: bool = False) -> Verdict:
+    """Read all counts so far and say what to do; evaluate as often as you like, it costs some 35 microseconds.
 
     Invalid (the assignment is broken) beats harmful, promote, futile and inconclusive, in this order. `max_tasks` is
     judged on finished tasks: at it the answer is never continue. A verdict may come earlier; with all tasks assigned
     and fewer finished the answer is continue while the pending ones may still decide. Assign no more than `max_tasks`:
     beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds: decide in an activity.
+
+    Say `extended` once `max_tasks` was raised after the start: a calibrated threshold c is not always-valid, and who
+    extends because of the evidence so far promotes a no-op with probability up to alpha (1.95 - .95 alpha c) (what was
+    spent by then, and Ville for what was left).
     """
     strata = tuple(strata)
-    log_e = log_evidence(design.bets, [_tally(s, pending_treated_succeed=False) for s in strata])
-    log_e_harm = harm_evidence(design.baseline_rate, design.minimum_effect, strata)
-    log_e_smallest = log_evidence(
-        smallest_bet(design.baseline_rate, design.minimum_effect),
-        [_tally(s, pending_treated_succeed=None) for s in strata],
+    found = _Evidence(
+        log_e=log_evidence(promotion_bets(design), [_tally(s, pending_treated_succeed=False) for s in strata]),
+        log_threshold=promotion_log_threshold(design, strata, extended=extended),
+        log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
+        log_e_smallest=log_evidence(
+            smallest_bet(design.baseline_rate, design.minimum_effect),
+            [_tally(s, pending_treated_succeed=None) for s in strata],
+        ),
+        srm_e=assignment_evidence(strata),
     )
-    log_threshold = promotion_log_threshold(design, strata)
-    srm_e = assignment_evidence(strata)
     effect = rate_difference(strata)
     finished = sum(s.finished for s in strata)
+    decision, why = _conclusion(design, strata, finished, found)
+    reason = f"{decision} after {finished} tasks"
+    if design.max_tasks:
+        reason += f" of {design.max_tasks}"
+    if effect is not None:
+        reason += f" at a difference of {100 * effect:+.1f} points"
+    return Verdict(
+        decision=decision, reason=f"{reason}: {why}", effect=effect, design=design, strata=strata, **found._asdict()
+    )
 
+
+class _Evidence(NamedTuple):
+    """All that a decision rests on, under the names that a verdict has for it."""
+
+    log_e: float
+    log_threshold: float
+    log_e_harm: float
+    log_e_smallest: float
+    srm_e: float
+
+
+def _conclusion(
+    design: DecisionRule, strata: Sequence[StratumCounts], finished: int, found: _Evidence
+) -> tuple[Decision, str]:
+    """The decision and why."""
+    fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
+    held = "" if fewest >= design.minimum_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
     # Ville 1939: a nonnegative supermartingale that starts at 1 ever reaches 1 / alpha with probability <= alpha.
     harm_threshold = -log(design.harm_alpha)
     # Wald 1945: give up on the effect at likelihood ratio beta / (1 - alpha).
     futility_bound = log(design.beta / (1 - design.alpha))
-    if srm_e >= SRM_THRESHOLD:
-        decision, why = Decision.INVALID, f"the assignment departs from its share, e = {srm_e:.3g} >= {SRM_THRESHOLD:g}"
-    elif log_e_harm >= harm_threshold:
-        decision, why = Decision.HARMFUL, f"evidence of harm e = {_e(log_e_harm)} reached {_e(harm_threshold)}"
-    elif log_e >= log_threshold:
-        decision, why = Decision.PROMOTE, f"evidence e = {_e(log_e)} reached {_e(log_threshold)}"
-    elif log_e_smallest <= futility_bound:
-        decision, why = (
-            Decision.FUTILE,
-            (
-                f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having, are {_e(log_e_smallest)} "
-                f"times as likely as none, at most {_e(futility_bound)}"
-            ),
-        )
-    elif design.max_tasks is not None and finished >= design.max_tasks:
-        decision, why = Decision.INCONCLUSIVE, f"evidence e = {_e(log_e)} is short of {_e(log_threshold)} at the end"
-    else:
-        decision, why = Decision.CONTINUE, f"evidence e = {_e(log_e)} of {_e(log_threshold)} needed"
-    return Verdict(
-        decision=decision,
-        reason=f"{decision} after {finished} tasks"
-        + (f" of {design.max_tasks}" if design.max_tasks else "")
-        + ("" if effect is None else f" at a difference of {100 * effect:+.1f} points")
-        + f": {why}",
-        log_e=log_e,
-        log_threshold=log_threshold,
-        log_e_harm=log_e_harm,
-        log_e_smallest=log_e_smallest,
-        srm_e=srm_e,
-        effect=effect,
-        design=design,
-        strata=strata,
-    )
+    evidence = f"evidence e = {_e(found.log_e)}"
+    if found.srm_e >= SRM_THRESHOLD:
+        why = f"the assignment departs from its share, e = {found.srm_e:.3g} >= {SRM_THRESHOLD:g}"
+        return Decision.INVALID, why
+    if found.log_e_harm >= harm_threshold:
+        return Decision.HARMFUL, f"evidence of harm e = {_e(found.log_e_harm)} reached {_e(harm_threshold)}"
+    if found.log_e >= found.log_threshold and not held:
+        return Decision.PROMOTE, f"{evidence} reached {_e(found.log_threshold)}"
+    if found.log_e_smallest <= futility_bound:
+        worth = f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having,"
+        odds = f"are {_e(found.log_e_smallest)} times as likely as none, at most {_e(futility_bound)}"
+        return Decision.FUTILE, f"{worth} {odds}"
+    if design.max_tasks is not None and finished >= design.max_tasks:
+        return Decision.INCONCLUSIVE, f"{evidence} of {_e(found.log_threshold)} at the end{held}"
+    return Decision.CONTINUE, f"{evidence} of {_e(found.log_threshold)} needed{held}"
 
 
-def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[Tally]) -> float:
+def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[ArmTally]) -> float:
     """Log of the mixture e-process, ln sum_j w_j prod_i p_arm(Y_i) / (pi_i p_B(Y_i) + (1 - pi_i) p_A(Y_i)).
 
     Turner, Ly & Gruenwald 2022, with the arm drawn at random. While the treatment is not better, each factor has
@@ -210,7 +144,7 @@ def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[Tally]) -> float:
     return _log_mean(bets, logs)
 
 
-def harm_evidence(baseline_rate: float, margin: float, strata: Sequence[Stratum]) -> float:
+def harm_evidence(baseline_rate: float, margin: float, strata: Sequence[StratumCounts]) -> float:
     """Log evidence that the treatment is worse: the same object with the arms swapped, to hold against ln(1 / alpha).
 
     `margin` is the smallest harm worth knowing (at most five points). The monitor of a guardrail is this on its counts.
@@ -219,7 +153,7 @@ def harm_evidence(baseline_rate: float, margin: float, strata: Sequence[Stratum]
     return log_evidence(harm_bets(baseline_rate, margin), tallies)
 
 
-def assignment_evidence(strata: Sequence[Stratum]) -> float:
+def assignment_evidence(strata: Sequence[StratumCounts]) -> float:
     """e-value against "tasks were assigned with the stated share", on assigned tasks, finished or pending.
 
     Lindon & Malek 2022: Dirichlet-multinomial marginal likelihood over the multinomial likelihood, the prior centred
@@ -234,7 +168,7 @@ def assignment_evidence(strata: Sequence[Stratum]) -> float:
     return exp(min(log_e, 700.0))
 
 
-def rate_difference(strata: Sequence[Stratum]) -> float | None:
+def rate_difference(strata: Sequence[StratumCounts]) -> float | None:
     """Treatment rate minus control rate, strata weighted by finished tasks; None until one has both arms."""
     both = [(s.finished, s.treatment, s.control) for s in strata if s.control.tasks and s.treatment.tasks]
     if not both:
@@ -243,17 +177,17 @@ def rate_difference(strata: Sequence[Stratum]) -> float | None:
     return fsum(gains) / sum(n for n, _, _ in both)
 
 
-def promotion_log_threshold(design: Design, strata: Sequence[Stratum]) -> float:
+def promotion_log_threshold(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: bool = False) -> float:
     """ln(1 / alpha), or less where the horizon binds: one stratum at 50/50, `max_tasks` fixed and not extended."""
     horizon = design.max_tasks
-    if horizon is None or design.extended or [s.treatment_share for s in strata] != [0.5]:
+    if horizon is None or extended or [s.treatment_share for s in strata] != [0.5]:
         return -log(design.alpha)
     if strata[0].finished + strata[0].pending > horizon:
         return -log(design.alpha)
-    return calibrated_log_threshold(design.bets, design.baseline_rate, design.alpha, horizon)
+    return calibrated_log_threshold(promotion_bets(design), design.baseline_rate, design.alpha, horizon)
 
 
-def difference_interval(design: Design, strata: Sequence[Stratum]) -> tuple[float, float]:
+def difference_interval(design: DecisionRule, strata: Sequence[StratumCounts]) -> tuple[float, float]:
     """Always-valid interval at 1 - alpha of the rate difference, pending tasks counted against each end.
 
     Waudby-Smith & Ramdas 2023, by inversion: every difference that neither side rejects at 2 / alpha. Its lower end
@@ -263,12 +197,12 @@ def difference_interval(design: Design, strata: Sequence[Stratum]) -> tuple[floa
     level = log(2 / design.alpha)
     down = harm_bets(design.baseline_rate, design.minimum_effect)
     return (
-        _lower_end(design.bets, level, [_tally(s, pending_treated_succeed=False) for s in strata]),
+        _lower_end(promotion_bets(design), level, [_tally(s, pending_treated_succeed=False) for s in strata]),
         -_lower_end(down, level, [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]),
     )
 
 
-def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[Tally]) -> float:
+def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally]) -> float:
     """The greatest difference rejected from below, to a hundredth of a point; -1 if none is.
 
     A bet's factor is 1 + l X with X = (A / pi - (1 - A) / (1 - pi)) (Y - m), whose conditional mean is the rate
@@ -298,7 +232,12 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[Tally]) ->
     return low
 
 
-def _tally(stratum: Stratum, *, pending_treated_succeed: bool | None) -> Tally:
+def promotion_bets(design: DecisionRule) -> tuple[Bet, ...]:
+    """Pairs of rates that the evidence for a promotion bets on, with their weights."""
+    return promising_bets(design.baseline_rate, design.predicted_rate, design.minimum_effect)
+
+
+def _tally(stratum: StratumCounts, *, pending_treated_succeed: bool | None) -> ArmTally:
     """The four counts of a stratum, pending tasks taken for or against the treatment, or (None) left out.
 
     The e-process runs over tasks in order of assignment, but a longer timeout reports its failures late. With pending
@@ -316,7 +255,7 @@ def _tally(stratum: Stratum, *, pending_treated_succeed: bool | None) -> Tally:
     )
 
 
-def _swapped(tally: Tally) -> Tally:
+def _swapped(tally: ArmTally) -> ArmTally:
     share, ts, tf, cs, cf = tally
     return 1 - share, cs, cf, ts, tf
 

@@ -2,30 +2,22 @@
 
 import math
 
+from rules.rates import smoothed
 from schema.messages.cycle import Briefing
-from schema.messages.experiment import ExperimentDesign, Reading
+from schema.messages.experiment import Decision, ExperimentDesign, Reading
 from schema.messages.observatory import Counts
 from schema.messages.platform import CycleRules, Parameter, Risk
 from schema.messages.proposals import Proposal
 
 # What the rules of the game say about every experiment, under the same names.
-RULED = {
-    "minimum_effect",
-    "alpha",
-    "beta",
-    "harm_alpha",
-    "max_tasks",
-    "minimum_tasks",
-    "minimum_run_s",
-    "pending_cutoff_s",
-}
+RULED = set(CycleRules.model_fields) & set(ExperimentDesign.model_fields)
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
 EVEN = 0.5
 
 
 def baseline_rate(baseline: Counts) -> float:
-    """The affected tasks' share of good ones, kept off 0 and 1 (Krichevsky & Trofimov 1981: half a task each way)."""
-    return (baseline.successes + 0.5) / (baseline.tasks + 1)
+    """The affected tasks' share of good ones, kept off 0 and 1."""
+    return smoothed(baseline.successes, baseline.tasks)
 
 
 def affected(briefing: Briefing, parameter: Parameter) -> Counts:
@@ -33,7 +25,7 @@ def affected(briefing: Briefing, parameter: Parameter) -> Counts:
     counts = [briefing.baselines.get(t, Counts()) for t in parameter.task_types] if briefing.baselines else []
     if not counts:
         return briefing.baseline
-    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
+    return Counts.total(counts)
 
 
 def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> ExperimentDesign:
@@ -79,7 +71,7 @@ def is_harmful(design: ExperimentDesign, reading: Reading) -> bool:
 
 def breaks_something(design: ExperimentDesign, reading: Reading) -> bool:
     """Whether it is harmful, or a guardrail is broken: by chance at most harm_alpha for each of them."""
-    return is_harmful(design, reading) or reading.decision == "harmful"
+    return is_harmful(design, reading) or reading.decision is Decision.HARMFUL
 
 
 def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:

@@ -18,269 +18,45 @@ from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from pydantic import Field
-
-from rules.baseline import HOURS, PRIOR_TASKS, START, WEEK_S, Baseline, Span, baseline, dispersion, rate_at, total
-from schema.messages.base import Instant, Message
+from rules.baseline import HOURS, PRIOR_TASKS, START, WEEK_S, Baseline, Span, baseline, dispersion
+from rules.series import (
+    BUDGET,
+    METRICS,
+    NEW,
+    PLATFORM,
+    SILENCE,
+    SUCCESS_RATE,
+    ZERO,
+    Alarm,
+    Cells,
+    Cusum,
+    DetectorSettings,
+    Metric,
+    Series,
+    anomaly_of,
+    healthy_again,
+    step,
+)
 from schema.messages.observatory import Anomaly, Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
-BUDGET = 0.15  # false alarms a week, shared by all series of a platform
-SLIGHT, CLEAR, OUTAGE = 0.05, 0.10, 1.0  # departures to watch for; `departed` cuts the last to an outage
-# What each may spend of the budget. Together more than all of it: they see the same tasks, so that what alarms one has
-# mostly alarmed another, and the clear ones spend little of theirs (benchmarks.detection counts them together).
-DROPS = {SLIGHT: 0.9, CLEAR: 0.2, OUTAGE: 0.1}
-KNOWN_S = 3 * 86_400  # a baseline of less takes the shape of a day for a slight departure
-FLOOR = 0.0  # the key of the CUSUM that watches the absolute floor, beside those of the departures
-FITTED = 2  # times p (1 - p) / n is the baseline's variance: 1 in sums of whole days, 3 (mean, sine, cosine) in an hour
 DEMAND = 0.45  # the share of this week in two weeks' tasks that is still usual: a fifth fewer is demand, not a fault
-CLOSING = math.log(100)  # an alarm closes at odds of 100 to 1 for health: hysteresis against its own threshold
 CULPRIT = 0.75  # the share of the platform's evidence with which one type explains it
-PLATFORM = "platform"
 
 
-class Metric(NamedTuple):
-    """What a series counts and which ways are bad. The metric with the floor also reports silence.
+class Closing(NamedTuple):
+    """An anomaly that is over, and why: to be well again and to be gone are not the same."""
 
-    What is `clustered` comes in bursts: its chance is what the baseline's days show, never less than the binomial's.
-    A `volume` has no denominator: its tasks are judged as a share of its own and those of the same hour a week ago.
-    """
-
-    name: str
-    signs: tuple[int, ...]
-    floor: bool = False
-    clustered: bool = False
-    volume: bool = False
-
-
-SUCCESS_RATE = Metric("success_rate", (-1,), floor=True)
-SLOW_SHARE = Metric("slow_share", (1,))  # its "successes" are the tasks slower than the baseline's p95
-METRICS = (  # the first to alarm on a task type explains the later ones
-    SUCCESS_RATE,
-    SLOW_SHARE,
-    Metric("duration_share", (1,)),  # slower than the baseline's median: what becomes of mean completion time
-    Metric("low_quality_share", (1,)),  # of the rated tasks, under the baseline's lower quartile
-    Metric("dear_share", (1,)),  # dearer than the baseline's p95
-    Metric("market_fill_rate", (-1,), clustered=True),  # awarded of opened
-    Metric("active_agents", (-1,), clustered=True),  # those that did something, of those registered
-    # More tasks are demand; what that harms has a metric of its own.
-    Metric("throughput", (-1,), volume=True),
-)
-
-
-class Settings(NamedTuple):
-    """What one step needs to know beside the numbers. `series_count` is how many series share the budget."""
-
-    metric: Metric
-    rules: ObservatoryRules
-    series_count: int = 1
-
-
-Cells = Mapping[str, tuple[Counts, Baseline | None]]  # one interval of a series: its task type, or a platform's types
-
-
-class Evidence(Message):
-    """One CUSUM since its last zero: a log likelihood ratio, or the successes that lack to the floor."""
-
-    score: float = 0.0
-    since: Instant | None = None
-    counts: Counts = Counts()
-
-
-class Alarm(Message):
-    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to come back to, frozen, by task type."""
-
-    anomaly: Anomaly
-    cause: float = FLOOR
-    healthy: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    recovery: dict[str, float] = Field(default_factory=dict)
-    dispersion: float = 1.0
-
-
-class Series(Message):
-    """Where one series stands after `seen`, the start of the last interval that was judged.
-
-    `tasks` are all that were ever judged; `episodes` are past ones, kept out of the baseline.
-    """
-
-    seen: Instant | None = None
-    tasks: int = 0
-    cusums: dict[float, Evidence] = Field(default_factory=dict)
-    alarm: Alarm | None = None
-    episodes: tuple[Span, ...] = ()
-
-
-ZERO, NEW = Evidence(), Series()  # frozen: made once
+    anomaly_id: str
+    reason: str
 
 
 class Detection(NamedTuple):
-    """One look: the states to carry in the snapshot by subject, what to raise, and which anomalies are over."""
+    """One evaluation: the states to carry in the snapshot by subject, what to raise, and which anomalies are over."""
 
     states: dict[str, Series]
     raised: tuple[Anomaly, ...] = ()
-    closed: tuple[str, ...] = ()
-
-
-def log_ratio(tasks: float, successes: float, null: float, alternative: float) -> float:
-    """Log likelihood ratio of `alternative` to `null` for binomial counts."""
-    failures = tasks - successes
-    return successes * math.log(alternative / null) + failures * math.log((1 - alternative) / (1 - null))
-
-
-def departed(rate: float, delta: float) -> float:
-    """The rate `delta` away, never beyond half-way to the end of the scale: a rate has no room for more."""
-    return max(rate + delta, rate / 2) if delta < 0 else min(rate + delta, (1 + rate) / 2)
-
-
-def threshold(information: float, settings: Settings, spend: float = 1.0) -> float:
-    """How much evidence an alarm takes, from what it may spend of the budget and the information in one interval.
-
-    A CUSUM at threshold h crosses by chance about I nu(sqrt(2 I))^2 exp(-h) times an interval, nu(x) about exp(-.583 x)
-    (Siegmund 1985, (10.17)). The product peaks at I = 1.47; volume varies by the hour, so it is never taken to fall.
-    """
-    information = min(information, 1.47)
-    crossings = WEEK_S / settings.rules.interval_s * information * math.exp(-1.166 * math.sqrt(2 * information))
-    return max(math.log(crossings * settings.series_count * len(settings.metric.signs) / (BUDGET * spend)), CLOSING)
-
-
-def binomial_tail(successes: int, tasks: int, rate: float) -> float:
-    """Exact P(X <= successes) for X ~ Binomial(tasks, rate): summed from the largest term of the lower tail."""
-    if successes >= tasks * rate:
-        return 1.0  # not a tail: the callers only ask about shortfalls
-    ways = math.lgamma(tasks + 1) - math.lgamma(successes + 1) - math.lgamma(tasks - successes + 1)
-    term = math.exp(ways + successes * math.log(rate) + (tasks - successes) * math.log1p(-rate))
-    chance, k = 0.0, successes
-    while term > chance * 1e-15:
-        chance += term
-        term *= k * (1 - rate) / ((tasks - k + 1) * rate)
-        k -= 1
-    return chance
-
-
-def step(name: str, state: Series, start: datetime, cells: Cells, settings: Settings) -> Series:
-    """Judge one interval of a series: `alarm` before and after tells whether one was raised or is over.
-
-    An interval without tasks changes nothing: it is no evidence of health. Of several CUSUMs that are over their
-    thresholds, the furthest raises.
-    """
-    tasks = sum(counts.tasks for counts, _ in cells.values())
-    before, state = state.cusums, state.model_copy(update={"seen": start, "tasks": state.tasks + tasks})
-    if not tasks:
-        return state
-    if state.alarm is not None:
-        return _recover(state, state.alarm, start, cells, settings)
-    evidence, over = dict[float, Evidence](), list[tuple[float, float]]()
-
-    def add(key: float, gain: float, counts: Iterable[Counts]) -> Evidence:
-        old = before.get(key, ZERO)
-        if old.score + gain <= 0:
-            return ZERO
-        evidence[key] = Evidence(score=old.score + gain, since=old.since or start, counts=total([old.counts, *counts]))
-        return evidence[key]
-
-    everyone = [(counts, normal) for counts, normal in cells.values() if normal is not None]
-    grown = KNOWN_S / settings.rules.interval_s
-    settled = [(c, normal) for c, normal in everyone if normal.counts.tasks >= normal.tasks_per_interval * grown]
-    for delta, spend in ((sign * drop, share) for sign in settings.metric.signs for drop, share in DROPS.items()):
-        known = settled if abs(delta) == SLIGHT else everyone
-        if not known:
-            if delta in before:
-                evidence[delta] = before[delta]
-            continue
-        learnt_from = sum(normal.counts.tasks for _, normal in known)
-        gain = information = 0.0
-        for _, normal in known:
-            rate = rate_at(normal.rates, start)
-            away = departed(rate, delta)
-            most = 2 * normal.tasks_per_interval  # most of the evidence comes in the busy hours
-            information += log_ratio(most, most * away, rate, away) / normal.dispersion
-        limit = threshold(information, settings, spend)
-        for counts, normal in known:
-            rate = rate_at(normal.rates, start)
-            # The baseline is estimated. An error e thins the tail to exp(-h (1 - 2 e / delta)); on average over e of
-            # variance v that is exp(2 h^2 v / delta^2) times too many alarms, and moving both rates by h v / delta
-            # undoes exactly that, at the least delay.
-            variance = FITTED * normal.dispersion * rate * (1 - rate) / learnt_from
-            error = limit * variance / abs(departed(rate, delta) - rate)
-            null = departed(rate, math.copysign(error, delta))
-            gain += log_ratio(counts.tasks, counts.successes, null, departed(null, delta)) / normal.dispersion
-        if (excess := add(delta, gain, (counts for counts, _ in known)).score - limit) >= 0:
-            over.append((excess, delta))
-    if settings.metric.floor:
-        floor, window = settings.rules.success_floor, settings.rules.floor_window_tasks
-        counts = total(counts for counts, _ in cells.values())
-        low = add(FLOOR, floor * counts.tasks - counts.successes, [counts]).counts
-        # Every window of tasks that was ever judged could have been low by chance: they share the budget.
-        level = BUDGET / (settings.series_count * max(1, state.tasks // window))
-        if not over and low.tasks >= window and binomial_tail(low.successes, low.tasks, floor) <= level:
-            over.append((0.0, FLOOR))
-    state = state.model_copy(update={"cusums": evidence})
-    return _alarmed(name, state, max(over)[1], start, cells, settings) if over else state
-
-
-def _alarmed(name: str, state: Series, cause: float, start: datetime, cells: Cells, settings: Settings) -> Series:
-    """The series with the alarm that one of its CUSUMs raises."""
-    found, floor = state.cusums[cause], settings.rules.success_floor
-    known = {one: normal for one, (_, normal) in cells.items() if normal is not None}
-    usual = total(normal.counts for normal in known.values()) if known else None
-    if cause == FLOOR:
-        # Over once the rate is credibly above the floor: half-way between the two is the turning point.
-        healthy: dict[str, tuple[float, ...]] = {one: (departed(floor, SLIGHT),) for one in cells}
-        why = f"{found.score:.0f} short of the floor of {floor:.0%}, beyond chance"
-    else:
-        healthy = {one: normal.rates for one, normal in known.items()}
-        why = f"against {usual.rate if usual else 0:.1%} in the baseline; log likelihood ratio {found.score:.1f}"
-    counts = found.counts
-    seen = f"{counts.rate or 0:.1%} ({counts.successes} of {counts.tasks})"
-    if settings.metric.volume:
-        seen = f"{counts.successes} tasks"
-        why = f"where {counts.tasks - counts.successes} were usual; log likelihood ratio {found.score:.1f}"
-    reason = f"{settings.metric.name} {seen} since onset, {why}"
-    end = start + timedelta(seconds=settings.rules.interval_s)
-    anomaly = _anomaly(settings.metric.name, name, start, end, found, usual, reason)
-    dispersion = max((normal.dispersion for normal in known.values()), default=1.0)
-    return state.model_copy(
-        update={"alarm": Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)}
-    )
-
-
-def _anomaly(
-    metric: str, name: str, raised: datetime, at: datetime, found: Evidence, usual: Counts | None, why: str
-) -> Anomaly:
-    return Anomaly(
-        anomaly_id=f"{metric}:{name or PLATFORM}#{raised:%Y-%m-%dT%H:%M:%SZ}",
-        metric=metric,
-        task_type=name if name != PLATFORM else "",
-        onset=found.since or raised,
-        detected_at=at,
-        observed=found.counts,
-        baseline=usual,
-        reason=why,
-    )
-
-
-def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, settings: Settings) -> Series:
-    """Close the alarm when health is likelier than the departure, by enough.
-
-    The departure is half of the one seen when it was raised, between the slight and the clear one: chance helped
-    to raise it, and what is likelier than too large a departure need not be health. No type says more than that it is
-    well, or half as much that it is not: once most of a platform is well again, the rest is no longer its alarm.
-    """
-    usual, delta = alarm.anomaly.baseline, -SLIGHT
-    if alarm.cause != FLOOR and usual is not None:
-        seen = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
-        delta = math.copysign(min(max(SLIGHT, seen / 2), CLEAR), alarm.cause)
-    recovery = dict(alarm.recovery)
-    for name in alarm.healthy.keys() & cells.keys():
-        counts, rate = cells[name][0], rate_at(alarm.healthy[name], start)
-        gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate) / alarm.dispersion
-        recovery[name] = min(CLOSING, max(-CLOSING / 2, recovery.get(name, 0.0) + gain))
-    gone = alarm.healthy and alarm.healthy.keys().isdisjoint(cells)  # nothing is left that could come back
-    if sum(recovery.values()) < CLOSING and not gone:
-        return state.model_copy(update={"alarm": alarm.model_copy(update={"recovery": recovery})})
-    oldest = start - timedelta(seconds=settings.rules.baseline_s + settings.rules.guard_s)
-    episodes = (*(e for e in state.episodes if e[1] > oldest), (alarm.anomaly.onset, start))
-    return state.model_copy(update={"alarm": None, "cusums": {}, "episodes": episodes})
+    closed: tuple[Closing, ...] = ()
 
 
 def detect(
@@ -292,13 +68,13 @@ def detect(
     series_count: int | None = None,
     excluded: Mapping[str, Sequence[Span]] | None = None,
 ) -> Detection:
-    """Judge every complete interval up to `at` that no earlier look has judged, oldest first.
+    """Judge every complete interval up to `at` that no earlier evaluation has judged, oldest first.
 
     `history` holds the intervals of each task type, oldest first; empty ones may be missing. `states` and the result's
     are keyed like `Anomaly.subject`. `excluded` are spans to keep out of a type's baseline: its experiments, and all
-    that came before its last promotion. The first look judges the guard gap.
+    that came before its last promotion. The first one judges the guard gap.
     """
-    settings = Settings(metric, rules, series_count or len(history) + 1)
+    settings = DetectorSettings(metric, rules, series_count or len(history) + 1)
     width, recent = timedelta(seconds=rules.interval_s), timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
     reach = timedelta(seconds=rules.baseline_s) + recent
     mine = [s.seen for subject, s in states.items() if s.seen and subject.startswith(f"{metric.name}:")]
@@ -308,15 +84,17 @@ def detect(
         name: [i for i in intervals[bisect_left(intervals, seen - reach, key=START) :] if i.start + width <= at]
         for name, intervals in history.items()
     }
-    look = _Look(at, settings, tracks, dict(states), excluded or {})
+    evaluation = _Evaluation(at, settings, tracks, dict(states), excluded or {})
     for start in sorted({i.start for track in tracks.values() for i in track if i.start > seen}):
-        look.judge(start)
+        evaluation.judge(start)
+    evaluation.retire(metric.name)
     if metric.floor:
-        whole = len(tracks) > 1 and look.silent("", list(tracks))
+        whole = len(tracks) > 1 and evaluation.silent("", list(tracks))
         for name in tracks:
-            if not whole or look.state(name, "no_data").alarm is not None:
-                look.silent(name, [name])
-    return Detection(look.states, tuple(look.raised), tuple(look.closed))
+            if not whole or evaluation.state(name, SILENCE).alarm is not None:
+                evaluation.silent(name, [name])
+        evaluation.retire(SILENCE)
+    return Detection(evaluation.states, tuple(evaluation.raised), tuple(evaluation.closed))
 
 
 def detect_all(
@@ -335,7 +113,7 @@ def detect_all(
     if unknown := histories.keys() - {metric.name for metric in METRICS}:
         raise ValueError(f"expected histories of declared metrics, but {', '.join(sorted(unknown))} came")
     series_count = sum(len(history) + (len(history) > 1) for history in histories.values())
-    states, raised, closed = dict(states), list[Anomaly](), list[str]()
+    states, raised, closed = dict(states), list[Anomaly](), list[Closing]()
     # Of each task type, and under the empty name of all: spans of the earlier metrics' alarms, those still open last.
     past, still = dict[str, tuple[Span, ...]](), set[str]()
     for metric in METRICS:
@@ -350,9 +128,9 @@ def detect_all(
                 hushed.add(anomaly.anomaly_id)
                 states[anomaly.subject] = states[anomaly.subject].model_copy(update={"alarm": None, "cusums": {}})
         raised += [anomaly for anomaly in found.raised if anomaly.anomaly_id not in hushed]
-        closed += [anomaly_id for anomaly_id in found.closed if anomaly_id not in hushed]
+        closed += [closing for closing in found.closed if closing.anomaly_id not in hushed]
         for name in (*by_type, ""):
-            for state in (states.get(f"{one}:{name or PLATFORM}", NEW) for one in (metric.name, "no_data")):
+            for state in (states.get(f"{one}:{name or PLATFORM}", NEW) for one in (metric.name, SILENCE)):
                 since = state.alarm.anomaly.onset if state.alarm is not None else None
                 still |= {name} if since and by_type else set()
                 past[name] = (*past.get(name, ()), *state.episodes, *([(since, at)] if since else []))
@@ -360,27 +138,27 @@ def detect_all(
 
 
 @dataclass
-class _Look:
-    """One look over all task types and, where there are several, the platform, whose name is empty."""
+class _Evaluation:
+    """One evaluation of all task types and, where there are several, the platform, whose name is empty."""
 
     at: datetime
-    settings: Settings
+    settings: DetectorSettings
     tracks: dict[str, list[Interval]]
     states: dict[str, Series]
     excluded: Mapping[str, Sequence[Span]]
     raised: list[Anomaly] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
+    closed: list[Closing] = field(default_factory=list)
     normals: dict[str, tuple[object, Baseline | None]] = field(default_factory=dict)
 
     def state(self, name: str, metric: str = "") -> Series:
         return self.states.get(f"{metric or self.settings.metric.name}:{name or PLATFORM}", NEW)
 
-    def put(self, name: str, after: Series, metric: str = "") -> None:
+    def put(self, name: str, after: Series, metric: str = "", over: str = "health is far likelier now") -> None:
         """Keep a state: an alarm that is new in it is raised, one that is gone from it is over."""
         before = self.state(name, metric).alarm
         self.states[f"{metric or self.settings.metric.name}:{name or PLATFORM}"] = after
         if before is not None and after.alarm is None:
-            self.closed.append(before.anomaly.anomaly_id)
+            self.closed.append(Closing(before.anomaly.anomaly_id, over))
         if before is None and after.alarm is not None:
             self.raised.append(after.alarm.anomaly)
 
@@ -480,14 +258,14 @@ class _Look:
         """
         width = timedelta(seconds=self.settings.rules.interval_s)
         busy = sorted((i for one in types for i in self.tracks[one] if i.counts.tasks), key=START)
-        alarm = self.state(name, "no_data").alarm
+        alarm = self.state(name, SILENCE).alarm
         if alarm is not None and busy and busy[-1].start >= alarm.anomaly.onset:
-            self.put(name, Series(), "no_data")
+            self.put(name, Series(), SILENCE, over="tasks come again")
             alarm = None
         if alarm is not None or not busy or (since := busy[-1].start + width) >= self.at:
             return alarm is not None
         lag = timedelta(days=7 if since - busy[0].start >= timedelta(days=7) else 1)
-        usual = total(i.counts for i in busy if since <= i.start + lag < self.at)
+        usual = Counts.total(i.counts for i in busy if since <= i.start + lag < self.at)
         longest = max((b.start - a.start for a, b in pairwise(busy)), default=width) - width
         rare = math.log2(WEEK_S / width.total_seconds() * self.settings.series_count / BUDGET)
         if usual.tasks < rare or self.at - since <= longest:
@@ -495,6 +273,22 @@ class _Look:
         silence_h, before_h = (gap.total_seconds() / 3_600 for gap in (self.at - since, longest))
         usually = f"{usual.tasks} came {'a week' if lag.days == 7 else 'a day'} earlier"
         why = f"no task for {silence_h:.3g} h, where {usually}; the longest gap before took {before_h:.3g} h"
-        anomaly = _anomaly("no_data", name, self.at, self.at, Evidence(since=since), usual, why)
-        self.put(name, Series(alarm=Alarm(anomaly=anomaly)), "no_data")
+        anomaly = anomaly_of(SILENCE, name, self.at, self.at, Cusum(since=since), usual, why)
+        self.put(name, Series(alarm=Alarm(anomaly=anomaly)), SILENCE)
         return True
+
+    def retire(self, metric: str) -> None:
+        """Close the alarms on task types that are gone: nothing is left of them in all that is evaluated.
+
+        The silence of the whole platform stays, and what is about no task type: nothing else would tell of it.
+        """
+        for subject, state in list(self.states.items()):
+            if state.alarm is None or not subject.startswith(f"{metric}:"):
+                continue
+            about = [state.alarm.anomaly.task_type] if state.alarm.anomaly.task_type else [*state.alarm.healthy]
+            left = [name for name in about if any(i.counts.tasks for i in self.tracks.get(name, ()))]
+            if left or not about or not {"", PLATFORM}.isdisjoint(about):
+                continue
+            after = Series() if metric == SILENCE else healthy_again(state, state.alarm, self.at, self.settings.rules)
+            why = f"gone, which is no recovery: no task of {', '.join(sorted(about))} within a whole baseline"
+            self.put(subject.partition(":")[2], after, metric, over=why)

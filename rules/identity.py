@@ -9,10 +9,10 @@ with the message would prove nothing.
 import base64
 from collections.abc import Iterable, Mapping
 
-import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from schema.canonical import canonical
 from schema.messages.base import AgentMessage
 from schema.messages.market import Agent
 from schema.messages.proposals import Voter
@@ -40,7 +40,7 @@ def signed_bytes(message: AgentMessage, workflow_id: str, context: str, kind: st
     A field that has its default is left out, so that a field which a later version adds breaks no signature.
     """
     content = message.model_dump(mode="json", exclude={"signature"}, exclude_defaults=True)
-    return rfc8785.dumps(
+    return canonical(
         {
             "protocol": PROTOCOL,
             "workflow": workflow_id,
@@ -79,8 +79,8 @@ def refusal(
         return f"expected a message signed by {agent}, but this one is not signed"
     try:
         signature = decoded(message.signature, 64)
-        said = signed_bytes(message, workflow_id, context, kind)
-        Ed25519PublicKey.from_public_bytes(decoded(public_key, 32)).verify(signature, said)
+        content = signed_bytes(message, workflow_id, context, kind)
+        Ed25519PublicKey.from_public_bytes(decoded(public_key, 32)).verify(signature, content)
     except InvalidSignature:
         where = f"{kind} to run {context} of {workflow_id}"
         return f"expected a signature by the key of {agent} over exactly this {where}, but it does not fit"

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.rates import wilson
+from rules.rates import smoothed, wilson
 from schema.messages.memory import (
     Change,
     Claim,
@@ -129,12 +129,7 @@ class _Hour(NamedTuple):
 
     @property
     def expected(self) -> float:
-        return _smoothed(self.rest)
-
-
-def _smoothed(counts: Counts) -> float:
-    """Half a task each way keeps the rate off 0 and 1 (Krichevsky & Trofimov 1981)."""
-    return (counts.successes + 0.5) / (counts.tasks + 1)
+        return smoothed(self.rest.successes, self.rest.tasks)
 
 
 def weekly_lows(
@@ -151,10 +146,10 @@ def weekly_lows(
         start = interval.start.replace(minute=0, second=0, microsecond=0)
         hours[start].append(interval.counts)
         weeks[_week(start)].append(interval.counts)
-    totals = {start: _total(counts) for start, counts in weeks.items()}
+    totals = {start: Counts.total(counts) for start, counts in weeks.items()}
     table: dict[int, list[_Hour]] = defaultdict(list)
     for start, parts in sorted(hours.items()):
-        counts, week = _total(parts), totals[_week(start)]
+        counts, week = Counts.total(parts), totals[_week(start)]
         rest = Counts(tasks=week.tasks - counts.tasks, successes=week.successes - counts.successes)
         if counts.tasks and rest.tasks:
             table[start.weekday() * 24 + start.hour].append(_Hour(start, counts, rest))
@@ -170,20 +165,16 @@ def _week(at: datetime) -> datetime:
     return at.replace(hour=0) - timedelta(days=at.weekday())
 
 
-def _total(counts: Sequence[Counts]) -> Counts:
-    return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
-
-
 def _is_low(seen: Sequence[_Hour]) -> bool:
     """Whether an hour is low beyond chance, its worst week left out.
 
     The weeks' rates differ; below its mean their sum has a lighter tail than the binomial of their mean rate (Hoeffding
     1956), so the test is on the safe side.
     """
-    from rules.detection import binomial_tail
+    from rules.series import binomial_tail
 
     rest = sorted(seen, key=lambda one: one.counts.successes - one.counts.tasks * one.expected)[1:]
-    counts = _total([one.counts for one in rest])
+    counts = Counts.total([one.counts for one in rest])
     if not counts.tasks:
         return False
     rate = math.fsum(one.counts.tasks * one.expected for one in rest) / counts.tasks
@@ -191,7 +182,7 @@ def _is_low(seen: Sequence[_Hour]) -> bool:
 
 
 def _in_one_week(one: _Hour) -> Observation:
-    rate, usual = _smoothed(one.counts), one.expected
+    rate, usual = smoothed(one.counts.successes, one.counts.tasks), one.expected
     below = one.counts.successes * one.rest.tasks < one.counts.tasks * one.rest.successes
     variance = rate * (1 - rate) / one.counts.tasks + usual * (1 - usual) / one.rest.tasks
     return Observation(

@@ -3,6 +3,11 @@
 import math
 
 
+def smoothed(successes: float, tasks: float) -> float:
+    """A rate kept off 0 and 1: half a success and half a failure more (Krichevsky & Trofimov 1981; Jeffreys)."""
+    return (successes + 0.5) / (tasks + 1)
+
+
 def wilson(successes: float, tasks: float, z: float = 1.96) -> tuple[float, float]:
     """The score interval of one rate, of 95 % by default (Wilson 1927); counts weighed by age need not be whole."""
     if tasks <= 0:

@@ -5,15 +5,42 @@ grows with the improvement that is beyond doubt; a forecast earns its logarithmi
 nothing pays better than saying what one believes (Good 1952).
 """
 
+from datetime import datetime
 from math import log
 
-from schema.messages.cycle import Ending
+from rules import design as designs
+from schema.messages.cycle import CycleEnd, CycleState, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.market import AwardResult
 
 # A rate is never held for more certain than this, so a score is bounded and its scale is fixed.
 CERTAIN = 0.99
 LARGEST_SCORE = log(CERTAIN / (1 - CERTAIN))
+
+
+def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> CycleEnd:
+    """The ending of a cycle for the ledger, with what the proposer earns, or pays where its change did harm."""
+    market, proposal = state.briefing.market, state.proposal
+    is_promoted = ending is Ending.PROMOTED
+    did_harm = state.watch is not None and designs.breaks_something(state.designed, state.watch)
+    price = state.award.price if state.award else state.briefing.rules.reward
+    return CycleEnd(
+        cycle_id=state.briefing.cycle_id,
+        subject=state.request.subject,
+        ending=ending,
+        reason=reason,
+        at=at,
+        agent_id=proposal.agent_id if proposal else None,
+        result=result_of(ending) if proposal else None,
+        reward=price if is_promoted else 0,
+        penalty=price if ending is Ending.ROLLED_BACK and did_harm else 0,
+        proposal=proposal,
+        tally=state.tally if state.voted else None,
+        reading=state.reading,
+        watch=state.watch,
+        bonus=improvement_bonus(state.reading, market.improvement_bonus) if is_promoted else 0,
+        forecast=forecast_pay(state.design, state.reading, market.forecast_stake),
+    )
 
 
 def missed_penalty(price: int) -> int:

@@ -17,8 +17,8 @@ from operator import itemgetter
 from statistics import NormalDist, fmean, median
 from typing import NamedTuple, TypeVar
 
-from rules.baseline import HOURS, WEEK_S, Baseline, baseline, total
-from rules.detection import BUDGET, CLOSING, SLIGHT, Metric, Series, Settings, step
+from rules.baseline import HOURS, WEEK_S, Baseline, baseline
+from rules.series import BUDGET, CLOSING, SLIGHT, DetectorSettings, Metric, Series, step
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
@@ -52,18 +52,26 @@ class SeriesAlarm(NamedTuple):
     reason: str
 
 
-def detect_rates(
-    rows: Iterable[tuple[datetime, int, int]], watch: Watch[tuple[datetime, int, int]] = iter
-) -> list[SeriesAlarm]:
+class Judged(NamedTuple):
+    """What was found in how many rows that hold data, and how many of these could be judged: the others came before
+    enough was known of what is normal. Nothing judged is not the same as no alarm."""
+
+    alarms: list[SeriesAlarm]
+    rows: int = 0
+    judged: int = 0
+
+
+def detect_rates(rows: Iterable[tuple[datetime, int, int]], watch: Watch[tuple[datetime, int, int]] = iter) -> Judged:
     """Episodes in rows of (timestamp, successes, total). A row with total 0 is no data."""
     rows = _in_order(rows)
-    if not rows:
-        return []
+    with_data = sum(tasks > 0 for _, _, tasks in rows)
+    if not with_data:
+        return Judged([])
     rules = _rules_for([at for at, _, _ in rows])
-    settings = Settings(Metric("rate", (-1, 1)), rules)
+    settings = DetectorSettings(Metric("rate", (-1, 1)), rules)
     track = [Interval(start=at, counts=Counts(tasks=tasks, successes=k)) for at, k, tasks in rows]
     window, refit = timedelta(seconds=rules.baseline_s + rules.guard_s), timedelta(hours=6)
-    state, found = Series(), list[SeriesAlarm]()
+    state, found, judged = Series(), list[SeriesAlarm](), 0
     normal: Baseline | None = None
     fitted = settled = rows[0][0]  # when the one and the other were last asked
     for i, (at, _, _) in enumerate(watch(rows)):
@@ -74,6 +82,7 @@ def detect_rates(
                 state, open_since, normal = Series(episodes=((rows[0][0], at - window),)), None, None
         if not open_since and (normal is None or at - fitted >= refit):
             normal, fitted = baseline(at, track, rules, state.episodes), at
+        judged += track[i].counts.tasks > 0 and (open_since or normal) is not None
         state = step("", state, at, {"": (track[i].counts, normal)}, settings)
         if open_since and state.alarm is None:
             normal = None
@@ -81,7 +90,7 @@ def detect_rates(
             anomaly, direction = alarm.anomaly, Direction.DOWN if alarm.cause < 0 else Direction.UP
             size = (anomaly.observed.rate or 0.0) - ((anomaly.baseline and anomaly.baseline.rate) or 0.0)
             found.append(SeriesAlarm(at, anomaly.onset, direction, size, anomaly.reason))
-    return found
+    return Judged(found, with_data, judged)
 
 
 class _Usual(NamedTuple):
@@ -146,9 +155,7 @@ class _Episode(NamedTuple):
     recovery: float = 0.0
 
 
-def detect_values(
-    rows: Iterable[tuple[datetime, float]], watch: Watch[tuple[datetime, float]] = iter
-) -> list[SeriesAlarm]:
+def detect_values(rows: Iterable[tuple[datetime, float]], watch: Watch[tuple[datetime, float]] = iter) -> Judged:
     """Episodes in rows of (timestamp, value); a value that is NaN or infinite is no data.
 
     Normal is learnt from the four weeks before the guard gap (60 rows where they are longer), without past episodes. A
@@ -156,59 +163,108 @@ def detect_values(
     """
     rows = [row for row in _in_order(rows) if math.isfinite(row[1])]
     if not rows:
-        return []
-    rules = _rules_for([at for at, _ in rows])
-    guard, window = timedelta(seconds=rules.guard_s), timedelta(seconds=rules.baseline_s + rules.guard_s)
-    # Four weeks of daily rows are fewer than a baseline takes.
-    reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
-    refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
-    # 0.2 is the peak of the crossings in `detection.threshold`.
-    limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * SPARED)), CLOSING)
-    fitted = settled = judged = rows[0][0]  # when the one and the other were last asked, and when to begin
-    judged += min(window, (rows[-1][0] - judged) / 4)
-    sums, onsets, scores = [0.0] * len(WATCHED), [0] * len(WATCHED), list[float]()
-    healthy, found = list[tuple[datetime, float]](), list[SeriesAlarm]()
-    usual: _Usual | None = None
-    episode: _Episode | None = None
-    for i, (at, value) in enumerate(watch(rows)):
-        if episode and at - max(episode.onset, settled - window) > window:
-            settled, recent = at + refit, rows[bisect_left(rows, at - window, key=AT) : i]
-            if _settled([number for _, number in recent]):
-                healthy, episode, usual = recent, None, None
-        if not episode:
-            if at >= judged and (usual is None or at - fitted >= refit):
-                first, end = (bisect_left(healthy, t, key=AT) for t in (at - guard - reach, at - guard))
-                usual, fitted = _usual(healthy[max(first, end - MOST_ROWS) : end]), at
-            healthy.append((at, value))
-        scores.append(usual.score(value - usual.level(at)) if usual else 0.0)
-        if usual is None:
-            continue
-        new = usual.news(scores[-1], scores[-2])
-        if episode:
-            recovery = max(0.0, episode.recovery - episode.size * new + episode.size**2 / 2)
-            episode = episode._replace(recovery=recovery) if recovery < limit else None
-            usual = usual if episode else None
-            continue
+        return Judged([])
+    detector = _ValueDetector(rows)
+    for i, _ in enumerate(watch(rows)):
+        detector.step(i)
+    return Judged(detector.alarms, len(rows), detector.judged)
+
+
+class _ValueDetector:
+    """CUSUMs of what is new in each row; an open episode waits for the evidence that it is over."""
+
+    def __init__(self, rows: Sequence[tuple[datetime, float]]) -> None:
+        rules = _rules_for([at for at, _ in rows])
+        self.rows = rows
+        self.guard = timedelta(seconds=rules.guard_s)
+        self.window = timedelta(seconds=rules.baseline_s + rules.guard_s)
+        # Four weeks of daily rows are fewer than a baseline takes.
+        self.reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
+        self.refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
+        # 0.2 is the peak of the crossings in `series.threshold`.
+        self.limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * SPARED)), CLOSING)
+        first, last = rows[0][0], rows[-1][0]
+        self.begin_at = first + min(self.window, (last - first) / 4)
+        self.fitted_at = self.checked_at = first
+        self.sums = [0.0] * len(WATCHED)
+        self.onsets = [0] * len(WATCHED)
+        self.scores: list[float] = []
+        self.healthy: list[tuple[datetime, float]] = []
+        self.usual: _Usual | None = None
+        self.episode: _Episode | None = None
+        self.alarms: list[SeriesAlarm] = []
+        self.judged = 0
+
+    def step(self, i: int) -> None:
+        """Judge row `i`, which follows on the last one."""
+        at, value = self.rows[i]
+        if self.episode is not None:
+            self._settle(self.episode, i)
+        if self.episode is None:
+            self._learn(at)
+            self.healthy.append((at, value))
+        self.scores.append(self.usual.score(value - self.usual.level(at)) if self.usual else 0.0)
+        if self.usual is None:
+            return
+        self.judged += 1
+        new = self.usual.news(self.scores[-1], self.scores[-2])
+        if self.episode is not None:
+            self._recover(self.episode, new)
+            return
+        strongest = self._advance(i, new, self.usual)
+        if self.sums[strongest] >= self.limit:
+            self._raise(i, strongest, self.usual)
+
+    def _settle(self, episode: _Episode, i: int) -> None:
+        """A level that stays where it is becomes the new normal, and the episode is over."""
+        at = self.rows[i][0]
+        if at - max(episode.onset, self.checked_at - self.window) <= self.window:
+            return
+        self.checked_at = at + self.refit
+        recent = list(self.rows[bisect_left(self.rows, at - self.window, key=AT) : i])
+        if _settled([number for _, number in recent]):
+            self.healthy, self.episode, self.usual = recent, None, None
+
+    def _learn(self, at: datetime) -> None:
+        if at < self.begin_at or (self.usual is not None and at - self.fitted_at < self.refit):
+            return
+        first = bisect_left(self.healthy, at - self.guard - self.reach, key=AT)
+        end = bisect_left(self.healthy, at - self.guard, key=AT)
+        self.usual = _usual(self.healthy[max(first, end - MOST_ROWS) : end])
+        self.fitted_at = at
+
+    def _recover(self, episode: _Episode, new: float) -> None:
+        recovery = max(0.0, episode.recovery - episode.size * new + episode.size**2 / 2)
+        if recovery < self.limit:
+            self.episode = episode._replace(recovery=recovery)
+        else:
+            self.episode = self.usual = None
+
+    def _advance(self, i: int, new: float, usual: "_Usual") -> int:
+        """Advance every CUSUM by one row; returns the number of the strongest."""
         error = 1.9 / math.sqrt(len(usual.distances))  # one and a half standard errors of a median
         for c, shift in enumerate(WATCHED):
-            onsets[c] = onsets[c] if sums[c] else i
-            sums[c] = max(0.0, sums[c] + shift * new - abs(shift) * error - shift * shift / 2)
-        c = max(range(len(WATCHED)), key=sums.__getitem__)
-        if sums[c] < limit:
-            continue
-        since, direction = rows[onsets[c] : i + 1], Direction.UP if WATCHED[c] > 0 else Direction.DOWN
-        observed, expected = fmean(v for _, v in since), fmean(usual.level(t) for t, _ in since)
+            if not self.sums[c]:
+                self.onsets[c] = i
+            self.sums[c] = max(0.0, self.sums[c] + shift * new - abs(shift) * error - shift * shift / 2)
+        return max(range(len(WATCHED)), key=self.sums.__getitem__)
+
+    def _raise(self, i: int, c: int, usual: "_Usual") -> None:
+        since = self.rows[self.onsets[c] : i + 1]
+        onset, direction = since[0][0], Direction.UP if WATCHED[c] > 0 else Direction.DOWN
+        observed = fmean(value for _, value in since)
+        expected = fmean(usual.level(at) for at, _ in since)
         reason = (
             f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
-            f"log likelihood ratio {sums[c]:.1f}, alarm at {limit:.1f}"
+            f"log likelihood ratio {self.sums[c]:.1f}, alarm at {self.limit:.1f}"
         )
-        found.append(SeriesAlarm(at, since[0][0], direction, observed - expected, reason))
+        self.alarms.append(SeriesAlarm(self.rows[i][0], onset, direction, observed - expected, reason))
         # Half of what a lasting shift shows in what is new: chance helped to raise it, and must not close it.
-        lasting = usual.news(score := fmean(scores[onsets[c] :]), score)
-        episode = _Episode(since[0][0], math.copysign(min(1.5, max(0.5, abs(lasting) / 2)), WATCHED[c]))
-        sums = [0.0] * len(WATCHED)
-        del healthy[-len(since) :]
-    return found
+        score = fmean(self.scores[self.onsets[c] :])
+        size = min(1.5, max(0.5, abs(usual.news(score, score)) / 2))
+        self.episode = _Episode(onset, math.copysign(size, WATCHED[c]))
+        self.sums = [0.0] * len(WATCHED)
+        del self.healthy[-len(since) :]
 
 
 def _settled(values: Sequence[float]) -> bool:
@@ -223,10 +279,11 @@ def _settled(values: Sequence[float]) -> bool:
 
 def _settled_rate(track: Sequence[Interval]) -> bool:
     """The same of a rate: its halves differ by less than the smallest departure that is watched for, or by chance."""
-    before, after = (total(i.counts for i in part) for part in (track[: len(track) // 2], track[len(track) // 2 :]))
+    half = len(track) // 2
+    before, after = (Counts.total(i.counts for i in part) for part in (track[:half], track[half:]))
     if before.rate is None or after.rate is None:
         return False
-    rate = total([before, after]).rate or 0.0
+    rate = Counts.total([before, after]).rate or 0.0
     chance = math.sqrt(rate * (1 - rate) * (1 / before.tasks + 1 / after.tasks))
     return abs(after.rate - before.rate) <= max(SLIGHT / 2, 3 * chance)
 

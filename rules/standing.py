@@ -10,6 +10,7 @@ winning the others. A suspended agent comes back on probation, after a declared 
 from enum import StrEnum
 from math import log
 
+from rules.rates import smoothed
 from schema.messages.market import Agent, AwardResult, Record
 
 NEWCOMER_STANDING = 0.5
@@ -20,7 +21,7 @@ NEWCOMER_RESULTS = 5
 # Who comes back is on probation, and one success away from its end.
 RETURN_STANDING = 0.25
 # Of new agents as good as the others, at most one in 20 is ever suspended before it has earned credit (Ville 1939).
-DOUBT_LIMIT = log(20)
+SUSPENSION_LIMIT = log(20)
 # A good name is worth as much again.
 CREDIT_LIMIT = log(20)
 # Where nearly everybody succeeds, one failure must not weigh like proof.
@@ -77,20 +78,20 @@ def after(standing: float, result: AwardResult) -> float:
     return standing + LEARNING_RATE * (worth(result) - standing)
 
 
-def doubt_after(doubt: float, result: AwardResult, others: Record) -> float:
+def failure_log_ratio_after(failure_log_ratio: float, result: AwardResult, others: Record) -> float:
     """The evidence, in nats, that the agent does half as well as the `others` on this task type, after one more result.
 
     An idea that did not help says nothing about the agent; it is the platform that is hard to improve.
     """
     if result is AwardResult.USELESS:
-        return doubt
-    usual = (others.successes + 1) / (others.attempts + 2)
+        return failure_log_ratio
+    usual = smoothed(others.successes, others.attempts)
     usual = min(USUAL_AT_MOST, max(USUAL_AT_LEAST, usual))
     ratio = 0.5 if succeeded(result) else (1 - usual / 2) / (1 - usual)
-    return max(-CREDIT_LIMIT, doubt + log(ratio))
+    return max(-CREDIT_LIMIT, failure_log_ratio + log(ratio))
 
 
-def faded(value: float, rest: float, idle_s: float, half_life_s: float) -> float:
+def decayed(value: float, rest: float, idle_s: float, half_life_s: float) -> float:
     """What idleness leaves of a value: it moves to `rest`, half the way in each half-life."""
     return rest + (value - rest) * float(0.5 ** (idle_s / half_life_s))
 
@@ -106,14 +107,14 @@ def tier(agent: Agent) -> Tier:
     return Tier.ESTABLISHED if agent.standing >= 0.3 else Tier.PROBATION
 
 
-def is_suspended(standing: float, attempts: int, doubt: float = 0.0) -> bool:
+def is_suspended(standing: float, attempts: int, failure_log_ratio: float = 0.0) -> bool:
     """Whether an agent has failed so much, over enough results, that it may not bid."""
-    return attempts >= 2 * NEWCOMER_RESULTS and (standing < 0.15 or doubt >= DOUBT_LIMIT)
+    return attempts >= 2 * NEWCOMER_RESULTS and (standing < 0.15 or failure_log_ratio >= SUSPENSION_LIMIT)
 
 
 def is_speciality(record: Record, others: Record) -> bool:
     """Whether an agent's results on a task type, where they are enough, are as good as the others'."""
-    usual = (others.successes + 1) / (others.attempts + 2)
+    usual = smoothed(others.successes, others.attempts)
     return record.attempts >= NEWCOMER_RESULTS and record.successes >= usual * record.attempts
 
 

@@ -1,4 +1,4 @@
-"""Subscriptions: who hears what, and when what failed is tried again. The whole routing table, on one screen.
+"""Subscriptions: who gets which events, and when what failed is tried again. The whole routing table, on one screen.
 
 Built in are `cycles`, which starts an improvement cycle for an anomaly, and `keys`, which has running cycles and tasks
 read the agents' keys again; webhooks and notifications are declared in `platform.toml`. Every subscriber has a cursor
@@ -7,12 +7,15 @@ and a workflow of its own, so that none delays another.
 
 from typing import NamedTuple
 
-from schema.messages.events import Event, EventType
+from schema.messages.cycle import Ending
+from schema.messages.events import AnomalyDetected, CycleEnded, TaskSettled, read
+from schema.messages.outbox import Event
 from schema.messages.platform import Platform
+from schema.wire import EventType
 
 CYCLES, KEYS = "cycles", "keys"
 # What a person is told by a target that does not say what it wants: alarms, verdicts, their consequences, reports.
-TOLD = frozenset(
+FOR_PEOPLE = frozenset(
     {
         EventType.ANOMALY_DETECTED,
         EventType.EXPERIMENT_CONCLUDED,
@@ -27,11 +30,11 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 300.0
 
 
 class Subscription(NamedTuple):
-    """`told`: a person's choice of the moments that matter, and not every event of the types. No default for time."""
+    """`for_people`: only the events that matter to a person, and not every event of the types. Times in seconds."""
 
     types: frozenset[EventType]
     retry_for_s: float = 86_400.0
-    told: bool = False
+    for_people: bool = False
     # The name by which an event can be addressed to this subscriber alone.
     address: str = ""
 
@@ -47,9 +50,9 @@ def subscriptions(platform: Platform) -> dict[str, Subscription]:
         },
         **{
             f"notification:{target.name}": Subscription(
-                frozenset(target.events or TOLD) | {EventType.TASK_SETTLED},
+                frozenset(target.events or FOR_PEOPLE) | {EventType.TASK_SETTLED},
                 target.retry_for_s,
-                told=not target.events,
+                for_people=not target.events,
                 address=target.name,
             )
             for target in platform.notifications
@@ -57,15 +60,15 @@ def subscriptions(platform: Platform) -> dict[str, Subscription]:
     }
 
 
-def hears(subscription: Subscription, event: Event) -> bool:
+def accepts(subscription: Subscription, event: Event) -> bool:
     """Whether this event, of a type that is subscribed to, is meant for the subscriber."""
-    match event.type:
-        case EventType.TASK_SETTLED if subscription.address:
-            return event.data.get("notify") == subscription.address  # a report goes to who asked for it
-        case EventType.ANOMALY_DETECTED if subscription.told:
-            return event.data.get("attempt") in (None, 1)  # later attempts are the same alarm
-        case EventType.CYCLE_ENDED if subscription.told:
-            return event.data.get("ending") == "escalated"  # now a person has to act
+    match read(event):
+        case TaskSettled(notify=notify) if subscription.address:
+            return notify == subscription.address  # a report goes to who asked for it
+        case AnomalyDetected(attempt=attempt) if subscription.for_people:
+            return attempt in (None, 1)  # later attempts are the same alarm
+        case CycleEnded(ending=ending) if subscription.for_people:
+            return ending is Ending.ESCALATED  # now a person has to act
         case _:
             return event.type in subscription.types
 

@@ -9,17 +9,16 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 
-from rules.decision import Arm, Decision, Design, Stratum, decide, harm_evidence
+from rules.decision import decide, harm_evidence
 from schema.messages.experiment import (
+    ArmCounts,
+    Decision,
     ExperimentDesign,
     GuardCounts,
     Reading,
     StratumCounts,
 )
 from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOutcome
-
-# What a decision takes from a design, under the same names.
-STATED = {"baseline_rate", "predicted_rate", "minimum_effect", "alpha", "beta", "harm_alpha", "max_tasks"}
 
 
 def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
@@ -51,18 +50,18 @@ def read(
     extended: bool,
 ) -> Reading:
     """The reading of an experiment at `at`; `extended` once its exposure was widened."""
-    verdict = decide(design=_design(design, extended), strata=[_stratum(s) for s in strata])
+    verdict = decide(design, strata, extended=extended)
     decision, reason = verdict.decision, verdict.reason
     if (broken := _broken(design, strata, guards)) is not None and decision is not Decision.INVALID:
         decision, reason = Decision.HARMFUL, broken
-    elif decision is Decision.PROMOTE and (hold := _hold(design, strata, guards, opened_at, at)) is not None:
+    elif decision is Decision.PROMOTE and (hold := _hold(design, guards, opened_at, at)) is not None:
         # Looking later is always valid.
         decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
     both = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
     return Reading(
         at=at,
         strata=strata,
-        decision=decision.value,
+        decision=decision,
         log_e=verdict.log_e,
         log_e_harm=verdict.log_e_harm,
         srm_e=min(verdict.srm_e, 1e300),
@@ -74,15 +73,6 @@ def read(
     )
 
 
-def _design(design: ExperimentDesign, extended: bool) -> Design:
-    return Design(**design.model_dump(include=STATED), extended=extended)
-
-
-def _stratum(counts: StratumCounts) -> Stratum:
-    control, treatment = Arm(**counts.control.model_dump()), Arm(**counts.treatment.model_dump())
-    return Stratum(treatment_share=counts.treatment_share, control=control, treatment=treatment)
-
-
 def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
     """The guardrail whose evidence of harm has reached its threshold (Ville 1939, level harm_alpha), or None."""
     for guardrail in design.guardrails:
@@ -91,7 +81,8 @@ def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards:
         judged = [_guard_stratum(g, *pending[g.treatment_share]) for g in counted]
         evidence = harm_evidence(guardrail.usual, guardrail.margin, judged)
         if evidence >= -math.log(design.harm_alpha):
-            control, treatment = (_share([getattr(g, arm) for g in counted]) for arm in ("control", "treatment"))
+            control = _share(Counts.total(g.control for g in counted))
+            treatment = _share(Counts.total(g.treatment for g in counted))
             return (
                 f"guardrail {guardrail.kind.value}: {treatment} good with the change, {control} without, "
                 f"evidence of harm e = {math.exp(min(evidence, 700)):.3g}"
@@ -99,23 +90,14 @@ def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards:
     return None
 
 
-def _guard_stratum(g: GuardCounts, pending_control: int, pending_treatment: int) -> Stratum:
-    control = Arm(**g.control.model_dump(), pending=pending_control)
-    treatment = Arm(**g.treatment.model_dump(), pending=pending_treatment)
-    return Stratum(treatment_share=g.treatment_share, control=control, treatment=treatment)
+def _guard_stratum(g: GuardCounts, pending_control: int, pending_treatment: int) -> StratumCounts:
+    control = ArmCounts(tasks=g.control.tasks, successes=g.control.successes, pending=pending_control)
+    treatment = ArmCounts(tasks=g.treatment.tasks, successes=g.treatment.successes, pending=pending_treatment)
+    return StratumCounts(treatment_share=g.treatment_share, control=control, treatment=treatment)
 
 
-def _hold(
-    design: ExperimentDesign,
-    strata: tuple[StratumCounts, ...],
-    guards: tuple[GuardCounts, ...],
-    opened_at: datetime,
-    at: datetime,
-) -> str | None:
+def _hold(design: ExperimentDesign, guards: tuple[GuardCounts, ...], opened_at: datetime, at: datetime) -> str | None:
     """Why a promotion must wait, or None."""
-    fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
-    if fewest < design.minimum_tasks:
-        return f"an arm has {fewest} of {design.minimum_tasks} tasks"
     if (ran_s := (at - opened_at).total_seconds()) < design.minimum_run_s:
         return f"it ran {ran_s:.0f} of at least {design.minimum_run_s:g} s"
     for guardrail in design.guardrails:
@@ -126,6 +108,5 @@ def _hold(
     return None
 
 
-def _share(counts: list[Counts]) -> str:
-    tasks = sum(c.tasks for c in counts)
-    return f"{sum(c.successes for c in counts) / tasks:.0%} of {tasks}" if tasks else "none"
+def _share(counts: Counts) -> str:
+    return "none" if counts.rate is None else f"{counts.rate:.0%} of {counts.tasks}"

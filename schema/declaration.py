@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from schema.messages.platform import Platform, mismatches
+from schema.messages.platform import Platform
+from schema.messages.references import mismatches
 from schema.pace import TRIAL, Pace
 from schema.settings import Settings
 from schema.toml_lines import lines_by_path

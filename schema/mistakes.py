@@ -15,13 +15,23 @@ KINDS = ("bool", "int", "float", "str")
 MOST_SHOWN, LONGEST_SHOWN = 3, 60
 
 
+class Unreadable(ValueError):
+    """What came is not the message that was expected; the text is one line."""
+
+
+def wrong_number(came: int) -> str:
+    """Of arguments: every message is one."""
+    return f"expected one argument, a JSON object, but {came} came"
+
+
 def in_one_line(error: ValidationError) -> str:
     """The mistakes, the wrong values before the missing ones; of many only the first."""
     wrong: dict[str, str] = {}
     missing: list[str] = []
     for detail in error.errors(include_url=False):
         several_kinds = detail["loc"][-1:] != () and detail["loc"][-1] in KINDS
-        field = ".".join(map(str, detail["loc"][:-1] if several_kinds else detail["loc"]))
+        path = detail["loc"][:-1] if several_kinds else detail["loc"]
+        field = ".".join(str(part) or "''" for part in path)  # a field may have the empty name
         if detail["type"] == "missing":
             missing.append(field)
         else:
@@ -40,7 +50,7 @@ def _mistake(detail: ErrorDetails, expected: str) -> str:
         case "extra_forbidden":
             return f"expected no such field{came}"
         case "model_type":
-            return f"expected a {detail['ctx']['class_name']} as a JSON object{came}"
+            return f"expected a JSON object ({detail['ctx']['class_name']}){came}"
         case "json_invalid":
             return f"expected JSON, but {_shown(detail['input'])} came: {detail['ctx']['error']}"
         case "value_error":
@@ -48,8 +58,8 @@ def _mistake(detail: ErrorDetails, expected: str) -> str:
         case "string_pattern_mismatch":
             return f"expected text like {detail['ctx']['pattern']}{came}"
     if not expected:
-        said = detail["msg"] if detail["type"] == "enum" else detail["msg"].split(", ")[0]
-        expected = said.removeprefix("Input should be ").removesuffix(" after validation")
+        expected = detail["msg"] if detail["type"] == "enum" else detail["msg"].split(", ")[0]
+        expected = expected.removeprefix("Input should be ").removesuffix(" after validation")
         expected = re.sub(r"^(\w+) should have", lambda kind: f"a {kind[1].lower()} of", expected)
     return f"expected {expected}{came}"
 

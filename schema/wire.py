@@ -3,6 +3,8 @@
 Payloads are the JSON of `schema.messages`.
 """
 
+from enum import StrEnum
+
 NAMESPACE = "nautilus"
 TASK_QUEUE = "nautilus"
 
@@ -16,9 +18,9 @@ AWARD_DUE_BIDS = "AwardDueBids"
 STANDING_DECAY = "StandingDecay"
 CONSOLIDATION = "Consolidation"
 
-# Where the agents' own process looks at the market when it is asked to
+# Where the agents' own process scans the market when it is asked to
 AGENTS_QUEUE = "nautilus-agents"
-LOOK = "look_at_the_market"
+SCAN_MARKET = "scan_the_market"
 
 # Messages to a cycle: each name is an update (answered) and a signal (accepted while no worker runs).
 PLACE_BID = "place_bid"
@@ -27,9 +29,9 @@ CAST_BALLOT = "cast_ballot"
 # What agents sign besides: the start of a cycle with a proposal of one's own, whose context is the request's id
 OPEN_CYCLE = "open_cycle"
 # Signal: some agent's key has changed
-HEED_KEYS = "heed_keys"
+RELOAD_KEYS = "reload_keys"
 
-# A signal without content: look at the deadline again
+# A signal without content: check the deadline again
 NUDGE = "nudge"
 
 # Updates for people
@@ -63,3 +65,36 @@ TYPE_REGISTRATION = "TypeRegistration"
 TASKS_QUEUE = "nautilus-tasks"
 HEARTBEAT = "heartbeat"
 SUBMIT_RESULT = "submit_result"
+
+
+class EventType(StrEnum):
+    """What happened. `schema.messages.events` has the data of each; `platform.toml` names them for subscribers."""
+
+    ANOMALY_DETECTED = "anomaly.detected"
+    ANOMALY_CLOSED = "anomaly.closed"
+    META_TASK_OPENED = "meta_task.opened"
+    META_TASK_AWARDED = "meta_task.awarded"
+    AWARD_MISSED = "award.missed"
+    PROPOSAL_SUBMITTED = "proposal.submitted"
+    PROPOSAL_ACCEPTED = "proposal.accepted"
+    PROPOSAL_REJECTED = "proposal.rejected"
+    EXPERIMENT_STARTED = "experiment.started"
+    EXPERIMENT_CONCLUDED = "experiment.concluded"
+    PARAMETER_PROMOTED = "parameter.promoted"
+    PARAMETER_ROLLED_BACK = "parameter.rolled_back"
+    PARAMETER_FROZEN = "parameter.frozen"
+    PARAMETER_THAWED = "parameter.thawed"
+    PERSON_ACTED = "person.acted"
+    CYCLE_ENDED = "cycle.ended"
+    SCHEDULES_ELEVATED = "schedules.elevated"
+    SCHEDULES_RESTORED = "schedules.restored"
+    BUDGET_EXCEEDED = "budget.exceeded"
+    REPORT_PUBLISHED = "report.published"
+    TASK_SETTLED = "task.settled"
+    MEMORY_CONSOLIDATED = "memory.consolidated"
+    AGENT_KEY_REGISTERED = "agent.key_registered"
+    AGENT_KEY_REVOKED = "agent.key_revoked"
+    TASK_OPENED = "task.opened"
+    TASK_AWARDED = "task.awarded"
+    AGENT_SUSPENDED = "agent.suspended"
+    AGENT_RESTORED = "agent.restored"

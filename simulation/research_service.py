@@ -34,7 +34,7 @@ log = structlog.get_logger()
 LARGEST_REQUEST_BYTES = 16_000_000
 
 
-class Pace:
+class AnsweringTime:
     """How long answers take, and how many were given. Safe to use from several threads. `clock` counts seconds."""
 
     def __init__(self, declared: ResearchService, clock: Callable[[], float] = time.monotonic) -> None:
@@ -123,7 +123,7 @@ class ResearchServer(ThreadingHTTPServer):
     def __init__(self, port: int, corpus: Corpus, declared: ResearchService) -> None:
         self.library = LocalLibrary(corpus)
         self.vocabulary = {term: corpus.weight(term) for term in corpus.vocabulary}
-        self.pace = Pace(declared)
+        self.pace = AnsweringTime(declared)
         super().__init__(("127.0.0.1", port), ResearchHandler)
 
 

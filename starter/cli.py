@@ -50,6 +50,7 @@ COMMANDS = {
         "observatory",
         "Try the detector on your own history: one line for each episode that would have raised an alarm.",
     ),
+    "anomaly": Entry("anomaly", "Anomalies: what is wrong with the platform."),
     "cycle": Entry("cycle", "Improvement cycles."),
     "params": Entry("params", "Production configuration."),
     "experiment": Entry("experiment", "Experiments: evidence and replays."),
@@ -113,7 +114,7 @@ def main(*arguments: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (line := _mendable(error)) is None:
+        if (line := _fixable(error)) is None:
             raise
         err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
         sys.exit(1)
@@ -136,7 +137,7 @@ def console(*arguments: str) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _mendable(error: Exception) -> str | None:
+def _fixable(error: Exception) -> str | None:
     """The one line for a person; None for a defect of ours, whose traceback is wanted."""
     if isinstance(error, CommandError):
         return str(error)
@@ -151,18 +152,23 @@ def _mendable(error: Exception) -> str | None:
             return str(error)
         case RecursionError():
             return "expected data that is nested less deeply"
+        case ConnectionError(errno=None):  # our own, and no broken pipe
+            return str(error)
         case FileNotFoundError():
             return f"expected {error.filename}, but there is no such file or folder"
         case OSError():
             return f"expected to read and write files, but {error}"
 
-    # Imported once one of their errors may have come: it takes half a second.
+    return _fixable_elsewhere(error)
+
+
+def _fixable_elsewhere(error: Exception) -> str | None:
+    """The same for the database, Temporal and the market; imported once one of their errors may have come."""
     from sqlite3 import Error as SqliteError
 
     from sqlalchemy.exc import SQLAlchemyError
     from temporalio.service import RPCError
 
-    from schema.mistakes import in_one_line
     from starter.client import Refused
     from starter.server import ServerError
 

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 from uuid import uuid4
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from temporalio.client import Client, WorkflowExecution, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     SearchAttributeKey,
@@ -26,16 +26,16 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
-from schema import wire
+from schema import connection, wire
 from schema.messages.base import AgentMessage
-from schema.messages.cycle import Act, CycleRequest, CycleResult, CycleStatus, Phase, Receipt, workflow_id
+from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Phase, workflow_id
 from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.observatory import Diagnosis, DiagnosisRequest
 from schema.messages.proposals import Ballot, Proposal
+from schema.messages.story import Act, Receipt
 from schema.messages.tasks import (
     Heartbeat,
     TaskPhase,
@@ -55,7 +55,10 @@ if TYPE_CHECKING:
 FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 
-Word = TypeVar("Word", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
+Result = TypeVar("Result", bound=BaseModel)
+Sent = TypeVar("Sent", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
+# Where a message goes: a workflow id, or a status, which also says what run a signature must name: one request less.
+To = str | CycleStatus | TaskStatus
 
 
 class Refused(Exception):
@@ -92,9 +95,9 @@ def opening(proposal: Proposal, key: "AgentKey | None") -> CycleRequest:
     return request.model_copy(update={"proposal": signed})
 
 
-def registration(word: TypeRegistration, key: "AgentKey") -> TypeRegistration:
+def registration(message: TypeRegistration, key: "AgentKey") -> TypeRegistration:
     """The registration of a task type, signed for the workflow that takes it. Raises ValueError."""
-    return key.sign(word, word.workflow_id, word.message_id, wire.TYPE_REGISTRATION)
+    return key.sign(message, message.workflow_id, message.message_id, wire.TYPE_REGISTRATION)
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def _found(expected: str) -> Iterator[None]:
     try:
         yield
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error):
+        if connection.is_missing(error):
             raise Refused(expected) from None
         raise
 
@@ -118,15 +121,15 @@ class NautilusClient:
 
     @classmethod
     async def connect(cls, *signers: "AgentKey") -> Self:
-        """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables. Raises KeyFileError."""
+        """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables.
+
+        Raises ConnectionError where no server answers, and KeyFileError.
+        """
         if not signers and (file := os.environ.get("NAUTILUS_AGENT_KEY")):
             from starter import keys  # and cryptography with it, which nobody needs who signs nothing
 
             signers = (keys.read(Path(file)),)
-        config = ClientConfig.load_client_connect_config()
-        config.setdefault("namespace", wire.NAMESPACE)
-        config.setdefault("target_host", "localhost:7233")
-        return cls(await Client.connect(**config, data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
+        return cls(await connection.connect(data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
 
     async def meta_tasks(self, phase: Phase) -> list[Listed]:
         """The running cycles in this phase, oldest first."""
@@ -169,27 +172,28 @@ class NautilusClient:
         )
         return result
 
-    async def place_bid(self, cycle: str, bid: Bid, wait: bool = True) -> Receipt | None:
+    async def place_bid(self, cycle: To, bid: Bid, wait: bool = True) -> Receipt | None:
         """Offer to investigate. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(cycle, wire.PLACE_BID, bid, wait)
 
-    async def submit_proposal(self, cycle: str, proposal: Proposal, wait: bool = True) -> Receipt | None:
+    async def submit_proposal(self, cycle: To, proposal: Proposal, wait: bool = True) -> Receipt | None:
         """Hand in the awarded proposal. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(cycle, wire.SUBMIT_PROPOSAL, proposal, wait)
 
-    async def cast_ballot(self, cycle: str, ballot: Ballot, wait: bool = True) -> Receipt | None:
+    async def cast_ballot(self, cycle: To, ballot: Ballot, wait: bool = True) -> Receipt | None:
         """Vote on the open proposal. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(cycle, wire.CAST_BALLOT, ballot, wait)
 
-    async def signal(self, cycle: str, name: str, message: Word) -> None:
+    async def signal(self, cycle: To, name: str, message: Sent) -> None:
         """Send without waiting, even while no worker runs; `receipts` tells later what became of it.
 
         A run that a flood has filled takes no more until the cycle continues as new: then this tries again.
         """
-        message = await self._signed(cycle, name, message)
+        cycle, message = await self._signed(cycle, name, message)
         for pause_s in FULL_PAUSES_S:
             try:
-                await self._handle(cycle).signal(name, message)
+                with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
+                    await self._handle(cycle).signal(name, message)
             except RPCError as error:
                 if FULL not in error.message:
                     raise
@@ -198,14 +202,18 @@ class NautilusClient:
                 return
         raise Refused(f"expected {cycle} to continue as new, but it is full of messages")
 
-    async def _say(self, cycle: str, name: str, message: Word, wait: bool) -> Receipt | None:
+    async def _say(self, cycle: To, name: str, message: Sent, wait: bool) -> Receipt | None:
         if wait:
-            return await self._send(cycle, name, await self._signed(cycle, name, message))
+            workflow, signed = await self._signed(cycle, name, message)
+            return await self._send(workflow, name, signed)
         await self.signal(cycle, name, message)
         return None
 
     async def submit_task(self, request: TaskRequest) -> bool:
-        """Ask the market for a task; False where a task of this id was submitted before."""
+        """Ask the market for a task; False where the same was submitted before.
+
+        Raises Refused where the id is that of a task which was asked for otherwise: the first one stands.
+        """
         task_type = SearchAttributePair(SearchAttributeKey.for_keyword(wire.TASK_TYPE), request.task_type)
         try:
             await self.temporal.start_workflow(
@@ -219,6 +227,14 @@ class NautilusClient:
                 static_summary=f"{request.task_type} {request.task_id}",
             )
         except WorkflowAlreadyStartedError:
+            before = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
+            if differs := [
+                name for name in TaskRequest.model_fields if getattr(before, name) != getattr(request, name)
+            ]:
+                came = f"another {' and another '.join(differs)} came"
+                raise Refused(
+                    f"expected {request.task_id} as it was submitted before, which stands, but {came}; take another id"
+                ) from None
             return False
         return True
 
@@ -230,29 +246,25 @@ class NautilusClient:
 
     async def task_result(self, task: str) -> TaskStatus:
         """Wait for the end of a task. Raises Refused where it was terminated, or its workflow failed."""
-        try:
-            result: TaskStatus = await self.temporal.get_workflow_handle(task, result_type=TaskStatus).result()
-        except WorkflowFailureError as error:
-            raise Refused(f"expected a task that comes to an end of its own, but {task}: {error.cause}") from None
-        return result
+        return await self._end(task, TaskStatus, "task")
 
-    async def heartbeat(self, task: str, beat: Heartbeat, wait: bool = True) -> Receipt | None:
+    async def heartbeat(self, task: To, beat: Heartbeat, wait: bool = True) -> Receipt | None:
         """Say that one's executor is at work. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(task, wire.HEARTBEAT, beat, wait)
 
-    async def submit_result(self, task: str, result: WorkResult, wait: bool = True) -> Receipt | None:
+    async def submit_result(self, task: To, result: WorkResult, wait: bool = True) -> Receipt | None:
         """Hand in the awarded task. Waiting (an update) raises Refused; else see `signal`."""
         return await self._say(task, wire.SUBMIT_RESULT, result, wait)
 
-    async def register_type(self, word: TypeRegistration) -> TaskTypeListing:
+    async def register_type(self, message: TypeRegistration) -> TaskTypeListing:
         """Add a task type that one's own executor does; it can be submitted and bid on at once. Raises Refused."""
-        if (key := self._key_of(word)) is not None:
-            word = registration(word, key)
+        if (key := self._key_of(message)) is not None:
+            message = registration(message, key)
         try:
             listing: TaskTypeListing = await self.temporal.execute_workflow(
                 wire.TYPE_REGISTRATION,
-                word,
-                id=word.workflow_id,
+                message,
+                id=message.workflow_id,
                 task_queue=self._task_queue,
                 result_type=TaskTypeListing,
             )
@@ -264,22 +276,34 @@ class NautilusClient:
         return listing
 
     async def receipts(self, cycle: str) -> list[Receipt]:
-        """What became of the latest messages to a cycle."""
-        found: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
+        """What became of the latest messages to a cycle or a task. Raises Refused where there is none."""
+        with _found(f"expected a cycle or a task, but there is no workflow {cycle}"):
+            found: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
         return found
 
     async def open_cycle(self, proposal: Proposal) -> str:
-        """Open a cycle at the vote, with a proposal of one's own; its workflow id."""
+        """Open a cycle at the vote, with a proposal of one's own; its workflow id. `result` tells how it ended.
+
+        Raises Refused where a cycle is open on another proposal for this parameter.
+        """
         request = opening(proposal, self._key_of(proposal))
-        handle = await self.temporal.start_workflow(
-            wire.IMPROVEMENT_CYCLE,
-            request,
-            id=workflow_id(request.subject),
-            task_queue=self._task_queue,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
-        )
-        return handle.id
+        cycle = workflow_id(request.subject)
+        try:
+            await self.temporal.start_workflow(
+                wire.IMPROVEMENT_CYCLE,
+                request,
+                id=cycle,
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+                static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
+            )
+        except WorkflowAlreadyStartedError:
+            there = (await self._started_with(cycle, CycleRequest)).request_id
+            if there != request.request_id:
+                raise Refused(
+                    f"expected no open cycle on {request.subject}, but {there} has one; wait for its end"
+                ) from None
+        return cycle
 
     async def act(
         self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None, exposure: float | None = None
@@ -292,8 +316,17 @@ class NautilusClient:
         return await self._send(cycle, kind, act)
 
     async def result(self, cycle: str) -> CycleResult:
-        """Wait for the end of a cycle."""
-        result: CycleResult = await self.temporal.get_workflow_handle(cycle, result_type=CycleResult).result()
+        """Wait for the end of a cycle. Raises Refused where it was terminated, or could not begin."""
+        return await self._end(cycle, CycleResult, "cycle")
+
+    async def _end(self, workflow: str, kind: type[Result], name: str) -> Result:
+        try:
+            with _found(f"expected a {name}, but there is no workflow {workflow}"):
+                result: Result = await self.temporal.get_workflow_handle(workflow, result_type=kind).result()
+        except WorkflowFailureError as error:
+            cause = error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
+            reason = cause.message if isinstance(cause, ApplicationError) else cause
+            raise Refused(f"expected a {name} that comes to an end of its own, but {workflow}: {reason}") from None
         return result
 
     async def follow(self, cycle: str, every_s: float = 1.0) -> AsyncIterator[CycleStatus]:
@@ -307,16 +340,27 @@ class NautilusClient:
             else:
                 await asyncio.sleep(every_s)
 
+    async def _started_with(self, workflow: str, kind: type[Result]) -> Result:
+        """What a workflow was started with, from its history: neither a worker nor its end is waited for."""
+        async for event in self._handle(workflow).fetch_history_events(page_size=1):
+            asked = event.workflow_execution_started_event_attributes.input.payloads[:1]
+            (request,) = await self.temporal.data_converter.decode(asked, [kind])
+            return cast(Result, request)
+        raise Refused(f"expected a workflow {workflow}, but it has no history")
+
     async def first_run(self, cycle: str) -> str:
         """The id of the first run of what goes on under this workflow id: what a signature is good for."""
         with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
             return (await self._handle(cycle).describe()).raw_info.first_run_id
 
-    async def _signed(self, cycle: str, kind: str, message: Word) -> Word:
+    async def _signed(self, to: To, kind: str, message: Sent) -> tuple[str, Sent]:
+        """The workflow id, and the message signed for the run that the status shows, or else for the current one."""
+        cycle = to if isinstance(to, str) else to.workflow_id
         if (key := self._key_of(message)) is None:
-            return message
+            return cycle, message
+        run_id = await self.first_run(to) if isinstance(to, str) else to.run_id
         try:
-            return key.sign(message, cycle, await self.first_run(cycle), kind)
+            return cycle, key.sign(message, cycle, run_id, kind)
         except ValueError as error:
             raise Refused(f"expected a message that can be signed, but {error}") from None
 

@@ -3,11 +3,16 @@
 import getpass
 import json
 import sys
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from codecs import BOM_UTF8
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+
+from schema import wire
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,6 +20,15 @@ if TYPE_CHECKING:
     from activities.database import Database
     from activities.reading import Readable
 
+T = TypeVar("T")
+S = TypeVar("S")
+# What stands in each column of a table, by the column's name.
+Columns = dict[str, Callable[[T], object]]
+KINDS = {"cycle": wire.IMPROVEMENT_CYCLE, "task": wire.MARKET_TASK}
+# Where a query waits for a worker, a person should not wait much longer.
+PATIENCE_S = 5.0
+# The exit code of a command that had nothing to answer from, where that could be read as good news.
+NO_DATA = 3
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -46,7 +60,89 @@ def new_table(name: str, *others: str) -> "Table":
 
 def emit(document: Any) -> None:
     """Print one JSON document. Flushed here, where a closed pipe is an answer and not a complaint at the exit."""
-    print(json.dumps(document, ensure_ascii=False), flush=True)  # noqa: T201
+    print(json.dumps(_plain(document), ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def _plain(document: Any) -> Any:
+    """What JSON can carry: messages and named tuples are objects with their fields."""
+    if hasattr(document, "model_dump"):
+        return document.model_dump(mode="json")
+    if hasattr(document, "_asdict"):
+        document = document._asdict()
+    if isinstance(document, Mapping):
+        return {name: _plain(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_plain(each) for each in document]
+    return document.isoformat() if isinstance(document, datetime) else document
+
+
+def answer(as_json: bool, document: Any, in_words: Callable[[], object]) -> None:
+    """One JSON document, or the same for people."""
+    if as_json:
+        emit(document)
+    else:
+        in_words()
+
+
+def answer_rows(as_json: bool, rows: Sequence[T], columns: Columns[T], none: str) -> None:
+    """One JSON document of all rows, or a table with a cell for each column; `none` says why there is no row."""
+
+    def table() -> None:
+        shown = new_table(*columns)
+        for row in rows:
+            shown.add_row(*(str(cell(row)) for cell in columns.values()))
+        out.print(shown if rows else none, soft_wrap=not rows)
+
+    answer(as_json, rows, table)
+
+
+async def status_of(
+    workflow_id: str, kind: str, running: Callable[..., Awaitable[S]], ended: Callable[..., Awaitable[S]]
+) -> S:
+    """The status of a cycle or task: of one that has ended from its result, which needs no worker.
+
+    `running` and `ended` are asked with a client and the workflow's id. Raises CommandError where there is no answer.
+    """
+    import asyncio
+
+    from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError
+
+    from schema.connection import is_missing
+    from starter.client import NautilusClient
+
+    client = await NautilusClient.connect()
+    try:
+        described = await client.temporal.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if not is_missing(error):
+            raise
+        shows = f"`nautilus {'tasks' if kind == 'task' else kind} list` shows them"
+        raise CommandError(f"expected a {kind}, but there is no {workflow_id}; {shows}") from None
+    if described.workflow_type != KINDS[kind]:
+        raise CommandError(f"expected a {kind}, but {workflow_id} is of type {described.workflow_type}")
+    if described.status is WorkflowExecutionStatus.COMPLETED:
+        return await ended(client, workflow_id)
+    if described.status is not WorkflowExecutionStatus.RUNNING:
+        how = described.status.name.lower() if described.status else "gone"
+        raise CommandError(f"expected a {kind} that runs or has ended, but {workflow_id} is {how}")
+    try:
+        return await asyncio.wait_for(running(client, workflow_id), PATIENCE_S)
+    except (TimeoutError, RPCError):
+        expected = f"expected a worker to answer for {workflow_id}, but none does"
+        raise CommandError(f"{expected}; run `nautilus worker`") from None
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Each line that holds something: its number, its text, and how many bytes of the file it takes.
+
+    A byte-order mark and line ends, of whatever kind, are no part of the text.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            text = (line.removeprefix(BOM_UTF8) if number == 1 else line).strip()
+            if text:
+                yield number, text, len(line)
 
 
 def log_beside() -> None:
@@ -65,7 +161,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
     log_beside()
 
-    async def until_told() -> Any:
+    async def until_stopped() -> Any:
         task = asyncio.current_task()
         assert task is not None
         # Python dies of SIGTERM at once, and the processes of a platform, each of a session of its own, would live on.
@@ -74,7 +170,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         return await work
 
     try:
-        return asyncio.run(until_told())
+        return asyncio.run(until_stopped())
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Shell completion of what only a platform knows: cycles, tasks, parameters, agents, experiments, memories.
+"""Shell completion of what only a platform knows: anomalies, cycles, tasks, parameters, agents, ...
 
 A completion is asked for while a person types: it answers within a second or not at all, and never with an error.
 """
@@ -26,12 +26,12 @@ def _offered(read: Callable[[], Iterable[str]]) -> list[str]:
     """What `read` finds in time; it is left behind, as a daemon, where it takes longer."""
     found: list[str] = []
 
-    def look() -> None:
+    def read_all() -> None:
         # Whatever it is, a traceback in the line that somebody types would be worse.
         with contextlib.suppress(Exception):
             found.extend(read())
 
-    reader = threading.Thread(target=look, daemon=True)
+    reader = threading.Thread(target=read_all, daemon=True)
     reader.start()
     reader.join(PATIENCE_S)
     return found[:MOST]
@@ -62,6 +62,13 @@ def agents(incomplete: str) -> list[str]:
     from activities import reading
 
     return _offered(lambda: reading.agent_ids(open_to_read()))
+
+
+def anomalies(incomplete: str) -> list[str]:
+    """The open ones: the others are closed already."""
+    from activities import reading
+
+    return _offered(lambda: [record.anomaly.anomaly_id for record in reading.anomalies(open_to_read())])
 
 
 def experiments(incomplete: str) -> list[str]:

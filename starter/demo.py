@@ -26,7 +26,7 @@ from rich.table import Table
 
 from activities import ledger
 from activities.experiment import progress_of
-from activities.observatory import counts_of_started
+from activities.history import counts_of_started
 from activities.rollups import measures, rollups, together
 from rules.rates import wilson
 from schema import wire
@@ -48,7 +48,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FAULT_TIMEOUT_S = 120.0
 DETECTION_TIMEOUT_S = 180.0
 CYCLE_TIMEOUT_S = 300.0
-LOOK_EVERY_S = 0.5
+POLL_S = 0.5
 
 
 class DemoError(RuntimeError):
@@ -119,14 +119,14 @@ async def _everything(narration: Narration, settings: Settings) -> AsyncIterator
 async def _until_the_fault(narration: Narration, stack: Stack) -> datetime:
     """Show the healthy platform until the service becomes slower; the instant it does. Raises TimeoutError."""
     with narration.waiting("the first tasks run") as show:
-        for _ in _looks(FAULT_TIMEOUT_S):
+        for _ in _attempts(FAULT_TIMEOUT_S):
             state = await asyncio.to_thread(_ask, f"{stack.environment[RESEARCH_URL]}/state")
             healthy = _counts(stack, EPOCH)
             if state["slower_at"] is not None:
                 slower_at = datetime.fromisoformat(state["slower_at"])
                 break
             show(f"healthy so far: {_said(healthy)}")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_S)
         else:
             raise TimeoutError(f"expected {FAULT_TIMEOUT_S:g} s of searches to be enough, but the service is as it was")
     narration.say(f"healthy: {_said(healthy)}")
@@ -140,12 +140,12 @@ async def _until_detected(narration: Narration, client: NautilusClient, stack: S
     Raises TimeoutError.
     """
     with narration.waiting("tasks run into their limit") as show:
-        for _ in _looks(DETECTION_TIMEOUT_S):
+        for _ in _attempts(DETECTION_TIMEOUT_S):
             cycles = [e async for e in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'")]
             if cycles:
                 return cycles[0].id
             show(f"since the service is slower: {_said(_counts(stack, since))}")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_S)
     raise TimeoutError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
 
@@ -153,7 +153,7 @@ async def _until_ended(narration: Narration, client: NautilusClient, stack: Stac
     """Show each line of the cycle's story as it happens, and the arms while they fill. Raises TimeoutError."""
     lines_shown = 0
     with narration.waiting("the cycle opens") as show:
-        for _ in _looks(CYCLE_TIMEOUT_S):
+        for _ in _attempts(CYCLE_TIMEOUT_S):
             status = await client.status(cycle)
             for line in status.story[lines_shown:]:
                 narration.say(line)
@@ -161,11 +161,11 @@ async def _until_ended(narration: Narration, client: NautilusClient, stack: Stac
             if status.phase is Phase.ENDED:
                 return await client.result(cycle)
             show(_waited_for(status, stack))
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_S)
     raise TimeoutError(f"expected the cycle to end within {CYCLE_TIMEOUT_S:g} s, but it is {status.phase.value}")
 
 
-def _looks(timeout_s: float) -> Iterator[None]:
+def _attempts(timeout_s: float) -> Iterator[None]:
     """As many turns as fit in `timeout_s`; whoever takes them pauses in between."""
     deadline = monotonic() + timeout_s
     while monotonic() < deadline:
@@ -279,8 +279,8 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
     return f"{web_ui}/namespaces/{wire.NAMESPACE}/workflows/{quote(workflow_id, safe='')}/{run_id}/history"
 
 
-def _show_end(console: Console, told: DemoResult) -> None:
-    summary, status = told.summary, told.result.status
+def _show_end(console: Console, demo: DemoResult) -> None:
+    summary, status = demo.summary, demo.result.status
     title = f"{summary['outcome']} in {summary['seconds']:g} s"
     rates = Table("tasks of all types", "success", "95 %", title=title, title_justify="left")
     for name, key in (("healthy", "healthy"), ("during the fault", "during"), ("after the promotion", "after")):
@@ -292,11 +292,11 @@ def _show_end(console: Console, told: DemoResult) -> None:
     for name, key in (("old value", "control"), ("new value", "treatment")):
         share, interval = _cells(Counts(**summary[key]))
         facts.add_row(f"tasks with the {name}", f"{share} (95 %: {interval})")
-    reading = told.result.end.reading if told.result.end else None
+    reading = demo.result.end.reading if demo.result.end else None
     if reading and reading.interval:
         low, high = reading.interval
         facts.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
-    for ballot in status.ballots:
+    for ballot in status.ballots.values():
         facts.add_row(f"vote of {ballot.agent_id}", escape(f"{ballot.choice.value}: {ballot.reason}"))
     facts.add_row("decision", summary["decision"]["reason"])
     facts.add_row("history", f"{summary['history_events']} events")

@@ -145,9 +145,9 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         return Parameter.model_validate(fields | _values(key, default, bounds))
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         where = f"{first['loc'][0]}: " if first["loc"] else ""
-        raise DraftError(f"--parameter {text}: {where}{said}") from None
+        raise DraftError(f"--parameter {text}: {where}{reason}") from None
     except (ValueError, KeyError):
         raise DraftError(f"--parameter {text}: expected {SYNTAX}") from None
 
@@ -222,30 +222,30 @@ def _rules_for(
     known = {name: history for name, history in histories.items() if history.tasks >= ENOUGH_TASKS} or histories
     if not known:
         return observatory, cycle, reasons
-    looks, rules = ObservatoryRules(), CycleRules()
+    defaults, rules = ObservatoryRules(), CycleRules()
     per_day = {name: _per_day(history) for name, history in known.items()}
     everything, rarest = sum(per_day.values()), min(per_day, key=lambda name: per_day[name])
     few = f"{rarest} has {per_day[rarest]:,.3g} tasks a day"
     if pace is not Pace.TRIAL:
         fits = [seconds for seconds in INTERVALS_S if everything * seconds / DAY_S >= TASKS_PER_INTERVAL]
-        if fits and fits[0] != looks.interval_s:
+        if fits and fits[0] != defaults.interval_s:
             observatory["interval_s"] = fits[0]
             reasons["observatory.interval_s"] = f"{everything:,.0f} tasks a day: {TASKS_PER_INTERVAL} or more in each"
-        if per_day[rarest] * looks.baseline_s / DAY_S < 4 * ENOUGH_TASKS:
+        if per_day[rarest] * defaults.baseline_s / DAY_S < 4 * ENOUGH_TASKS:
             observatory["baseline_s"] = 4 * WEEK_S
             reasons["observatory.baseline_s"] = f"{few}: a week of it says little"
         within = per_day[rarest] * rules.experiment_window_s / DAY_S
         if within < rules.max_tasks:
             cycle["max_tasks"] = max(4 * rules.minimum_tasks, int(within))
             reasons["cycle.max_tasks"] = f"{few}: {within:,.0f} in an experiment's window"
-    if per_day[rarest] < looks.floor_window_tasks:
+    if per_day[rarest] < defaults.floor_window_tasks:
         observatory["floor_window_tasks"] = 20
-        reasons["observatory.floor_window_tasks"] = f"{few}: {looks.floor_window_tasks} would be more than a day"
+        reasons["observatory.floor_window_tasks"] = f"{few}: {defaults.floor_window_tasks} would be more than a day"
     worst = min(known, key=lambda name: known[name].rate)
-    if known[worst].rate < looks.success_floor + 0.05 and not known[worst].is_mostly_cut_off:
+    if known[worst].rate < defaults.success_floor + 0.05 and not known[worst].is_mostly_cut_off:
         observatory["success_floor"] = max(0.05, round(known[worst].rate - 0.1, 2))
         reasons["observatory.success_floor"] = (
-            f"{worst} succeeds at {known[worst].rate:.0%}, and {looks.success_floor:.0%} would be one standing anomaly"
+            f"{worst} succeeds at {known[worst].rate:.0%}, and {defaults.success_floor:.0%} would be a standing anomaly"
         )
     longest_s = max(history.longest_s for history in known.values())
     patience_s = TRIAL["cycle"]["pending_cutoff_s"] if pace is Pace.TRIAL else rules.pending_cutoff_s

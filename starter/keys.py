@@ -17,7 +17,7 @@ from rules import identity
 from schema.messages.base import AgentMessage
 
 NAMED = re.compile(r"^# nautilus agent (\S+)$", re.MULTILINE)
-Word = TypeVar("Word", bound=AgentMessage)
+Sent = TypeVar("Sent", bound=AgentMessage)
 
 
 class KeyFileError(ValueError):
@@ -36,12 +36,14 @@ class AgentKey:
         """What is registered: 32 bytes in base64."""
         return base64.b64encode(self.secret.public_key().public_bytes_raw()).decode()
 
-    def sign(self, word: Word, workflow_id: str, context: str, kind: str) -> Word:
+    def sign(self, message: Sent, workflow_id: str, context: str, kind: str) -> Sent:
         """The message with its signature. Raises ValueError for what canonical JSON cannot carry, or another's name."""
-        if word.agent_id != self.agent_id:
-            raise ValueError(f"expected a message of {self.agent_id}, whose key this is, but it is of {word.agent_id}")
-        signature = self.secret.sign(identity.signed_bytes(word, workflow_id, context, kind))
-        return word.model_copy(update={"signature": base64.b64encode(signature).decode()})
+        if message.agent_id != self.agent_id:
+            raise ValueError(
+                f"expected a message of {self.agent_id}, whose key this is, but it is of {message.agent_id}"
+            )
+        signature = self.secret.sign(identity.signed_bytes(message, workflow_id, context, kind))
+        return message.model_copy(update={"signature": base64.b64encode(signature).decode()})
 
 
 def make(path: Path, agent_id: str) -> AgentKey:
@@ -65,7 +67,7 @@ def read(path: Path) -> AgentKey:
     """The key in a file. Raises KeyFileError."""
     try:
         # What is not text has no name in it.
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
         mode = path.stat().st_mode & 0o777
     except OSError as error:
         raise KeyFileError(f"{path}: expected a key file, but {error.strerror}") from None

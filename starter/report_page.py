@@ -16,9 +16,9 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from activities.report import NOT_MEASURED, headline, issue_counts, lasted, one_line, said
+from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted, one_line
 from rules.rates import wilson
-from schema.messages.base import Value
+from schema.messages.base import Value, format_value
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts, Interval
 from schema.messages.report import ExperimentRecord, Report
@@ -83,7 +83,20 @@ def page(facts: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = (headline, issue_counts, lasted, said, words, share, interval, swap, tally, points, evidence)
+    shown = (
+        compared,
+        headline,
+        issue_counts,
+        lasted,
+        format_value,
+        words,
+        share,
+        interval,
+        swap,
+        tally,
+        points,
+        evidence,
+    )
     environment.filters |= {filter_.__name__: filter_ for filter_ in shown}
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
     whole, *types = ((name, track) for name, track in facts.tracks.items())
@@ -117,7 +130,7 @@ def interval(counts: Counts) -> str:
 
 
 def swap(old: Value | None, new: Value) -> str:
-    return f"{said(old)} → {said(new)}"
+    return f"{format_value(old)} → {format_value(new)}"
 
 
 def tally(counts: dict[str, int]) -> str:

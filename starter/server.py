@@ -143,7 +143,7 @@ async def prepare(client: Client) -> None:
         await client.workflow_service.register_namespace(
             RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
         )
-    known = await _once_known(client)
+    known = await _once_listed(client)
     missing = {
         name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
         for name in wire.SEARCH_ATTRIBUTES
@@ -155,7 +155,7 @@ async def prepare(client: Client) -> None:
         )
 
 
-async def _once_known(client: Client) -> ListSearchAttributesResponse:
+async def _once_listed(client: Client) -> ListSearchAttributesResponse:
     """The search attributes, once the whole server has heard of the namespace: some seconds after it was made."""
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while True:

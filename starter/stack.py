@@ -19,14 +19,14 @@ import structlog
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 
-from activities import identity, schedules
+from activities import cron, identity
+from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.deliveries import mistakes
 from activities.events import start_bus
-from activities.experiment import declare_parameters
-from activities.market import register_agent
+from activities.parameters import declare_parameters
 from rules.identity import REVOKED
-from schema import wire
+from schema import connection
 from schema.declaration import declared_platform
 from schema.messages.platform import Platform, ResearchService
 from schema.pace import Pace
@@ -70,11 +70,7 @@ class Stack:
 
 async def connect(server: Server) -> Client:
     """A client of our namespace on `server`, with namespace and search attributes in place."""
-    config = ClientConfig.load_client_connect_config()
-    if config.get("target_host") != server.address:
-        config = {"target_host": server.address}
-    config.setdefault("namespace", wire.NAMESPACE)
-    client = await Client.connect(**config, plugins=[plugin()])
+    client = await connection.connect(server.address, plugins=[plugin()])
     await prepare(client)
     return client
 
@@ -86,7 +82,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     The server is the one that the SDK's configuration names, else (or where `ports` insist) the embedded one.
     """
     platform = declared_platform(settings)
-    wanted = schedules.jobs(platform)
+    wanted = cron.jobs(platform)
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
@@ -99,7 +95,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             server = Server(named, "")
         else:
             server = await stack.enter_async_context(dev_server(settings.home, ports.server, ports.web_ui))
-            await retain(await Client.connect(server.address, namespace=wire.NAMESPACE))
+            await retain(await connection.connect(server.address))
         client = await connect(server)
         database = Database(settings.database)
         stack.callback(database.close)
@@ -107,7 +103,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         now = datetime.now(UTC)
         declare_parameters(database, platform, now)
         register_own(database, settings.home, now)
-        await schedules.apply(client, wanted)
+        await cron.apply(client, wanted)
         await start_bus(client, database, platform)
         # Asked here, because the worker has the same environment, and a person looks at this terminal.
         wrong = await asyncio.to_thread(mistakes, platform)
@@ -181,7 +177,7 @@ def register_own(database: Database, home: Path, at: datetime) -> None:
     """
     for agent in ROSTER:
         key = keys.own(home, agent.agent_id)
-        if register_agent(database, agent.agent_id, agent.operator, at, key.public, house=True):
+        if register_agent(database, agent.agent_id, agent.operator, at, key.public, built_in=True):
             continue
         with database.reading() as session:
             in_force = identity.keys(session).get(agent.agent_id)

@@ -4,7 +4,42 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from schema.messages.market import Agent, Bid
+from schema.messages.cycle import Briefing, CycleRequest, CycleStatus, Ending, Phase, RecordedAct
+from schema.messages.events import (
+    CLASSES,
+    AgentKeyRegistered,
+    AgentKeyRevoked,
+    AgentRestored,
+    AgentSuspended,
+    AnomalyClosed,
+    AnomalyDetected,
+    AwardMissed,
+    BudgetExceeded,
+    CycleEnded,
+    EventData,
+    ExperimentConcluded,
+    ExperimentStarted,
+    MemoryConsolidated,
+    MetaTaskAwarded,
+    MetaTaskOpened,
+    ParameterFrozen,
+    ParameterPromoted,
+    ParameterRolledBack,
+    ParameterThawed,
+    PersonActed,
+    ProposalAccepted,
+    ProposalRejected,
+    ProposalSubmitted,
+    ReportPublished,
+    SchedulesElevated,
+    SchedulesRestored,
+    TaskAwarded,
+    TaskOpened,
+    TaskSettled,
+)
+from schema.messages.experiment import Decision, Reading
+from schema.messages.market import Agent, Award, Bid
+from schema.messages.memory import Lesson
 from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
 from schema.messages.platform import (
     CycleRules,
@@ -15,7 +50,9 @@ from schema.messages.platform import (
     Platform,
     TaskTypeDeclaration,
 )
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Voter
+from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Tally, Voter
+from schema.messages.story import Act
+from schema.wire import EventType
 
 TIMEOUT = "research_synthesis.timeout_s"
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -33,6 +70,30 @@ def parameter(**changes: Any) -> Parameter:
         "task_types": ("research_synthesis",),
     }
     return Parameter(**(fields | changes))
+
+
+def briefing(**changes: Any) -> Briefing:
+    fields: dict[str, Any] = {
+        "cycle_id": "success_rate:research_synthesis#1",
+        "attempt": 1,
+        "failed_attempts": 0,
+        "rules": rules(),
+        "parameters": (state(),),
+        "agents": (),
+        "baseline": Counts(tasks=60, successes=40),
+    }
+    return Briefing(**(fields | changes))
+
+
+def status(**changes: Any) -> CycleStatus:
+    fields: dict[str, Any] = {
+        "workflow_id": "cycle:success_rate:research_synthesis",
+        "run_id": "r",
+        "request": CycleRequest(request_id="r", anomaly=anomaly()),
+        "phase": Phase.VOTING,
+        "opened": briefing(),
+    }
+    return CycleStatus(**(fields | changes))
 
 
 def rules(**changes: Any) -> CycleRules:
@@ -93,7 +154,7 @@ def proposal(agent_id: str = "ada", **changes: Any) -> Proposal:
         "root_cause": "tasks are cut off at the limit",
         "evidence": (Evidence(claim="timeouts", figures={"share": 0.33}),),
         "predicted_rate": 0.94,
-        "way_back": "set it back to 90 s",
+        "rollback_plan": "set it back to 90 s",
     }
     return Proposal(**(fields | changes))
 
@@ -126,3 +187,79 @@ def outcome(task_id: str, success: bool = True, at: datetime = NOW, **changes: A
         "failure": None if success else FailureKind.TIMEOUT,
     }
     return TaskOutcome(**(fields | changes))
+
+
+def reading(**changes: Any) -> Reading:
+    fields: dict[str, Any] = {
+        "at": NOW,
+        "strata": (),
+        "decision": Decision.PROMOTE,
+        "log_e": 5.0,
+        "log_e_harm": -3.0,
+        "srm_e": 1.0,
+        "effect": 0.27,
+        "interval": (0.1, 0.4),
+        "reason": "94% against 67%",
+    }
+    return Reading(**(fields | changes))
+
+
+def event_data(type: EventType, **changes: Any) -> EventData:
+    """Data of an event of this type; every type has one."""
+    tally = Tally(
+        approve=3,
+        reject=1,
+        abstain=1,
+        approve_weight=3.0,
+        reject_weight=1.0,
+        operators=4,
+        quorum=True,
+        decided=True,
+        accepted=True,
+        reason="3 of 4 approve",
+    )
+    award = Award(cycle_id="c#1", agent_id="ada", price=50, score=0.7, reason="the best bid", deadline=NOW)
+    act = RecordedAct(cycle_id="c#1", kind="veto", act=Act(message_id="m", who="olga", why="no"), at=NOW)
+    key = {"public_key": "k", "who": "olga", "why": "new laptop"}
+    value = {"parameter": "a.b", "value": 180, "version": 2, "cycle_id": "c#1", "reason": "94%"}
+    data: tuple[EventData, ...] = (
+        AnomalyDetected(anomaly=anomaly(), attempt=1),
+        AnomalyClosed(anomaly_id="a", reason="well again"),
+        SchedulesElevated(health=30, reason="elevated"),
+        SchedulesRestored(health=70, reason="restored"),
+        BudgetExceeded(job="consolidation", budget=60, done=("learn",), left=("report",)),
+        MemoryConsolidated(lesson=Lesson(at=NOW, text="180 s works")),
+        ReportPublished(title="The night", text="all is well"),
+        MetaTaskOpened(cycle_id="c#1"),
+        MetaTaskAwarded(award=award),
+        AwardMissed(agent_id="ada"),
+        ProposalSubmitted(proposal=proposal()),
+        ProposalAccepted(proposal_id="p", tally=tally),
+        ProposalRejected(proposal_id="p", tally=tally),
+        ExperimentStarted(experiment_id="e", cycle_id="c#1"),
+        ExperimentConcluded(experiment_id="e", cycle_id="c#1", reading=reading()),
+        ParameterPromoted(**value),
+        ParameterRolledBack(**value | {"value": 90, "version": 3, "reason": "harm"}),
+        CycleEnded(cycle_id="c#1", ending=Ending.ESCALATED, reason="six attempts"),
+        PersonActed(act=act),
+        ParameterFrozen(who="olga", why="holidays"),
+        ParameterThawed(who="olga", why="back"),
+        AgentSuspended(agent_id="ada", reason="2 of 10 results were good"),
+        AgentRestored(agent_id="ada"),
+        AgentKeyRegistered(**key),
+        AgentKeyRevoked(**key),
+        TaskOpened(task_id="t", task_type="monte_carlo", requester="olga", notify="ops"),
+        TaskAwarded(task_id="t", award=award),
+        TaskSettled(
+            task_id="t",
+            task_type="monte_carlo",
+            agent_id="ada",
+            success=True,
+            requester="olga",
+            notify="ops",
+            title="On sleep",
+            text="we know little",
+        ),
+    )
+    (mine,) = [each for each in data if isinstance(each, CLASSES[type])]
+    return mine.model_copy(update=changes)

@@ -1,17 +1,21 @@
 """Shared parts of the tests: one real Temporal server for the session, a database and a task queue per test."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, delete
 from sqlmodel import SQLModel
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import Database, migrate
 from schema import wire
+from schema.tables.events import EventRow
 from starter.server import dev_server, free_port, prepare
 from tests.postgres import private_server
 from workflows.plugin import plugin
@@ -44,6 +48,29 @@ async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cl
         yield client
 
 
+def prune_outbox(database: Database) -> None:
+    """Delete every event, as an operator may once they are delivered."""
+    with database.transaction() as session:
+        session.execute(delete(EventRow))
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Pass what is not there any more: lists of what is there lag behind."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+
+
+async def stop(client: Client, *workflow_ids: str) -> None:
+    """Terminate what still runs of these."""
+    for workflow_id in workflow_ids:
+        with unless_gone():
+            await client.get_workflow_handle(workflow_id).terminate("the test is over")
+
+
 @pytest.fixture
 def task_queue() -> str:
     return f"test-{uuid4()}"
@@ -73,5 +100,18 @@ def postgres_database(postgres: URL) -> Iterator[Database]:
     with database.engine.begin() as connection:
         for table in reversed(SQLModel.metadata.sorted_tables):
             connection.execute(table.delete())
+    yield database
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "postgresql":
+        yield request.getfixturevalue("postgres_database")
+        return
+    path = tmp_path / "store" / "nautilus.db"
+    path.parent.mkdir()
+    shutil.copy(request.getfixturevalue("migrated_file"), path)
+    database = Database(f"sqlite:///{path}")
     yield database
     database.close()

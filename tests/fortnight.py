@@ -13,25 +13,20 @@ from typing import NamedTuple
 from sqlmodel import col, select
 from temporalio.exceptions import ApplicationError
 
+from activities.agents import register_agent
+from activities.assignments import record_assignments
 from activities.database import Database
-from activities.experiment import ExperimentActivities, declare_parameters, record_assignments
-from activities.market import MarketActivities, register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.experiment import ExperimentActivities
+from activities.market import MarketActivities
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
 from activities.proposals import ProposalActivities
+from activities.recording import record_outcomes
 from rules import consensus, rewards
 from rules import design as designs
 from schema.messages.base import Value
-from schema.messages.cycle import (
-    Act,
-    CycleEnd,
-    CycleOpening,
-    CycleRequest,
-    Ending,
-    RecordedAct,
-    VoteRecord,
-)
-from schema.messages.events import EventType
-from schema.messages.experiment import Assignment, Look, Promotion, Purpose, Reading
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending, RecordedAct, VoteRecord
+from schema.messages.experiment import Assignment, EvaluationRequest, Promotion, Purpose, Reading
 from schema.messages.market import Award
 from schema.messages.observatory import Anomaly, TaskOutcome
 from schema.messages.platform import (
@@ -44,7 +39,9 @@ from schema.messages.platform import (
     TaskTypeDeclaration,
 )
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.story import Act
 from schema.tables.events import EventRow
+from schema.wire import EventType
 from starter.platform.resolver import ParameterResolver
 
 BEGIN = datetime(2026, 11, 8, tzinfo=UTC)
@@ -197,7 +194,7 @@ class Fortnight:
                         )
                     )
         with self._database.transaction() as session:
-            record_assignments(session, assignments)
+            record_assignments(session, assignments, PLATFORM.observatory.interval_s)
             record_outcomes(session, outcomes, PLATFORM.observatory.interval_s)
 
     def _detected(self) -> list[tuple[Anomaly, str]]:
@@ -264,7 +261,7 @@ class Fortnight:
             except ApplicationError:
                 yield
         yield
-        while (reading := self._look(Look(design=design))).decision == "continue":
+        while (reading := self._look(EvaluationRequest(design=design))).decision == "continue":
             yield
         self._experiments.conclude_experiment(design, reading)
         made["reading"] = reading
@@ -286,7 +283,7 @@ class Fortnight:
         self._promoted[anomaly.task_type] = self.now
         for _ in range(24 // TICK_H):
             yield
-            watched = self._look(Look(design=watch, purpose=Purpose.WATCH))
+            watched = self._look(EvaluationRequest(design=watch, purpose=Purpose.WATCH))
             if designs.is_harmful(watch, watched):
                 back = {"expected_version": promoted.version, "value": design.control, "reason": watched.reason}
                 self._experiments.roll_back(promotion.model_copy(update=back), self.now)
@@ -296,7 +293,7 @@ class Fortnight:
         made |= {"watch": watched, "reward": award.price}
         self._end(cycle_id, request.subject, Ending.PROMOTED, "promoted, and the watch found no harm", **made)
 
-    def _look(self, look: Look) -> Reading:
+    def _look(self, look: EvaluationRequest) -> Reading:
         return self._experiments.read_experiment(look, self.now)
 
     def _end(self, cycle_id: str, subject: str, ending: Ending, reason: str, **made: object) -> None:
@@ -316,5 +313,5 @@ def _proposal(plan: Plan, task_type: str, versions: dict[str, int]) -> Proposal:
         root_cause=plan.root_cause,
         evidence=(Evidence(claim="counted"),),
         predicted_rate=plan.predicted,
-        way_back="set it back",
+        rollback_plan="set it back",
     )

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from temporalio.client import Client, WorkflowHistory
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import ExperimentActivities, declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.experiment import ExperimentActivities
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase, workflow_id
 from schema.messages.experiment import Promotion
@@ -103,14 +104,14 @@ async def no_proposal(stage: Stage) -> None:
 
 async def futile(stage: Stage) -> None:
     await stage.approved()
-    async with tasks(stage, lambda limit, dice: dice.random() < 0.67):
+    async with tasks(stage, lambda limit, rng: rng.random() < 0.67):
         await stage.result()
 
 
 async def harmful(stage: Stage) -> None:
     """The longer limit makes it worse: what runs longer here starves the rest."""
     await stage.approved()
-    async with tasks(stage, lambda limit, dice: dice.random() < (0.2 if limit >= 180 else 0.8)):
+    async with tasks(stage, lambda limit, rng: rng.random() < (0.2 if limit >= 180 else 0.8)):
         await stage.result()
 
 
@@ -120,25 +121,26 @@ async def inconclusive(stage: Stage) -> None:
 
 
 async def stale(stage: Stage) -> None:
-    """Somebody else changes the parameter while the experiment runs."""
+    """Somebody else changes the parameter after the evidence, and before a person promotes."""
     await stage.approved()
-    await stage.reach(Phase.EXPERIMENT)
+    async with tasks(stage, limited):
+        await stage.reach(Phase.APPROVAL)
     change = Promotion(
         cycle_id="another#1", parameter=builders.TIMEOUT, expected_version=1, value=120.0, reason="by a person"
     )
     ExperimentActivities(stage.database, stage.platform).roll_back(change, datetime.now(UTC))
-    async with tasks(stage, limited):
-        await stage.result()
+    await stage.client.act(stage.cycle, wire.PROMOTE, "olga", "the evidence is clear")
+    await stage.result()
 
 
 async def rolled_back(stage: Stage) -> None:
     """The world turns after the promotion: the new limit, good in the experiment, now harms."""
     turned = asyncio.Event()
 
-    def succeeds(limit: float, dice: random.Random) -> bool:
+    def succeeds(limit: float, rng: random.Random) -> bool:
         if not turned.is_set():
-            return limited(limit, dice)
-        return dice.random() < (0.2 if limit >= 180 else 0.95)
+            return limited(limit, rng)
+        return rng.random() < (0.2 if limit >= 180 else 0.95)
 
     await stage.approved()
     async with tasks(stage, succeeds):
@@ -202,7 +204,7 @@ RECORDINGS = {
     "futile": Recording(futile, "futile", {"max_tasks": 5_000, "minimum_effect": 0.2}),
     "harmful": Recording(harmful, "harmful", {}),
     "inconclusive": Recording(inconclusive, "inconclusive", {"experiment_window_s": 1}),
-    "invalid": Recording(stale, "invalid", {}),
+    "invalid": Recording(stale, "invalid", {}, Mode.RECOMMEND),
     "rolled_back": Recording(rolled_back, "rolled_back", {"bake_window_s": 40}),
     "aborted": Recording(aborted, "aborted", {}),
     "cancelled": Recording(cancelled, "aborted", {}),

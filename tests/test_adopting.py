@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.observatory import counts_since, history
+from activities.history import counts_since, history
+from activities.parameters import declare_parameters
 from activities.task_types.corpus import open_corpus
 from schema.declaration import read_platform
 from schema.messages.observatory import FailureKind

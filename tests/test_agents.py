@@ -17,15 +17,15 @@ from sqlmodel import select
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
+from activities.agents import register_agent
 from activities.database import Database
-from activities.experiment import declare_parameters, parameter_states
-from activities.market import register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters, parameter_states
+from activities.recording import record_outcomes
 from rules import bounds, consensus
 from schema import wire
 from schema.messages.base import Value
-from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Ending, Phase, workflow_id
-from schema.messages.events import EventType
+from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.market import Bid
 from schema.messages.observatory import (
     Anomaly,
@@ -49,6 +49,7 @@ from schema.messages.platform import (
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Tally
 from schema.settings import Settings
 from schema.tables.events import EventRow
+from schema.wire import EventType
 from starter import keys
 from starter.agents import agent as watching
 from starter.agents import run_agents
@@ -70,6 +71,7 @@ from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.stack import register_own
 from tests import builders
+from tests.conftest import stop
 from worker import worker
 
 RESEARCH, BREADTH = "research_synthesis", "research_synthesis.breadth"
@@ -84,15 +86,15 @@ def cut(duration_s: float, limit_s: float = 1.0) -> DurationSample:
     return DurationSample(duration_s=limit_s + 0.01, failure=FailureKind.TIMEOUT)
 
 
-def too_short(dice: random.Random) -> Draw:
+def too_short(rng: random.Random) -> Draw:
     """The demo's fault: log-normal work, and a limit of 1 s near its median."""
-    sigma, median_s = dice.uniform(0.35, 0.6), 1 / dice.uniform(0.8, 1.2)
-    return lambda dice: cut(median_s * dice.lognormvariate(0, sigma))
+    sigma, median_s = rng.uniform(0.35, 0.6), 1 / rng.uniform(0.8, 1.2)
+    return lambda rng: cut(median_s * rng.lognormvariate(0, sigma))
 
 
 def half_of(failing: Draw) -> Draw:
     """Half the tasks are quick and succeed; the limit has nothing to do with how the others fail."""
-    return lambda dice: cut(dice.lognormvariate(-1.4, 0.45)) if dice.random() < 0.5 else failing(dice)
+    return lambda rng: cut(rng.lognormvariate(-1.4, 0.45)) if rng.random() < 0.5 else failing(rng)
 
 
 def case(
@@ -117,15 +119,7 @@ def case(
         parameters=parameters or (limit_of(1.0),),
         endings=endings,
     )
-    status = CycleStatus(
-        workflow_id="cycle:c",
-        cycle_id="c#1",
-        subject=builders.anomaly().subject,
-        phase=Phase.VOTING if proposal else Phase.BIDDING,
-        attempt=1,
-        anomaly=builders.anomaly(),
-        proposal=proposal,
-    )
+    status = builders.status(phase=Phase.VOTING if proposal else Phase.BIDDING, proposal=proposal)
     return Case(status, diagnosis)
 
 
@@ -186,8 +180,8 @@ def test_on_its_own_quantiles_a_fit_is_exact(family: Family) -> None:
 
 
 def test_the_standard_error_covers_the_truth() -> None:
-    dice, truth = random.Random(2), stats.norm.cdf(math.log(2) / 0.45)
-    models = [fitted(LOG_NORMAL)([cut(dice.lognormvariate(0, 0.45)) for _ in range(120)]) for _ in range(200)]
+    rng, truth = random.Random(2), stats.norm.cdf(math.log(2) / 0.45)
+    models = [fitted(LOG_NORMAL)([cut(rng.lognormvariate(0, 0.45)) for _ in range(120)]) for _ in range(200)]
     told = [model(2.0) for model in models if model is not None]
 
     covered = sum(estimate.lower(1.96) <= truth <= estimate.upper(1.96) for estimate in told)
@@ -213,8 +207,8 @@ def test_without_censoring_the_tail_estimate_is_the_observed_share() -> None:
 
 
 def test_tasks_that_hang_are_not_taken_for_slow_ones() -> None:
-    dice = random.Random(3)
-    samples = [cut(dice.lognormvariate(-1.4, 0.45) if dice.random() < 0.5 else 1e9) for _ in range(120)]
+    rng = random.Random(3)
+    samples = [cut(rng.lognormvariate(-1.4, 0.45) if rng.random() < 0.5 else 1e9) for _ in range(120)]
 
     assert fitted(LOG_NORMAL)(samples) is None
     tail = observed_tail(samples)
@@ -223,8 +217,8 @@ def test_tasks_that_hang_are_not_taken_for_slow_ones() -> None:
 
 
 def test_other_failures_stay_failures_under_a_longer_limit() -> None:
-    dice = random.Random(4)
-    samples = [cut(dice.lognormvariate(0, 0.45)) for _ in range(200)]
+    rng = random.Random(4)
+    samples = [cut(rng.lognormvariate(0, 0.45)) for _ in range(200)]
     broken = [s.model_copy(update={"failure": FailureKind.INVALID_RESULT}) for s in samples[:40] if not s.failure]
     model = fitted(LOG_NORMAL)(broken + samples[40:])
 
@@ -241,8 +235,10 @@ def states(draw: st.DrawFn) -> ParameterState:
     kind = draw(st.sampled_from((ParameterKind.FLOAT, ParameterKind.INTEGER)))
     minimum = draw(st.integers(1, 50)) * draw(st.sampled_from((0.1, 0.5, 1)))
     maximum = minimum + draw(st.integers(2, 500)) * draw(st.sampled_from((0.1, 1, 7.3)))
-    step = draw(st.sampled_from((None, 0.05, 0.1, 0.3, 0.5, 1, 2.5, 7)))
     largest = draw(st.sampled_from((None, 0.07, 0.9, 3, 100)))
+    room = maximum - minimum if largest is None else min(largest, maximum - minimum)
+    steps = [step for step in (0.05, 0.1, 0.3, 0.5, 1, 2.5, 7) if step <= room]
+    step = draw(st.sampled_from((None, *steps)))
     if kind is ParameterKind.INTEGER:
         maximum = max(maximum, math.ceil(minimum) + 1)
         value: float = draw(st.integers(math.ceil(minimum), math.floor(maximum)))
@@ -265,8 +261,8 @@ def test_a_snapped_value_is_never_refused(state: ParameterState, wanted: float) 
 @settings(max_examples=25, deadline=None)
 @given(states(), st.integers(0, 5))
 def test_what_an_agent_proposes_is_never_refused(state: ParameterState, seed: int) -> None:
-    dice, limit_s = random.Random(seed), float(state.value)
-    about = case([cut(limit_s * dice.lognormvariate(0, 0.4), limit_s) for _ in range(80)], (state,))
+    rng, limit_s = random.Random(seed), float(state.value)
+    about = case([cut(limit_s * rng.lognormvariate(0, 0.4), limit_s) for _ in range(80)], (state,))
     rate = (about.baseline.successes + 0.5) / (about.baseline.tasks + 1)
     for agent in (AGENTS["argo"], AGENTS["fram"]):
         proposal = agent.proposal(about)
@@ -278,9 +274,9 @@ def test_what_an_agent_proposes_is_never_refused(state: ParameterState, seed: in
 
 
 def test_the_limit_that_tasks_were_cut_off_at_is_told_from_others() -> None:
-    dice = random.Random(5)
+    rng = random.Random(5)
     others = (limit_of(1.1, key="research_synthesis.idle_s"), limit_of(3.0, key="research_synthesis.grace_s"))
-    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)], (*others, limit_of(1.0)))
+    about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(100)], (*others, limit_of(1.0)))
 
     proposals = [agent.proposal(about) for agent in ROSTER]
 
@@ -298,9 +294,9 @@ def test_the_limit_that_tasks_were_cut_off_at_is_told_from_others() -> None:
     ],
 )
 def test_what_failed_before_is_not_proposed_again(ending: str, excluded: Callable[[float], bool]) -> None:
-    dice = random.Random(6)
+    rng = random.Random(6)
     past = PastEnding(cycle_id="c#0", ending=ending, parameter=builders.TIMEOUT, value=2.0)
-    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)], endings=(past,))
+    about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(100)], endings=(past,))
 
     values = [float(p.value) for agent in ROSTER if (p := agent.proposal(about)) is not None]
 
@@ -311,16 +307,16 @@ def test_what_failed_before_is_not_proposed_again(ending: str, excluded: Callabl
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda dice: DurationSample(duration_s=0.5, failure=FailureKind.ERROR if dice.random() < 0.4 else None),
-        lambda dice: (
-            cut(0.3) if dice.random() < 0.6 else DurationSample(duration_s=0.3, failure=FailureKind.INVALID_RESULT)
+        lambda rng: DurationSample(duration_s=0.5, failure=FailureKind.ERROR if rng.random() < 0.4 else None),
+        lambda rng: (
+            cut(0.3) if rng.random() < 0.6 else DurationSample(duration_s=0.3, failure=FailureKind.INVALID_RESULT)
         ),
-        lambda dice: cut(dice.uniform(0.1, 0.9)),  # nothing fails
+        lambda rng: cut(rng.uniform(0.1, 0.9)),  # nothing fails
     ],
 )
 def test_who_has_no_explanation_does_not_bid(draw: Draw) -> None:
-    dice = random.Random(7)
-    about = case([draw(dice) for _ in range(200)])
+    rng = random.Random(7)
+    about = case([draw(rng) for _ in range(200)])
 
     assert [agent.bid(about) for agent in ROSTER] == [None] * 6
 
@@ -333,8 +329,8 @@ def test_nobody_judges_by_a_handful_of_tasks() -> None:
 
 
 def test_figures_that_the_records_do_not_bear_out_are_rejected() -> None:
-    dice = random.Random(8)
-    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(200)])
+    rng = random.Random(8)
+    about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(200)])
     forged = (Evidence(claim="it is worse than it is", figures={"success_rate": 0.1}),)
 
     assert vote(about, proposed(2.0, 0.93)).accepted
@@ -342,9 +338,9 @@ def test_figures_that_the_records_do_not_bear_out_are_rejected() -> None:
 
 
 def test_what_nobody_can_check_is_left_to_others() -> None:
-    dice = random.Random(9)
+    rng = random.Random(9)
     passages = builders.state(32, key="research_synthesis.passages", kind=ParameterKind.INTEGER, unit="", default=32)
-    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(200)], (limit_of(1.0), passages))
+    about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(200)], (limit_of(1.0), passages))
 
     tally = vote(about, proposed(24, 0.9, parameter="research_synthesis.passages"))
 
@@ -352,14 +348,14 @@ def test_what_nobody_can_check_is_left_to_others() -> None:
 
 
 def test_a_message_has_the_same_id_after_a_restart() -> None:
-    dice = random.Random(10)
-    about = case([cut(dice.lognormvariate(0, 0.45)) for _ in range(100)])
+    rng = random.Random(10)
+    about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(100)])
 
     bids = [AGENTS["fram"].bid(about) for _ in range(2)]
 
     assert bids[0] == bids[1]
     assert bids[0] is not None
-    assert bids[0].message_id == "bid:c#1:fram"
+    assert bids[0].message_id == "bid:success_rate:research_synthesis#1:fram"
 
 
 def test_every_agent_has_an_operator_of_its_own() -> None:
@@ -372,11 +368,11 @@ def test_every_agent_has_an_operator_of_its_own() -> None:
 def test_the_vote_on_a_limit_that_is_too_short_passes_in_99_of_100_draws() -> None:
     passed, choices = 0, set()
     for seed in range(100):
-        dice = random.Random(seed)
-        draw = too_short(dice)
-        about = case([draw(dice) for _ in range(dice.choice((40, 60, 100, 200)))])
+        rng = random.Random(seed)
+        draw = too_short(rng)
+        about = case([draw(rng) for _ in range(rng.choice((40, 60, 100, 200)))])
         bidders: list[Investigator] = [agent for agent in ROSTER if agent.bid(about) is not None]
-        proposal = dice.choice(bidders).proposal(about)
+        proposal = rng.choice(bidders).proposal(about)
         assert proposal is not None
         tally = vote(about, proposal)
         passed += tally.accepted
@@ -390,13 +386,13 @@ def test_the_vote_on_a_limit_that_is_too_short_passes_in_99_of_100_draws() -> No
     ("value", "draw"),
     [
         # timeouts at no limit in particular
-        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(0.1, 0.9), failure=FailureKind.TIMEOUT)),
+        (2.0, lambda rng: DurationSample(duration_s=rng.uniform(0.1, 0.9), failure=FailureKind.TIMEOUT)),
         # timeouts of something slower than the limit
-        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(1.3, 4.0), failure=FailureKind.TIMEOUT)),
+        (2.0, lambda rng: DurationSample(duration_s=rng.uniform(1.3, 4.0), failure=FailureKind.TIMEOUT)),
         # errors
-        (2.0, lambda dice: DurationSample(duration_s=dice.uniform(0.1, 0.9), failure=FailureKind.ERROR)),
+        (2.0, lambda rng: DurationSample(duration_s=rng.uniform(0.1, 0.9), failure=FailureKind.ERROR)),
         # tasks that hang: no limit is long enough
-        (2.0, lambda dice: DurationSample(duration_s=1.01, failure=FailureKind.TIMEOUT)),
+        (2.0, lambda rng: DurationSample(duration_s=1.01, failure=FailureKind.TIMEOUT)),
         # the right parameter, and a value that changes next to nothing
         (1.03, None),
         # the wrong direction
@@ -406,9 +402,9 @@ def test_the_vote_on_a_limit_that_is_too_short_passes_in_99_of_100_draws() -> No
 def test_the_vote_on_what_would_not_help_fails_in_97_of_100_draws(value: float, draw: Draw | None) -> None:
     passed = 0
     for seed in range(100):
-        dice = random.Random(seed)
-        work = too_short(dice) if draw is None else half_of(draw)
-        about = case([work(dice) for _ in range(dice.choice((40, 60, 100, 200)))])
+        rng = random.Random(seed)
+        work = too_short(rng) if draw is None else half_of(draw)
+        about = case([work(rng) for _ in range(rng.choice((40, 60, 100, 200)))])
         rate = about.baseline.rate
         assert rate is not None
         passed += vote(about, proposed(value, min(0.97, rate + 0.4))).accepted
@@ -464,7 +460,7 @@ async def improved(
 async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
     temporal: Client, database: Database, task_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "LOOK_S", 0.5)
+    monkeypatch.setattr(watching, "SCAN_WAIT_S", 0.5)
     stalled, healthy = (f"cycle:{name}:{task_queue}" for name in ("stalled", "healthy"))
     platform = builders.platform(parameters=(limit_of(1.0).declaration,), cycle=builders.rules(bid_window_s=20))
     now = datetime.now(UTC)
@@ -502,8 +498,7 @@ async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
             assert (await watcher.step()).cycles == 2
         finally:
             await watcher.close()
-            for cycle in (stalled, healthy):
-                await temporal.get_workflow_handle(cycle).terminate()
+            await stop(temporal, stalled, healthy)
 
 
 async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
@@ -514,12 +509,12 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
         cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
         unsigned_agents=False,
     )
-    now, dice = datetime.now(UTC), random.Random(11)
+    now, rng = datetime.now(UTC), random.Random(11)
     declare_parameters(database, platform, now)
     register_own(database, tmp_path, now)
 
     def outcome(task_id: str, values: Mapping[str, Value], at: datetime) -> TaskOutcome:
-        sample = cut(dice.lognormvariate(0, 0.45), float(values[builders.TIMEOUT]))
+        sample = cut(rng.lognormvariate(0, 0.45), float(values[builders.TIMEOUT]))
         return builders.outcome(task_id, sample.failure is None, at, duration_s=sample.duration_s)
 
     with database.transaction() as session:
@@ -532,10 +527,10 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
     assert result.end is not None
     assert result.end.ending is Ending.PROMOTED, result.end.reason
     assert len(result.status.bids) == 6
-    assert len({ballot.reason for ballot in result.status.ballots}) == len(result.status.ballots) >= 3
+    assert len({ballot.reason for ballot in result.status.ballots.values()}) == len(result.status.ballots) >= 3
     assert result.end.proposal is not None
     assert result.end.proposal.parameter == builders.TIMEOUT
-    assert any(ballot.choice is Choice.APPROVE for ballot in result.status.ballots)
+    assert any(ballot.choice is Choice.APPROVE for ballot in result.status.ballots.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,7 +553,7 @@ class Reader(Investigator):
             root_cause="what is read comes half as fast",
             evidence=(Evidence(claim="since the onset, and before", figures=shares),),
             predicted_rate=round(shares["good_share_before"], 3),
-            way_back="read as much as before",
+            rollback_plan="read as much as before",
         )
 
     def ballot(self, case: Case) -> Ballot:
@@ -583,16 +578,14 @@ async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fa
         cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
         observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600, opens_cycles=("slow_share",)),
     )
-    now, dice = datetime.now(UTC), random.Random(12)
+    now, rng = datetime.now(UTC), random.Random(12)
     declare_parameters(database, platform, now)
     agents = [Reader(**(vars(agent) | {"agent_id": f"reader-{n}"})) for n, agent in enumerate(ROSTER[:4])]
     for agent in agents:
         register_agent(database, agent.agent_id, f"op-{agent.agent_id}", now)
 
     def outcome(task_id: str, values: Mapping[str, Value], at: datetime, pace_s: float = 2.0) -> TaskOutcome:
-        return builders.outcome(
-            task_id, at=at, duration_s=float(values[BREADTH]) * pace_s * dice.lognormvariate(0, 0.3)
-        )
+        return builders.outcome(task_id, at=at, duration_s=float(values[BREADTH]) * pace_s * rng.lognormvariate(0, 0.3))
 
     with database.transaction() as session:
         before = [outcome(f"usual-{n}", {BREADTH: 8}, now - timedelta(hours=2, seconds=n), 1.0) for n in range(300)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules import standing
-from rules.bidding import direct, hope, rank, refusal, success_rate
+from rules.bidding import direct, rank, refusal, success_rate, upper_confidence_bound
 from schema.messages.market import Agent, AwardResult, Bid, Record
 from tests import builders
 
@@ -134,11 +134,11 @@ offers_of = st.lists(agents_of, min_size=1, max_size=6, unique_by=lambda offer: 
 
 
 @given(offers_of, st.randoms(use_true_random=False))
-def test_the_order_of_bids_never_matters(offers, dice) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_bids_never_matters(offers, rng) -> None:  # type: ignore[no-untyped-def]
     agents = {agent.agent_id: agent for agent, _ in offers}
     bids = [builders.bid(agent.agent_id, price) for agent, price in offers]
 
-    assert rank(CYCLE, bids, agents, REWARD) == rank(CYCLE, dice.sample(bids, len(bids)), agents, REWARD)
+    assert rank(CYCLE, bids, agents, REWARD) == rank(CYCLE, rng.sample(bids, len(bids)), agents, REWARD)
 
 
 @given(offers_of)
@@ -159,7 +159,7 @@ def test_success_raises_what_is_expected_and_failure_lowers_what_is_hoped(mine: 
     worse = agent.record.model_copy(update={"attempts": grown})
 
     assert success_rate(agent.model_copy(update={"record": better})) >= success_rate(agent)
-    assert hope(agent.model_copy(update={"record": worse})) <= hope(agent)
+    assert upper_confidence_bound(agent.model_copy(update={"record": worse})) <= upper_confidence_bound(agent)
 
 
 def test_ties_favour_no_name_for_ever() -> None:
@@ -177,9 +177,9 @@ def test_ties_favour_no_name_for_ever() -> None:
 
 def lived(seed: int, tasks: int = 400, at_once: int = 4) -> tuple[list[str], set[str]]:
     """Who won each task of a market of eight, and who was suspended; agents 6 and 7 fail 60% and are the cheapest."""
-    dice, names = Random(seed), [f"agent-{n}" for n in range(8)]
+    rng, names = Random(seed), [f"agent-{n}" for n in range(8)]
     skill = dict(zip(names, (0.95, 0.9, 0.9, 0.9, 0.85, 0.85, 0.4, 0.4), strict=True))
-    agents, doubt = {name: builders.agent(name) for name in names}, dict.fromkeys(names, 0.0)
+    agents, log_ratio = {name: builders.agent(name) for name in names}, dict.fromkeys(names, 0.0)
     under_way: deque[tuple[str, bool]] = deque()
     won = []
     for number in range(tasks):
@@ -188,11 +188,11 @@ def lived(seed: int, tasks: int = 400, at_once: int = 4) -> tuple[list[str], set
             successes=sum(a.record.successes for a in agents.values()),
         )
         open_ = {n: a.model_copy(update={"market": market}) for n, a in agents.items() if not a.suspended}
-        bids = [builders.bid(n, 10 if skill[n] < 0.5 else dice.randint(30, 70)) for n in open_]
+        bids = [builders.bid(n, 10 if skill[n] < 0.5 else rng.randint(30, 70)) for n in open_]
         ranked = [r for r in rank(f"{seed}:{number}", bids, open_, REWARD) if standing.has_room(open_[r.bid.agent_id])]
         name = ranked[0].bid.agent_id
         won.append(name)
-        under_way.append((name, dice.random() < skill[name]))
+        under_way.append((name, rng.random() < skill[name]))
         agents[name] = agents[name].model_copy(update={"load": agents[name].load + 1})
         if len(under_way) == at_once:
             name, good = under_way.popleft()
@@ -200,7 +200,7 @@ def lived(seed: int, tasks: int = 400, at_once: int = 4) -> tuple[list[str], set
             others = Record(
                 attempts=market.attempts - agent.record.attempts, successes=market.successes - agent.record.successes
             )
-            doubt[name] = standing.doubt_after(doubt[name], result, others)
+            log_ratio[name] = standing.failure_log_ratio_after(log_ratio[name], result, others)
             moved, attempts = standing.after(agent.standing, result), agent.attempts + 1
             record = Record(attempts=agent.record.attempts + 1, successes=agent.record.successes + good)
             agents[name] = agent.model_copy(
@@ -209,7 +209,7 @@ def lived(seed: int, tasks: int = 400, at_once: int = 4) -> tuple[list[str], set
                     "attempts": attempts,
                     "load": agent.load - 1,
                     "record": record,
-                    "suspended": agent.suspended or standing.is_suspended(moved, attempts, doubt[name]),
+                    "suspended": agent.suspended or standing.is_suspended(moved, attempts, log_ratio[name]),
                 }
             )
     return won, {name for name, agent in agents.items() if agent.suspended}

@@ -14,15 +14,16 @@ import structlog
 from sqlmodel import select
 from temporalio.client import Client
 
+from activities.agents import register_agent
 from activities.database import Database
 from activities.events import emit
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from schema import wire
-from schema.messages.events import EventType
 from schema.tables.events import EventRow, UndeliveredRow
-from schema.tables.observatory import OutcomeRow, RetentionRow
+from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow, SnapshotRow
+from schema.wire import EventType
 from starter.cli import main
 from starter.server import free_port
 from tests import builders
@@ -217,7 +218,12 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "no object": ("[]", "expected"),
     "not text": (b"\xff\xfe\x00", "utf-8"),
     "a field that is missing": (line("a", finished_at=None), "finished_at"),
-    "a field that nobody knows": (line("a", colour="red"), "expected the fields of an outcome, but colour came"),
+    "a field that nobody knows": (line("a", colour="red"), "expected the fields of an outcome, but 'colour' came"),
+    "a field without a name": (line("a", **{"": 1}), "expected the fields of an outcome, but '' came"),
+    "a number that is text": (line("a", cost="1_000"), "cost: expected a valid number, but '1_000' came"),
+    "a number beyond all sums": (line("a", cost=1e308), "cost: expected less than or equal to 1000000000000000"),
+    "a year before all clocks": (line("a", started_at="0001-01-01T00:00:00Z"), "1970 to 8999, but 0001-01-01"),
+    "a year after all clocks": (line("a", finished_at="9999-12-31T23:59:59-05:00"), "1970 to 8999, but 9999-12-31"),
     "a number that is none": (line("a", duration_s="soon"), "duration_s"),
     "another task type": (
         line("a", task_type="other"),
@@ -297,7 +303,7 @@ def test_the_detector_reads_what_people_export_and_tells_rows_as_they_wrote_them
 
     code, printed, complaint = nautilus("detect", "--file", str(home / "series.csv"), "--json")
 
-    assert (code, complaint) == (0, "")
+    assert (code, bool(complaint)) == (0, name == "repeated rows")
     [alarm] = json.loads(printed)["alarms"]
     assert set(alarm) == {"timestamp", "onset", "direction", "size", "reason"}
     assert alarm["direction"] == "down"
@@ -316,6 +322,14 @@ def test_the_detector_reads_what_people_export_and_tells_rows_as_they_wrote_them
         ("time,value\n2026-01-01,1", "1: expected timestamp,value or timestamp,successes,total, but 'time,value' came"),
         (f"{HEADER}\n2026-01-01,1\n2026-13-01,1", "3: expected an instant in ISO 8601, but '2026-13-01' came"),
         (f"{HEADER}\n2026-01-01,many", "2: expected a number, but 'many' came"),
+        (f"{HEADER}\n2026-01-01,1_000", "2: expected a number, but '1_000' came"),
+        (f"{HEADER}\n2026-01-01,\u0661", "2: expected a number, but '\u0661' came"),
+        (f"{HEADER}\n2026-01-01,inf", "2: expected a number, but 'inf' came"),
+        (f"{HEADER}\n2026-01-01,1e308", "2: expected a number from -1e100 to 1e100, but '1e308' came"),
+        (f"{HEADER}\n2026-01-01,-1e999", "2: expected a number from -1e100 to 1e100, but '-1e999' came"),
+        ("timestamp,successes,total\n2026-01-01,1_0,20", "2: expected a number, but '1_0' came"),
+        (f"{HEADER}\n0001-01-01T00:00:00,1", "2: expected an instant of the years 1970 to 8999, but 0001-01-01T"),
+        (f"{HEADER}\n9999-12-31T23:59:59-05:00,1", "2: expected an instant of the years 1970 to 8999, but 9999-12-31T"),
         (f"{HEADER}\n2026-01-01,1,2", "2: expected 2 columns, but 3 came"),
         ("timestamp,successes,total\n2026-01-01,3,2", "2: expected whole numbers, 0 <= successes <= total"),
         ("timestamp,successes,total\n2026-01-01,1.5,2", "2: expected whole numbers, 0 <= successes <= total"),
@@ -330,6 +344,53 @@ def test_the_detector_names_the_line_that_it_cannot_read(
 
     assert code == 1
     assert f"series.csv:{says}" in complaint
+
+
+NOTHING_JUDGED = {
+    "a header only": (f"{HEADER}\n", 0),
+    "only rates of nothing": (
+        "timestamp,successes,total\n" + "\n".join(f"2026-01-{d:02},0,0" for d in range(1, 29)),
+        0,
+    ),
+    "only empty cells": (f"{HEADER}\n2026-01-01,\n2026-01-02,NaN\n", 0),
+    "fewer rows than are needed": (f"{HEADER}\n" + "\n".join(f"2026-01-{d:02},{d}" for d in range(1, 29)), 28),
+}
+
+
+@pytest.mark.parametrize(("content", "rows"), NOTHING_JUDGED.values(), ids=NOTHING_JUDGED)
+def test_nothing_judged_is_not_no_alarm(nautilus: Callable[..., Said], home: Path, content: str, rows: int) -> None:
+    (home / "series.csv").write_text(content, encoding="utf-8")
+
+    told = nautilus("detect", "--file", str(home / "series.csv"))
+    code, printed, _ = nautilus("detect", "--file", str(home / "series.csv"), "--json")
+
+    assert (code, json.loads(printed)) == (3, {"alarms": [], "rows": rows, "judged": 0})
+    assert told[0] == 3
+    assert told[1].startswith(f"nothing was judged\njudged 0 of {rows} rows with data")
+    assert "no alarm" not in told[1]
+
+
+def test_how_much_was_judged_is_said_with_no_alarm_too(nautilus: Callable[..., Said], home: Path) -> None:
+    hours = [NOVEMBER + timedelta(hours=n) for n in range(400)]
+    (home / "series.csv").write_text("\n".join([HEADER, *(f"{at.isoformat()},{at.hour % 3}" for at in hours)]))
+
+    code, printed, _ = nautilus("detect", "--file", str(home / "series.csv"))
+    judged = json.loads(nautilus("detect", "--file", str(home / "series.csv"), "--json")[1])
+
+    assert code == 0
+    assert judged["rows"] == 400
+    assert 200 < judged["judged"] < 400
+    said = f"judged {judged['judged']} of 400 rows with data; the others came before it was known what is normal"
+    assert printed.splitlines() == ["no alarm", said]
+
+
+def test_local_hours_that_come_twice_are_counted_aloud(nautilus: Callable[..., Said], home: Path) -> None:
+    lines = [HEADER, "2026-10-25 01:30,1", "2026-10-25 02:30,1", "2026-10-25 02:30,1", "2026-10-25 03:30,1"]
+    (home / "series.csv").write_text("\n".join(lines))
+
+    _, _, complaint = nautilus("detect", "--file", str(home / "series.csv"))
+
+    assert complaint.startswith("rows with the timestamp of another one: 1; the last of each counts")
 
 
 def test_who_acts_is_known_without_the_variable_user(
@@ -376,6 +437,8 @@ READING = [
     ("health",),
     ("params", "list"),
     ("params", "show", builders.TIMEOUT),
+    ("anomaly", "list"),
+    ("anomaly", "list", "--all"),
     ("ledger", "list"),
     ("ledger", "verify"),
     ("agent", "list"),
@@ -390,7 +453,7 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
 
     assert code == 0
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    assert "task type /h success mean s p95 s quality spent fill agents" in lines
+    assert "task type /h success mean s p95 s quality cost fill agents" in lines
     assert lines[-1].startswith("all ")
 
 
@@ -409,6 +472,25 @@ def test_reading_leaves_no_mark_and_needs_no_server(nautilus: Callable[..., Said
 
     assert (code, complaint) == (0, "")
     assert printed
+
+
+def test_health_of_a_platform_on_which_nothing_happened_says_when_it_looks_again(
+    nautilus: Callable[..., Said], home: Path, database: Database
+) -> None:
+    with database.transaction() as session:
+        for row in [*session.exec(select(RollupRow)), *session.exec(select(SnapshotRow))]:
+            session.delete(row)
+    unseen = nautilus("health")
+    ObservatoryActivities(database, builders.platform()).take_snapshot(builders.NOW)
+    unknown = nautilus("health")
+
+    nobody = "no Temporal server answers: `nautilus up` runs what takes them"
+    assert unseen == (1, "", f"nautilus: expected a snapshot, but none was taken yet; {nobody}\n")
+    assert unknown[0] == 3
+    assert unknown[1].splitlines()[:2] == [
+        f"health unknown at {builders.NOW:%Y-%m-%d %H:%M:%S} UTC: nothing was measured",
+        nobody,
+    ]
 
 
 def test_a_missing_database_is_not_made(nautilus: Callable[..., Said], tmp_path: Path) -> None:
@@ -431,7 +513,7 @@ def test_a_dead_letter_is_shown_whole_and_can_be_redriven_or_given_up(
 ) -> None:
     subject = "task:a-name-that-is-longer-than-a-column-of-a-table-would-be"
     with database.transaction() as session:
-        emit(session, EventType.TASK_OPENED, subject, "1", builders.NOW)
+        emit(session, builders.event_data(EventType.TASK_OPENED), subject, "1", builders.NOW)
         sequence = session.exec(select(EventRow.sequence).where(EventRow.subject == subject)).one() or 0
         session.add(
             UndeliveredRow(

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.consensus import capped_weights, majority, tally
-from schema.messages.cycle import Briefing, CycleRequest, CycleState, Phase
-from schema.messages.observatory import Counts
+from schema.messages.cycle import CycleRequest, CycleState, Phase
 from schema.messages.platform import CycleRules, Risk
 from schema.messages.proposals import Ballot, Choice, Electorate, Tally, Voter
 from tests import builders
@@ -135,12 +134,12 @@ def ballots_of(voters: tuple[Voter, ...], choices: str) -> dict[str, Ballot]:
 
 
 @given(voters_of, letters, risks, st.randoms(use_true_random=False))
-def test_the_order_of_ballots_and_of_voters_never_matters(voters, choices, risk, dice) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_ballots_and_of_voters_never_matters(voters, choices, risk, rng) -> None:  # type: ignore[no-untyped-def]
     ballots = ballots_of(voters, choices)
-    shuffled = dice.sample(sorted(ballots.items()), len(ballots))
+    shuffled = rng.sample(sorted(ballots.items()), len(ballots))
 
     first = tally(voters, ballots, risk, RULES)
-    second = tally(dice.sample(voters, len(voters)), dict(shuffled), risk, RULES)
+    second = tally(rng.sample(voters, len(voters)), dict(shuffled), risk, RULES)
 
     # Sums of floats in another order may differ in their last bit; no decision may.
     assert first.model_dump(exclude={"approve_weight", "reject_weight"}) == second.model_dump(
@@ -211,31 +210,24 @@ def test_clones_of_one_operator_never_carry_a_vote_against_everybody_else(clones
 def voting() -> CycleState:
     """A cycle whose vote has just opened, for a minute."""
     proposal = builders.proposal("ada")
-    briefing = Briefing(
-        cycle_id="success_rate:research_synthesis#1",
-        attempt=1,
-        failed_attempts=0,
-        rules=builders.rules(voting_window_s=60, late_quorum_extension_s=10),
-        parameters=(builders.state(),),
-        agents=(),
-        baseline=Counts(tasks=60, successes=40),
-    )
     voters = tuple(builders.voter(name) for name in NAMES)
-    return CycleState(
+    state = CycleState(
         request=CycleRequest(request_id="r", anomaly=builders.anomaly()),
         phase=Phase.VOTING,
         window_open=True,
-        briefing=briefing,
+        opened=builders.briefing(rules=builders.rules(voting_window_s=60, late_quorum_extension_s=10)),
         proposal=proposal,
         electorate=Electorate(proposal_id=proposal.proposal_id, opened_at=builders.NOW, voters=voters),
         deadline=builders.NOW + timedelta(seconds=60),
     )
+    state.tally = windows.tally(state)
+    return state
 
 
 def vote(state: CycleState, agent: str, after_s: float = 0, choice: Choice = Choice.APPROVE) -> None:
     ballot = builders.ballot(agent, state.proposed.proposal_id, choice)
     assert windows.refusal(state, ballot) is None
-    windows.take(state, ballot, builders.NOW + timedelta(seconds=after_s))
+    windows.accept(state, ballot, builders.NOW + timedelta(seconds=after_s))
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,15 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from schema import wire
 from schema.messages.base import AgentMessage, Message
 from schema.messages.cycle import Ending, Phase
-from schema.messages.events import Event, EventType
 from schema.messages.experiment import Purpose, Variant
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Bid
 from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.messages.outbox import Event
 from schema.messages.platform import JobClass, JobId, Mode, ParameterKind, Risk
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.messages.tasks import TaskEnding, TaskPhase
+from schema.wire import EventType
 from tests.builders import NOW, TIMEOUT
 
 MODULES = (
@@ -41,13 +42,18 @@ PROPOSAL = Proposal(
     root_cause="tasks are cut off at the limit",
     evidence=(Evidence(claim="timeouts", figures={"share": 0.33}),),
     predicted_rate=0.94,
-    way_back="set it back to 90 s",
+    rollback_plan="set it back to 90 s",
 )
 BALLOT = Ballot(
-    message_id="ballot-1", agent_id="bob", proposal_id="36609fc53ad8ff24", choice=Choice.APPROVE, reason="so"
+    message_id="ballot-1", agent_id="bob", proposal_id="7751fb05687bbfeb", choice=Choice.APPROVE, reason="so"
 )
 EVENT = Event(
-    key="anomaly.detected:a:1", type=EventType.ANOMALY_DETECTED, subject="s", at=NOW, data={"a": 1}, sequence=3
+    key="cycle.ended:c#1",
+    type=EventType.CYCLE_ENDED,
+    subject="s",
+    at=NOW,
+    data={"cycle_id": "c#1", "ending": "futile", "reason": "no better"},
+    sequence=3,
 )
 
 GOLDEN: list[tuple[Message, str]] = [
@@ -60,17 +66,17 @@ GOLDEN: list[tuple[Message, str]] = [
         '{"message_id":"proposal-1","agent_id":"ada","signature":null,"parameter":"research_synthesis.timeout_s",'
         '"base_version":1,"value":180.0,"root_cause":"tasks are cut off at the limit",'
         '"evidence":[{"claim":"timeouts","figures":{"share":0.33}}],"predicted_rate":0.94,'
-        '"way_back":"set it back to 90 s"}',
+        '"rollback_plan":"set it back to 90 s"}',
     ),
     (
         BALLOT,
-        '{"message_id":"ballot-1","agent_id":"bob","signature":null,"proposal_id":"36609fc53ad8ff24",'
+        '{"message_id":"ballot-1","agent_id":"bob","signature":null,"proposal_id":"7751fb05687bbfeb",'
         '"choice":"approve","reason":"so"}',
     ),
     (
         EVENT,
-        '{"key":"anomaly.detected:a:1","type":"anomaly.detected","subject":"s","at":"2026-11-22T12:00:00Z",'
-        '"data":{"a":1},"sequence":3}',
+        '{"key":"cycle.ended:c#1","type":"cycle.ended","subject":"s","at":"2026-11-22T12:00:00Z",'
+        '"data":{"cycle_id":"c#1","ending":"futile","reason":"no better"},"sequence":3}',
     ),
 ]
 named = pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=[type(m).__name__ for m, _ in GOLDEN])
@@ -112,7 +118,7 @@ async def test_temporal_carries_the_same_json(message: Message, golden: str) -> 
                 "root_cause": "",
                 "evidence": [{"claim": "c"}],
                 "predicted_rate": 0.9,
-                "way_back": "",
+                "rollback_plan": "",
             },
         ),
     ],
@@ -160,7 +166,7 @@ def test_what_an_agent_may_send_has_a_limit_on_everything(kind: type[AgentMessag
 
 
 def test_any_edit_of_a_proposal_is_another_proposal_and_a_resent_one_is_not() -> None:
-    assert PROPOSAL.proposal_id == "36609fc53ad8ff24"
+    assert PROPOSAL.proposal_id == "5a9ac52c53572026"
     assert PROPOSAL.model_copy(update={"message_id": "again", "signature": "s"}).proposal_id == PROPOSAL.proposal_id
     for edit in ({"value": 181.0}, {"predicted_rate": 0.95}, {"root_cause": "x"}, {"agent_id": "bob"}):
         assert PROPOSAL.model_copy(update=edit).proposal_id != PROPOSAL.proposal_id
@@ -211,7 +217,7 @@ def test_every_message_is_frozen(kind: type[BaseModel]) -> None:
         ("STANDING_DECAY", "StandingDecay"),
         ("CONSOLIDATION", "Consolidation"),
         ("AGENTS_QUEUE", "nautilus-agents"),
-        ("LOOK", "look_at_the_market"),
+        ("SCAN_MARKET", "scan_the_market"),
         ("NUDGE", "nudge"),
         ("PLACE_BID", "place_bid"),
         ("SUBMIT_PROPOSAL", "submit_proposal"),

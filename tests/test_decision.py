@@ -1,10 +1,10 @@
 """Decisions: what the counts of two arms entitle us to say, however often we look."""
 
 from collections import defaultdict
-from dataclasses import replace
 from math import exp, inf, log, prod
 from random import Random
 from timeit import repeat
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import assume, given
@@ -12,31 +12,39 @@ from hypothesis import strategies as st
 
 from rules import calibration
 from rules.decision import (
-    Arm,
-    Decision,
-    Design,
-    Stratum,
     Verdict,
     assignment_evidence,
     decide,
     difference_interval,
     harm_evidence,
     log_evidence,
+    promotion_bets,
     promotion_log_threshold,
     rate_difference,
 )
+from schema.messages.base import Message
+from schema.messages.experiment import ArmCounts, Decision, StratumCounts
+from schema.messages.experiment import DecisionRule as Rule
 
-STORY = Design(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05, max_tasks=100)
+M = TypeVar("M", bound=Message)
+
+
+def replace(message: M, **changes: Any) -> M:
+    """The message with other fields, validated anew."""
+    return type(message).model_validate(dict(message) | changes)
+
+
+STORY = Rule(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05, max_tasks=100)
 OPEN = replace(STORY, max_tasks=None)
 LN_20 = log(20)
 
 
-def counts(control: tuple[int, int], treatment: tuple[int, int], share: float = 0.5, pending: int = 0) -> Stratum:
+def counts(control: tuple[int, int], treatment: tuple[int, int], share: float = 0.5, pending: int = 0) -> StratumCounts:
     """(successes, tasks) of each arm; `pending` in the treatment."""
-    return Stratum(
+    return StratumCounts(
         treatment_share=share,
-        control=Arm(successes=control[0], tasks=control[1]),
-        treatment=Arm(successes=treatment[0], tasks=treatment[1], pending=pending),
+        control=ArmCounts(successes=control[0], tasks=control[1]),
+        treatment=ArmCounts(successes=treatment[0], tasks=treatment[1], pending=pending),
     )
 
 
@@ -69,7 +77,7 @@ def counts(control: tuple[int, int], treatment: tuple[int, int], share: float = 
         # 5 points would have shown by now
         (OPEN, [counts((1005, 1500), (1005, 1500))], Decision.FUTILE),
         # futile beats inconclusive: it says more
-        (replace(STORY, max_tasks=3000, extended=True), [counts((1005, 1500), (1005, 1500))], Decision.FUTILE),
+        (replace(STORY, max_tasks=3000), [counts((1005, 1500), (1005, 1500))], Decision.FUTILE),
         # 70 of 85 landed in one arm of a 50/50 split: whatever the rates, the assignment is broken
         (STORY, [counts((10, 15), (65, 70))], Decision.INVALID),
         # the same split is what a share of .8 asks for
@@ -78,11 +86,22 @@ def counts(control: tuple[int, int], treatment: tuple[int, int], share: float = 
         (STORY, [counts((10, 15), (14, 15), pending=60)], Decision.INVALID),
         # invalid comes before harmful: broken counts say nothing of harm
         (STORY, [counts((10, 15), (0, 70))], Decision.INVALID),
+        # nobody was treated: that the control does badly is nothing for the treatment
+        (OPEN, [counts((0, 40), (0, 0))], Decision.CONTINUE),
+        (replace(STORY, max_tasks=40), [counts((0, 40), (0, 0))], Decision.INCONCLUSIVE),
+        # as many as the design asks for in each arm, of each stratum
+        (replace(OPEN, minimum_tasks=26), [counts((5, 40), (25, 25))], Decision.CONTINUE),
+        (replace(OPEN, minimum_tasks=25), [counts((5, 40), (25, 25))], Decision.PROMOTE),
+        (
+            replace(OPEN, minimum_tasks=5),
+            [counts((25, 36), (4, 4), share=0.1), counts((20, 30), (29, 30))],
+            Decision.CONTINUE,
+        ),
         # two strata, each short of the evidence, together over it
         (OPEN, [counts((25, 36), (4, 4), share=0.1), counts((20, 30), (29, 30))], Decision.PROMOTE),
     ],
 )
-def test_the_counts_say(design: Design, strata: list[Stratum], expected: Decision) -> None:
+def test_the_counts_say(design: Rule, strata: list[StratumCounts], expected: Decision) -> None:
     assert decide(design=design, strata=strata).decision is expected
 
 
@@ -125,31 +144,32 @@ def test_the_effect_is_none_until_both_arms_have_a_finished_task() -> None:
         ("predicted_rate", 0.70, "at least the minimum effect"),  # less than the agent says is worth having
         ("minimum_effect", 0.0, "at least the minimum effect"),  # everything is worth having: nothing to give up on
         ("minimum_effect", float("nan"), "at least the minimum effect"),
-        ("baseline_rate", 1.2, "expected rates from 0 to 1"),  # a percentage
-        ("predicted_rate", 94.0, "expected rates from 0 to 1"),
-        ("alpha", 0.0, "expected alpha, beta and harm_alpha between 0 and 1"),
-        ("beta", 1.0, "expected alpha, beta and harm_alpha between 0 and 1"),
-        ("max_tasks", 0, "expected max_tasks of at least 1"),
+        ("baseline_rate", 1.2, r"baseline_rate\s+Input should be less than or equal to 1"),  # a percentage
+        ("predicted_rate", 94.0, r"predicted_rate\s+Input should be less than or equal to 1"),
+        ("alpha", 0.0, r"alpha\s+Input should be greater than 0"),
+        ("beta", 1.0, r"beta\s+Input should be less than 1"),
+        ("max_tasks", 0, r"max_tasks\s+Input should be greater than or equal to 1"),
+        ("minimum_tasks", 0, r"minimum_tasks\s+Input should be greater than or equal to 1"),
     ],
 )
 def test_an_impossible_design_is_refused(field: str, value: float, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        replace(STORY, **{field: value})  # type: ignore[arg-type]
+        replace(STORY, **{field: value})
 
 
 def test_a_minimum_effect_equal_to_the_prediction_is_allowed_whatever_the_ulps() -> None:
-    assert Design(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.27).minimum_effect == 0.27
+    assert Rule(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.27).minimum_effect == 0.27
 
 
 @pytest.mark.parametrize("arm", [(-1, 0, 0), (5, 6, 0), (5, -1, 0), (5, 5, -1)])
 def test_impossible_counts_are_refused(arm: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="expected 0 <= successes <= tasks and pending >= 0, but"):
-        Arm(tasks=arm[0], successes=arm[1], pending=arm[2])
+    with pytest.raises(ValueError, match=r"expected 0 <= successes <= tasks|pending\s+Input should be"):
+        ArmCounts(tasks=arm[0], successes=arm[1], pending=arm[2])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 50.0])
 def test_a_stratum_without_two_arms_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="expected a treatment share between 0 and 1"):
+    with pytest.raises(ValueError, match=r"treatment_share\s+Input should be"):
         counts((0, 0), (0, 0), share=share)
 
 
@@ -158,7 +178,7 @@ def test_a_stratum_without_two_arms_is_refused(share: float) -> None:
     [(0.0, 0.5), (0.5, 1.0), (0.0, 1.0), (0.999, 1.0)],  # an outage, a promise of perfection, both, a good metric
 )
 def test_rates_at_the_edge_leave_the_evidence_finite(baseline: float, predicted: float) -> None:
-    design = Design(baseline_rate=baseline, predicted_rate=predicted, minimum_effect=0.001)
+    design = Rule(baseline_rate=baseline, predicted_rate=predicted, minimum_effect=0.001)
 
     verdict = decide(design, [counts((50, 100), (50, 100))])
 
@@ -174,19 +194,19 @@ strata_ = st.builds(counts, arms, arms, shares)
 
 
 @st.composite
-def designs(draw: st.DrawFn) -> Design:
+def designs(draw: st.DrawFn) -> Rule:
     baseline = draw(st.floats(0.01, 0.97))
     predicted = draw(st.floats(baseline + 0.011, 0.999))
-    return Design(
+    return Rule(
         baseline_rate=baseline,
         predicted_rate=predicted,
         minimum_effect=draw(st.floats(0.01, predicted - baseline)),
     )
 
 
-def after_one_more(stratum: Stratum, treated: bool, success: bool) -> Stratum:
+def after_one_more(stratum: StratumCounts, treated: bool, success: bool) -> StratumCounts:
     arm = stratum.treatment if treated else stratum.control
-    more = Arm(tasks=arm.tasks + 1, successes=arm.successes + success)
+    more = ArmCounts(tasks=arm.tasks + 1, successes=arm.successes + success)
     return replace(stratum, treatment=more) if treated else replace(stratum, control=more)
 
 
@@ -203,7 +223,7 @@ def expected_growth(
 
 @given(designs(), st.lists(strata_, min_size=1, max_size=3), rates, rates)
 def test_the_evidence_grows_on_average_only_if_the_treatment_is_better(
-    design: Design, strata: list[Stratum], a: float, b: float
+    design: Rule, strata: list[StratumCounts], a: float, b: float
 ) -> None:
     """The supermartingale itself, from any state, at any share: all that Ville's inequality asks for."""
     last = strata[-1]
@@ -222,7 +242,7 @@ def test_the_evidence_grows_on_average_only_if_the_treatment_is_better(
 
 
 @given(st.lists(strata_, min_size=1, max_size=3))
-def test_a_sound_assignment_earns_no_evidence_against_itself_on_average(strata: list[Stratum]) -> None:
+def test_a_sound_assignment_earns_no_evidence_against_itself_on_average(strata: list[StratumCounts]) -> None:
     last = strata[-1]
     now = assignment_evidence(strata)
 
@@ -233,11 +253,11 @@ def test_a_sound_assignment_earns_no_evidence_against_itself_on_average(strata: 
 
 
 @given(designs(), strata_)
-def test_the_evidence_is_the_product_over_tasks(design: Design, stratum: Stratum) -> None:
+def test_the_evidence_is_the_product_over_tasks(design: Rule, stratum: StratumCounts) -> None:
     """Against the formula written out, bet by bet and task by task."""
     t, c, share = stratum.treatment, stratum.control, stratum.treatment_share
     total = 0.0
-    for weight, a, b in design.bets:
+    for weight, a, b in promotion_bets(design):
         m = share * b + (1 - share) * a
         outcomes = [(b / m, t.successes), ((1 - b) / (1 - m), t.tasks - t.successes)]
         outcomes += [(a / m, c.successes), ((1 - a) / (1 - m), c.tasks - c.successes)]
@@ -248,7 +268,7 @@ def test_the_evidence_is_the_product_over_tasks(design: Design, stratum: Stratum
 
 
 @given(designs(), strata_)
-def test_splitting_a_stratum_changes_nothing(design: Design, stratum: Stratum) -> None:
+def test_splitting_a_stratum_changes_nothing(design: Rule, stratum: StratumCounts) -> None:
     empty = counts((0, 0), (0, 0), share=stratum.treatment_share)
 
     assert decide(design, [stratum, empty]).log_e == pytest.approx(decide(design, [stratum]).log_e)
@@ -256,7 +276,7 @@ def test_splitting_a_stratum_changes_nothing(design: Design, stratum: Stratum) -
 
 @given(designs(), strata_, st.integers(0, 5), st.integers(0, 5), st.data())
 def test_pending_tasks_never_overstate_whatever_becomes_of_them(
-    design: Design, stratum: Stratum, t_pending: int, c_pending: int, data: st.DataObject
+    design: Rule, stratum: StratumCounts, t_pending: int, c_pending: int, data: st.DataObject
 ) -> None:
     t, c = stratum.treatment, stratum.control
     t_up, c_up = data.draw(st.integers(0, t_pending)), data.draw(st.integers(0, c_pending))
@@ -270,8 +290,8 @@ def test_pending_tasks_never_overstate_whatever_becomes_of_them(
         [
             replace(
                 stratum,
-                treatment=Arm(tasks=t.tasks + t_pending, successes=t.successes + t_up),
-                control=Arm(tasks=c.tasks + c_pending, successes=c.successes + c_up),
+                treatment=ArmCounts(tasks=t.tasks + t_pending, successes=t.successes + t_up),
+                control=ArmCounts(tasks=c.tasks + c_pending, successes=c.successes + c_up),
             )
         ],
     )
@@ -282,12 +302,12 @@ def test_pending_tasks_never_overstate_whatever_becomes_of_them(
 
 
 @given(designs(), strata_)
-def test_at_the_maximum_the_answer_is_never_continue(design: Design, stratum: Stratum) -> None:
+def test_at_the_maximum_the_answer_is_never_continue(design: Rule, stratum: StratumCounts) -> None:
     assume(stratum.finished > 0)
     # extended: not the calibration is at stake here
-    bounded = replace(design, max_tasks=stratum.finished, extended=True)
+    bounded = replace(design, max_tasks=stratum.finished)
 
-    assert decide(bounded, [stratum]).decision is not Decision.CONTINUE
+    assert decide(bounded, [stratum], extended=True).decision is not Decision.CONTINUE
 
 
 def test_the_harm_monitor_is_the_same_object_with_the_arms_swapped() -> None:
@@ -304,7 +324,7 @@ def test_the_harm_monitor_is_the_same_object_with_the_arms_swapped() -> None:
 
 @given(designs(), strata_)
 def test_the_interval_leaves_zero_just_when_the_evidence_reaches_two_over_alpha(
-    design: Design, stratum: Stratum
+    design: Rule, stratum: StratumCounts
 ) -> None:
     verdict = decide(design, [stratum])
     level = log(2 / design.alpha)
@@ -316,7 +336,7 @@ def test_the_interval_leaves_zero_just_when_the_evidence_reaches_two_over_alpha(
 
 
 @given(designs(), st.integers(1, 300), st.data())
-def test_the_interval_holds_the_effect_when_the_arms_are_even(design: Design, n: int, data: st.DataObject) -> None:
+def test_the_interval_holds_the_effect_when_the_arms_are_even(design: Rule, n: int, data: st.DataObject) -> None:
     stratum = counts((data.draw(st.integers(0, n)), n), (data.draw(st.integers(0, n)), n))
 
     low, high = difference_interval(design, [stratum])
@@ -334,14 +354,14 @@ def test_pending_tasks_widen_the_interval() -> None:
 
 
 def test_the_interval_holds_the_truth_at_every_look_in_95_of_100_experiments() -> None:
-    dice, missed, runs = Random(7), 0, 80
-    design = Design(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05)
+    rng, missed, runs = Random(7), 0, 80
+    design = Rule(baseline_rate=0.67, predicted_rate=0.94, minimum_effect=0.05)
     for _ in range(runs):
         stratum = counts((0, 0), (0, 0))
         wrong = False
         for i in range(400):
-            treated = dice.random() < 0.5
-            stratum = after_one_more(stratum, treated, dice.random() < (0.82 if treated else 0.67))
+            treated = rng.random() < 0.5
+            stratum = after_one_more(stratum, treated, rng.random() < (0.82 if treated else 0.67))
             if i in (29, 59, 119, 239, 399):
                 low, high = difference_interval(design, [stratum])
                 wrong |= not low <= 0.15 <= high
@@ -357,14 +377,17 @@ def test_the_interval_holds_the_truth_at_every_look_in_95_of_100_experiments() -
     ("design", "strata"),
     [
         (OPEN, [counts((0, 0), (0, 0))]),  # no horizon
-        (replace(STORY, extended=True), [counts((0, 0), (0, 0))]),  # the horizon moved
         (STORY, [counts((0, 0), (0, 0), share=0.3)]),  # not 50/50
         (STORY, [counts((0, 0), (0, 0)), counts((0, 0), (0, 0), share=0.3)]),  # a ramp
         (STORY, [counts((30, 50), (30, 50), pending=1)]),  # more assigned than was planned
     ],
 )
-def test_without_a_fixed_horizon_the_threshold_is_one_over_alpha(design: Design, strata: list[Stratum]) -> None:
+def test_without_a_fixed_horizon_the_threshold_is_one_over_alpha(design: Rule, strata: list[StratumCounts]) -> None:
     assert promotion_log_threshold(design, strata) == pytest.approx(LN_20)
+
+
+def test_once_the_horizon_was_moved_the_threshold_is_one_over_alpha() -> None:
+    assert promotion_log_threshold(STORY, [counts((0, 0), (0, 0))], extended=True) == pytest.approx(LN_20)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +398,7 @@ def test_without_a_fixed_horizon_the_threshold_is_one_over_alpha(design: Design,
         (replace(STORY, minimum_effect=0.27, max_tasks=120), 17.18),  # found within 40 tasks: the horizon hardly binds
     ],
 )
-def test_the_calibrated_threshold_is_pinned(design: Design, threshold: float) -> None:
+def test_the_calibrated_threshold_is_pinned(design: Rule, threshold: float) -> None:
     assert exp(promotion_log_threshold(design, [counts((0, 0), (0, 0))])) == pytest.approx(threshold, rel=1e-3)
 
 
@@ -399,7 +422,7 @@ def test_a_calibrated_threshold_holds_exactly_over_every_history_of_24_tasks(rat
                 after[(*state[:i], state[i] + 1, *state[i + 1 :])] += p * odds
         going = {}
         for (ts, tf, cs, cf), p in after.items():
-            if log_evidence(design.bets, [(0.5, ts, tf, cs, cf)]) >= threshold:
+            if log_evidence(promotion_bets(design), [(0.5, ts, tf, cs, cf)]) >= threshold:
                 promoted += p
             else:
                 going[ts, tf, cs, cf] = p
@@ -410,18 +433,18 @@ def test_a_calibrated_threshold_holds_exactly_over_every_history_of_24_tasks(rat
 # --- what that comes to ---------------------------------------------------------------------------------------------
 
 
-def run(design: Design, control: float, treatment: float, tasks: int, dice: Random, late: int = 0) -> Verdict:
+def run(design: Rule, control: float, treatment: float, tasks: int, rng: Random, late: int = 0) -> Verdict:
     """One experiment with a look after every task; a failure of the treatment reports `late` tasks late."""
     ts = tf = cs = cf = 0
     unreported: list[int] = []
     verdict = decide(design, [])
     for i in range(tasks):
-        if dice.random() < 0.5:
-            success = dice.random() < treatment
+        if rng.random() < 0.5:
+            success = rng.random() < treatment
             ts += success
             if not success:
                 unreported.append(i + late)
-        elif dice.random() < control:
+        elif rng.random() < control:
             cs += 1
         else:
             cf += 1
@@ -434,9 +457,9 @@ def run(design: Design, control: float, treatment: float, tasks: int, dice: Rand
     return verdict
 
 
-def share_promoted(runs: int, design: Design, control: float, treatment: float, tasks: int, late: int = 0) -> float:
-    dice = Random(4)
-    verdicts = [run(design, control, treatment, tasks, dice, late).decision for _ in range(runs)]
+def share_promoted(runs: int, design: Rule, control: float, treatment: float, tasks: int, late: int = 0) -> float:
+    rng = Random(4)
+    verdicts = [run(design, control, treatment, tasks, rng, late).decision for _ in range(runs)]
     return verdicts.count(Decision.PROMOTE) / runs
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.schedules import jobs
+from activities.cron import jobs
 from schema.declaration import DeclarationError, declared_platform, read_platform
 from schema.messages.platform import CycleRules, JobClass, JobId, Platform, Risk
 from schema.pace import TRIAL, TRIAL_EVERY_S, Pace
@@ -55,6 +55,13 @@ def test_a_declaration_is_read_with_the_rules_of_the_article(tmp_path: Path) -> 
     assert platform.observatory.baseline_s == 7 * 86_400
 
 
+def test_a_file_as_an_editor_on_windows_saves_it_is_read(tmp_path: Path) -> None:
+    saved = b"\xef\xbb\xbf" + GOOD.encode().replace(b"\n", b"\r\n")
+
+    assert read(tmp_path, saved) == read(tmp_path, GOOD)
+    assert "below a maximum" in mistake(tmp_path, saved.replace(b"minimum = 10", b"minimum = 700"))
+
+
 def test_a_job_may_declare_its_budget_its_class_and_its_priority(tmp_path: Path) -> None:
     (declared,) = read(
         tmp_path,
@@ -90,6 +97,16 @@ def test_an_empty_file_declares_nothing_tunable(tmp_path: Path) -> None:
         ("default = 90.0", "default = nan", "parameters.0.default: expected"),
         ("minimum = 10", "minimum = nan", "parameters.0.minimum: expected a finite number"),
         ("maximum = 600", "maximum = 600\nstep = nan", "parameters.0.step: expected a finite number"),
+        (
+            "maximum = 600",
+            "maximum = 600\nstep = 10\nlargest_change = 5",
+            "expected a step that fits into the largest_change, or nothing could be proposed, but a step of 10 and",
+        ),
+        (
+            "maximum = 600",
+            "maximum = 600\nstep = 1000",
+            "expected a step that fits into the range, or nothing could be",
+        ),
         ("maximum = 600", "maximum = 600\nlargest_change = 0", "parameters.0.largest_change: expected greater than 0"),
         # References that lead nowhere.
         (

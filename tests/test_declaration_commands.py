@@ -236,13 +236,13 @@ def test_init_says_in_one_line_what_it_cannot_declare_and_writes_nothing(
 
 def history(path: Path, per_day: float, days: float, limit_s: float | None = None, good: float = 0.96) -> None:
     """Outcomes of research at a steady rate, about 40 s each, cut off at a limit; the rest fails with an error."""
-    dice, lines = random.Random(3), []
+    rng, lines = random.Random(3), []
     began_at = builders.NOW - timedelta(days=days)
     for n in range(int(per_day * days)):
-        at, duration_s = began_at + n * timedelta(days=1) / per_day, dice.lognormvariate(3.7, 0.4)
-        failure = None if dice.random() < good else "error"
+        at, duration_s = began_at + n * timedelta(days=1) / per_day, rng.lognormvariate(3.7, 0.4)
+        failure = None if rng.random() < good else "error"
         if limit_s is not None and duration_s > limit_s:
-            duration_s, failure = limit_s + dice.random() / 50, "timeout"
+            duration_s, failure = limit_s + rng.random() / 50, "timeout"
         document = {"task_id": f"t-{n}", "task_type": "research", "duration_s": duration_s, "failure": failure}
         instants = {"started_at": at.isoformat(), "finished_at": (at + timedelta(seconds=duration_s)).isoformat()}
         lines.append(json.dumps(document | instants))

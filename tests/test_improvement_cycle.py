@@ -2,10 +2,14 @@
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sqlmodel import select
@@ -13,10 +17,12 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities import ledger
+from activities.accounts import balance
+from activities.agents import register_agent
 from activities.database import Database
-from activities.experiment import ExperimentActivities, declare_parameters, roll_back_by_hand
-from activities.market import balance, register_agent
-from activities.observatory import record_outcomes
+from activities.experiment import ExperimentActivities
+from activities.parameters import declare_parameters, roll_back_by_hand
+from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.ledger import EntryKind
@@ -29,6 +35,7 @@ from starter.client import NautilusClient, Refused
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
+from tests.conftest import stop
 from worker import worker
 
 AGENTS = ("ada", "bob", "cyd", "dee", "eve", "fay")
@@ -84,7 +91,7 @@ class Stage:
         """A platform that runs tasks: resolves each one's limit and records how it went."""
 
         def traffic() -> None:
-            dice = random.Random(7)
+            rng = random.Random(7)
             with (
                 ParameterResolver(self.database, self.platform, refresh_s=0.05) as resolver,
                 Recorder(self.database, self.platform.observatory.interval_s, linger_s=0.01) as recorder,
@@ -97,7 +104,7 @@ class Stage:
                     recorder.assigned(resolution.assignments)
                     limit = resolution.values[builders.TIMEOUT]
                     assert isinstance(limit, float)
-                    recorder.record(builders.outcome(task_id, succeeds(limit, dice), now)).result()
+                    recorder.record(builders.outcome(task_id, succeeds(limit, rng), now)).result()
 
         return asyncio.to_thread(traffic)
 
@@ -123,13 +130,14 @@ def on_stage(temporal: Client, database: Database, task_queue: str):  # type: ig
         async with worker(temporal, database, platform, Settings(), task_queue):
             await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
             yield Stage(NautilusClient(temporal, task_queue), database, platform, cycle)
+            await stop(temporal, cycle)
 
     return stage
 
 
-def limited(limit: float, dice: random.Random) -> bool:
+def limited(limit: float, rng: random.Random) -> bool:
     """The article's fault, as the demo has it: the limit is too short for half of the tasks."""
-    return dice.random() < (0.97 if limit >= 180 else 0.5)
+    return rng.random() < (0.97 if limit >= 180 else 0.5)
 
 
 async def test_the_story_ends_with_a_promotion(on_stage) -> None:  # type: ignore[no-untyped-def]
@@ -157,11 +165,120 @@ async def test_the_story_ends_with_a_promotion(on_stage) -> None:  # type: ignor
     assert ledger.verify(stage.database)[2] is None
 
 
+@pytest.fixture
+def documented_agent() -> ModuleType:
+    """`docs/agent.py`, in the name of one of the agents that are registered here."""
+    spec = spec_from_file_location("agent", Path(__file__).parents[1] / "docs" / "agent.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.AGENT = "bob"  # type: ignore[attr-defined]
+    return example
+
+
+async def test_the_documented_agent_bids_and_proposes_what_the_records_tell(  # type: ignore[no-untyped-def]
+    on_stage, documented_agent: ModuleType
+) -> None:
+    async with on_stage(bid_window_s=2, voting_window_s=300) as stage:
+        running = asyncio.create_task(documented_agent.run(stage.client, 0.2))
+        await stage.reach(Phase.VOTING)
+        status = await stage.client.status(stage.cycle)
+        running.cancel()
+
+    assert list(status.bids) == ["bob"]
+    assert status.proposal is not None
+    assert (status.proposal.agent_id, status.proposal.parameter) == ("bob", builders.TIMEOUT)
+    assert status.proposal.value == 1.5 * 90
+    assert status.proposal.evidence[0].figures["share"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("value", "choice"), [(180.0, Choice.APPROVE), (100.0, Choice.REJECT)])
+async def test_the_documented_agent_votes_once_by_its_own_look_at_the_records(  # type: ignore[no-untyped-def]
+    on_stage, documented_agent: ModuleType, value: float, choice: Choice
+) -> None:
+    async with on_stage(bid_window_s=300, voting_window_s=300) as stage:
+        await stage.bids(*AGENTS)
+        await stage.proposes("ada", value=value)
+        await stage.reach(Phase.VOTING)
+        running = asyncio.create_task(documented_agent.run(stage.client, 0.1))
+        async with asyncio.timeout(30):
+            while not (status := await stage.client.status(stage.cycle)).ballots:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # it looks again, and says nothing new
+        running.cancel()
+        status = await stage.client.status(stage.cycle)
+
+    assert {name: ballot.choice for name, ballot in status.ballots.items()} == {"bob": choice}
+    assert status.refused == 0
+
+
+async def test_a_proposal_of_what_nobody_declared_is_invalid_and_says_so(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage() as stage:
+        cycle = await stage.client.open_cycle(builders.proposal("ada", parameter="no.such"))
+        result = await asyncio.wait_for(stage.client.result(cycle), 30)
+
+    assert result.end.ending is Ending.INVALID
+    assert result.end.reason == f"expected a declared parameter ({builders.TIMEOUT}), but no.such came"
+
+
+async def test_one_proposal_for_a_parameter_at_a_time_is_open_and_the_next_is_told(on_stage) -> None:  # type: ignore[no-untyped-def]
+    first, second = builders.proposal("ada", message_id="first"), builders.proposal("bob", message_id="second")
+    async with on_stage(voting_window_s=300) as stage:
+        cycle = await stage.client.open_cycle(first)
+        again = await stage.client.open_cycle(first)
+        expected = f"expected no open cycle on proposal:{builders.TIMEOUT}, but ada:first has one; wait for its end"
+        with pytest.raises(Refused, match=re.escape(expected)):
+            await stage.client.open_cycle(second)
+        await stage.client.temporal.get_workflow_handle(cycle).terminate(reason="enough")
+        with pytest.raises(Refused, match=f"expected a cycle that comes to an end of its own, but {cycle}: enough"):
+            await stage.client.result(cycle)
+
+    assert cycle == again
+
+
+async def test_who_has_no_vote_is_told_that(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(voting_window_s=300) as stage:
+        await stage.bids(*AGENTS)
+        proposal_id = await stage.proposes("ada")
+        await stage.reach(Phase.VOTING)
+        with pytest.raises(Refused, match=r"expected a voter of the electorate .* but ada came"):
+            await stage.client.cast_ballot(stage.cycle, builders.ballot("ada", proposal_id))
+
+
+NOTHING: dict[str, Callable[[NautilusClient], Awaitable[object]]] = {
+    "bid": lambda client: client.place_bid("none", builders.bid("ada")),
+    "bid by a signal": lambda client: client.place_bid("none", builders.bid("ada"), wait=False),
+    "act": lambda client: client.act("none", wire.PAUSE, "olga", "why"),
+    "status": lambda client: client.status("none"),
+    "receipts": lambda client: client.receipts("none"),
+    "result": lambda client: client.result("none"),
+    "task's status": lambda client: client.task_status("none"),
+    "task's result": lambda client: client.task_result("none"),
+    "first run": lambda client: client.first_run("none"),
+}
+
+
+@pytest.mark.parametrize("ask", NOTHING.values(), ids=NOTHING)
+async def test_what_is_not_there_is_refused_alike(
+    temporal: Client, ask: Callable[[NautilusClient], Awaitable[object]]
+) -> None:
+    with pytest.raises(Refused, match=r"expected a (cycle|task).*, but .*none"):
+        await ask(NautilusClient(temporal))
+
+
+async def test_a_client_without_a_server_says_where_it_has_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+
+    with pytest.raises(ConnectionError, match=r"expected a Temporal server at 127\.0\.0\.1:1, but none answers"):
+        await NautilusClient.connect()
+
+
 async def test_a_change_without_effect_is_not_promoted(on_stage) -> None:  # type: ignore[no-untyped-def]
     async with on_stage() as stage:
         await stage.approved()
         done = asyncio.Event()
-        traffic = asyncio.create_task(stage.runs_tasks(lambda limit, dice: dice.random() < 0.67, done))
+        traffic = asyncio.create_task(stage.runs_tasks(lambda limit, rng: rng.random() < 0.67, done))
         result = await stage.result()
         done.set()
         await traffic
@@ -288,7 +405,7 @@ async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> N
 
     assert last.run_id != run_id
     assert result.status.refused == 600
-    assert {bid.agent_id for bid in result.status.bids} == set(AGENTS)
+    assert set(result.status.bids) == set(AGENTS)
     assert result.end.ending is Ending.REJECTED
     assert [e.kind for e in ledger.entries(stage.database)] == [EntryKind.CYCLE_ENDED]
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlmodel import select
 
+from activities.accounts import TREASURY, balance
+from activities.agents import register_agent, roster
 from activities.database import Database
-from activities.market import TREASURY, MarketActivities, balance, register_agent, roster
+from activities.market import MarketActivities
 from activities.tasks import TaskActivities
 from rules.rewards import missed_penalty
 from schema.messages.market import Award, AwardResult, Bid, Standing
@@ -33,7 +35,7 @@ from tests.builders import NOW
 AGENTS = ("ann", "bea", "cyd")
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["open", "award", "miss", "settle", "restore", "fade"]),
+        st.sampled_from(["open", "award", "miss", "settle", "restore", "decay"]),
         st.integers(0, 4),
         st.sampled_from([*TaskEnding]),
         st.booleans(),
@@ -71,7 +73,7 @@ class Play:
             return
         bids = tuple(Bid(message_id=a, agent_id=a, price=10 + 7 * AGENTS.index(a), eta_s=1) for a in left)
         order = AwardOrder(
-            request=self.request(number), bids=bids, price=100, at=self.at, result_window_s=9, house=False
+            request=self.request(number), bids=bids, price=100, at=self.at, result_window_s=9, built_in=False
         )
         award = self.tasks.award_task(order)
         if award is not None:
@@ -117,8 +119,8 @@ class Play:
     def restore(self, *_: object) -> None:
         self.market.restore_agents(self.at + timedelta(days=8))
 
-    def fade(self, *_: object) -> None:
-        self.market.fade_idle(self.at)
+    def decay(self, *_: object) -> None:
+        self.market.decay_idle(self.at)
 
 
 @settings(max_examples=25, deadline=None)

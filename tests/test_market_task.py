@@ -16,9 +16,10 @@ from sqlmodel import select
 from temporalio.client import Client, WorkflowFailureError
 
 from activities import identity
+from activities.accounts import balance
+from activities.agents import register_agent, roster
 from activities.database import Database
-from activities.experiment import declare_parameters
-from activities.market import balance, register_agent, roster
+from activities.parameters import declare_parameters
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
 from schema import wire
@@ -133,13 +134,18 @@ class Market:
 
 @asynccontextmanager
 async def market(
-    temporal: Client, database: Database, queue: str, home: Path, platform: Platform | None = None, house: bool = True
+    temporal: Client,
+    database: Database,
+    queue: str,
+    home: Path,
+    platform: Platform | None = None,
+    built_in: bool = True,
 ) -> AsyncIterator[Market]:
     platform = platform or declared()
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     for agent in ("ann", "bea"):
-        register_agent(database, agent, f"op-{agent}", now, house=house)
+        register_agent(database, agent, f"op-{agent}", now, built_in=built_in)
     types = {name: kind for name, kind in installed().items() if name == "monte_carlo"}
     with TaskRunner(types, home) as runner, ParameterResolver(database, platform) as resolver:
         async with (
@@ -184,20 +190,40 @@ async def test_a_task_that_is_submitted_twice_is_done_once(
 ) -> None:
     async with market(temporal, database, task_queue, tmp_path) as stage:
         task = await stage.submit(task_id="twice")
+        request = (await stage.client.task_status(task)).request
         await stage.bid(task, "ann")
         await stage.bid(task, "bea")
-        again = await stage.client.submit_task(TaskRequest(task_id="twice", task_type="monte_carlo"))
+        again = await stage.client.submit_task(request)
         await stage.ended(task)
-        late = await stage.client.submit_task(TaskRequest(task_id="twice", task_type="monte_carlo"))
+        late = await stage.client.submit_task(request)
         # The server forgets after its retention; the market does not.
-        handle = await temporal.start_workflow(
-            wire.MARKET_TASK, TaskRequest(task_id="twice", task_type="monte_carlo"), id="other", task_queue=task_queue
-        )
+        handle = await temporal.start_workflow(wire.MARKET_TASK, request, id="other", task_queue=task_queue)
         with pytest.raises(WorkflowFailureError):
             await handle.result()
 
     assert (again, late) == (False, False)
     assert stage.balances("requester:rita") == [-40]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"payload": MONTE_CARLO | {"strike": 1.0}}, "another payload came"),
+        ({"task_type": "research_synthesis", "price": 7}, "another task_type and another price came"),
+        ({"requester": "somebody"}, "another requester came"),
+    ],
+)
+async def test_an_id_that_another_task_has_had_is_refused(temporal: Client, other: dict[str, Any], named: str) -> None:
+    client = NautilusClient(temporal, f"nobody-{uuid4()}")
+    first = TaskRequest(task_id=f"twice-{uuid4()}", task_type="monte_carlo", payload=MONTE_CARLO, requester="rita")
+    submitted = await client.submit_task(first)
+
+    with pytest.raises(Refused, match=f"expected {first.task_id} as it was submitted before, .* but {named}"):
+        await client.submit_task(first.model_copy(update=other))
+
+    assert submitted
+    assert not await client.submit_task(first)
+    await temporal.get_workflow_handle(f"task:{first.task_id}").terminate()
 
 
 async def test_a_task_is_killed_at_its_limit_and_nobody_is_paid(
@@ -245,7 +271,7 @@ async def test_silence_forfeits_and_the_next_bid_is_awarded(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     rules = QUICK.model_copy(update={"heartbeat_s": 1.0})
-    async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         task = await stage.submit()
         await stage.bid(task, "ann", 40)
         await stage.bid(task, "bea", 90)
@@ -257,7 +283,7 @@ async def test_silence_forfeits_and_the_next_bid_is_awarded(
             )
             await asyncio.sleep(0.4)
         for wrong, says in (
-            (WorkResult(message_id="r", agent_id="ann", quality=1), "expected a word of bea, who has the award"),
+            (WorkResult(message_id="r", agent_id="ann", quality=1), "expected a message of bea, who has the award"),
         ):
             with pytest.raises(Refused, match=says):
                 await stage.client.submit_result(task, wrong)
@@ -267,7 +293,7 @@ async def test_silence_forfeits_and_the_next_bid_is_awarded(
         ended = await stage.ended(task)
 
     assert ended.settlement is not None
-    assert (ended.settlement.ending, ended.settlement.agent_id, ended.missed) == (TaskEnding.DONE, "bea", ("ann",))
+    assert (ended.settlement.ending, ended.settlement.agent_id, ended.missed) == (TaskEnding.DONE, "bea", ["ann"])
     assert ended.progress == "5 of 6"
     # The penalty is half of what was asked.
     assert stage.balances("ann", "bea", "treasury", "requester:rita") == [-20, 90, 20, -90]
@@ -278,7 +304,7 @@ async def test_a_task_that_nobody_hands_in_is_lost_and_one_without_bids_is_no_ou
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     rules = QUICK.model_copy(update={"heartbeat_s": 0.5, "bid_window_s": 2})
-    async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         silent, unwanted = await stage.submit(), await stage.submit()
         await stage.bid(silent, "ann")
         lost, without = await stage.ended(silent), await stage.ended(unwanted)
@@ -297,7 +323,7 @@ async def test_a_task_that_nobody_hands_in_is_lost_and_one_without_bids_is_no_ou
 async def test_a_person_ends_a_task_and_that_is_settled(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path, how: str
 ) -> None:
-    async with market(temporal, database, task_queue, tmp_path, house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
         task = await stage.submit()
         await stage.bid(task, "ann")
         await stage.bid(task, "bea", 90)
@@ -320,7 +346,7 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     rules = QUICK.model_copy(update={"check_share": 1.0})
-    async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         task = await stage.submit()
         await stage.bid(task, "ann")
         await stage.bid(task, "bea", 90)
@@ -337,7 +363,7 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
 async def test_an_agent_brings_a_task_type_and_it_is_bid_on_at_once(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
-    async with market(temporal, database, task_queue, tmp_path, house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
         wanted = TypeRegistration(message_id="1", agent_id="ann", name="translation", description="between languages")
         listing = await stage.client.register_type(wanted)
         for refused, says in (
@@ -368,7 +394,7 @@ async def test_an_agent_brings_a_task_type_and_it_is_bid_on_at_once(
 async def test_a_flood_of_junk_does_not_stop_a_task(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
-    async with market(temporal, database, task_queue, tmp_path, house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
         task = await stage.submit()
         handle = temporal.get_workflow_handle(task)
         for number in range(250):
@@ -389,7 +415,7 @@ async def test_a_suspended_agent_comes_back_on_probation_and_idleness_fades(
 ) -> None:
     now = datetime.now(UTC)
     rules = QUICK.model_copy(update={"suspension_s": 60.0, "idle_half_life_s": 86_400.0})
-    async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         with database.transaction() as session:
             sue, idle = session.get_one(AgentRow, "ann"), session.get_one(AgentRow, "bea")
             sue.suspended, sue.suspended_at, sue.standing, sue.attempts = True, now - timedelta(hours=1), 0.1, 20
@@ -426,10 +452,11 @@ async def test_the_documented_executor_does_what_it_is_awarded(
     assert spec.loader is not None
     example = module_from_spec(spec)
     spec.loader.exec_module(example)
-    rules = QUICK.model_copy(update={"bid_window_s": 3.0})
-    async with market(temporal, database, task_queue, tmp_path, declared(rules), house=False) as stage:
-        register_agent(database, example.AGENT, "op-herald", datetime.now(UTC))
-        running = asyncio.create_task(example.run(stage.client, 0.2))
+    platform = declared(QUICK.model_copy(update={"bid_window_s": 3.0})).model_copy(update={"unsigned_agents": False})
+    key = AgentKey(example.AGENT, Ed25519PrivateKey.generate())
+    async with market(temporal, database, task_queue, tmp_path, platform, built_in=False) as stage:
+        register_agent(database, example.AGENT, "op-herald", datetime.now(UTC), key.public)
+        running = asyncio.create_task(example.run(NautilusClient(temporal, task_queue, key), 0.2))
         async with asyncio.timeout(30):
             while not stage.registered("shout"):
                 await asyncio.sleep(0.1)
@@ -446,7 +473,7 @@ async def test_a_revocation_reaches_a_running_task(
 ) -> None:
     ann, bea = (AgentKey(name, Ed25519PrivateKey.generate()) for name in ("ann", "bea"))
     now, rules = datetime.now(UTC), QUICK.model_copy(update={"heartbeat_s": 5})
-    async with market(temporal, database, task_queue, tmp_path, house=False, platform=declared(rules)) as stage:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False, platform=declared(rules)) as stage:
         await temporal.start_workflow(wire.EVENT_BUS, "keys", id=f"bus:{task_queue}", task_queue=task_queue)
         for key in (ann, bea):
             identity.rotate(database, key.agent_id, key.public, "ops", "its first key", now)
@@ -472,7 +499,7 @@ async def test_a_revocation_reaches_a_running_task(
         await temporal.get_workflow_handle(f"bus:{task_queue}").terminate("the test is over")
 
     assert ended.settlement is not None
-    assert (ended.missed, ended.settlement.agent_id, ended.settlement.summary) == (("ann",), "bea", "a poem")
+    assert (ended.missed, ended.settlement.agent_id, ended.settlement.summary) == (["ann"], "bea", "a poem")
 
 
 async def command(client: Client, *about: Any) -> tuple[int | None, str]:
@@ -492,7 +519,7 @@ async def test_a_task_hears_only_who_signs(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     ann, bea = (AgentKey(name, Ed25519PrivateKey.generate()) for name in ("ann", "bea"))
-    async with market(temporal, database, task_queue, tmp_path, house=False) as stage:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
         for key in (ann, bea):
             identity.rotate(database, key.agent_id, key.public, "ops", "its first key", datetime.now(UTC))
         signing = NautilusClient(temporal, task_queue, ann, bea)
@@ -532,6 +559,6 @@ async def test_a_task_hears_only_who_signs(
         await signing.submit_result(task, result)
         ended = await stage.ended(task)
 
-    assert before.bids == ()
+    assert before.bids == {}
     assert ended.settlement is not None
     assert (ended.settlement.ending, ended.settlement.agent_id) == (TaskEnding.DONE, "ann")

@@ -13,19 +13,20 @@ from sqlmodel import func, select
 from temporalio.client import Client
 
 from activities import ledger
+from activities.agents import register_agent
 from activities.consolidation import ConsolidationActivities
 from activities.database import Database
-from activities.experiment import declare_parameters
-from activities.market import MarketActivities, register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.market import MarketActivities
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
 from activities.proposals import ProposalActivities
 from activities.reading import everything_remembered as everything
+from activities.recording import record_outcomes
 from rules import consensus
 from rules.design import experiment
 from rules.verdict import read
 from schema import wire
-from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, CycleStatus, Ending, Phase
-from schema.messages.events import EventType
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending, Phase
 from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Standing
@@ -38,6 +39,7 @@ from schema.settings import Settings
 from schema.tables.events import EventRow
 from schema.tables.memory import ConsolidationRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow
+from schema.wire import EventType
 from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator
 from starter.agents.roster import ROSTER
@@ -93,7 +95,7 @@ class World:
         declare_parameters(database, self.platform, NOW)
         self.market = MarketActivities(database, self.platform)
         self.observatory = ObservatoryActivities(database, self.platform)
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.now = NOW
         for agent in ROSTER:
             register_agent(database, agent.agent_id, agent.operator, NOW)
@@ -110,7 +112,7 @@ class World:
         """Record tasks of the last ten minutes: log-normal durations around one second, cut off at the limit."""
         outcomes = []
         for number in range(tasks):
-            needed_s = self.dice.lognormvariate(0, 0.45)
+            needed_s = self.rng.lognormvariate(0, 0.45)
             outcomes.append(
                 builders.outcome(
                     f"{task_type}-{self.now.isoformat()}-{agent_id}-{number}",
@@ -146,15 +148,7 @@ class World:
         subject = request.anomaly.subject
         since_s = int((self.now - request.anomaly.onset).total_seconds())
         facts = self.observatory.diagnose(DiagnosisRequest(subject=subject, window_s=since_s), self.now)
-        status = CycleStatus(
-            workflow_id="w",
-            cycle_id="c",
-            subject=subject,
-            phase=phase,
-            attempt=1,
-            anomaly=request.anomaly,
-            proposal=proposal,
-        )
+        status = builders.status(request=request, phase=phase, proposal=proposal)
         return Case(status, facts)
 
     def attempt(self, request: CycleRequest, agent: Investigator) -> tuple[Proposal, Ending]:
@@ -189,9 +183,9 @@ class World:
         design = design.model_copy(update={"guardrails": (), "max_tasks": None})
         while sum(tasks for tasks, _ in arms) < MAX_TASKS:
             for _ in range(50):
-                arm = self.dice.randrange(2)
+                arm = self.rng.randrange(2)
                 arms[arm][0] += 1
-                arms[arm][1] += self.dice.lognormvariate(0, 0.45) <= limits[arm]
+                arms[arm][1] += self.rng.lognormvariate(0, 0.45) <= limits[arm]
             control, treatment = (ArmCounts(tasks=tasks, successes=successes) for tasks, successes in arms)
             strata = (StratumCounts(treatment_share=0.5, control=control, treatment=treatment),)
             reading = read(design, strata, (), opened_at=self.now, at=self.now, extended=False)
@@ -229,7 +223,7 @@ def until_promoted(world: World, task_type: str, nights: bool = False) -> list[P
     """Every attempt on a fresh anomaly of a task type, a different agent each time; a night after each, if wanted."""
     request, _ = world.fall_ill(task_type)
     proposals = []
-    for agent in 3 * world.dice.sample(ROSTER, len(ROSTER)):
+    for agent in 3 * world.rng.sample(ROSTER, len(ROSTER)):
         if agent.proposal(world.case(request)) is None:
             continue
         proposal, ending = world.attempt(request, agent)

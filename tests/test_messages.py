@@ -11,24 +11,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from temporalio.api.failure.v1 import Failure
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
+from activities.agents import register_agent
 from activities.database import Database, migrate
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from schema import wire
-from schema.messages.cycle import CycleRequest, Ending, Phase, Receipt
+from schema.messages.cycle import CycleRequest, CycleState, Ending, Phase
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Choice, Proposal
-from schema.messages.tasks import TaskRequest, task_workflow_id
+from schema.messages.story import Receipt
+from schema.messages.tasks import TaskPhase, TaskRequest, TaskState, task_workflow_id
 from schema.settings import Settings
 from starter.client import NautilusClient, Refused
 from starter.server import binary
 from tests import builders
+from tests.conftest import stop
 from tests.test_improvement_cycle import AGENTS, Stage, limited, on_stage  # noqa: F401  (a fixture)
 from worker import worker
+from workflows.improvement_cycle import ImprovementCycle
+from workflows.market_task import MarketTask
+from workflows.plugin import OneLineFailures
 
 Word = Bid | Proposal | Ballot
 NAMES = {Bid: wire.PLACE_BID, Proposal: wire.SUBMIT_PROPOSAL, Ballot: wire.CAST_BALLOT}
@@ -107,13 +115,8 @@ async def stage(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> A
         await stage.reach(Phase.BIDDING)
         await stage.client.place_bid(cycle, builders.bid("ada", price=1))
         yield stage
-        await temporal.get_workflow_handle(cycle).terminate("the tests are over") if await _runs(stage) else None
+        await stop(temporal, cycle)
     database.close()
-
-
-async def _runs(stage: Stage) -> bool:
-    described = await stage.client.temporal.get_workflow_handle(stage.cycle).describe()
-    return described.status is WorkflowExecutionStatus.RUNNING
 
 
 async def at(stage: Stage, phase: Phase) -> None:
@@ -230,7 +233,7 @@ async def test_a_message_that_comes_twice_is_taken_once(stage: Stage) -> None:
     after = await stage.client.status(stage.cycle)
     assert again.accepted
     assert after.refused == before.refused
-    assert after.ballots == (*before.ballots, TWICE)
+    assert after.ballots == before.ballots | {TWICE.agent_id: TWICE}
 
 
 BALLOT = builders.ballot("bob", PROPOSAL).model_dump(mode="json", exclude_none=True)
@@ -259,10 +262,10 @@ MESSAGES = [
 ]
 # What came, as JSON with the good message in place of `good`, and the line that its sender reads.
 MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], list[Any]], str]] = {
-    "text": (lambda _good: ["text"], "expected a {kind} as a JSON object, but 'text' came"),
-    "a number": (lambda _good: [42], "expected a {kind} as a JSON object, but 42 came"),
-    "nothing in it": (lambda _good: [None], "expected a {kind} as a JSON object, but None came"),
-    "a list": (lambda _good: [["x"]], "expected a {kind} as a JSON object, but ['x'] came"),
+    "text": (lambda _good: ["text"], "expected a JSON object ({kind}), but 'text' came"),
+    "a number": (lambda _good: [42], "expected a JSON object ({kind}), but 42 came"),
+    "nothing in it": (lambda _good: [None], "expected a JSON object ({kind}), but None came"),
+    "a list": (lambda _good: [["x"]], "expected a JSON object ({kind}), but ['x'] came"),
     "a wrong type": (lambda good: [good | {"message_id": 7}], "message_id: expected a valid string, but 7 came"),
     "too long": (
         lambda good: [good | {"message_id": "m" * 300}],
@@ -301,7 +304,7 @@ async def test_a_message_that_cannot_be_read_comes_back_as_one_line(
     if where == "start":
         start = ("workflow", "execute", "--type", name, "--task-queue", "messages", "--workflow-id", "bad-start")
         _, printed = await attempt(stage.client.temporal, *start, *inputs)
-        assert f"    Message: {line}\n" in printed  # the server adds where in the code, as to every failure
+        assert f"    Message: {line}\n" in printed
         return
     handle = stage.client.temporal.get_workflow_handle(stage.cycle if where == "cycle" else task)
     events = (await handle.describe()).history_length
@@ -316,6 +319,74 @@ async def test_a_message_that_cannot_be_read_comes_back_as_one_line(
     assert isinstance(refused.value.cause, ApplicationError)
     assert refused.value.cause.message == line.replace("None came", "nothing came")
     assert (await handle.describe()).history_length == events  # refused before anything enters history
+
+
+OPENINGS: dict[str, tuple[str, list[Any], str]] = {
+    "a task as text": (wire.MARKET_TASK, ["text"], "expected a JSON object (TaskRequest), but 'text' came"),
+    "a task of nothing": (wire.MARKET_TASK, [None], "expected a JSON object (TaskRequest), but None came"),
+    "a task with a wrong type": (
+        wire.MARKET_TASK,
+        [{"task_id": "t", "task_type": 7}],
+        "task_type: expected a valid string, but 7 came",
+    ),
+    "a task with a field missing": (
+        wire.MARKET_TASK,
+        [{"task_id": "t", "task_typ": "monte_carlo"}],
+        "task_type: expected a value, but none came",
+    ),
+    "a cycle about nothing": (
+        wire.IMPROVEMENT_CYCLE,
+        [{"request_id": "r"}],
+        "expected exactly one of anomaly and proposal",
+    ),
+}
+
+
+@pytest.mark.parametrize(("workflow", "arguments", "line"), OPENINGS.values(), ids=OPENINGS)
+async def test_a_start_that_cannot_be_read_comes_back_as_one_line(
+    stage: Stage, workflow: str, arguments: list[Any], line: str
+) -> None:
+    inputs = [part for argument in arguments for part in ("--input", json.dumps(argument))]
+
+    execute = ("workflow", "execute", "--type", workflow, "--task-queue", "messages", "--workflow-id", "bad-opening")
+    code, printed = await attempt(stage.client.temporal, *execute, *inputs)
+
+    assert code != 0
+    assert f"    Message: {line}\n" in printed
+    assert "StackTrace" not in printed
+
+
+@pytest.mark.parametrize("story", [ImprovementCycle, MarketTask])
+@pytest.mark.parametrize("arguments", [(), (1, 2, 3)])
+def test_a_start_with_no_or_many_arguments_comes_back_as_one_line(story: type, arguments: tuple[Any, ...]) -> None:
+    failure = Failure()
+
+    with pytest.raises(TypeError) as raised:
+        story(*arguments)
+    OneLineFailures().to_failure(raised.value, pydantic_data_converter.payload_converter, failure)
+
+    assert failure.message == f"expected one argument, a JSON object, but {len(arguments)} came"
+    assert failure.stack_trace == ""
+
+
+@pytest.mark.parametrize("workflow", [wire.IMPROVEMENT_CYCLE, wire.MARKET_TASK])
+async def test_nobody_can_start_a_story_in_its_middle(stage: Stage, workflow: str) -> None:
+    """A state is carried from run to run; a forged one would be voted on, tested or paid already."""
+    if workflow == wire.IMPROVEMENT_CYCLE:
+        request: BaseModel = CycleRequest(request_id="forged", anomaly=builders.anomaly())
+        state: BaseModel = CycleState(request=request, phase=Phase.PROMOTING)
+    else:
+        asked = TaskRequest(task_id="forged", task_type="research_synthesis")
+        request, state = asked, TaskState(request=asked, phase=TaskPhase.SETTLING)
+
+    handle = await stage.client.temporal.start_workflow(
+        workflow, args=[request, state], id=f"forged-{workflow}", task_queue="messages"
+    )
+
+    with pytest.raises(WorkflowFailureError) as failed:
+        await asyncio.wait_for(handle.result(), 10)
+    assert isinstance(failed.value.cause, ApplicationError)
+    assert failed.value.cause.message == "expected one argument, a JSON object, but 2 came"
 
 
 async def test_text_that_is_not_json_is_refused_by_the_command_itself(stage: Stage) -> None:
@@ -448,7 +519,7 @@ async def test_signals_wait_for_a_worker(temporal: Client, database: Database, t
         await stage.result()
 
     assert receipt.accepted
-    assert status.bids == (bid,)
+    assert status.bids == {bid.agent_id: bid}
     assert status.refused == 1
 
 

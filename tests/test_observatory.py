@@ -11,23 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import col, select
 
+from activities import reading
+from activities.agents import register_agent
+from activities.anomalies import close_anomaly
 from activities.database import Database
-from activities.experiment import declare_parameters
-from activities.market import MarketActivities, register_agent
-from activities.observatory import (
-    ObservatoryActivities,
-    counts_since,
-    healthy_counts,
-    record_outcomes,
-)
+from activities.history import counts_since, healthy_counts
+from activities.market import MarketActivities
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
 from activities.proposals import ProposalActivities
+from activities.recording import record_outcomes
 from activities.rollups import interval_start
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
-from schema.messages.events import EventType
+from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts, Diagnosis, DiagnosisRequest, FailureKind
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow
+from schema.wire import EventType
 from tests import builders
 from tests.builders import NOW
 
@@ -58,7 +59,12 @@ def observatory(database: Database, **changes: Any) -> ObservatoryActivities:
 
 
 def record(
-    database: Database, start: datetime, minutes: int, successes_of_ten: int, task_type: str = "research_synthesis"
+    database: Database,
+    start: datetime,
+    minutes: int,
+    successes_of_ten: int,
+    task_type: str = "research_synthesis",
+    duration_s: float = 1.0,
 ) -> None:
     """Ten tasks a minute, of which the first few succeed."""
     outcomes = [
@@ -67,6 +73,7 @@ def record(
             number < successes_of_ten,
             start + MINUTE * minute + timedelta(seconds=number),
             task_type=task_type,
+            duration_s=duration_s,
         )
         for minute in range(minutes)
         for number in range(10)
@@ -186,6 +193,29 @@ def test_a_success_rate_under_the_floor_is_announced_with_what_was_seen(database
     assert seen.onset < seen.detected_at <= NOW
 
 
+def test_a_snapshot_is_taken_however_many_anomalies_it_raises(database: Database) -> None:
+    """Every type of a large platform falls at once: the reason is a line for people, and every alarm is announced."""
+    names = [f"type_{n}" for n in range(200)]
+    rules = ObservatoryRules(interval_s=60, guard_s=600, floor_window_s=600)
+    declared = builders.platform(
+        task_types=tuple(TaskTypeDeclaration(name=name) for name in names), parameters=(), observatory=rules
+    )
+    outcomes = [
+        builders.outcome(f"{name}-{n}", number >= 40 or n % 10 > 6, NOW - timedelta(seconds=5 * n + 1), task_type=name)
+        for number, name in enumerate(names)
+        for n in range(100)
+    ]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, rules.interval_s)
+
+    snapshot = ObservatoryActivities(database, declared).take_snapshot(NOW)
+
+    with database.reading() as session:
+        raised = session.exec(select(AnomalyRow)).all()
+    assert len(raised) == 40
+    assert snapshot.reason.endswith("; and 35 more")
+
+
 def test_a_healthy_platform_announces_nothing(database: Database) -> None:
     record(database, NOW - 60 * MINUTE, 60, 9)
     for minute in range(-20, 1, 5):
@@ -278,6 +308,137 @@ def test_a_new_anomaly_is_attempted_although_the_last_one_was_given_up(database:
         assert len(session.exec(select(AnomalyRow)).all()) == 2
     anomalies = {row.data["anomaly"]["anomaly_id"] for row in announced(database, EventType.ANOMALY_DETECTED)}
     assert len(anomalies) == 2
+
+
+def close_by_hand(database: Database, anomaly_id: str, at: datetime = NOW + MINUTE) -> str | None:
+    return close_anomaly(database, anomaly_id, "ada", "the type is gone", at)
+
+
+def open_anomalies(database: Database) -> list[str]:
+    return [record.anomaly.anomaly_id for record in reading.anomalies(database)]
+
+
+def test_a_person_closes_an_anomaly_and_the_record_says_who_and_why(database: Database) -> None:
+    record(database, NOW - 10 * MINUTE, 20, 3)
+    observatory(database).take_snapshot(NOW)
+    [anomaly_id] = open_anomalies(database)
+
+    at_work = close_by_hand(database, anomaly_id)
+
+    assert (at_work, open_anomalies(database)) == (None, [])
+    [event] = announced(database, EventType.ANOMALY_CLOSED)
+    assert event.data == {"anomaly_id": anomaly_id, "reason": "closed by ada: the type is gone"}
+    [entry] = reading.entries(database)
+    assert (entry.kind, entry.subject, entry.body) == (
+        EntryKind.ANOMALY_CLOSED,
+        SUBJECT,
+        {"who": "ada", "why": "the type is gone"},
+    )
+    [known] = reading.anomalies(database, closed=True)
+    assert (known.anomaly.anomaly_id, known.closed_at) == (anomaly_id, NOW + MINUTE)
+
+
+def test_an_anomaly_closed_by_hand_stays_closed_and_what_is_still_wrong_is_another(database: Database) -> None:
+    record(database, NOW - 60 * MINUTE, 50, 9)
+    record(database, NOW - 10 * MINUTE, 40, 3)
+    observatory(database).take_snapshot(NOW)
+    [first] = open_anomalies(database)
+    close_by_hand(database, first)
+
+    for minute in range(2, 30):
+        observatory(database).take_snapshot(NOW + MINUTE * minute)
+
+    [second] = open_anomalies(database)
+    assert second != first
+    assert len(announced(database, EventType.ANOMALY_CLOSED)) == 1
+
+
+def test_whoever_closes_an_anomaly_hears_of_the_cycle_that_is_at_work_on_it(database: Database) -> None:
+    record(database, NOW - 10 * MINUTE, 20, 3)
+    observatory(database).take_snapshot(NOW)
+    run_cycle(database, None, NOW, NOW)
+
+    [anomaly_id] = open_anomalies(database)
+
+    assert close_by_hand(database, anomaly_id) == "w"
+
+
+def test_what_is_no_open_anomaly_cannot_be_closed(database: Database) -> None:
+    record(database, NOW - 10 * MINUTE, 20, 3)
+    observatory(database).take_snapshot(NOW)
+    [anomaly_id] = open_anomalies(database)
+    close_by_hand(database, anomaly_id)
+
+    with pytest.raises(ValueError, match=r"expected an open anomaly, but .* was closed at 2026"):
+        close_by_hand(database, anomaly_id)
+    with pytest.raises(ValueError, match="expected an anomaly, but nonsense came"):
+        close_by_hand(database, "nonsense")
+    assert len(reading.entries(database)) == 1
+
+
+# --- One cycle for one cause ------------------------------------------------------------------------------------------
+
+SLOW = "slow_share:research_synthesis"
+
+
+class Worsening:
+    """Tasks become slow at NOW, on which a cycle opens, and a quarter of an hour later they begin to fail too."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        rules = platform().observatory.model_copy(update={"opens_cycles": ("slow_share",)})
+        self.take = observatory(database, observatory=rules).take_snapshot
+        record(database, NOW - 300 * MINUTE, 300, 9)
+        record(database, NOW, 15, 9, duration_s=60.0)
+        record(database, NOW + 15 * MINUTE, 60, 3, duration_s=60.0)
+
+    def look(self, first: int, last: int) -> list[tuple[str, int]]:
+        """Take a snapshot in each of these minutes; every attempt that was announced so far."""
+        for minute in range(first, last):
+            self.take(NOW + MINUTE * minute)
+        events = announced(self.database, EventType.ANOMALY_DETECTED)
+        return [(row.subject, row.data["attempt"]) for row in events]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_second_metric_of_a_type_opens_no_cycle_beside_the_first(database: Database, begun: bool) -> None:
+    worsening = Worsening(database)
+    first = worsening.look(1, 15)
+    if begun:
+        run_cycle(database, None, NOW + 15 * MINUTE, NOW)
+
+    then = worsening.look(15, 40)
+
+    assert first == then == [(SLOW, 1)]
+    assert {one.partition("#")[0] for one in open_anomalies(database)} == {SLOW, SUBJECT}
+
+
+def test_what_was_changed_for_one_metric_gets_its_time_to_show_in_the_other(database: Database) -> None:
+    worsening = Worsening(database)
+    worsening.look(1, 15)
+    run_cycle(database, Ending.PROMOTED, NOW + 15 * MINUTE, NOW + 15 * MINUTE)
+
+    baking, then = worsening.look(15, 25), worsening.look(25, 28)
+
+    assert baking == [(SLOW, 1)]
+    assert then == [(SLOW, 1), (SLOW, 2)]
+
+
+@pytest.mark.parametrize("ending", [Ending.REJECTED, Ending.ESCALATED])
+def test_the_second_metric_has_its_turn_where_the_first_has_changed_nothing(database: Database, ending: Ending) -> None:
+    worsening = Worsening(database)
+    worsening.look(1, 15)
+    run_cycle(database, ending, NOW + 15 * MINUTE, NOW + 15 * MINUTE)
+
+    assert worsening.look(15, 20) == [(SLOW, 1), (SUBJECT, 1)]
+
+
+def test_a_cycle_of_another_type_is_not_in_the_way(database: Database) -> None:
+    worsening = Worsening(database)
+    record(database, NOW - 300 * MINUTE, 300, 9, "monte_carlo")
+    record(database, NOW, 15, 3, "monte_carlo")
+
+    assert set(worsening.look(1, 15)) == {(SLOW, 1), ("success_rate:monte_carlo", 1)}
 
 
 # --- Diagnosis --------------------------------------------------------------------------------------------------------

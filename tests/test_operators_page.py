@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
-from activities import schedules
+from activities import cron
+from activities.agents import register_agent
 from activities.database import Database
 from activities.events import start_bus
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase
 from schema.messages.platform import Mode, Platform, Risk
@@ -24,12 +24,13 @@ from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.server import binary
 from tests import builders
+from tests.conftest import stop
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 LINES = re.findall(r"`(temporal [^`]+)`", PAGE.read_text(encoding="utf-8"))
-VALUES = {"YOU": "olga", "WHY": "because"}
+VALUES = {"YOU": "olga", "WHY": "because", "TASK_ID": "by-hand"}
 
 
 class Platforms:
@@ -104,7 +105,7 @@ class Platforms:
         done = asyncio.Event()
         await accepted(stage)
         traffic = asyncio.ensure_future(
-            stage.runs_tasks(lambda limit, dice: dice.random() < (0.99 if limit >= 180 else 0.4), done)
+            stage.runs_tasks(lambda limit, rng: rng.random() < (0.99 if limit >= 180 else 0.4), done)
         )
         try:
             await stage.reach(Phase.APPROVAL)
@@ -145,12 +146,12 @@ async def platforms(
     with database.transaction() as session:
         old = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
         record_outcomes(session, old, 1)
-    await schedules.apply(temporal, schedules.jobs(platform))
+    await cron.apply(temporal, cron.jobs(platform))
     async with worker(temporal, database, platform, Settings(event_poll_s=0.5)):
         await start_bus(temporal, database, platform)
         yield Platforms(NautilusClient(temporal), database, platform)
         async for execution in temporal.list_workflows("ExecutionStatus='Running' AND TaskQueue='nautilus'"):
-            await temporal.get_workflow_handle(execution.id).terminate("the tests are over")
+            await stop(temporal, execution.id)
     database.close()
 
 

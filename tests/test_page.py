@@ -1,25 +1,14 @@
 """A cycle's page: what agents wrote stays text, what a person pastes stays one command, and it never grows large."""
 
 import shlex
-from typing import Any
 
 from markdown_it import MarkdownIt
 
-from schema.messages.cycle import CycleStatus, Phase
+from schema.messages.cycle import Phase
 from schema.messages.proposals import Evidence
 from tests import builders
+from tests.builders import status
 from workflows.page import LONGEST, plain, render
-
-
-def status(**changes: Any) -> CycleStatus:
-    fields: dict[str, Any] = {
-        "workflow_id": "cycle:success_rate:research_synthesis",
-        "cycle_id": "c",
-        "subject": "success_rate:research_synthesis",
-        "phase": Phase.VOTING,
-        "attempt": 1,
-    }
-    return CycleStatus(**(fields | changes))
 
 
 def test_what_agents_write_is_not_markup() -> None:
@@ -28,7 +17,7 @@ def test_what_agents_write_is_not_markup() -> None:
     page = (
         MarkdownIt()
         .enable("table")
-        .render(render(status(proposal=builders.proposal(root_cause=hostile, way_back=hostile))))
+        .render(render(status(proposal=builders.proposal(root_cause=hostile, rollback_plan=hostile))))
     )
 
     assert page.count("<h2>") == 1
@@ -52,9 +41,17 @@ def test_a_hostile_workflow_id_stays_one_argument() -> None:
     assert all(len(command) == 12 for command in commands)
 
 
+def test_the_page_of_a_run_whose_request_has_had_its_cycle_says_so_and_offers_nothing() -> None:
+    page = render(status(phase=Phase.ENDED, story=["12:00:00 this request has had its cycle, c"], opened=None))
+
+    assert page.startswith("## Ended\n\nThe request has had its cycle, and this run did nothing.\n")
+    assert "temporal workflow" not in page
+    assert "bidding" not in page
+
+
 def test_the_page_is_bounded() -> None:
     long = "x" * 2_000
-    proposal = builders.proposal(root_cause=long, way_back=long, evidence=(Evidence(claim=long),) * 20)
+    proposal = builders.proposal(root_cause=long, rollback_plan=long, evidence=(Evidence(claim=long),) * 20)
 
     assert len(render(status(proposal=proposal))) < 23 * LONGEST + 3_000
 
@@ -63,5 +60,5 @@ def test_only_what_can_be_done_now_is_offered() -> None:
     assert "--name promote" not in render(status())
     assert "--name promote" in render(status(phase=Phase.APPROVAL))
     assert "--name veto" in render(status(phase=Phase.WATCHING))
-    assert "--name resume" in render(status(paused=True))
+    assert "--name resume" in render(status(paused_at=builders.NOW))
     assert "--name " not in render(status(phase=Phase.PROMOTING))

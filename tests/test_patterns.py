@@ -187,10 +187,10 @@ def test_a_difference_of_rates_is_at_most_everything() -> None:
 
 
 def test_the_pooled_interval_covers_the_truth() -> None:
-    dice, covered = random.Random(1), 0
+    rng, covered = random.Random(1), 0
     for _ in range(1_000):
         seen = [
-            Observation(source=str(n), at=NOW - n * 20 * DAY, effect=dice.gauss(0.1, e), error=e)
+            Observation(source=str(n), at=NOW - n * 20 * DAY, effect=rng.gauss(0.1, e), error=e)
             for n, e in enumerate((0.02, 0.05, 0.03, 0.04))
         ]
         found = pooled(seen, NOW)
@@ -234,10 +234,10 @@ def test_contradictions_are_counted_and_overwrite_nothing(history: str, state: s
 
 
 @given(st.lists(st.sampled_from("+-?"), min_size=1, max_size=8), st.randoms())
-def test_the_order_in_which_evidence_is_merged_never_matters(signs: list[str], dice: random.Random) -> None:
+def test_the_order_in_which_evidence_is_merged_never_matters(signs: list[str], rng: random.Random) -> None:
     evidence = verdicts("".join(signs))
     shuffled: dict[str, Memory] = {}
-    for one in dice.sample(evidence, len(evidence)):
+    for one in rng.sample(evidence, len(evidence)):
         shuffled = merge(shuffled, [(REMEDY, [one])], NOW)
 
     assert shuffled == merge({}, [(REMEDY, evidence)], NOW)
@@ -299,12 +299,12 @@ def weeks(
     count: int, tasks: int, usual: float, low: dict[tuple[int, int], float] | None = None, seed: int = 0
 ) -> list[Interval]:
     """Hourly roll-ups; `low` gives (week, hour of the week) another rate, week -1 stands for every week."""
-    dice, low = random.Random(seed), low or {}
+    rng, low = random.Random(seed), low or {}
     found = []
     for week in range(count):
         for hour in range(168):
             rate = low.get((week, hour), low.get((-1, hour), usual))
-            successes = sum(dice.random() < rate for _ in range(tasks))
+            successes = sum(rng.random() < rate for _ in range(tasks))
             start = MONDAY + timedelta(hours=168 * week + hour)
             found.append(Interval(start=start, counts=Counts(tasks=tasks, successes=successes)))
     return found

@@ -18,16 +18,18 @@ from sqlalchemy import event
 from sqlmodel import select
 
 from activities.database import Database, migrate
-from activities.experiment import roll_back_by_hand
-from activities.report import ReportActivities, lasted, report, text
-from schema.messages.events import EventType
+from activities.parameters import roll_back_by_hand
+from activities.report import ReportActivities, report
+from activities.report_text import lasted, text
 from schema.messages.ledger import EntryKind
 from schema.messages.report import IssueState, Report
 from schema.tables.events import EventRow
 from schema.tables.observatory import RollupRow
+from schema.wire import EventType
 from starter.cli import main
 from starter.report_page import page
 from tests.browser import Page, browser, chromium
+from tests.conftest import prune_outbox
 from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, Fortnight
 
 END = BEGIN + timedelta(days=14)
@@ -169,8 +171,55 @@ def test_what_was_not_measured_at_one_end_says_so_at_that_end(database: Database
 
     told = text(report(database, PLATFORM, BEGIN, END))
 
-    assert "mean completion time: 5 min -> not measured" in told
+    assert "nothing to compare with yet: all that is recorded is of 08 Nov 00:00 to 03:00" in told
+    assert "no task was recorded after 08 Nov 03:00" in told
+    assert "mean completion time: not measured -> 5 min" in told
     assert "health: not measured -> not measured" in told
+
+
+@pytest.mark.parametrize(("intervals", "length"), [(2, 1), (3, 1), (4, 2), (14, 2), (24, 3), (8 * 70, 8 * 7)])
+@pytest.mark.parametrize("silent", [0, 1, 400])
+def test_on_whichever_day_the_first_stretch_is_compared_with_the_last_that_was_recorded(
+    database: Database, intervals: int, length: int, silent: int
+) -> None:
+    width = timedelta(seconds=PLATFORM.observatory.interval_s)
+    with database.transaction() as session:
+        for n in range(intervals):
+            successes = 6 if n < intervals - length else 9
+            session.add(RollupRow(start=BEGIN + n * width, task_type=RESEARCH, tasks=10, successes=successes))
+
+    until = BEGIN + (intervals + silent) * width - width / 2  # within an interval, as at any time
+    told = report(database, PLATFORM, BEGIN - 2 * width, until)
+
+    assert told.before is not None
+    assert told.after is not None
+    assert (told.before.tasks.start, told.before.end) == (BEGIN, BEGIN + length * width)
+    assert told.after.tasks.start == BEGIN + (intervals - length) * width
+    assert told.after.end == min(until, BEGIN + intervals * width)
+    assert [s.tasks.counts.rate for s in (told.before, told.after)] == [0.6, 0.9]
+    assert ("no task was recorded after" in text(told)) == (silent == 400)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "says"),
+    [
+        ("11-08T09:00", "11-08T21:30", "08 Nov 09:00 to 21:30"),
+        ("11-08T09:00", "11-15T09:00", "08 Nov 09:00 to 15 Nov 09:00"),
+        ("11-08T09:00", "11-08T09:01:30", "08 Nov 09:00:00 to 09:01:30"),
+        ("11-08T23:59", "11-09T00:00:10", "08 Nov 23:59:00 to 09 Nov 00:00:10"),
+    ],
+)
+def test_the_spans_that_are_compared_are_said_as_exactly_as_they_are_long(
+    facts: Report, start: str, end: str, says: str
+) -> None:
+    assert facts.after is not None
+    starts, until = (datetime.fromisoformat(f"2026-{at}").replace(tzinfo=UTC) for at in (start, end))
+    tasks = facts.after.tasks.model_copy(update={"start": starts})
+    last = facts.after.model_copy(update={"tasks": tasks, "end": until})
+
+    told = text(facts.model_copy(update={"after": last}))
+
+    assert f"the start is 08 Nov 00:00 to 10 Nov 00:00, the end {says}\n" in told
 
 
 def test_a_fix_that_a_person_takes_back_is_no_fix(lived: Database, facts: Report, tmp_path: Path) -> None:
@@ -296,6 +345,21 @@ def test_the_report_of_a_night_is_published_once(lived: Database) -> None:
     assert published.data["title"] == "Nautilus, 2026-11-22"
 
 
+def test_a_pruned_outbox_changes_no_report_and_announces_none_again(
+    lived: Database, facts: Report, tmp_path: Path
+) -> None:
+    pruned = copy(lived, tmp_path)
+    activities = ReportActivities(pruned, PLATFORM)
+    told = activities.publish(END)
+    prune_outbox(pruned)
+
+    assert activities.publish(END + timedelta(minutes=5)) == told
+    assert report(pruned, PLATFORM, BEGIN, END) == facts
+    with pruned.reading() as session:
+        assert session.exec(select(EventRow)).all() == []
+    pruned.close()
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +391,9 @@ def nautilus(
 def test_the_command_tells_writes_and_emits(nautilus: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     file = tmp_path / "report.html"
 
-    assert "success rate: 90.0% (9 of 10, 95 %: 59.6% to 98.2%) -> not measured" in nautilus("--since", "2h")[1]
+    assert nautilus("--since", "10m")[0] == nautilus("--since", "10m", "--json")[0] == 3
+    assert "no task was recorded in this time" in nautilus("--since", "10m")[1]
+    assert "success rate: not measured -> 90.0% (9 of 10, 95 %: 59.6% to 98.2%)" in nautilus("--since", "2h")[1]
     assert nautilus("--html", str(file)) == (0, f"the report is in {file}\n", "")
     assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
     document = Report.model_validate(json.loads(nautilus("--since", "2w", "--json")[1]))

@@ -17,7 +17,7 @@ from activities.task_types.library import LocalLibrary, RemoteLibrary, Search
 from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
 from schema.messages.observatory import FailureKind
 from schema.messages.platform import ResearchService
-from simulation.research_service import Pace, ResearchServer
+from simulation.research_service import AnsweringTime, ResearchServer
 
 PROMPT = ResearchService(median_s=0.001, sigma=0)
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -153,7 +153,7 @@ def test_a_request_that_cannot_be_read_is_told_what_was_expected(
 
 
 def draws(declared: ResearchService, times: int) -> list[float]:
-    pace = Pace(declared)
+    pace = AnsweringTime(declared)
     return [pace.draw_s() for _ in range(times)]
 
 
@@ -173,7 +173,9 @@ def test_seconds_have_the_declared_median_and_spread() -> None:
 
 def test_after_its_time_every_answer_takes_longer_and_the_state_says_since_when() -> None:
     seconds = iter([5.0, 14.9, 15.0, 16.0])  # the first search comes some time after the start
-    pace = Pace(ResearchService(median_s=0.3, sigma=0, slower_after_s=10, slower_by=2), clock=lambda: next(seconds))
+    pace = AnsweringTime(
+        ResearchService(median_s=0.3, sigma=0, slower_after_s=10, slower_by=2), clock=lambda: next(seconds)
+    )
 
     assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.3, 0.3])
     assert pace.state() == {"searches": 2, "slower_at": None}

@@ -19,29 +19,22 @@ from pydantic import ValidationError
 from sqlmodel import Session, func, select
 
 from activities import sketches
+from activities.assignments import record_assignments
 from activities.database import Database
-from activities.experiment import record_assignments
-from activities.observatory import (
-    ObservatoryActivities,
-    agent_record,
-    counts_since,
-    expire_outcomes,
-    guardrails,
-    healthy_counts,
-    history,
-    objectives,
-    record_outcomes,
-)
+from activities.guardrails import guardrails, objectives
+from activities.history import agent_record, counts_since, healthy_counts, history
+from activities.observatory import ObservatoryActivities
+from activities.recording import expire_outcomes, record_outcomes
 from activities.rollups import interval_start, rollups, together
 from activities.sketches import ACCURACY, Sketch, above, below, highest, lowest, pack, quantile, sketch, unpack
 from rules.verdict import is_success
-from schema.messages.events import EventType
 from schema.messages.experiment import Assignment, Variant
 from schema.messages.observatory import Counts, FailureKind, Guardrail, Snapshot, TaskOutcome
 from schema.messages.platform import ObservatoryRules, Platform
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow
 from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
+from schema.wire import EventType
 from tests import builders
 from tests.builders import NOW
 
@@ -267,7 +260,9 @@ def test_tasks_of_an_experiment_are_counted_by_arm(database: Database) -> None:
     with database.transaction() as session:
         running(session, "e", NOW)
         record_assignments(
-            session, [assigned("e", "a", Variant.CONTROL), *(assigned("e", t, Variant.TREATMENT) for t in ("b", "c"))]
+            session,
+            [assigned("e", "a", Variant.CONTROL), *(assigned("e", t, Variant.TREATMENT) for t in ("b", "c"))],
+            60,
         )
     record(database, *(builders.outcome(name, name != "c") for name in ("a", "b", "c", "outside")))
 
@@ -327,7 +322,7 @@ def test_what_slows_down_is_told_once_and_opens_a_cycle_where_the_operator_says(
     assert set(told.values()) == {1 if opens else None}
 
 
-@pytest.mark.parametrize("metric", ["slow_share", "duration_share", "dear_share"])
+@pytest.mark.parametrize("metric", ["slow_share", "duration_share", "high_cost_share"])
 def test_a_cycle_counts_as_good_exactly_what_its_experiment_does(database: Database, metric: str) -> None:
     usual = stretch(NOW - 60 * MINUTE, 40)
     since = [
@@ -427,7 +422,7 @@ def test_nothing_goes_that_an_open_experiment_may_have_counted(database: Databas
         running(session, "closed", NOW - 60 * MINUTE, NOW - 50 * MINUTE)
         running(session, "open", NOW - 30 * MINUTE)
         tasks = [assigned(name, f"{name}-task", Variant.CONTROL, NOW - 30 * MINUTE) for name in ("closed", "open")]
-        record_assignments(session, tasks)
+        record_assignments(session, tasks, 60)
     record(database, *stretch(NOW - 31 * MINUTE, 2))
 
     assert expire(database, NOW) == 10 + 1  # the closed experiment's assignment goes with the older outcomes

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import random
+import re
 import sqlite3
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -28,16 +31,17 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities import ledger, schedules
+from activities import cron, ledger
+from activities.agents import register_agent
+from activities.cron import ScheduledJob, apply, jobs
 from activities.database import Database
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
 from activities.reading import latest_snapshot
-from activities.schedules import ScheduleActivities, apply, jobs
+from activities.recording import record_outcomes
+from activities.schedules import ScheduleActivities
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase
-from schema.messages.events import EventType
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import ElevationRules, JobClass, JobId, MarketRules, Platform, ScheduleDeclaration
 from schema.messages.schedules import JobReport, JobRequest, Scan
@@ -45,6 +49,7 @@ from schema.messages.tasks import TaskRequest, task_workflow_id
 from schema.settings import Settings
 from schema.tables.events import EventRow
 from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
+from schema.wire import EventType
 from starter.agents import run_agents
 from starter.agents.roster import ROSTER
 from starter.cli import main
@@ -52,6 +57,7 @@ from starter.client import NautilusClient
 from starter.server import Server, dev_server, free_port, prepare
 from starter.stack import agents_every_s
 from tests import builders
+from tests.conftest import prune_outbox, stop, unless_gone
 from tests.test_agents import cut, limit_of
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker
@@ -76,9 +82,10 @@ async def client(server: Server) -> AsyncIterator[Client]:
     await prepare(client)
     yield client
     async for listed in await client.list_schedules():
-        await client.get_schedule_handle(listed.id).delete()
+        with unless_gone():
+            await client.get_schedule_handle(listed.id).delete()
     async for execution in client.list_workflows("ExecutionStatus='Running'"):
-        await client.get_workflow_handle(execution.id).terminate("the test is over")
+        await stop(client, execution.id)
 
 
 async def described(client: Client, job_id: str = SNAPSHOT) -> ScheduleDescription:
@@ -123,7 +130,7 @@ def test_a_platform_overrides_what_it_declares_and_keeps_the_rest() -> None:
     changed, untouched = found[JobId.CONSOLIDATION].declaration, found[JobId.METRICS_SNAPSHOT].declaration
     assert (changed.cron, changed.budget_s, changed.priority) == ("0 4 * * *", "auto", 2)
     assert changed.job_class is JobClass.MEMORY
-    assert untouched == schedules.JOBS[0].declaration
+    assert untouched == cron.JOBS[0].declaration
 
 
 async def test_a_second_apply_finds_nothing_to_do(client: Client) -> None:
@@ -203,13 +210,18 @@ async def test_what_a_person_paused_stays_paused_for_the_persons_reason(client: 
     assert await every_s(client) == 60
 
 
+async def listed(client: Client) -> dict[str, ScheduledJob]:
+    """All five, once the list has caught up with what was applied."""
+    async with asyncio.timeout(20):
+        while len(rows := await cron.listed(client)) < 5:
+            await asyncio.sleep(0.05)
+    return {row.id: row for row in rows}
+
+
 async def test_the_list_says_what_runs_when_and_why(client: Client) -> None:
     await apply(client, jobs(Platform()))
-    async with asyncio.timeout(20):
-        while len(rows := await schedules.listed(client)) < 5:
-            await asyncio.sleep(0.05)
 
-    row = {row.id: row for row in rows}["consolidation"]
+    row = (await listed(client))["consolidation"]
     assert (row.when, row.budget_s, row.job_class, row.priority, row.elevated) == ("0 3 * * *", 120, "memory", 5, False)
     assert row.next_run is not None
     assert datetime.fromisoformat(row.next_run).hour == 3
@@ -230,6 +242,35 @@ def take_snapshot(database: Database, platform: Platform, success: bool, at: dat
         ]
         record_outcomes(session, outcomes, 1)
     ObservatoryActivities(database, platform).take_snapshot(at)
+
+
+async def health(client: Client, home: Path) -> str:
+    """What `nautilus health` complains of."""
+    config = client.service_client.config
+    places = {
+        "NAUTILUS_HOME": str(home),
+        "TEMPORAL_ADDRESS": config.target_host,
+        "TEMPORAL_NAMESPACE": client.namespace,
+    }
+    command = [sys.executable, "-m", "starter", "health"]
+    said = await asyncio.to_thread(subprocess.run, command, env=os.environ | places, capture_output=True, text=True)
+    assert said.returncode == 1
+    return " ".join(said.stderr.split())
+
+
+async def test_health_says_when_it_will_first_know(client: Client, database: Database, tmp_path: Path) -> None:
+    nowhere = await health(client, tmp_path)
+    await apply(client, jobs(Platform()))
+    await listed(client)
+    later = await health(client, tmp_path)
+    await client.get_schedule_handle(SNAPSHOT).pause()
+    paused = await health(client, tmp_path)
+
+    assert nowhere.endswith(
+        "none was taken yet; the schedule metrics_snapshot is not there: `nautilus schedules apply` creates it"
+    )
+    assert re.search(r"none was taken yet; the next is taken at \d\d:01:00 UTC, in [1-9][0-9.]* (s|min)$", later)
+    assert "the schedule metrics_snapshot is paused" in paused
 
 
 async def test_schedules_follow_the_health_down_and_back_and_say_why(client: Client, database: Database) -> None:
@@ -253,7 +294,7 @@ async def test_schedules_follow_the_health_down_and_back_and_say_why(client: Cli
     assert await every_s(client, "autonomy_scan") == 300  # not a diagnostic job
     assert await activities.follow_health() == ()
     assert await apply(client, jobs(platform)) == []  # and a deploy does not end it
-    assert next(row for row in await schedules.listed(client) if row.id == SNAPSHOT).elevated
+    assert next(row for row in await cron.listed(client) if row.id == SNAPSHOT).elevated
 
     take_snapshot(database, platform, True, now + timedelta(seconds=60))
     await activities.follow_health()
@@ -351,7 +392,7 @@ async def run_job(client: Client, workflow: str, job_id: JobId, budget_s: float)
 
 
 async def test_a_job_stops_at_its_budget_and_what_was_left_is_an_event(client: Client, database: Database) -> None:
-    @activity.defn(name=wire.LOOK)
+    @activity.defn(name=wire.SCAN_MARKET)
     async def lost_in_thought(agents: tuple[str, ...]) -> Scan:
         await asyncio.sleep(60)
         raise AssertionError("expected to be left behind")
@@ -361,18 +402,18 @@ async def test_a_job_stops_at_its_budget_and_what_was_left_is_an_event(client: C
         report = await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 1.5)
         details = await client.get_workflow_handle("autonomy_scan-by-hand").query("__temporal_workflow_metadata")
 
-    assert report.done == ("who may look",)
-    assert report.left == ("look at the market",)
+    assert report.done == ("who may scan",)
+    assert report.left == ("scan the market",)
     assert report.exceeded
     (event,) = events(database, EventType.BUDGET_EXCEEDED)
     assert event.subject == "autonomy_scan"
     assert event.data == {
         "job": "autonomy_scan",
         "budget": 1.5,
-        "done": ["who may look"],
-        "left": ["look at the market"],
+        "done": ["who may scan"],
+        "left": ["scan the market"],
     }
-    assert "budget of 1.5 s used up: left look at the market" in str(details)
+    assert "budget of 1.5 s used up: left scan the market" in str(details)
 
 
 async def test_a_job_within_its_budget_announces_nothing(client: Client, database: Database) -> None:
@@ -442,8 +483,8 @@ async def opened(client: Client, database: Database, platform: Platform, agents:
     for agent, operator in agents.items():
         register_agent(database, agent, operator, now)
     with database.transaction() as session:
-        dice = random.Random(11)
-        samples = [cut(dice.lognormvariate(0, 0.45), 1.0) for _ in range(90)]
+        rng = random.Random(11)
+        samples = [cut(rng.lognormvariate(0, 0.45), 1.0) for _ in range(90)]
         outcomes = [
             builders.outcome(f"old-{n}", s.failure is None, now - timedelta(seconds=5), duration_s=s.duration_s)
             for n, s in enumerate(samples)
@@ -476,11 +517,11 @@ async def test_the_scan_makes_the_agents_look_and_who_is_suspended_does_not(clie
 
         report = await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 20)
 
-        bidders = {bid.agent_id for bid in (await stage.client.status(stage.cycle)).bids}
+        bidders = set((await stage.client.status(stage.cycle)).bids)
         agents.cancel()
         await asyncio.wait([agents])
     assert bidders == {agent.agent_id for agent in ROSTER} - {"argo"}
-    assert report.notes == ("5 agents looked at 1 open cycles and 0 tasks, and sent 5 messages",)
+    assert report.notes == ("5 agents visited 1 open cycles and 0 tasks, and sent 5 messages",)
 
 
 async def test_a_scan_without_an_agents_process_says_so_and_does_not_fail(client: Client, database: Database) -> None:
@@ -488,7 +529,7 @@ async def test_a_scan_without_an_agents_process_says_so_and_does_not_fail(client
         report = await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 3)
 
     assert not report.exceeded
-    assert report.notes == ("nobody looked: expected the agents' process on nautilus-agents, but none answers",)
+    assert report.notes == ("nobody scanned: expected the agents' process on nautilus-agents, but none answers",)
 
 
 @pytest.mark.parametrize(
@@ -554,6 +595,7 @@ async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(clien
         for workflow_id in ("cycle:here", task_workflow_id("t-1")):
             await client.get_workflow_handle(workflow_id).terminate("by mistake")
             await ended(client, workflow_id, WorkflowExecutionStatus.TERMINATED, "WorkflowId")
+        prune_outbox(database)
         report = await run_job(client, wire.AWARD_DUE_BIDS, JobId.AWARD_DUE_BIDS, 20)
 
     assert running == ()

@@ -7,8 +7,9 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
+from activities.cron import apply, jobs
 from activities.database import Database
-from activities.schedules import ScheduleActivities, apply, jobs
+from activities.schedules import ScheduleActivities
 from schema import wire
 from schema.messages.platform import JobId, ScheduleDeclaration
 from schema.messages.schedules import Scan
@@ -48,7 +49,7 @@ async def test_a_person_sees_an_elevation_and_its_return(server: Server, tab: Pa
 
 
 async def test_a_person_sees_that_a_job_used_its_budget_up(server: Server, tab: Page, database: Database) -> None:  # noqa: F811
-    @activity.defn(name=wire.LOOK)
+    @activity.defn(name=wire.SCAN_MARKET)
     async def lost_in_thought(agents: tuple[str, ...]) -> Scan:
         await asyncio.sleep(60)
         raise AssertionError("expected to be left behind")
@@ -67,10 +68,10 @@ async def test_a_person_sees_that_a_job_used_its_budget_up(server: Server, tab: 
 
         await tab.open(url.replace("/history", "/user-metadata"))
         await tab.shows(
-            "autonomy_scan: agents look at the market",
-            "budget of 2 s used up: left look at the market",
-            "done: who may look",
+            "autonomy_scan: agents scan the market",
+            "budget of 2 s used up: left scan the market",
+            "done: who may scan",
         )
         await picture(tab, "budget-exceeded", 600)
         await tab.open(url.replace("/history", "/timeline"))
-        await tab.shows("budget of 2 s used up: left look at the market")
+        await tab.shows("budget of 2 s used up: left scan the market")

@@ -13,12 +13,12 @@ from rules.cooldown import next_attempt_at
 from rules.rewards import result_of
 from rules.standing import (
     CREDIT_LIMIT,
-    DOUBT_LIMIT,
     NEWCOMER_STANDING,
+    SUSPENSION_LIMIT,
     Tier,
     after,
-    doubt_after,
-    faded,
+    decayed,
+    failure_log_ratio_after,
     has_room,
     is_speciality,
     is_suspended,
@@ -112,44 +112,47 @@ def test_nobody_is_suspended_on_fewer_than_ten_results(attempts: int, value: flo
 
 def test_an_agent_that_mostly_helps_is_hardly_ever_suspended_by_bad_luck() -> None:
     # 1,000 careers of 100 results, two of three promoted and one harmful: it takes a long run of harm in a row.
-    dice, outcomes = Random(11), (AwardResult.PROMOTED, AwardResult.PROMOTED, AwardResult.HARMFUL)
+    rng, outcomes = Random(11), (AwardResult.PROMOTED, AwardResult.PROMOTED, AwardResult.HARMFUL)
     suspended = sum(
-        any(is_suspended(value, number) for number, value in enumerate(_walk(dice.choices(outcomes, k=100)), 1))
+        any(is_suspended(value, number) for number, value in enumerate(_walk(rng.choices(outcomes, k=100)), 1))
         for _ in range(1_000)
     )
 
     assert suspended <= 10
 
 
-def test_doubt_rises_with_failures_and_the_credit_of_a_good_name_is_limited() -> None:
-    usual, doubt = Record(attempts=100, successes=80), 0.0
+def test_the_log_ratio_rises_with_failures_and_the_credit_of_a_good_name_is_limited() -> None:
+    usual, failure_log_ratio = Record(attempts=100, successes=80), 0.0
     for _ in range(1_000):
-        doubt = doubt_after(doubt, AwardResult.DONE, usual)
+        failure_log_ratio = failure_log_ratio_after(failure_log_ratio, AwardResult.DONE, usual)
 
-    assert doubt == -CREDIT_LIMIT
+    assert failure_log_ratio == -CREDIT_LIMIT
     failures = 0
-    while not is_suspended(0.5, 10, doubt):
-        doubt, failures = doubt_after(doubt, AwardResult.FAILED, usual), failures + 1
+    while not is_suspended(0.5, 10, failure_log_ratio):
+        failure_log_ratio, failures = (
+            failure_log_ratio_after(failure_log_ratio, AwardResult.FAILED, usual),
+            failures + 1,
+        )
     assert failures == 6  # an agent that was good once is found, too
-    assert doubt_after(1.0, AwardResult.USELESS, usual) == 1.0
+    assert failure_log_ratio_after(1.0, AwardResult.USELESS, usual) == 1.0
 
 
 def test_where_everybody_fails_nobody_is_to_blame() -> None:
-    broken, doubt = Record(attempts=100, successes=5), 0.0
+    broken, failure_log_ratio = Record(attempts=100, successes=5), 0.0
     for _ in range(20):
-        doubt = doubt_after(doubt, AwardResult.FAILED, broken)
+        failure_log_ratio = failure_log_ratio_after(failure_log_ratio, AwardResult.FAILED, broken)
 
-    assert doubt < DOUBT_LIMIT
+    assert failure_log_ratio < SUSPENSION_LIMIT
 
 
 def test_a_new_agent_as_good_as_the_others_is_hardly_ever_suspended_by_bad_luck() -> None:
-    usual, dice, suspended = Record(attempts=1_000, successes=850), Random(3), 0
+    usual, rng, suspended = Record(attempts=1_000, successes=850), Random(3), 0
     for _ in range(500):
-        doubt = 0.0
+        failure_log_ratio = 0.0
         for number in range(1, 101):
-            result = AwardResult.DONE if dice.random() < 0.85 else AwardResult.FAILED
-            doubt = doubt_after(doubt, result, usual)
-            if is_suspended(0.5, number, doubt):
+            result = AwardResult.DONE if rng.random() < 0.85 else AwardResult.FAILED
+            failure_log_ratio = failure_log_ratio_after(failure_log_ratio, result, usual)
+            if is_suspended(0.5, number, failure_log_ratio):
                 suspended += 1
                 break
 
@@ -157,8 +160,8 @@ def test_a_new_agent_as_good_as_the_others_is_hardly_ever_suspended_by_bad_luck(
 
 
 def test_idleness_moves_half_the_way_in_a_half_life() -> None:
-    assert faded(0.9, 0.5, 86_400, 86_400) == pytest.approx(0.7)
-    assert faded(0.9, 0.5, 0, 86_400) == 0.9
+    assert decayed(0.9, 0.5, 86_400, 86_400) == pytest.approx(0.7)
+    assert decayed(0.9, 0.5, 0, 86_400) == 0.9
 
 
 @pytest.mark.parametrize(

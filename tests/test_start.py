@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,15 +19,18 @@ import typer
 from temporalio.client import Client
 
 from activities import reading
+from activities.agents import register_agent
 from activities.database import Database
-from activities.experiment import ExperimentActivities, declare_parameters
-from activities.market import register_agent
+from activities.experiment import ExperimentActivities
 from activities.memory import keep
-from activities.observatory import ObservatoryActivities, record_outcomes
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from activities.task_types.research_synthesis import ResearchQuestion
 from rules import patterns
 from schema import wire
 from schema.messages.observatory import Counts
+from schema.tables.observatory import AnomalyRow
 from starter.cli import COMMANDS, app, load
 from starter.commands import tasks
 from starter.server import free_port
@@ -35,6 +40,7 @@ from tests.test_verdict import design
 ROOT = Path(__file__).parent.parent
 TYPE, AGENT = "research_synthesis", "ada"
 EXPERIMENT = "success_rate:research_synthesis#1"
+ANOMALY, CLOSED = (builders.anomaly(builders.NOW, anomaly_id=f"success_rate:{TYPE}#{n}") for n in (2, 1))
 SKILL = patterns.skill("success_rate", TYPE, AGENT, "night", builders.NOW, Counts(tasks=40, successes=30))
 MEMORY = next(iter(patterns.merge({}, [SKILL], builders.NOW)))
 DECLARATION = f"""
@@ -64,7 +70,17 @@ def fill(database: Database) -> None:
     with database.transaction() as session:
         record_outcomes(session, [builders.outcome(f"t-{n}", n % 3 > 0, now) for n in range(30)], 1)
         keep(session, {}, patterns.merge({}, [SKILL], now))
-    ObservatoryActivities(database, platform).take_snapshot(now)
+        for anomaly, closed_at in ((ANOMALY, None), (CLOSED, now)):
+            session.add(
+                AnomalyRow(
+                    anomaly_id=anomaly.anomaly_id,
+                    subject=anomaly.subject,
+                    detected_at=now,
+                    closed_at=closed_at,
+                    body=anomaly.model_dump(mode="json"),
+                )
+            )
+    ObservatoryActivities(database, platform).take_snapshot(now + timedelta(seconds=2))
 
 
 @pytest.fixture
@@ -90,6 +106,7 @@ LOADS: dict[str, set[str]] = {
     "params list": set(),
     f"params show {builders.TIMEOUT}": set(),
     "health": set(),
+    "anomaly list": set(),
     "ledger list": set(),
     "events tail": set(),
     "experiment list": set(),
@@ -134,6 +151,7 @@ READ: dict[str, Callable[[reading.Readable], Any]] = {
     ],
     "the next events": lambda readable: [event.key for event in reading.outbox(readable, after=0, latest=1)],
     "a snapshot": reading.latest_snapshot,
+    "anomalies": lambda readable: reading.anomalies(readable, closed=True),
     "memories": lambda readable: reading.everything_remembered(readable, builders.NOW),
     "agents": reading.agent_ids,
 }
@@ -183,22 +201,43 @@ def test_the_list_of_commands_says_what_the_commands_say_of_themselves() -> None
 EVERY_COMMAND = dict(every_command())
 
 
+def called(line: str) -> str:
+    """The words of the command that a line calls; raises where it takes no such options or arguments."""
+    first, *arguments = shlex.split(re.sub(r"\s#\s.*", "", line))
+    root: Any = typer.main.get_command(app)
+    with root.make_context(first, arguments) as context:
+        # As Typer goes down to the command that is called.
+        while isinstance(context.command, typer.core.TyperGroup):
+            name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+            assert command is not None
+            context = command.make_context(name, rest, parent=context)
+    return str(context.command_path)
+
+
 @pytest.mark.parametrize(("words", "command"), EVERY_COMMAND.items(), ids=EVERY_COMMAND)
 def test_the_help_of_every_command_has_an_example_that_it_takes(words: str, command: Any) -> None:
     label, _, line = (command.epilog or "").partition(" ")
-    first, *arguments = shlex.split(line)
-    root: Any = typer.main.get_command(app)
 
-    with root.make_context(first, arguments) as context:
-        # As Typer goes down to the command that is called; options that are unknown or missing raise.
-        while isinstance(context.command, typer.core.TyperGroup):
-            name, called, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
-            assert called is not None
-            context = called.make_context(name, rest, parent=context)
+    path = called(line)
 
     assert label == "Example:"
-    assert context.command_path == words or context.command_path.startswith(f"{words} ")
-    assert (context.command_path == words) != hasattr(command, "commands")
+    assert path == words or path.startswith(f"{words} ")
+    assert (path == words) != hasattr(command, "commands")
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*.py"))]
+PRINTED = [
+    (page.name, line.removeprefix(".venv/bin/"))
+    for page in PAGES
+    for line in re.findall(
+        r"^    (?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?nautilus .*)$", page.read_text("utf-8"), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "line"), PRINTED, ids=[f"{page}: {line[:50]}" for page, line in PRINTED])
+def test_a_command_on_a_page_is_one_that_there_is(page: str, line: str) -> None:
+    assert called(line) in EVERY_COMMAND
 
 
 def test_the_example_of_a_task_is_one_that_its_type_takes() -> None:
@@ -253,6 +292,7 @@ COMPLETED: dict[tuple[str, ...], list[str]] = {
     ("experiment", "replay", "success_rate", ":", "res"): ["research_synthesis#1"],
     ("experiment", "show", "success_rate", ":"): ["research_synthesis#1"],
     ("experiment", "show", "x", ":", "res"): [],
+    ("anomaly", "close", ""): [ANOMALY.anomaly_id],
     ("agent", "rotate", "a"): [AGENT],
     ("memory", "show", ""): [MEMORY],
     ("events", "redrive", ""): ["cycles", "keys", "webhook:audit_hook"],

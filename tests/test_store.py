@@ -1,6 +1,6 @@
 """The store: the same promises on SQLite and on PostgreSQL, under repetition, concurrency and crashes."""
 
-import shutil
+import json
 import sqlite3
 import subprocess
 import sys
@@ -20,40 +20,51 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from sqlalchemy import func, text
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import ledger
+from activities.accounts import TREASURY, balance
+from activities.agents import register_agent, roster
+from activities.assignments import counters, finish_assignments, record_assignments
 from activities.database import Database, lock, migrate
 from activities.events import emit
-from activities.experiment import (
-    ExperimentActivities,
-    configuration,
-    counters,
-    declare_parameters,
-    finish_assignments,
-    record_assignments,
-)
-from activities.market import TREASURY, MarketActivities, balance, register_agent, roster
-from activities.observatory import record_outcomes
+from activities.experiment import ExperimentActivities
+from activities.market import MarketActivities
+from activities.parameters import configuration, declare_parameters
 from activities.proposals import ProposalActivities
+from activities.recording import record_outcomes
 from activities.rollups import FAILURE_COLUMNS, interval_start
 from rules import design
 from rules.assignment import variant
-from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
-from schema.messages.events import EventType
-from schema.messages.experiment import Assignment, ExperimentDesign, Look, Promotion, Reading, StratumCounts, Variant
+from rules.series import Alarm, Series
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.events import MetaTaskOpened
+from schema.messages.experiment import (
+    Assignment,
+    EvaluationRequest,
+    ExperimentDesign,
+    Promotion,
+    Reading,
+    StratumCounts,
+    Variant,
+)
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Standing
-from schema.messages.observatory import Counts, FailureKind, TaskOutcome
+from schema.messages.observatory import Anomaly, FailureKind, TaskOutcome
 from schema.messages.platform import Platform
+from schema.messages.proposals import Proposal
 from schema.tables.events import EventRow
-from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow
-from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TransferRow
-from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow
-from schema.tables.proposals import ElectorateRow
+from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow, VerdictRow
+from schema.tables.ledger import LedgerRow
+from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TaskRow, TransferRow
+from schema.tables.observatory import AnomalyRow, OutcomeRow, RetentionRow, RollupRow, SnapshotRow
+from schema.tables.proposals import ElectorateRow, ProposalRow
+from schema.tables.report import PublishedReportRow
+from schema.wire import EventType
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
@@ -66,17 +77,9 @@ fresh = count(1)
 several = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "postgresql":
-        yield request.getfixturevalue("postgres_database")
-        return
-    path = tmp_path / "store" / "nautilus.db"
-    path.parent.mkdir()
-    shutil.copy(request.getfixturevalue("migrated_file"), path)
-    database = Database(f"sqlite:///{path}")
-    yield database
-    database.close()
+@pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def is_postgres(database: Database) -> bool:
@@ -147,6 +150,78 @@ def test_a_database_of_the_first_release_is_recognised_and_keeps_what_it_holds(t
     database.close()
 
 
+def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: Path) -> None:
+    proposal = builders.proposal("ada").model_dump(mode="json")
+    proposal["way_back"] = proposal.pop("rollback_plan")
+    anomaly = builders.anomaly(metric="dear_share")
+    state = {"alarm": Alarm(anomaly=anomaly, cause=0.05, healthy={}).model_dump(mode="json")}
+    body, at = anomaly.model_dump_json(), "2026-11-02 10:00:00.000000"
+    reading = builders.reading()
+    announced = {
+        "experiment.concluded:c#1": {"experiment_id": "c#1", "reading": reading.model_dump(mode="json")},
+        "report.published:2026-11-02": {"title": "Nautilus, 2026-11-02", "text": "all is well"},
+        "task.opened:t-1": {"task_id": "t-1", "notify": "boss"},
+    }
+    states = {anomaly.subject: state, "success_rate:platform": {}}
+    rows = {
+        "agent": ("ada", "op", at, 0.5, 1, 1, 0, 1, 2.5, None, None),
+        "proposal": ("c#1", "p", "ada", at, json.dumps(proposal)),
+        "anomaly": (anomaly.anomaly_id, anomaly.subject, at, None, body),
+        "meta_task": ("c#1", "r", anomaly.subject, 1, "w", "run", anomaly.anomaly_id, at, None, None),
+        "snapshot": (at, None, "{}", json.dumps(states)),
+        "task": ("t-1", "monte_carlo", "", "run", at, None, None, None, None),
+    }
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
+        for table, row in rows.items():
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        for number, (key, data) in enumerate(announced.items(), 1):
+            event = (number, key, key.partition(":")[0], "s", at, json.dumps(data))
+            connection.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", event)
+        connection.commit()
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+
+    migrate(database)
+
+    with database.reading() as session:
+        agent = session.get_one(AgentRow, "ada")
+        stored = Proposal.model_validate(session.exec(select(ProposalRow)).one().body)
+        alarm, cycle = session.exec(select(AnomalyRow)).one(), session.exec(select(MetaTaskRow)).one()
+        detector = session.exec(select(SnapshotRow)).one().detector
+        verdict, published = session.get_one(VerdictRow, "c#1"), session.get_one(PublishedReportRow, "2026-11-02")
+        task = session.get_one(TaskRow, "t-1")
+    assert Reading.model_validate(verdict.body) == reading
+    assert (published.text, published.at.isoformat()) == ("all is well", "2026-11-02T10:00:00+00:00")
+    assert task.notify == "boss"
+    assert (agent.built_in, agent.failure_log_ratio) == (True, 2.5)
+    assert stored.rollback_plan == proposal["way_back"]
+    assert alarm.subject == cycle.subject == Anomaly.model_validate(alarm.body).subject
+    assert alarm.subject.startswith("high_cost_share:")
+    carried = Series.model_validate(detector[alarm.subject]).alarm
+    assert carried is not None
+    assert (carried.anomaly.metric, carried.anomaly.anomaly_id) == ("high_cost_share", alarm.anomaly_id)
+    assert set(detector) == {alarm.subject, "success_rate:platform"}
+    database.close()
+
+
+def test_an_entry_that_was_written_under_an_earlier_name_is_read_and_its_chain_holds(database: Database) -> None:
+    end = CycleEnd(
+        cycle_id="c#1", subject="s", ending=Ending.REJECTED, reason="no", at=NOW, proposal=builders.proposal("ada")
+    )
+    written = end.model_dump_json().replace('"rollback_plan"', '"way_back"')
+    with database.transaction() as session:
+        ledger.append(session, EntryKind.CYCLE_ENDED, "c#1", "s", NOW, json.loads(written))
+
+    with database.reading() as session:
+        body = session.exec(select(LedgerRow.body)).one()
+    assert "way_back" in body
+    assert ledger.read(CycleEnd, body) == end
+    assert ledger.verify(database)[2] is None
+    for damaged in ("", "{", "[]", '{"cycle_id": 1}'):
+        with pytest.raises(ValidationError):
+            ledger.read(CycleEnd, damaged)
+
+
 def test_workers_that_start_at_once_make_one_schema(database: Database) -> None:
     with database.engine.begin() as connection:
         SQLModel.metadata.drop_all(connection)
@@ -173,7 +248,7 @@ def test_migrating_twice_is_migrating_once_and_loses_nothing(database: Database)
 def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
     def fail() -> None:
         with database.transaction() as session:
-            emit(session, EventType.CYCLE_ENDED, "s", "k", NOW)
+            emit(session, builders.event_data(EventType.CYCLE_ENDED), "s", "k", NOW)
             ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, {})
             record_outcomes(session, [builders.outcome("t")], INTERVAL_S)
             raise ZeroDivisionError
@@ -430,15 +505,7 @@ def test_an_outcome_that_cannot_be_stored_fails_alone(database: Database) -> Non
 
 
 def experiment(cycle_id: str = "c#1", **changes: Any) -> ExperimentDesign:
-    briefing = Briefing(
-        cycle_id=cycle_id,
-        attempt=1,
-        failed_attempts=0,
-        rules=builders.rules(),
-        parameters=(builders.state(),),
-        agents=(),
-        baseline=Counts(tasks=60, successes=40),
-    )
+    briefing = builders.briefing(cycle_id=cycle_id)
     return design.experiment(briefing, builders.proposal(), "success_rate").model_copy(update=changes)
 
 
@@ -464,7 +531,7 @@ def arms(database: Database, experiment_id: str = "c#1") -> tuple[StratumCounts,
 
 
 def look(database: Database, plan: ExperimentDesign, at: datetime) -> Reading:
-    return experiments(database).read_experiment(Look(design=plan, until=at), at)
+    return experiments(database).read_experiment(EvaluationRequest(design=plan, until=at), at)
 
 
 def assert_counted(database: Database, experiment_id: str) -> None:
@@ -505,7 +572,7 @@ def test_counters_equal_a_recount_of_the_assignments(database: Database, path: l
             if what == "assign":
                 given_out = [assignment(number, name, at) for number in tasks]
                 record_assignments(
-                    session, [a.model_copy(update={"task_id": f"{name}:{a.task_id}"}) for a in given_out]
+                    session, [a.model_copy(update={"task_id": f"{name}:{a.task_id}"}) for a in given_out], INTERVAL_S
                 )
             elif what == "finish":
                 reports = {f"{name}:task-{number}": success for number, success in tasks.items()}
@@ -516,11 +583,16 @@ def test_counters_equal_a_recount_of_the_assignments(database: Database, path: l
     assert_counted(database, name)
 
 
-def test_lost_tasks_become_failures_after_the_cut_off_and_stay_failures(database: Database) -> None:
-    plan = opened(database, experiment())
+@pytest.mark.parametrize("behind_h", [0, 2, -2])
+def test_lost_tasks_become_failures_after_the_cut_off_and_stay_failures(database: Database, behind_h: int) -> None:
+    plan, clock = opened(database, experiment()), NOW - timedelta(hours=behind_h)  # the platform's clock
     with database.transaction() as session:
-        record_assignments(session, [assignment(n) for n in range(20)])
-        record_assignments(session, [assignment(n, at=NOW + timedelta(seconds=30)) for n in range(20, 30)])
+        record_assignments(session, [assignment(n, at=clock) for n in range(20)], INTERVAL_S)
+    look(database, plan, NOW)
+    with database.transaction() as session:
+        late_ones = [assignment(n, at=clock + timedelta(seconds=30)) for n in range(20, 30)]
+        record_assignments(session, late_ones, INTERVAL_S)
+    look(database, plan, NOW + timedelta(seconds=30))
 
     before = look(database, plan, NOW + timedelta(seconds=60))
     after = look(database, plan, NOW + timedelta(seconds=61))
@@ -538,12 +610,12 @@ def test_lost_tasks_become_failures_after_the_cut_off_and_stay_failures(database
 def test_a_task_is_assigned_once_and_a_closed_experiment_takes_nobody(database: Database) -> None:
     plan = opened(database, experiment())
     with database.transaction() as session:
-        record_assignments(session, [assignment(1), assignment(1)])
-        record_assignments(session, [assignment(1)])
+        record_assignments(session, [assignment(1), assignment(1)], INTERVAL_S)
+        record_assignments(session, [assignment(1)], INTERVAL_S)
     reading = look(database, plan, NOW)
     experiments(database).conclude_experiment(plan, reading)
     with database.transaction() as session:
-        record_assignments(session, [assignment(2)])
+        record_assignments(session, [assignment(2)], INTERVAL_S)
         record_outcomes(session, [builders.outcome("task-1")], INTERVAL_S)
 
     (stratum,) = arms(database)
@@ -554,7 +626,7 @@ def test_a_task_is_assigned_once_and_a_closed_experiment_takes_nobody(database: 
 def test_a_task_that_finishes_while_a_person_has_paused_the_cycle_counts(database: Database) -> None:
     plan = opened(database, experiment())
     with database.transaction() as session:
-        record_assignments(session, [assignment(1)])
+        record_assignments(session, [assignment(1)], INTERVAL_S)
     experiments(database).expose(plan.experiment_id, 1.0, True)
     with database.transaction() as session:
         record_outcomes(session, [builders.outcome("task-1")], INTERVAL_S)
@@ -582,7 +654,7 @@ def test_an_undecided_look_asks_to_be_retried_with_the_progress_as_its_message(d
     environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
 
     with pytest.raises(ApplicationError, match="collecting: control 0/0, treatment 0/0, log e") as caught:
-        environment.run(experiments(database).await_verdict, Look(design=plan))
+        environment.run(experiments(database).await_verdict, EvaluationRequest(design=plan))
 
     assert caught.value.next_retry_delay == timedelta(seconds=0.1)
 
@@ -618,7 +690,8 @@ def test_a_lost_task_and_its_late_report_are_counted_once(postgres_database: Dat
     database = postgres_database
     plan = opened(database, experiment())
     with database.transaction() as session:
-        record_assignments(session, [assignment(1)])
+        record_assignments(session, [assignment(1)], INTERVAL_S)
+    look(database, plan, NOW)
 
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as session:
@@ -856,6 +929,30 @@ def test_attempts_are_numbered_and_failures_counted_since_the_last_promotion(dat
     assert told == [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]
 
 
+def test_an_agent_uses_up_only_its_own_attempts_on_a_parameter(database: Database) -> None:
+    activities, told = market(database), dict[str, int]()
+    subject = f"proposal:{builders.TIMEOUT}"
+
+    def attempt(agent: str, number: int, voted_on: bool = True) -> int:
+        proposal = builders.proposal(agent, message_id=f"p{number}")
+        request = CycleRequest(request_id=f"{agent}:{number}", proposal=proposal)
+        briefing = activities.open_meta_task(
+            CycleOpening(request=request, workflow_id="w", run_id=f"run-{agent}-{number}", at=NOW)
+        )
+        if voted_on:
+            ProposalActivities(database).open_vote(briefing.cycle_id, proposal, NOW)
+        activities.end_cycle(
+            end(briefing.cycle_id, Ending.REJECTED, subject=subject, agent_id=None, result=None, reward=0)
+        )
+        return briefing.failed_attempts
+
+    told["ada"] = [attempt("ada", n) for n in range(3)][-1]
+    told["bob"] = attempt("bob", 1)
+    told["ada, refused before a vote"] = [attempt("ada", n, voted_on=False) for n in range(3, 6)][-1]
+
+    assert told == {"ada": 2, "bob": 0, "ada, refused before a vote": 3}
+
+
 def test_requests_opened_at_once_get_numbers_of_their_own(database: Database) -> None:
     activities = market(database)
 
@@ -878,7 +975,7 @@ def test_an_agent_that_registers_after_the_vote_opened_is_no_voter(database: Dat
 
 def test_text_that_a_database_may_not_like_is_recorded_all_the_same(database: Database) -> None:
     market(database)
-    odd = builders.proposal("cyd", root_cause="a\x00b \U0001f9ed 'quoted' \\u0000", way_back="größer")
+    odd = builders.proposal("cyd", root_cause="a\x00b \U0001f9ed 'quoted' \\u0000", rollback_plan="größer")
 
     ProposalActivities(database).open_vote("c#1", odd, NOW)
     with database.transaction() as session:
@@ -919,7 +1016,7 @@ def test_a_reader_that_follows_the_events_while_they_are_written_misses_none(dat
     def write(name: str) -> None:
         for number in range(25):
             with database.transaction() as session:
-                emit(session, EventType.CYCLE_ENDED, name, f"{name}-{number}", NOW, number=number)
+                emit(session, MetaTaskOpened(cycle_id=str(number)), name, f"{name}-{number}", NOW)
 
     seen: list[EventRow] = []
 
@@ -937,14 +1034,14 @@ def test_a_reader_that_follows_the_events_while_they_are_written_misses_none(dat
 
     assert len(seen) == 75
     for name in ("one", "two", "three"):
-        assert [row.data["number"] for row in seen if row.subject == name] == list(range(25))
+        assert [row.data["cycle_id"] for row in seen if row.subject == name] == [str(number) for number in range(25)]
 
 
 def test_an_event_announces_once(database: Database) -> None:
     for number in range(2):
         with database.transaction() as session:
-            emit(session, EventType.ANOMALY_DETECTED, "s", "a:1", NOW, number=number)
-            emit(session, EventType.ANOMALY_CLOSED, "s", "a:1", NOW)
+            emit(session, builders.event_data(EventType.ANOMALY_DETECTED, attempt=number), "s", "a:1", NOW)
+            emit(session, builders.event_data(EventType.ANOMALY_CLOSED), "s", "a:1", NOW)
 
     assert events(database) == [("anomaly.detected", "s"), ("anomaly.closed", "s")]
 

@@ -17,7 +17,7 @@ from activities.task_types.library import LocalLibrary
 from activities.task_types.ml_training import MlTraining, TrainingJob
 from activities.task_types.monte_carlo import CallOption, MonteCarlo, closed_form, simulate, verify
 from activities.task_types.physics_simulation import PhysicsSimulation, PlanetarySystem, conserved, starting_point
-from activities.task_types.research_synthesis import Claim, ResearchQuestion, ResearchSynthesis
+from activities.task_types.research_synthesis import ReportedClaim, ResearchQuestion, ResearchSynthesis
 from activities.task_types.research_synthesis import verify as verify_claims
 
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -77,8 +77,8 @@ def corpus(cache: Path, research: ResearchSynthesis) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def claims(research: ResearchSynthesis) -> list[Claim]:
-    return [Claim(**claim) for claim in research.run(QUESTION, {}).details["claims"]]
+def claims(research: ResearchSynthesis) -> list[ReportedClaim]:
+    return [ReportedClaim(**claim) for claim in research.run(QUESTION, {}).details["claims"]]
 
 
 def distribution(folder: Path, name: str, module: str, entry_point: str) -> None:
@@ -194,11 +194,11 @@ def test_every_claim_stands_in_the_passage_it_cites(research: ResearchSynthesis,
         assert 0 < result.quality <= 1
 
 
-def test_true_claims_are_accepted(corpus: Corpus, claims: list[Claim]) -> None:
+def test_true_claims_are_accepted(corpus: Corpus, claims: list[ReportedClaim]) -> None:
     verify_claims(claims, LocalLibrary(corpus))
 
 
-def test_a_tampered_claim_is_refused(corpus: Corpus, claims: list[Claim]) -> None:
+def test_a_tampered_claim_is_refused(corpus: Corpus, claims: list[ReportedClaim]) -> None:
     first, *others = claims
     library = LocalLibrary(corpus)
     for tampered in (
@@ -212,7 +212,7 @@ def test_a_tampered_claim_is_refused(corpus: Corpus, claims: list[Claim]) -> Non
             verify_claims([tampered, *others], library)
 
 
-def test_a_report_of_too_few_documents_is_refused(corpus: Corpus, claims: list[Claim]) -> None:
+def test_a_report_of_too_few_documents_is_refused(corpus: Corpus, claims: list[ReportedClaim]) -> None:
     with pytest.raises(InvalidResult, match="at least 3 documents"):
         verify_claims([claims[0]] * 5, LocalLibrary(corpus))
     with pytest.raises(InvalidResult, match="at least 3 documents"):

@@ -46,7 +46,12 @@ def line(**fields: object) -> str:
         ("[1]", ":2: expected an object, but [1] came"),
         (line(task_type=7), ":2: task_type: expected a valid string, but 7 came"),
         (line(payload={"spot": 1}), "strike, rate"),  # what the type itself would refuse
-        (line(payloads={}), "but payloads came"),  # misspelt: it must not be lost
+        (line(payloads={}), "but 'payloads' came"),  # misspelt: it must not be lost
+        (
+            line(task_id="x", price=1) + "\n" + line(task_id="x", price=2),
+            ":3: expected one task for each task_id, but x is",
+        ),
+        (line(**{"": 1}), "but '' came"),
         (line(task_id="no spaces"), ":2: task_id: expected text like"),
         (line(notify="nobody"), ":2: notify: expected a declared notification, but nobody came"),  # it would not arrive
     ],
@@ -80,7 +85,7 @@ async def test_a_file_waits_while_as_many_tasks_are_open_as_may_be(temporal: Cli
     told = json.loads(nautilus(tmp_path, *submit, address=address).stdout)
 
     assert said == b""
-    assert told == {"tasks": 5, "new": 3}
+    assert told == {"tasks": 5, "new": 3, "refused": 0}
 
 
 async def test_a_file_is_submitted_once_and_a_task_is_shown(
@@ -91,9 +96,11 @@ async def test_a_file_is_submitted_once_and_a_task_is_shown(
     tag = datetime.now(UTC).timestamp()
     file.write_text("\n".join([line(requester=f"r{tag}-{n}") for n in range(3)] + [line(task_id=f"own-{tag}")]) + "\n")
     submit = ("submit", "--file", str(file), "--json")
-    told = [json.loads(nautilus(tmp_path, *submit, address=address).stdout) for _ in range(2)]
+    told = [json.loads(nautilus(tmp_path, *submit, address=address).stdout)]
+    file.write_bytes(b"\xef\xbb\xbf\r\n" + file.read_bytes().replace(b"\n", b"\r\n"))  # as an editor may save it
+    told.append(json.loads(nautilus(tmp_path, *submit, address=address).stdout))
 
-    assert told == [{"tasks": 4, "new": 4}, {"tasks": 4, "new": 0}]
+    assert told == [{"tasks": 4, "new": 4, "refused": 0}, {"tasks": 4, "new": 0, "refused": 0}]
 
     async with market(temporal, database, "nautilus", tmp_path) as stage:
         task = f"task:own-{tag}"
@@ -108,6 +115,24 @@ async def test_a_file_is_submitted_once_and_a_task_is_shown(
     assert task in {
         row["workflow_id"] for row in json.loads(nautilus(tmp_path, "list", "--all", "--json", address=address).stdout)
     }
+
+
+async def test_a_file_that_asks_otherwise_for_a_task_of_old_names_the_line_and_submits_the_others(
+    temporal: Client, tmp_path: Path
+) -> None:
+    address, task_id = temporal.service_client.config.target_host, f"old-{datetime.now(UTC).timestamp()}"
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(line(task_id=task_id) + "\n")
+    first = nautilus(tmp_path, "submit", "--file", str(file), address=address)
+    file.write_text(line(requester=task_id) + "\n" + line(task_id=task_id, price=7) + "\n")
+
+    run = nautilus(tmp_path, "submit", "--file", str(file), "--json", address=address)
+
+    assert first.returncode == 0
+    assert (run.returncode, json.loads(run.stdout)) == (1, {"tasks": 2, "new": 1, "refused": 1})
+    said = " ".join(run.stderr.split())
+    assert f"{file}:2: expected {task_id} as it was submitted before, which stands, but another price came" in said
+    assert said.endswith("expected tasks that are new or the same, but 1 of 2 were refused")
 
 
 @pytest.mark.parametrize(

@@ -10,27 +10,20 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import experiment_audit, ledger
+from activities.assignments import record_assignments
 from activities.database import Database, migrate
-from activities.experiment import (
-    ExperimentActivities,
-    configuration,
-    declare_parameters,
-    freeze,
-    record_assignments,
-    release,
-    roll_back_by_hand,
-    thaw,
-)
-from activities.observatory import guardrails, record_outcomes
+from activities.experiment import ExperimentActivities, release
+from activities.guardrails import guardrails
+from activities.parameters import configuration, declare_parameters, freeze, roll_back_by_hand, thaw
+from activities.recording import record_outcomes
 from rules.design import breaks_something, experiment, exposure, is_harmful
 from rules.verdict import is_good, read
-from schema.messages.cycle import Briefing
 from schema.messages.experiment import (
     ArmCounts,
     Assignment,
+    EvaluationRequest,
     ExperimentDesign,
     GuardCounts,
-    Look,
     Promotion,
     Purpose,
     Reading,
@@ -44,6 +37,7 @@ from schema.wire import EVERYTHING
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW, TIMEOUT
+from tests.conftest import prune_outbox
 
 FAST = Guardrail(kind=GuardrailKind.FAST, bound=10.0, usual=0.95, margin=0.05)
 
@@ -168,17 +162,8 @@ def test_a_task_is_good_or_bad_or_cannot_be_judged(
 
 
 def test_a_design_keeps_the_aims_of_the_types_it_touches() -> None:
-    briefing = Briefing(
-        cycle_id="c#1",
-        attempt=1,
-        failed_attempts=0,
-        rules=builders.rules(),
-        parameters=(builders.state(),),
-        agents=(),
-        baseline=Counts(tasks=60, successes=40),
-        guardrails=(FAST,),
-        objectives={"research_synthesis": FAST, "monte_carlo": FAST},
-    )
+    objectives = {"research_synthesis": FAST, "monte_carlo": FAST}
+    briefing = builders.briefing(guardrails=(FAST,), objectives=objectives)
     made = experiment(briefing, builders.proposal(), "slow_share")
 
     assert made.objectives == {"research_synthesis": FAST}
@@ -211,7 +196,7 @@ def run_tasks(database: Database, plan: ExperimentDesign, count: int, slow_treat
         slow = slow_treatment and variant is Variant.TREATMENT
         success = variant is Variant.TREATMENT or number % 3 > 0
         with database.transaction() as session:
-            record_assignments(session, [assignment])
+            record_assignments(session, [assignment], 60)
             record_outcomes(session, [builders.outcome(task_id, success, at, duration_s=50.0 if slow else 1.0)], 60)
 
 
@@ -222,7 +207,7 @@ def test_no_more_tasks_take_part_than_the_experiment_was_designed_for(
     store.open_experiment(plan, NOW)
     run_tasks(database, plan, 100)
 
-    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+    reading = store.read_experiment(EvaluationRequest(design=plan), NOW + timedelta(hours=1))
 
     assert reading.control.tasks + reading.treatment.tasks == 80
     assert configuration(database, builders.platform()).experiments == ()
@@ -233,7 +218,7 @@ def test_a_change_that_makes_tasks_slow_is_stopped(database: Database, store: Ex
     store.open_experiment(plan, NOW)
     run_tasks(database, plan, 100, slow_treatment=True)
 
-    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+    reading = store.read_experiment(EvaluationRequest(design=plan), NOW + timedelta(hours=1))
 
     assert reading.decision == "harmful"
     assert "guardrail fast" in reading.reason
@@ -244,7 +229,7 @@ def test_a_watch_hears_a_guardrail_too(database: Database, store: ExperimentActi
     store.open_experiment(plan, NOW)
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
-    look = Look(design=plan, purpose=Purpose.WATCH)
+    look = EvaluationRequest(design=plan, purpose=Purpose.WATCH)
     with pytest.raises(ApplicationError, match="collecting"):
         environment.run(store.await_verdict, look)
     run_tasks(database, plan, 100, slow_treatment=True)
@@ -260,8 +245,9 @@ def test_a_verdict_replays_to_the_last_digit(database: Database, store: Experime
     plan = design()
     store.open_experiment(plan, NOW)
     run_tasks(database, plan, 100)
-    reading = store.read_experiment(Look(design=plan), NOW + timedelta(hours=1))
+    reading = store.read_experiment(EvaluationRequest(design=plan), NOW + timedelta(hours=1))
     store.conclude_experiment(plan, reading)
+    prune_outbox(database)
 
     replayed = experiment_audit.replay(database, "c#1")
     course = experiment_audit.trajectory(database, "c#1")
@@ -306,7 +292,7 @@ def test_a_widened_exposure_keeps_everybody_in_their_arm(database: Database, sto
     assert 150 < len(narrow) < 250
     assert 540 < len(wide) < 660
     assert narrow.items() <= wide.items()
-    assert store.read_experiment(Look(design=plan), NOW).extended
+    assert store.read_experiment(EvaluationRequest(design=plan), NOW).extended
 
 
 @pytest.mark.parametrize("scope", [TIMEOUT, EVERYTHING])
@@ -368,7 +354,7 @@ def test_what_a_person_takes_back_no_task_gets_any_more(
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, current_attempt_scheduled_time=NOW)
     purpose = Purpose.WATCH if phase == "watch" else Purpose.EXPERIMENT
-    assert environment.run(store.await_verdict, Look(design=plan, purpose=purpose)).decision == "continue"
+    assert environment.run(store.await_verdict, EvaluationRequest(design=plan, purpose=purpose)).decision == "continue"
 
 
 def test_an_experiment_whose_turn_comes_too_late_does_not_begin(

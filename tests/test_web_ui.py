@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
+from activities.agents import register_agent
 from activities.database import Database
 from activities.events import emit, start_bus
-from activities.experiment import declare_parameters
-from activities.market import register_agent
-from activities.observatory import record_outcomes
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import Ending, Phase, workflow_id
-from schema.messages.events import EventType
+from schema.messages.events import AnomalyDetected
 from schema.messages.platform import Mode, Platform
 from schema.messages.proposals import Ballot, Choice, Evidence
 from schema.settings import Settings
@@ -43,7 +43,7 @@ WORDS = {
         Evidence(claim="cut off at the limit", figures={"tasks": 60, "timeouts": 20}),
         Evidence(claim="share of tasks that 180 s would finish", figures={"share": 0.94}),
     ),
-    "way_back": "set it back to 90 s",
+    "rollback_plan": "set it back to 90 s",
 }
 REASONS = {
     "bob": (Choice.APPROVE, "my own count of the timeouts agrees"),
@@ -77,15 +77,7 @@ async def announced(client: Client, database: Database, platform: Platform) -> s
     with database.transaction() as session:
         outcomes = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(60)]
         record_outcomes(session, outcomes, 1)
-        emit(
-            session,
-            EventType.ANOMALY_DETECTED,
-            anomaly.subject,
-            "1",
-            now,
-            anomaly=anomaly.model_dump(mode="json"),
-            attempt=1,
-        )
+        emit(session, AnomalyDetected(anomaly=anomaly, attempt=1), anomaly.subject, "1", now)
     await start_bus(client, database, platform)
     return workflow_id(anomaly.subject)
 

@@ -16,7 +16,7 @@ from workflows.calls import BUGS, PATIENT, SHORT, call
 
 @workflow.defn(name=wire.AUTONOMY_SCAN, failure_exception_types=BUGS)
 class AutonomyScan:
-    """Ask the in-house agents to look at the market now. They live in a process of their own, with its own queue."""
+    """Ask the in-house agents to scan the market now. They live in a process of their own, with its own queue."""
 
     @workflow.init
     def __init__(self, job: JobRequest) -> None:
@@ -25,15 +25,15 @@ class AutonomyScan:
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobReport:
-        return await within_budget(job, (Step("who may look", self._ask), Step("look at the market", self._look)))
+        return await within_budget(job, (Step("who may scan", self._ask), Step("scan the market", self._scan)))
 
     async def _ask(self) -> None:
-        self._agents = await call(ScheduleActivities.who_may_look, summary="agents that are not suspended")
+        self._agents = await call(ScheduleActivities.who_may_scan, summary="agents that are not suspended")
 
-    async def _look(self) -> str:
+    async def _scan(self) -> str:
         try:
             scan: Scan = await workflow.execute_activity(
-                wire.LOOK,
+                wire.SCAN_MARKET,
                 self._agents,
                 result_type=Scan,
                 task_queue=wire.AGENTS_QUEUE,
@@ -41,14 +41,14 @@ class AutonomyScan:
                 schedule_to_start_timeout=timedelta(seconds=self._job.budget_s / 3),
                 start_to_close_timeout=SHORT,
                 retry_policy=PATIENT,
-                summary=f"{len(self._agents)} agents look",
+                summary=f"{len(self._agents)} agents scan",
             )
         except ActivityError as error:
             if isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START:
-                return f"nobody looked: expected the agents' process on {wire.AGENTS_QUEUE}, but none answers"
+                return f"nobody scanned: expected the agents' process on {wire.AGENTS_QUEUE}, but none answers"
             raise
-        looked = f"{scan.agents} agents looked at {scan.cycles} open cycles and {scan.tasks} tasks"
-        return f"{looked}, and sent {scan.words} messages"
+        scanned = f"{scan.agents} agents visited {scan.cycles} open cycles and {scan.tasks} tasks"
+        return f"{scanned}, and sent {scan.messages} messages"
 
 
 @workflow.defn(name=wire.AWARD_DUE_BIDS, failure_exception_types=BUGS)

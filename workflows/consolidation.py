@@ -1,4 +1,4 @@
-"""Consolidation (autoDream): the night's work. It learns, reports, and drops what was learned from and is not kept."""
+"""Consolidation (autoDream): the nightly job. It learns, reports, and drops what was learned from and is not kept."""
 
 from temporalio import workflow
 

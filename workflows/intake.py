@@ -1,15 +1,18 @@
-"""Intake: how a cycle and a user's task hear agents. What is forged or cannot be taken now is refused, with a receipt.
+"""Intake: how a workflow begins, and how it receives the messages of agents.
 
-Every name is an update, whose validator refuses before anything enters history, and a signal, which is read here
-because the SDK would drop a bad one unseen. Nothing that anybody sends stops the workflow.
+A message that fails authentication, or that cannot be accepted now, is refused with a receipt.
+
+Each kind of message is an update, whose validator refuses before anything enters history, and a signal, which is read
+here because the SDK would drop an unreadable one unseen. No message can stop the workflow.
 """
 
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
@@ -19,92 +22,126 @@ with workflow.unsafe.imports_passed_through():
 
 from schema import wire
 from schema.messages.base import AgentMessage, Numbered
-from schema.messages.cycle import Phase, Receipt
+from schema.messages.cycle import CycleState
 from schema.messages.market import Bid
+from schema.messages.story import Act, Receipt
+from schema.messages.tasks import TaskState
+from schema.mistakes import in_one_line, wrong_number
 from workflows import receipts
 from workflows.calls import call
 
 # A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
 # The count is in the status.
-TOLD_REFUSALS = 100
-# The first phase of a cycle and of a task alike.
-OPENING = Phase.OPENING.value
+LOGGED_REFUSALS = 100
+
+M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound=BaseModel)
 
 
-class Heard(receipts.Remembers, Protocol):
-    """The state of what hears."""
+def opened_with(request_type: type[M], state_type: type[S], request: object, carried: S | None) -> tuple[S, str | None]:
+    """The state that a workflow begins with, and why it cannot begin: raised in a constructor, the SDK would warn.
 
-    @property
-    def phase(self) -> str: ...
+    Only a run that continues another may carry a state: a forged one would promote what nobody voted on or tested.
+    """
+    if carried is not None and workflow.info().continued_run_id is not None:
+        return carried, None
+    if carried is not None:
+        return state_type.model_construct(request=request), wrong_number(2)
+    try:
+        # Where one of two arguments is left out, the SDK hands over the bare JSON.
+        if not isinstance(request, request_type):
+            request = request_type.model_validate(request)
+        return state_type(request=request), None
+    except ValidationError as error:
+        return state_type.model_construct(request=request), in_one_line(error)
 
 
-def heard(name: str, word_type: type[AgentMessage], description: str) -> tuple[Any, Any]:
-    """The update and the signal of one name, by which agents say one kind of word."""
+def message_handlers(name: str, message_type: type[AgentMessage], description: str) -> tuple[Any, Any]:
+    """The update and the signal of one name, by which agents send one kind of message."""
 
     # The SDK takes a first argument that has a type for a payload: `self` has none.
     @workflow.update(name=name, description=description)
-    async def update(self, word: word_type) -> Receipt:  # type: ignore[no-untyped-def, valid-type]
-        receipt: Receipt = await self._take(name, word)
+    async def update(self, message: message_type) -> Receipt:  # type: ignore[no-untyped-def, valid-type]
+        receipt: Receipt = await self._receive(name, message)
         return receipt
 
     @update.validator
-    def check(self, word: word_type) -> None:  # type: ignore[no-untyped-def, valid-type]
-        self._refuse_bad(name, word)
+    def validate(self, message: message_type) -> None:  # type: ignore[no-untyped-def, valid-type]
+        self._validate(name, message)
 
     @workflow.signal(name=name, description="The same as the update; see the query receipts.")
-    async def signal(self, sent: RawValue) -> None:  # type: ignore[no-untyped-def]
-        await self._hear(name, word_type, sent)
+    async def signal(self, raw: RawValue) -> None:  # type: ignore[no-untyped-def]
+        await self._receive_signal(name, message_type, raw)
 
     return update, signal
 
 
-class Intake:
-    """What hears agents. It says what is forged and what it refuses now, and takes the rest."""
+def steering(kind: str, description: str) -> Any:
+    """The update by which a person steers a cycle; it refuses before anything enters history."""
 
-    _state: Heard
+    @workflow.update(name=kind, description=description)
+    async def update(self, act: Act) -> Receipt:  # type: ignore[no-untyped-def]
+        receipt: Receipt = await self._act(kind, act)
+        return receipt
+
+    @update.validator
+    def validate(self, act: Act) -> None:  # type: ignore[no-untyped-def]
+        self._validate_act(kind, act)
+
+    return update
+
+
+class Intake:
+    """Receives the messages of agents. A subclass says which fail authentication, refuses some, accepts the rest."""
+
+    _state: CycleState | TaskState
+    # Why it cannot begin; the plugin lets it run only where this is None.
+    start_error: str | None = None
 
     def __init__(self) -> None:
-        self._nudges, self._keys_changed, self._reading_keys = 0, False, asyncio.Lock()
+        self._nudges = 0
+        self._keys_changed = False
+        self._reading_keys = asyncio.Lock()
 
     @abstractmethod
-    def _forgery(self, kind: str, word: AgentMessage) -> str | None:
-        """Why this cannot be a word of the agent that it names, or None."""
+    def _authentication_failure(self, kind: str, message: AgentMessage) -> str | None:
+        """Why this is not proved to be a message of the agent that it names, or None."""
 
     @abstractmethod
-    def _refusal(self, word: AgentMessage) -> str | None:
-        """Why what an agent sent cannot be taken now, or None."""
+    def _refusal(self, message: AgentMessage) -> str | None:
+        """Why a message cannot be accepted now, or None."""
 
     @abstractmethod
-    def _accept(self, word: AgentMessage) -> None:
-        """Take what was not refused."""
+    def _accept(self, message: AgentMessage) -> None:
+        """Accept a message that was not refused."""
 
     @abstractmethod
-    def _go_by(self, keys: dict[str, str]) -> None:
-        """Go by these keys from now on: each agent's, or REVOKED."""
+    def _use_keys(self, keys: dict[str, str]) -> None:
+        """Use these keys from now on: each agent's, or REVOKED."""
 
     @property
     @abstractmethod
-    def _hears(self) -> bool:
-        """Whether there is anything left that an agent could say."""
+    def _awaits_messages(self) -> bool:
+        """Whether agents can still send anything that would be accepted."""
 
-    place_bid, place_bid_signal = heard(wire.PLACE_BID, Bid, "Offer to do this task.")
+    place_bid, place_bid_signal = message_handlers(wire.PLACE_BID, Bid, "Offer to do this task.")
 
-    @workflow.signal(name=wire.NUDGE, description="Look at the deadline again; changes nothing else.")
+    @workflow.signal(name=wire.NUDGE, description="Check the deadline again; changes nothing else.")
     def nudge(self) -> None:
         self._nudges += 1
 
-    @workflow.signal(name=wire.HEED_KEYS, description="An agent's key has changed: read the keys again.")
-    async def heed_keys(self) -> None:
-        """Whoever sends this can only make us look, and many at once are one look."""
+    @workflow.signal(name=wire.RELOAD_KEYS, description="An agent's key has changed: read the keys again.")
+    async def reload_keys(self) -> None:
+        """Anybody may send this: it only makes the workflow read the keys, and many at once are read once."""
         self._keys_changed = True
-        await workflow.wait_condition(lambda: self._state.phase != OPENING)
+        await workflow.wait_condition(self._has_opened)
         async with self._reading_keys:
-            if self._keys_changed and self._hears:
+            if self._keys_changed and self._awaits_messages:
                 self._keys_changed = False
-                self._go_by(await call(IdentityActivities.read_keys, summary="an agent's key has changed"))
+                self._use_keys(await call(IdentityActivities.read_keys, summary="an agent's key has changed"))
 
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
-    async def unknown_signal(self, name: str, sent: Sequence[RawValue]) -> None:
+    async def unknown_signal(self, name: str, arguments: Sequence[RawValue]) -> None:
         self.refuse_signal(name, "expected a signal that agents send; what people do are updates")
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
@@ -112,43 +149,49 @@ class Intake:
         return list(self._state.receipts.values())
 
     def refuse_signal(self, name: str, reason: object) -> None:
-        """A signal that could not even be read; the interceptor and `_hear` say so."""
+        """Count a signal that could not be read; the interceptor and `_receive_signal` call this."""
         self._state.refused += 1
-        if self._state.refused > TOLD_REFUSALS:
+        if self._state.refused > LOGGED_REFUSALS:
             return
         self._state.unread = f"{name}: {' '.join(str(reason).split())}"[:500]
         workflow.logger.warning(f"signal refused: {self._state.unread}")
 
-    async def _hear(self, kind: str, word_type: type[AgentMessage], sent: RawValue) -> None:
-        """A signal: what cannot be read is refused and counted like everything else."""
+    def _has_opened(self) -> bool:
+        return self._state.has_opened
+
+    async def _receive_signal(self, kind: str, message_type: type[AgentMessage], raw: RawValue) -> None:
+        """Refuse and count what cannot be read; receive everything else as the update does."""
+        converter = workflow.payload_converter()
         try:
-            word = workflow.payload_converter().from_payload(sent.payload, word_type)
+            message = converter.from_payload(raw.payload, message_type)
         except ValueError as error:
             self.refuse_signal(kind, error)
-            with suppress(ValueError):  # what has no id has no receipt
-                named = workflow.payload_converter().from_payload(sent.payload, Numbered)
-                receipts.keep(self._state, kind, receipts.NOBODY, named.message_id, str(error))
+            with suppress(ValueError):  # a message without an id gets no receipt
+                numbered = converter.from_payload(raw.payload, Numbered)
+                receipts.keep(self._state, kind, receipts.NOBODY, numbered.message_id, str(error))
             return
-        await self._take(kind, word)
+        await self._receive(kind, message)
 
-    def _refuse_bad(self, kind: str, word: AgentMessage) -> None:
-        """A validator: refuses before anything enters history. What comes during the opening waits in `_take`."""
-        if self._state.phase == OPENING:
+    def _validate(self, kind: str, message: AgentMessage) -> None:
+        """Refuse before anything enters history. What comes during the opening waits in `_receive`."""
+        if not self._has_opened():
             return
-        if (forgery := self._forgery(kind, word)) is not None:
-            raise ApplicationError(forgery, type=kind)
-        if receipts.of(self._state, kind, word.agent_id, word.message_id) is not None:
+        if (failure := self._authentication_failure(kind, message)) is not None:
+            raise ApplicationError(failure, type=kind)
+        if receipts.find(self._state, kind, message.agent_id, message.message_id) is not None:
             return
-        if (refusal := self._refusal(word)) is not None:
+        if (refusal := self._refusal(message)) is not None:
             raise ApplicationError(refusal, type=kind)
 
-    async def _take(self, kind: str, word: AgentMessage) -> Receipt:
+    async def _receive(self, kind: str, message: AgentMessage) -> Receipt:
         # A message may arrive before the first step of the story: it must not be lost for being early.
-        await workflow.wait_condition(lambda: self._state.phase != OPENING)
-        if (forgery := self._forgery(kind, word)) is not None:
-            return receipts.add(self._state, kind, receipts.NOBODY, word.message_id, forgery)
-        if (known := receipts.of(self._state, kind, word.agent_id, word.message_id)) is not None:
-            return known
-        if (refusal := self._refusal(word)) is None:
-            self._accept(word)
-        return receipts.add(self._state, kind, word.agent_id, word.message_id, refusal)
+        await workflow.wait_condition(self._has_opened)
+        if (failure := self._authentication_failure(kind, message)) is not None:
+            return receipts.add(self._state, kind, receipts.NOBODY, message.message_id, failure)
+        earlier = receipts.find(self._state, kind, message.agent_id, message.message_id)
+        if earlier is not None:
+            return earlier
+        refusal = self._refusal(message)
+        if refusal is None:
+            self._accept(message)
+        return receipts.add(self._state, kind, message.agent_id, message.message_id, refusal)

@@ -15,13 +15,13 @@ from workflows.calls import BUGS, call
 
 @workflow.defn(name=wire.OBSERVATORY, failure_exception_types=BUGS)
 class Observatory:
-    """One look at the platform: measure, detect, announce what is wrong, and let the schedules follow the health."""
+    """One snapshot of the platform: measure, detect, announce what is wrong, adapt the schedules to the health."""
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobReport:
-        return await within_budget(job, (Step("snapshot", self._look), Step("schedules", self._follow)))
+        return await within_budget(job, (Step("snapshot", self._take_snapshot), Step("schedules", self._follow)))
 
-    async def _look(self) -> str:
+    async def _take_snapshot(self) -> str:
         snapshot: Snapshot = await call(
             ObservatoryActivities.take_snapshot, workflow.now(), summary="measure, detect, announce"
         )

@@ -1,20 +1,23 @@
 """Page: where a cycle stands, as a person reads it in the Temporal web UI (markdown) and in the result.
 
-Called on every change and in queries: a pure function of the status, and bounded. What agents and people wrote is
-shown as plain text of bounded length: a proposal must not be able to draw its own tally or link elsewhere.
+`page.md.jinja` has the words; this module has what they are made from. Called on every change and in queries: a pure
+function of the status, and bounded. What agents and people wrote is shown as plain text of bounded length: a proposal
+must not be able to draw its own tally or link elsewhere.
 """
 
 import json
 import re
 import shlex
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
 
 from rules.rates import wilson
 from schema import wire
-from schema.messages.base import Value
+from schema.messages.base import Value, format_value
 from schema.messages.cycle import CycleStatus, Phase
-from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading
+from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.observatory import Counts, GuardrailKind
-from schema.messages.proposals import Ballot, Proposal
 from workflows.windows import ACTS
 
 # What people still read in a table cell; the full text is in the workflow's history and in the query `status`.
@@ -32,176 +35,39 @@ AWAITS = {
     Phase.APPROVAL: "The evidence is for the change. **A person must promote it**, or the cycle escalates.",
     Phase.PROMOTING: "The new value becomes production configuration.",
     Phase.WATCHING: "The new value is in production; a holdback keeps the old one, and harm rolls it back.",
-    Phase.ENDED: "",
+    Phase.ENDED: "The request has had its cycle, and this run did nothing.",
 }
+MEANS_GOOD = {
+    GuardrailKind.FAST: "done within {:.3g} s",
+    GuardrailKind.WELL_RATED: "rated at least {:.3g}",
+    GuardrailKind.CHEAP: "at a cost of at most {:.3g}",
+}
+# What an act says besides who and why.
+EXTRA = {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}
+MOST_FIGURES = 8
 _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
 
 def render(status: CycleStatus) -> str:
     """The page of one cycle: where it stands first, then the facts, what a person can do, and the story."""
-    lines = _head(status)
-    if status.anomaly is not None:
-        about = f"{status.anomaly.metric} of {status.anomaly.task_type or 'the platform'}"
-        lines += ["### Anomaly", "", f"**{plain(about)}**: {plain(status.anomaly.reason)}", ""]
-    if status.proposal is not None:
-        lines += _proposal(status, status.proposal)
-    if status.voters:
-        lines += _vote(status)
-    if status.design is not None:
-        lines += _experiment(status)
-    if status.ending is None and status.phase not in (Phase.OPENING, Phase.PROMOTING):
-        lines += _acts(status)
-    lines += ["### Story", "", *(f"- {plain(line)}" for line in status.story), ""]
-    return "\n".join(lines)
-
-
-def _head(status: CycleStatus) -> list[str]:
-    where = f"Ended: {status.ending.value}" if status.ending else f"Now: {status.phase.value}"
-    lines = [f"## {where}{' (paused)' if status.paused else ''}", ""]
-    says = plain(status.reason) if status.ending else AWAITS[status.phase]
-    if says:
-        lines += [says, ""]
-    if status.ending is None:
-        now = STEP_OF.get(status.phase, status.phase)
-        lines += [" → ".join(f"**{step.value}**" if step is now else step.value for step in STEPS), ""]
-    facts = [f"attempt {status.attempt}"] if status.attempt else []
-    if status.paused:
-        facts.insert(0, "deadlines wait while it is paused")
-    elif status.deadline and status.ending is None:
-        facts.insert(0, f"next deadline **{status.deadline:%Y-%m-%d %H:%M:%S} UTC**")
-    if status.bids:
-        facts.append(f"{len(status.bids)} bids")
-    if status.award is not None:
-        facts.append(f"awarded to {plain(status.award.agent_id)} for {status.award.price} credits")
-    if status.refused:
-        facts.append(f"{status.refused} messages refused")
-    if facts:
-        lines += [", ".join(facts), ""]
-    return lines
-
-
-def _proposal(status: CycleStatus, proposal: Proposal) -> list[str]:
-    change = f"**{_value(proposal.value)}**"
-    if status.design is not None:
-        change = f"{_value(status.design.control)} → {change}"
-    lines = [
-        "### Proposal",
-        "",
-        f"{plain(proposal.agent_id)} proposes `{proposal.parameter}`: {change}, "
-        f"and predicts {proposal.predicted_rate:.0%} {'good tasks' if status.objectives else 'success'}.",
-        "",
-        f"Root cause: {plain(proposal.root_cause)}",
-        "",
-    ]
-    for evidence in proposal.evidence:
-        figures = ", ".join(f"{plain(name)} {value:g}" for name, value in list(evidence.figures.items())[:8])
-        lines.append(f"- {plain(evidence.claim)}{f': {figures}' if figures else ''}")
-    return [*lines, f"- Way back: {plain(proposal.way_back)}", ""]
-
-
-def _vote(status: CycleStatus) -> list[str]:
-    cast = {ballot.agent_id: ballot for ballot in status.ballots}
-    lines = ["### Vote", ""]
-    if (t := status.tally) is not None:
-        counts = f"**{t.approve} for, {t.reject} against, {t.abstain} abstained** of {len(status.voters)}"
-        lines += [f"{counts}: {plain(t.reason)}", ""]
-    return [*lines, *(_ballot(voter, cast.get(voter)) for voter in status.voters), ""]
-
-
-def _ballot(voter: str, ballot: Ballot | None) -> str:
-    if ballot is None:
-        return f"- {plain(voter)}: no ballot"
-    return f"- {plain(voter)}: **{ballot.choice.value}**{f' - {plain(ballot.reason)}' if ballot.reason else ''}"
-
-
-def _experiment(status: CycleStatus) -> list[str]:
-    design, reading = status.design, status.reading
-    assert design is not None
-    lines = [
-        "### Experiment",
-        "",
-        f"`{design.parameter}` on {', '.join(design.task_types)}: "
-        f"{_value(design.control)} against {_value(design.treatment)}.{_aim(design)}",
-        "",
-    ]
-    if reading is None:
-        lines += [
-            "How far it is: the last failure of the pending activity `await_verdict` says it, here or with",
-            "",
-            "```bash",
-            f"temporal workflow describe{_address(status)}",
-            "```",
-            "",
-        ]
-        return lines
-    rows = [
-        ("before", design.control, design.baseline),
-        ("control", design.control, reading.control),
-        ("treatment", design.treatment, reading.treatment),
-    ]
-    watch: Reading | None = status.watch
-    if watch is not None:
-        rows += [("watch: old", design.control, watch.control), ("watch: new", design.treatment, watch.treatment)]
-    return [
-        *lines,
-        _row("arm", "value", "tasks", "good" if design.objectives else "successes", "rate", "95 %"),
-        "|---" * 6 + "|",
-        *(_arm(name, value, counts) for name, value, counts in rows),
-        "",
-        *_verdict(reading),
-    ]
-
-
-def _aim(design: ExperimentDesign) -> str:
-    """What a good task is, where it is more than one that succeeded."""
-    means = {
-        GuardrailKind.FAST: "done within {:.3g} s",
-        GuardrailKind.WELL_RATED: "rated at least {:.3g}",
-        GuardrailKind.CHEAP: "at a cost of at most {:.3g}",
-    }
-    aims = [f"{name} {means[aim.kind].format(aim.bound)}" for name, aim in sorted(design.objectives.items())]
-    return f" Good is: {', '.join(aims)}." if aims else ""
-
-
-def _arm(name: str, value: Value, counts: Counts) -> str:
-    low, high = wilson(counts.successes, counts.tasks)
-    between = f"{low:.0%} to {high:.0%}" if counts.tasks else "-"
-    return _row(name, _value(value), str(counts.tasks), str(counts.successes), percent(counts), between)
-
-
-def _row(*cells: str) -> str:
-    # The web UI draws tables without any space between the columns; a space that does not break keeps them apart.
-    return "|" + "|".join(f"\u00a0 {cell} \u00a0" for cell in cells) + "|"
-
-
-def _verdict(reading: Reading) -> list[str]:
-    effect = f", effect {reading.effect:+.0%}" if reading.effect is not None else ""
-    if reading.interval is not None:
-        effect += f" (always-valid interval {reading.interval[0]:+.0%} to {reading.interval[1]:+.0%})"
-    return [f"**Verdict: {plain(reading.decision)}**{effect}. {plain(reading.reason)}", ""]
-
-
-def _acts(status: CycleStatus) -> list[str]:
-    kinds = [wire.RESUME if status.paused else wire.PAUSE]
-    kinds += [kind for kind, phases in ACTS.items() if status.phase in phases]
-    if status.design is not None and status.design.exposure == 1:
-        kinds = [kind for kind in kinds if kind != wire.WIDEN]
-    lines = ["### What a person can do now", "", "```bash"]
-    return [*lines, *(_act(status, kind) for kind in (*kinds, wire.EXTEND, wire.ABORT)), "```", ""]
-
-
-def _act(status: CycleStatus, kind: str) -> str:
-    # The story grows with each act, so that a line taken from the page later is another message and not a repetition.
-    act: dict[str, str | int] = {"message_id": f"{kind}-{len(status.story)}", "who": "YOU", "why": "WHY"}
-    act |= {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}.get(kind, {})
-    # Three lines, because the web UI cuts off what is wider than half its page.
-    where = _address(status).replace(" --workflow-id", " \\\n  --workflow-id", 1)
-    return f"temporal workflow update execute --name {kind}{where} \\\n  --input '{json.dumps(act)}'"
-
-
-def _address(status: CycleStatus) -> str:
     # Anybody may start a workflow under any id; a line that a person pastes into a shell must quote it.
-    return f" --namespace {wire.NAMESPACE} --workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
+    workflow = f"--workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
+    namespace = f"--namespace {wire.NAMESPACE}"
+    return _PAGE.render(
+        s=status,
+        now=STEP_OF.get(status.phase, status.phase).value,
+        steps=[step.value for step in STEPS],
+        waits_for=AWAITS[status.phase],
+        facts=_facts(status),
+        aims=_aims(status.design) if status.design else "",
+        arms=_arms(status.design, status.reading, status.watch) if status.design and status.reading else (),
+        effect=_effect(status.reading) if status.reading else "",
+        acts=[(kind, _act(status, kind)) for kind in _open_acts(status)],
+        row=_row,
+        namespace=namespace,
+        workflow=workflow,
+        address=f"{namespace} {workflow}",
+    )
 
 
 def plain(text: str) -> str:
@@ -209,13 +75,98 @@ def plain(text: str) -> str:
     words = " ".join(text.split())
     if len(words) > LONGEST:
         words = words[: LONGEST - 1] + "…"
-    return _MARKUP.sub(lambda found: "".join(f"\\{character}" for character in found.group()), words)
+    return _MARKUP.sub(lambda match: "".join(f"\\{character}" for character in match.group()), words)
+
+
+def percent(counts: Counts) -> str:
+    """A rate for people; a dash where there is nothing to divide."""
+    return "-" if counts.rate is None else f"{counts.rate:.0%}"
+
+
+def _facts(status: CycleStatus) -> list[str]:
+    facts = []
+    if status.ending is None and status.paused_at is not None:
+        facts.append("deadlines wait while it is paused")
+    elif status.ending is None and status.deadline is not None:
+        facts.append(f"next deadline **{status.deadline:%Y-%m-%d %H:%M:%S} UTC**")
+    if status.opened is not None:
+        facts.append(f"attempt {status.opened.attempt}")
+    if status.bids:
+        facts.append(f"{len(status.bids)} bids")
+    if status.award is not None:
+        facts.append(f"awarded to {plain(status.award.agent_id)} for {status.award.price} credits")
+    if status.refused:
+        facts.append(f"{status.refused} messages refused")
+    return facts
+
+
+def _aims(design: ExperimentDesign) -> str:
+    """What a good task is, where it is more than one that succeeded."""
+    aims = [f"{name} {MEANS_GOOD[aim.kind].format(aim.bound)}" for name, aim in sorted(design.objectives.items())]
+    return f" Good is: {', '.join(aims)}." if aims else ""
+
+
+def _arms(design: ExperimentDesign, reading: Reading, watch: Reading | None) -> list[tuple[str, ...]]:
+    """The cells of the table's rows."""
+    arms = [
+        ("before", design.control, design.baseline),
+        ("control", design.control, reading.control),
+        ("treatment", design.treatment, reading.treatment),
+    ]
+    if watch is not None:
+        arms.append(("watch: old", design.control, watch.control))
+        arms.append(("watch: new", design.treatment, watch.treatment))
+    return [
+        (name, _value(value), str(counts.tasks), str(counts.successes), percent(counts), _interval(counts))
+        for name, value, counts in arms
+    ]
+
+
+def _interval(counts: Counts) -> str:
+    if not counts.tasks:
+        return "-"
+    low, high = wilson(counts.successes, counts.tasks)
+    return f"{low:.0%} to {high:.0%}"
+
+
+def _effect(reading: Reading) -> str:
+    effect = f", effect {reading.effect:+.0%}" if reading.effect is not None else ""
+    if reading.interval is not None:
+        effect += f" (always-valid interval {reading.interval[0]:+.0%} to {reading.interval[1]:+.0%})"
+    return effect
+
+
+def _open_acts(status: CycleStatus) -> list[str]:
+    """What a person can do now."""
+    if status.ending is not None or status.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
+        return []
+    kinds = [wire.PAUSE if status.paused_at is None else wire.RESUME]
+    kinds += [kind for kind, phases in ACTS.items() if status.phase in phases]
+    if wire.WIDEN in kinds and status.design is not None and status.design.exposure == 1:
+        kinds.remove(wire.WIDEN)
+    return [*kinds, wire.EXTEND, wire.ABORT]
+
+
+def _act(status: CycleStatus, kind: str) -> str:
+    # The story grows with each act, so that a line taken from the page later is another message and not a repetition.
+    return json.dumps({"message_id": f"{kind}-{len(status.story)}", "who": "YOU", "why": "WHY"} | EXTRA.get(kind, {}))
+
+
+def _row(*cells: str) -> str:
+    # The web UI draws tables without any space between the columns; a space that does not break keeps them apart.
+    return "|" + "|".join(f"\u00a0 {cell} \u00a0" for cell in cells) + "|"
 
 
 def _value(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
+    return plain(format_value(value))
 
 
-def percent(counts: Counts | ArmCounts) -> str:
-    """A rate for people; a dash where there is nothing to divide."""
-    return f"{counts.successes / counts.tasks:.0%}" if counts.tasks else "-"
+def _figures(figures: dict[str, float]) -> str:
+    shown = [f"{plain(name)} {value:g}" for name, value in list(figures.items())[:MOST_FIGURES]]
+    return f": {', '.join(shown)}" if shown else ""
+
+
+# The text is markdown and not HTML: `plain` is what makes it safe.
+_ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+_ENVIRONMENT.filters |= {"plain": plain, "value": _value, "figures": _figures}
+_PAGE = _ENVIRONMENT.from_string((Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8"))

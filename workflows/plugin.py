@@ -6,6 +6,7 @@ that cannot be read gets one line back, and neither a dump of the validation nor
 """
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -13,7 +14,9 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
+from temporalio.converter import DefaultFailureConverter, PayloadConverter
 from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
@@ -27,7 +30,7 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from schema.mistakes import in_one_line
+from schema.mistakes import Unreadable, in_one_line, wrong_number
 
 # Loaded once per process and not once per workflow. `rules` stays policed: it decides, so it must be deterministic.
 PASS_THROUGH = (
@@ -35,9 +38,8 @@ PASS_THROUGH = (
     *("cryptography", "rfc8785"),
 )
 
-
-class Unreadable(ValueError):
-    """What came is not the message that was expected; the text is one line."""
+# What Python says of a workflow that was started with another number of arguments.
+MISCALLED = re.compile(r"__init__\(\) (missing|takes .* but (?P<given>\d+))")
 
 
 class OneLineConverter(PydanticPayloadConverter):
@@ -49,15 +51,29 @@ class OneLineConverter(PydanticPayloadConverter):
         except ValidationError as error:
             raise Unreadable(in_one_line(error)) from None
         except KeyError:
-            known = ", ".join(encoding.decode() for encoding in self.converters)
+            encodings = ", ".join(encoding.decode() for encoding in self.converters)
             came = ", ".join(payload.metadata.get("encoding", b"none").decode(errors="replace") for payload in payloads)
-            raise Unreadable(f"expected one of the encodings {known}, but {came} came") from None
+            raise Unreadable(f"expected one of the encodings {encodings}, but {came} came") from None
         for value, wanted in zip(values, type_hints or (), strict=False):
             # Null and bytes have encodings of their own, which nothing validates.
             if inspect.isclass(wanted) and issubclass(wanted, BaseModel) and not isinstance(value, wanted):
                 came = "nothing" if value is None else type(value).__name__
-                raise Unreadable(f"expected a {wanted.__name__} as a JSON object, but {came} came")
+                raise Unreadable(f"expected a JSON object ({wanted.__name__}), but {came} came")
         return values
+
+
+class OneLineFailures(DefaultFailureConverter):
+    """Who starts a workflow with what it cannot read is told that, and not which code has read it."""
+
+    def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
+        if isinstance(exception, TypeError) and (miscalled := MISCALLED.search(str(exception))):
+            given = int(miscalled["given"] or 1) - 1  # less itself
+            exception = ApplicationError(wrong_number(given), type=Unreadable.__name__, non_retryable=True)
+        if isinstance(exception.__cause__, Unreadable):  # the SDK's "Failed decoding arguments"
+            exception = ApplicationError(str(exception.__cause__), type=Unreadable.__name__, non_retryable=True)
+        super().to_failure(exception, payload_converter, failure)
+        if failure.application_failure_info.type == Unreadable.__name__:
+            failure.stack_trace = ""
 
 
 class _SafeMessages(WorkflowInboundInterceptor):
@@ -69,6 +85,8 @@ class _SafeMessages(WorkflowInboundInterceptor):
             fits = False
         if not fits:  # not in the handler: a cause would tell of Python
             _refuse_arguments(workflow.info().workflow_type, input.args)
+        if (start_error := getattr(workflow.instance(), "start_error", None)) is not None:
+            raise ApplicationError(start_error, type=Unreadable.__name__, non_retryable=True)
         return await super().execute_workflow(input)
 
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
@@ -90,17 +108,13 @@ class _SafeMessages(WorkflowInboundInterceptor):
 
 
 def _refuse_arguments(name: str, came: Sequence[Any]) -> NoReturn:
-    raise ApplicationError(_wrong_number(came), type=name)
-
-
-def _wrong_number(came: Sequence[Any]) -> str:
-    return f"expected one argument, a JSON object, but {len(came)} came"
+    raise ApplicationError(wrong_number(len(came)), type=name)
 
 
 def _reason(input: HandleSignalInput, error: Exception) -> str:
     """One line for whoever sent it."""
     if isinstance(error, TypeError) and len(input.args) != 1:
-        return _wrong_number(input.args)
+        return wrong_number(len(input.args))
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -120,7 +134,9 @@ def plugin() -> SimplePlugin:
     """The plugin; give it to the client, the worker takes it from there."""
     return SimplePlugin(
         "nautilus.ImprovementPlatform",
-        data_converter=replace(pydantic_data_converter, payload_converter_class=OneLineConverter),
+        data_converter=replace(
+            pydantic_data_converter, payload_converter_class=OneLineConverter, failure_converter_class=OneLineFailures
+        ),
         interceptors=[_SafeMessageInterceptor()],
         workflow_runner=_runner,
     )

@@ -1,42 +1,39 @@
-"""Receipts: what became of each message, so that a sender of signals can know. Bounded: the latest ones are kept."""
+"""Receipts: what became of each message, so that the sender of a signal can find out. The latest ones are kept."""
 
-from typing import Protocol
-
-from schema.messages.cycle import Receipt
+from schema.messages.story import Receipt, StoryState
 
 LIMIT = 500
-# The sender of what nobody proved to have sent: no agent's name, so that a forgery cannot take the place of a message.
+# The sender where authentication failed: no agent's name, so that a forged message takes no real one's place.
 NOBODY = ""
 
 
-class Remembers(Protocol):
-    """The state of a cycle or of a task: its receipts, how many messages it refused, the latest that was unreadable."""
-
-    receipts: dict[str, Receipt]
-    refused: int
-    unread: str
-
-
-def of(state: Remembers, kind: str, sender: str, message_id: str) -> Receipt | None:
-    """The receipt of a message that came before; ids are the sender's own, and of one kind of message."""
+def find(state: StoryState, kind: str, sender: str, message_id: str) -> Receipt | None:
+    """The receipt of an earlier message; an id belongs to its sender and to one kind of message."""
     return state.receipts.get(_key(kind, sender, message_id))
 
 
-def add(state: Remembers, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
-    """Note what became of a message; a refused one counts."""
-    state.refused += refusal is not None
+def add(state: StoryState, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
+    """Record what became of a message, and count it where it was refused."""
+    if refusal is not None:
+        state.refused += 1
     return keep(state, kind, sender, message_id, refusal)
 
 
-def keep(state: Remembers, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
-    """Note what became of a message that is counted elsewhere."""
+def keep(state: StoryState, kind: str, sender: str, message_id: str, refusal: str | None) -> Receipt:
+    """Record what became of a message that is counted elsewhere."""
     receipt = Receipt(message_id=message_id, kind=kind, accepted=refusal is None, reason=refusal or "", sender=sender)
     state.receipts[_key(kind, sender, message_id)] = receipt
     while len(state.receipts) > LIMIT:
-        # Forgeries go first: a flood of them must not wash out what agents want to read.
-        forged = (key for key, kept in state.receipts.items() if kept.sender == NOBODY)
-        del state.receipts[next(forged, next(iter(state.receipts)))]
+        del state.receipts[_least_useful(state)]
     return receipt
+
+
+def _least_useful(state: StoryState) -> str:
+    """The oldest of nobody's first: a flood of forged messages must not wash out what agents want to read."""
+    for key, receipt in state.receipts.items():
+        if receipt.sender == NOBODY:
+            return key
+    return next(iter(state.receipts))
 
 
 def _key(kind: str, sender: str, message_id: str) -> str:

@@ -13,7 +13,7 @@ from workflows.calls import BUGS, call
 
 @workflow.defn(name=wire.STANDING_DECAY, failure_exception_types=BUGS)
 class StandingDecay:
-    """Restore, then fade; each step is safe to take again."""
+    """Restore, then decay; each step is idempotent."""
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobReport:
@@ -21,7 +21,9 @@ class StandingDecay:
         return await within_budget(
             job,
             (
-                Step("restore", lambda: call(MarketActivities.restore_agents, now, summary="let the suspended back")),
-                Step("fade", lambda: call(MarketActivities.fade_idle, now, summary="fade what the idle are known for")),
+                Step("restore", lambda: call(MarketActivities.restore_agents, now, summary="restore the suspended")),
+                Step(
+                    "decay", lambda: call(MarketActivities.decay_idle, now, summary="decay the standing of idle agents")
+                ),
             ),
         )

@@ -1,7 +1,7 @@
-"""Windows: what a cycle takes from agents and people, and why it refuses the rest.
+"""Windows: what a cycle accepts from agents and people, and why it refuses the rest.
 
-One window at a time is open and the phase says which. Nothing here runs a command, so everything can be asked from an
-update's validator; only `take` and `apply` change the state. Deadlines are instants of the workflow's clock.
+One window at a time is open and the phase says which. Nothing here runs a command, so an update's validator may ask
+everything; only `use_keys`, `accept` and `apply` change the state. Deadlines are instants of the workflow's clock.
 """
 
 from datetime import datetime, timedelta
@@ -10,9 +10,10 @@ from rules import bidding, bounds, consensus, identity
 from rules.design import affected, baseline_rate
 from schema import wire
 from schema.messages.base import AgentMessage
-from schema.messages.cycle import Act, CycleState, Phase
-from schema.messages.market import Bid
-from schema.messages.proposals import Ballot, Proposal, Tally
+from schema.messages.cycle import CycleState, Phase
+from schema.messages.market import Agent, Bid
+from schema.messages.proposals import Ballot, Proposal, Tally, Voter
+from schema.messages.story import Act
 
 # What a person can do in some phases only; pause, resume, extend and abort are open in every one that waits.
 ACTS = {
@@ -23,21 +24,30 @@ ACTS = {
 WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
 
 
-def forgery(state: CycleState, word: AgentMessage, workflow_id: str, run_id: str, kind: str) -> str | None:
-    """Why this cannot be a word of the agent that it names, or None. The keys are the cycle's, never the message's."""
-    voting = state.electorate is not None and isinstance(word, Ballot)
-    known = state.electorate.voters if voting and state.electorate else state.known.agents
-    key = identity.key_of(word.agent_id, known, state.keys)
-    return identity.refusal(word, workflow_id, run_id, kind, key, state.known.unsigned_agents)
+def authentication_failure(
+    state: CycleState, message: AgentMessage, workflow_id: str, run_id: str, kind: str
+) -> str | None:
+    """Why this is not proved to be a message of the agent that it names, or None.
 
-
-def heed(state: CycleState, keys: dict[str, str]) -> list[str]:
-    """Go by these keys from now on; the agents whose key has changed.
-
-    What is taken stands, but the meta-task is not awarded to who has lost its key.
+    The keys are those that the cycle knows, never the message's own.
     """
-    before = {a.agent_id: a.public_key for a in state.known.agents} if state.keys is None else state.keys
-    state.keys = keys
+    agents: list[Agent | Voter] = list(state.briefing.agents)
+    if isinstance(message, Ballot) and state.electorate is not None:
+        # The electorate's first. An agent without a vote is told that, and not that it is unknown.
+        agents = [*state.electorate.voters, *agents]
+    key = identity.key_of(message.agent_id, agents, state.current_keys)
+    return identity.refusal(message, workflow_id, run_id, kind, key, state.briefing.unsigned_agents)
+
+
+def use_keys(state: CycleState, keys: dict[str, str]) -> list[str]:
+    """Use these keys from now on; returns the agents whose key has changed.
+
+    What was accepted stands, but the meta-task is not awarded to an agent whose key was revoked.
+    """
+    before = (
+        {a.agent_id: a.public_key for a in state.briefing.agents} if state.current_keys is None else state.current_keys
+    )
+    state.current_keys = keys
     revoked = {agent_id for agent_id, key in keys.items() if key == identity.REVOKED}
     if state.ranked is None:
         state.bids = {agent_id: bid for agent_id, bid in state.bids.items() if agent_id not in revoked}
@@ -47,49 +57,53 @@ def heed(state: CycleState, keys: dict[str, str]) -> list[str]:
     return sorted(agent_id for agent_id, key in keys.items() if before.get(agent_id) != key)
 
 
-def refusal(state: CycleState, word: AgentMessage) -> str | None:
-    """Why what an agent sent cannot be taken now, or None."""
-    wanted = WANTED[type(word)]
-    if state.phase is not wanted or not state.window_open:
-        stands = f"{state.phase.value}, and the window is closed" if state.phase is wanted else state.phase.value
-        return f"expected a cycle in phase {wanted.value}, but {state.request.subject} is in phase {stands}"
-    match word:
+def refusal(state: CycleState, message: AgentMessage) -> str | None:
+    """Why a message cannot be accepted now, or None."""
+    wanted = WANTED[type(message)]
+    if state.phase is not wanted:
+        return f"expected a cycle in phase {wanted.value}, but {state.request.subject} is in phase {state.phase.value}"
+    if not state.window_open:
+        here = f"{state.request.subject} is in phase {state.phase.value}, and the window is closed"
+        return f"expected a cycle in phase {wanted.value}, but {here}"
+    match message:
         case Bid():
-            return _bid_refusal(state, word)
+            return _bid_refusal(state, message)
         case Proposal():
-            return _proposal_refusal(state, word)
+            return _proposal_refusal(state, message)
         case Ballot():
-            return _ballot_refusal(state, word)
-    raise ValueError(f"expected a bid, a proposal or a ballot, but {type(word).__name__} came")
+            return _ballot_refusal(state, message)
+    raise ValueError(f"expected a bid, a proposal or a ballot, but {type(message).__name__} came")
 
 
-def take(state: CycleState, word: AgentMessage, now: datetime) -> None:
-    """Take what was not refused: the first one of each agent stands."""
-    match word:
+def accept(state: CycleState, message: AgentMessage, now: datetime) -> None:
+    """Accept a message that was not refused: the first one of each agent stands."""
+    match message:
         case Bid():
-            state.bids[word.agent_id] = word
+            state.bids[message.agent_id] = message
         case Proposal():
-            state.proposal = word
+            state.proposal = message
         case Ballot():
-            _cast(state, word, now)
+            _cast(state, message, now)
         case _:
-            raise ValueError(f"expected a bid, a proposal or a ballot, but {type(word).__name__} came")
+            raise ValueError(f"expected a bid, a proposal or a ballot, but {type(message).__name__} came")
 
 
 def bids_complete(state: CycleState) -> bool:
     """Whether every agent that may bid has done so."""
-    return all(agent.suspended or agent.agent_id in state.bids for agent in state.known.agents)
+    return all(agent.suspended or agent.agent_id in state.bids for agent in state.briefing.agents)
 
 
 def tally(state: CycleState) -> Tally:
     """Where the vote stands, by the electorate that was frozen when it opened."""
     assert state.electorate is not None
-    return consensus.tally(state.electorate.voters, state.ballots, state.parameter.declaration.risk, state.known.rules)
+    return consensus.tally(
+        state.electorate.voters, state.ballots, state.parameter.declaration.risk, state.briefing.rules
+    )
 
 
 def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
     """Why a proposal cannot be put to the vote under this cycle's briefing, or None."""
-    briefing, anomaly = state.known, state.request.anomaly
+    briefing, anomaly = state.briefing, state.request.anomaly
     parameters = {parameter.declaration.key: parameter for parameter in briefing.parameters}
     task_type = anomaly.task_type if anomaly else ""
     state_of = parameters.get(proposal.parameter)
@@ -100,8 +114,8 @@ def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
 def _bid_refusal(state: CycleState, bid: Bid) -> str | None:
     if bid.agent_id in state.bids:
         return f"expected one bid of {bid.agent_id}, but it has bid already"
-    agents = {agent.agent_id: agent for agent in state.known.agents}
-    return bidding.refusal(bid, agents, state.known.rules.reward)
+    agents = {agent.agent_id: agent for agent in state.briefing.agents}
+    return bidding.refusal(bid, agents, state.briefing.rules.reward)
 
 
 def _proposal_refusal(state: CycleState, proposal: Proposal) -> str | None:
@@ -125,12 +139,14 @@ def _ballot_refusal(state: CycleState, ballot: Ballot) -> str | None:
 
 
 def _cast(state: CycleState, ballot: Ballot, now: datetime) -> None:
-    """A quorum met late extends the vote once, so that nobody is outvoted in the last second."""
-    had_quorum = tally(state).quorum
-    state.ballots[ballot.agent_id] = ballot
-    extension = timedelta(seconds=state.known.rules.late_quorum_extension_s)
+    """Count a ballot. A quorum met late extends the vote once, so that nobody is outvoted in the last second."""
     assert state.deadline is not None
-    if not had_quorum and tally(state).quorum and not state.extended and state.deadline - now < extension:
+    had_quorum = state.counted.quorum
+    state.ballots[ballot.agent_id] = ballot
+    state.tally = tally(state)
+    extension = timedelta(seconds=state.briefing.rules.late_quorum_extension_s)
+    is_late = state.deadline - now < extension
+    if state.tally.quorum and not had_quorum and is_late and not state.extended:
         state.extended, state.deadline = True, now + extension
 
 
@@ -138,7 +154,8 @@ def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
     """Why what a person asks cannot be done now, or None."""
     if state.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
         return f"expected a cycle that can be steered, but {state.request.subject} is in phase {state.phase.value}"
-    if state.phase not in (phases := ACTS.get(kind, tuple(Phase))):
+    phases = ACTS.get(kind, tuple(Phase))
+    if state.phase not in phases:
         wanted = " or ".join(phase.value for phase in phases)
         return f"expected a cycle in phase {wanted}, but {state.request.subject} is in phase {state.phase.value}"
     match kind:

@@ -109,7 +109,7 @@ def _load(entry_point: EntryPoint) -> TaskType:
     return task_type
 
 
-def dice(name: str, unit_id: str) -> Random:
+def rng(name: str, unit_id: str) -> Random:
     """A generator that depends on the task's id alone: built-in `hash()` differs from process to process."""
     return Random(int.from_bytes(sha256(f"{name}:{unit_id}".encode()).digest()[:8], "big"))
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from schema.messages.base import Value
 
-from . import InvalidResult, TaskPayload, TaskResult, dice, number
+from . import InvalidResult, TaskPayload, TaskResult, number, rng
 
 DataSet = Literal["digits", "breast_cancer", "wine", "iris"]
 
@@ -59,6 +59,6 @@ class MlTraining:
         )
 
     def sample(self, unit_id: str) -> TrainingJob:
-        draw = dice(self.name, unit_id)
+        draw = rng(self.name, unit_id)
         data_set = draw.choice(tuple(FLOORS))
         return TrainingJob(data_set=data_set, floor=FLOORS[data_set], seed=draw.getrandbits(32))

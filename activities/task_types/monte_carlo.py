@@ -16,7 +16,7 @@ from pydantic import Field
 
 from schema.messages.base import Value
 
-from . import InvalidResult, TaskPayload, TaskResult, dice, number
+from . import InvalidResult, TaskPayload, TaskResult, number, rng
 
 SAMPLES = 2_500_000  # unless the operator declares `monte_carlo.samples`
 BATCH = 1 << 16  # paths at a time: they stay in the processor's cache, whatever the number of samples
@@ -90,7 +90,7 @@ class MonteCarlo:
         )
 
     def sample(self, unit_id: str) -> CallOption:
-        draw = dice(self.name, unit_id)
+        draw = rng(self.name, unit_id)
         spot = round(draw.uniform(50, 150), 2)
         return CallOption(
             spot=spot,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from schema.messages.base import Value
 
-from . import InvalidResult, TaskPayload, TaskResult, dice, number
+from . import InvalidResult, TaskPayload, TaskResult, number, rng
 
 TOLERANCE = 1e-9  # of the integrator, relative; unless the operator declares `physics_simulation.tolerance`
 G = 4 * pi**2  # by Kepler's third law, in these units
@@ -69,7 +69,7 @@ class PhysicsSimulation:
         )
 
     def sample(self, unit_id: str) -> PlanetarySystem:
-        draw = dice(self.name, unit_id)
+        draw = rng(self.name, unit_id)
         years = round(draw.uniform(12, 24), 1)
         return PlanetarySystem(planets=draw.randint(3, 5), years=years, allowed_drift=1e-5, seed=draw.getrandbits(63))
 

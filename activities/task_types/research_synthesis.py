@@ -21,7 +21,7 @@ from pydantic import Field
 
 from schema.messages.base import Value
 
-from . import InvalidResult, TaskPayload, TaskResult, dice, number
+from . import InvalidResult, TaskPayload, TaskResult, number, rng
 from .corpus import terms
 from .library import Library, Search, open_library
 
@@ -65,7 +65,7 @@ class SubQuestion(NamedTuple):
     query: tuple[str, ...]
 
 
-class Finding(NamedTuple):
+class Quote(NamedTuple):
     """A sentence as it stands in a passage. `support` counts the other documents that say something alike."""
 
     text: str
@@ -77,7 +77,7 @@ class Finding(NamedTuple):
     support: int
 
 
-class Claim(NamedTuple):
+class ReportedClaim(NamedTuple):
     """A line of the report, and where it is written."""
 
     text: str
@@ -107,7 +107,7 @@ class ResearchSynthesis:
             raise InvalidResult(f"the corpus says nothing about {payload.question!r}")
         asked: list[SubQuestion] = []
         read: set[int] = set()
-        findings: list[Finding] = []
+        findings: list[Quote] = []
         for _ in range(payload.depth):
             sub_questions = plan(library, question, seeds, payload.breadth, asked)
             asked += sub_questions
@@ -130,7 +130,7 @@ class ResearchSynthesis:
 
     def sample(self, unit_id: str) -> ResearchQuestion:
         """Questions whose size is log-normal, as the size of real work is: many ordinary ones, a few long ones."""
-        draw = dice(self.name, unit_id)
+        draw = rng(self.name, unit_id)
         question = f"How are {draw.choice(SUBJECTS)} {draw.choice(CONCERNS)}?"
         depth = draw.choice((1, 2, 2, 3))
         sub_questions = draw.lognormvariate(2.5, 0.4)  # a median of 12
@@ -154,7 +154,7 @@ def plan(
     return [SubQuestion(aspect, (*question, aspect)) for aspect in aspects[:breadth]]
 
 
-def research(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[Finding]:
+def research(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[Quote]:
     """Researcher: read what nobody read yet, and note it in `read`; the best sentences on each sub-question.
 
     Support is sought for as many sentences as there are passages: for every one would make a common word cost ten times
@@ -162,12 +162,12 @@ def research(library: Library, sub_questions: Sequence[SubQuestion], passages: i
     """
     searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
     answers = library.retrieve(searches, once=True)
-    relevant: list[Finding] = []
+    relevant: list[Quote] = []
     for sub_question, passage_ids in zip(sub_questions, answers, strict=True):
         read.update(passage_ids)
         sentences = [finding for i in passage_ids for finding in read_passage(library, sub_question, i)]
         relevant += sorted(sentences, key=lambda finding: -finding.relevance)[:passages]
-    by_aspect: defaultdict[str, list[Finding]] = defaultdict(list)
+    by_aspect: defaultdict[str, list[Quote]] = defaultdict(list)
     nearest = library.retrieve([Search(sorted(f.words), NEIGHBOURS, {f.passage}) for f in relevant])
     for finding, neighbours in zip(relevant, nearest, strict=True):
         support = len(supporters(library, finding, neighbours))
@@ -177,16 +177,16 @@ def research(library: Library, sub_questions: Sequence[SubQuestion], passages: i
     return [finding for some in best for finding in some]
 
 
-def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -> list[Finding]:
+def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -> list[Quote]:
     """The sentences of a passage, with how relevant each is to a sub-question."""
     passage = library.passage(passage_id)
-    findings: list[Finding] = []
+    findings: list[Quote] = []
     for text in statements(passage.text):
         words = frozenset(terms(text))
         shared = [library.weight(term) for term in sub_question.query if term in words]
         # Times their number, as in Lucene's coordination factor: one rare word in common is often a coincidence.
         relevance = sum(shared) * len(shared) / (LENGTH + len(words))
-        findings.append(Finding(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
+        findings.append(Quote(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
     return findings
 
 
@@ -195,7 +195,7 @@ def statements(text: str) -> list[str]:
     return [s for s in SENTENCE.split(text) if 40 <= len(s) <= 400 and STATEMENT.fullmatch(s)]
 
 
-def supporters(library: Library, finding: Finding, neighbours: Iterable[int]) -> set[str]:
+def supporters(library: Library, finding: Quote, neighbours: Iterable[int]) -> set[str]:
     """The other documents, among the passages nearest to a sentence, with a sentence that says something alike."""
     sources: set[str] = set()
     for passage_id in neighbours:
@@ -212,7 +212,7 @@ def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
     return common / (len(one) + len(other) - common)
 
 
-def report(findings: Sequence[Finding], length: int) -> list[Claim]:
+def report(findings: Sequence[Quote], length: int) -> list[ReportedClaim]:
     """Reporter: the most relevant sentences, each as unlike the chosen ones as can be."""
     scale = max((finding.relevance for finding in findings), default=1.0)
     nearest = [0.0] * len(findings)  # similarity to the closest chosen sentence
@@ -225,17 +225,17 @@ def report(findings: Sequence[Finding], length: int) -> list[Claim]:
         chosen.append(best)
         for i, finding in enumerate(findings):
             nearest[i] = max(nearest[i], _similarity(finding.words, findings[best].words))
-    return [Claim(f.text, f.passage, f.source, f.aspect, f.support) for f in (findings[i] for i in chosen)]
+    return [ReportedClaim(f.text, f.passage, f.source, f.aspect, f.support) for f in (findings[i] for i in chosen)]
 
 
-def in_full(question: str, claims: Sequence[Claim]) -> str:
+def in_full(question: str, claims: Sequence[ReportedClaim]) -> str:
     """The report as who asked for it reads it: every claim, and where it is written."""
     said = "\n".join(f"{claim.text} [{n}]" for n, claim in enumerate(claims, 1))
     sources = "\n".join(f"[{n}] {claim.source}" for n, claim in enumerate(claims, 1))
     return f"{question}\n\n{said}\n\n{sources}"
 
 
-def verify(claims: Sequence[Claim], library: Library) -> None:
+def verify(claims: Sequence[ReportedClaim], library: Library) -> None:
     """Read every cited passage again. Raises InvalidResult for a claim that it does not hold, or too few documents."""
     for claim in claims:
         try:
@@ -248,7 +248,7 @@ def verify(claims: Sequence[Claim], library: Library) -> None:
         raise InvalidResult(f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}")
 
 
-def quality(library: Library, question: Sequence[str], claims: Sequence[Claim]) -> float:
+def quality(library: Library, question: Sequence[str], claims: Sequence[ReportedClaim]) -> float:
     """0 to 1: the question's terms that the claims speak of, by weight (half), and their sources (a quarter for being
     different documents, a quarter for being supported by others)."""
     said = {term for claim in claims for term in terms(claim.text)}

@@ -10,21 +10,39 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
 
+# JSON carries no greater integer exactly (RFC 7493), and canonical JSON refuses it.
+GREATEST_INTEGER = 2**53 - 1
+
+
+def _exact(value: bool | int | float | str) -> bool | int | float | str:
+    """The value; raises ValueError where it is an integer that JSON cannot carry."""
+    if isinstance(value, int) and abs(value) > GREATEST_INTEGER:
+        raise ValueError(f"expected a whole number of at most {GREATEST_INTEGER}, but {value} came")
+    return value
+
+
 # The order matters: pydantic's smart union keeps True a bool and 3 an int.
-Value = bool | int | float | str
+Value = Annotated[bool | int | float | str, AfterValidator(_exact)]
+
+
+def format_value(value: Value | None) -> str:
+    """A value of a parameter for people."""
+    return "?" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
 
 # So far that no real clock leaves them, and so near that a window before or after them is no overflow.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
-def _plausible(at: datetime) -> datetime:
+def plausible(at: datetime) -> datetime:
+    """The instant; raises ValueError where no clock could say it."""
     if not EARLIEST <= at < LATEST:
         raise ValueError(f"expected an instant of the years 1970 to 8999, but {at.isoformat()} came")
     return at
 
 
 # A naive instant means something else on every machine.
-Instant = Annotated[AwareDatetime, AfterValidator(_plausible)]
+Instant = Annotated[AwareDatetime, AfterValidator(plausible)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=2_000)]

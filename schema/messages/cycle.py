@@ -1,16 +1,17 @@
 """The cycle: what starts it, where it stands, how it ended."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, computed_field, model_validator
 
-from .base import Identifier, Instant, Message, Text
+from .base import Identifier, Instant, Message
 from .experiment import ExperimentDesign, PromotionResult, Reading
-from .market import Agent, Award, AwardResult, Bid, RankedBid
+from .market import Agent, AwardResult, RankedBid
 from .observatory import Anomaly, Counts, Guardrail
 from .platform import CycleRules, MarketRules, ParameterState
 from .proposals import Ballot, Electorate, Proposal, Tally
+from .story import Act, StoryState
 
 
 class Phase(StrEnum):
@@ -104,18 +105,6 @@ class Briefing(Message):
     market: MarketRules = MarketRules()
 
 
-class Act(Message):
-    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend`, `exposure` for `widen`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    message_id: Identifier
-    who: Identifier
-    why: Annotated[Text, StringConstraints(min_length=1)]
-    seconds: float | None = Field(default=None, gt=0, le=366 * 86_400)
-    exposure: float | None = Field(default=None, gt=0, le=1)
-
-
 class RecordedAct(Message):
     """An act as the ledger keeps it."""
 
@@ -123,16 +112,6 @@ class RecordedAct(Message):
     kind: str
     act: Act
     at: Instant
-
-
-class Receipt(Message):
-    """What became of a message: accepted, or refused with the reason. `sender` is empty for a forgery."""
-
-    message_id: str
-    kind: str
-    accepted: bool
-    reason: str = ""
-    sender: str = ""
 
 
 class CycleEnd(Message):
@@ -158,27 +137,24 @@ class CycleEnd(Message):
     forecast: int = 0
 
 
-class CycleState(BaseModel):
+class CycleState(StoryState):
     """All that a cycle remembers, and what it carries over when it continues as new. Only its workflow changes it.
 
     One window at a time is open; `phase` says which and `deadline` until when. Each step of the story fills in its
-    product, and a step whose product is there is not taken again. `keys` are the agents' as they were read again after
-    a change; None: they are as the briefing and the electorate have them.
+    product, and a step whose product is there is not taken again. `tally` is where the vote stands after each ballot;
+    `voted` says that it is closed and recorded.
     """
 
     request: CycleRequest
     phase: Phase = Phase.OPENING
-    deadline: Instant | None = None
-    window_open: bool = False
-    briefing: Briefing | None = None
-    bids: dict[str, Bid] = Field(default_factory=dict)
+    opened: Briefing | None = None
     ranked: list[RankedBid] | None = None
-    award: Award | None = None
     proposal: Proposal | None = None
     electorate: Electorate | None = None
     ballots: dict[str, Ballot] = Field(default_factory=dict)
     extended: bool = False
     tally: Tally | None = None
+    voted: bool = False
     design: ExperimentDesign | None = None
     registered: bool = False
     exposure: float = 1.0
@@ -188,19 +164,17 @@ class CycleState(BaseModel):
     watch: Reading | None = None
     end: CycleEnd | None = None
     paused_at: Instant | None = None
-    abort: Act | None = None
     veto: Act | None = None
-    story: list[str] = Field(default_factory=list)
-    receipts: dict[str, Receipt] = Field(default_factory=dict)
-    refused: int = 0
-    unread: str = ""
-    keys: dict[str, str] | None = None
 
     @property
-    def known(self) -> Briefing:
+    def has_opened(self) -> bool:
+        return self.phase is not Phase.OPENING
+
+    @property
+    def briefing(self) -> Briefing:
         """The briefing of a cycle that has opened."""
-        assert self.briefing is not None
-        return self.briefing
+        assert self.opened is not None
+        return self.opened
 
     @property
     def proposed(self) -> Proposal:
@@ -209,45 +183,68 @@ class CycleState(BaseModel):
         return self.proposal
 
     @property
+    def counted(self) -> Tally:
+        """Where the vote of a cycle that has come to it stands."""
+        assert self.tally is not None
+        return self.tally
+
+    @property
+    def designed(self) -> ExperimentDesign:
+        """The design of a cycle whose proposal was accepted."""
+        assert self.design is not None
+        return self.design
+
+    @property
+    def verdict(self) -> Reading:
+        """The reading that concluded the experiment."""
+        assert self.reading is not None
+        return self.reading
+
+    @property
     def parameter(self) -> ParameterState:
         """The parameter that the proposal is about, as it was when the cycle opened."""
-        return next(p for p in self.known.parameters if p.declaration.key == self.proposed.parameter)
+        return next(p for p in self.briefing.parameters if p.declaration.key == self.proposed.parameter)
 
 
-class CycleStatus(Message):
-    """Where a cycle stands: the answer to the query `status`.
+class CycleStatus(CycleState):
+    """The state of a cycle and where it is: the answer to the query `status`.
 
-    `refused` counts messages that were not taken; `unread` is the latest (of the first 100) that could not be read.
-    `baseline` are the affected tasks since the onset, and the good ones of them by the `objectives`; a proposal must
-    promise `minimum_effect` more, a bid ask `reward` at most.
+    `run_id` is that of the first run, which signatures are bound to. `receipts` have a query of their own, and the
+    briefing comes without the agents.
     """
 
     workflow_id: str
-    cycle_id: str
-    subject: str
-    phase: Phase
-    attempt: int
-    deadline: Instant | None = None
-    anomaly: Anomaly | None = None
-    bids: tuple[Bid, ...] = ()
-    award: Award | None = None
-    proposal: Proposal | None = None
-    ballots: tuple[Ballot, ...] = ()
-    voters: tuple[str, ...] = ()
-    tally: Tally | None = None
-    design: ExperimentDesign | None = None
-    reading: Reading | None = None
-    ending: Ending | None = None
-    reason: str = ""
-    story: tuple[str, ...] = ()
-    paused: bool = False
-    refused: int = 0
-    unread: str = ""
-    baseline: Counts | None = None
-    minimum_effect: float = 0.05
-    reward: int = 100
-    watch: Reading | None = None
-    objectives: dict[str, Guardrail] = Field(default_factory=dict)
+    run_id: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cycle_id(self) -> str:
+        return self.opened.cycle_id if self.opened else ""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def subject(self) -> str:
+        return self.request.subject
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def ending(self) -> Ending | None:
+        return self.end.ending if self.end else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def reason(self) -> str:
+        return self.end.reason if self.end else ""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Who may vote."""
+        return tuple(voter.agent_id for voter in self.electorate.voters) if self.electorate else ()
+
+    @property
+    def anomaly(self) -> Anomaly | None:
+        return self.request.anomaly
 
 
 class VoteRecord(Message):
@@ -261,8 +258,8 @@ class VoteRecord(Message):
 
 
 class CycleResult(Message):
-    """The result of the workflow: the whole story, readable when no worker runs."""
+    """The result of the workflow: the whole story, readable when no worker runs; first how it ended."""
 
-    status: CycleStatus
     end: CycleEnd | None
-    page: str = ""
+    page: str
+    status: CycleStatus

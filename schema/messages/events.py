@@ -1,86 +1,278 @@
-"""Events: what happened, in past tense, committed with the change that it announces."""
+"""Events: what happened, in past tense, committed with the change that it announces.
 
-from enum import StrEnum
-from typing import Any
+Each type of event has a class with its data. `docs/events.md` is written from these classes (`python -m
+tests.events_page`): the first line of the docstring says when it happens, `about` what its subject is.
+"""
 
-from pydantic import Field
+from typing import ClassVar, Literal
 
-from .base import Instant, Message
+from pydantic import ConfigDict, ValidationError
 
-
-class EventType(StrEnum):
-    ANOMALY_DETECTED = "anomaly.detected"
-    ANOMALY_CLOSED = "anomaly.closed"
-    META_TASK_OPENED = "meta_task.opened"
-    META_TASK_AWARDED = "meta_task.awarded"
-    AWARD_MISSED = "award.missed"
-    PROPOSAL_SUBMITTED = "proposal.submitted"
-    PROPOSAL_ACCEPTED = "proposal.accepted"
-    PROPOSAL_REJECTED = "proposal.rejected"
-    EXPERIMENT_STARTED = "experiment.started"
-    EXPERIMENT_CONCLUDED = "experiment.concluded"
-    PARAMETER_PROMOTED = "parameter.promoted"
-    PARAMETER_ROLLED_BACK = "parameter.rolled_back"
-    PARAMETER_FROZEN = "parameter.frozen"
-    PARAMETER_THAWED = "parameter.thawed"
-    PERSON_ACTED = "person.acted"
-    CYCLE_ENDED = "cycle.ended"
-    SCHEDULES_ELEVATED = "schedules.elevated"
-    SCHEDULES_RESTORED = "schedules.restored"
-    BUDGET_EXCEEDED = "budget.exceeded"
-    REPORT_PUBLISHED = "report.published"
-    TASK_SETTLED = "task.settled"
-    MEMORY_CONSOLIDATED = "memory.consolidated"
-    AGENT_KEY_REGISTERED = "agent.key_registered"
-    AGENT_KEY_REVOKED = "agent.key_revoked"
-    TASK_OPENED = "task.opened"
-    TASK_AWARDED = "task.awarded"
-    AGENT_SUSPENDED = "agent.suspended"
-    AGENT_RESTORED = "agent.restored"
+from ..wire import EventType
+from .base import Message, Value
+from .cycle import Ending, RecordedAct
+from .experiment import Reading
+from .market import Award
+from .memory import Lesson
+from .observatory import Anomaly
+from .outbox import Event
+from .proposals import Proposal, Tally
 
 
-class Event(Message):
-    """`key` is the natural key: the same change announces itself once. Order holds within `subject`."""
+class EventData(Message):
+    """What an event says besides its envelope."""
 
-    key: str
-    type: EventType
-    subject: str
-    at: Instant
-    data: dict[str, Any] = Field(default_factory=dict)
-    sequence: int = 0
+    type: ClassVar[EventType]
+    about: ClassVar[str]
 
-
-class DeliveryState(StrEnum):
-    """Why a subscriber has not had an event: it is tried again, a person must act, or it waits behind such a one."""
-
-    RETRYING = "retrying"
-    DEAD = "dead"
-    PARKED = "parked"
+    def __init_subclass__(cls, type: EventType | None = None, about: str = "") -> None:
+        super().__init_subclass__()
+        if type is not None:
+            cls.type, cls.about = type, about
+            CLASSES[type] = cls
 
 
-class Undelivered(Message):
-    """An event that a subscriber has not had, although its cursor has passed it."""
+CLASSES: dict[EventType, type[EventData]] = {}
 
+
+class OlderData(EventData):
+    """Data that its class cannot read, because an earlier release wrote it: its fields as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def read(event: Event) -> EventData:
+    """The event's data as the class of its type has it."""
+    try:
+        return CLASSES[event.type].model_validate(event.data)
+    except ValidationError:
+        return OlderData.model_validate(event.data)
+
+
+# ---- the observatory
+
+
+class AnomalyDetected(EventData, type=EventType.ANOMALY_DETECTED, about="metric and task type"):
+    """An anomaly opens, and when another attempt on it is due; without `attempt`, the platform only observes."""
+
+    anomaly: Anomaly
+    attempt: int | None
+
+
+class AnomalyClosed(EventData, type=EventType.ANOMALY_CLOSED, about="metric and task type"):
+    """An anomaly is over, whether well again, gone, or closed by a person."""
+
+    anomaly_id: str
+    reason: str
+
+
+class SchedulesElevated(EventData, type=EventType.SCHEDULES_ELEVATED, about="`schedules`"):
+    """Health falls under the threshold."""
+
+    health: float | None
+    reason: str
+
+
+class SchedulesRestored(EventData, type=EventType.SCHEDULES_RESTORED, about="`schedules`"):
+    """Health is over the upper threshold again."""
+
+    health: float | None
+    reason: str
+
+
+class BudgetExceeded(EventData, type=EventType.BUDGET_EXCEEDED, about="the job"):
+    """A job's time is used up before its work is done."""
+
+    job: str
+    budget: float
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+class MemoryConsolidated(EventData, type=EventType.MEMORY_CONSOLIDATED, about="the memory"):
+    """A nightly job has learned."""
+
+    lesson: Lesson
+
+
+class ReportPublished(EventData, type=EventType.REPORT_PUBLISHED, about="the report"):
+    """The nightly report is ready."""
+
+    title: str
+    text: str
+
+
+# ---- a cycle
+
+
+class MetaTaskOpened(EventData, type=EventType.META_TASK_OPENED, about="the cycle's subject"):
+    """A cycle begins."""
+
+    cycle_id: str
+
+
+class MetaTaskAwarded(EventData, type=EventType.META_TASK_AWARDED, about="the cycle"):
+    """A bid wins."""
+
+    award: Award
+
+
+class AwardMissed(EventData, type=EventType.AWARD_MISSED, about="the cycle, or the user's task"):
+    """The winner lets its deadline pass."""
+
+    agent_id: str
+
+
+class ProposalSubmitted(EventData, type=EventType.PROPOSAL_SUBMITTED, about="the cycle"):
+    """A proposal comes to the vote."""
+
+    proposal: Proposal
+
+
+class ProposalAccepted(EventData, type=EventType.PROPOSAL_ACCEPTED, about="the cycle"):
+    """The vote accepts it."""
+
+    proposal_id: str
+    tally: Tally
+
+
+class ProposalRejected(EventData, type=EventType.PROPOSAL_REJECTED, about="the cycle"):
+    """The vote rejects it."""
+
+    proposal_id: str
+    tally: Tally
+
+
+class ExperimentStarted(EventData, type=EventType.EXPERIMENT_STARTED, about="the parameter"):
+    """The first task may be assigned."""
+
+    experiment_id: str
+    cycle_id: str
+
+
+class ExperimentConcluded(EventData, type=EventType.EXPERIMENT_CONCLUDED, about="the parameter"):
+    """An experiment has its verdict."""
+
+    experiment_id: str
+    cycle_id: str
+    reading: Reading
+
+
+class ParameterChanged(EventData):
+    """A parameter has another value in production."""
+
+    parameter: str
+    value: Value
+    version: int
+    cycle_id: str
+    reason: str
+
+
+class ParameterPromoted(ParameterChanged, type=EventType.PARAMETER_PROMOTED, about="the parameter"):
+    """A new value is production."""
+
+
+class ParameterRolledBack(ParameterChanged, type=EventType.PARAMETER_ROLLED_BACK, about="the parameter"):
+    """The earlier value is back."""
+
+
+class CycleEnded(EventData, type=EventType.CYCLE_ENDED, about="the cycle's subject"):
+    """A cycle ends, whichever way."""
+
+    cycle_id: str
+    ending: Ending
+    reason: str
+
+
+# ---- people
+
+
+class DeadLetterDropped(Message):
+    """A person gave an event up for one subscriber."""
+
+    act: Literal["drop"] = "drop"
     subscriber: str
     sequence: int
-    type: str
-    subject: str
-    state: DeliveryState
-    attempts: int
-    error: str
-    due_at: Instant
-    dead_at: Instant | None
+    who: str
+    why: str
 
 
-class SubscriberStatus(Message):
-    """How far a subscriber is: events after its cursor that it will hear, and those that it has not had before it.
+class PersonActed(EventData, type=EventType.PERSON_ACTED, about="the cycle, or the dead letter's subject"):
+    """A person steers a cycle, or drops a dead letter."""
 
-    `error` is why the latest of these failed.
-    """
+    act: RecordedAct | DeadLetterDropped
 
-    subscriber: str
-    behind: int
-    retrying: int
-    parked: int
-    dead: int
-    error: str = ""
+
+class ParameterFrozen(EventData, type=EventType.PARAMETER_FROZEN, about="the parameter"):
+    """A person freezes a parameter, or everything."""
+
+    who: str
+    why: str
+
+
+class ParameterThawed(EventData, type=EventType.PARAMETER_THAWED, about="the parameter"):
+    """A person ends a freeze."""
+
+    who: str
+    why: str
+
+
+# ---- agents and users' tasks
+
+
+class AgentSuspended(EventData, type=EventType.AGENT_SUSPENDED, about="the agent"):
+    """An agent has failed too much to go on."""
+
+    agent_id: str
+    reason: str
+
+
+class AgentRestored(EventData, type=EventType.AGENT_RESTORED, about="the agent"):
+    """A suspended agent may try again."""
+
+    agent_id: str
+
+
+class AgentKeyRegistered(EventData, type=EventType.AGENT_KEY_REGISTERED, about="the agent"):
+    """An agent gets its first or another key."""
+
+    public_key: str
+    who: str
+    why: str
+
+
+class AgentKeyRevoked(EventData, type=EventType.AGENT_KEY_REVOKED, about="the agent"):
+    """An agent's key is in force no longer."""
+
+    public_key: str
+    who: str
+    why: str
+
+
+class TaskOpened(EventData, type=EventType.TASK_OPENED, about="the task"):
+    """A user's task is in the market."""
+
+    task_id: str
+    task_type: str
+    requester: str
+    notify: str
+
+
+class TaskAwarded(EventData, type=EventType.TASK_AWARDED, about="the task"):
+    """A user's task is given to an agent."""
+
+    task_id: str
+    award: Award
+
+
+class TaskSettled(EventData, type=EventType.TASK_SETTLED, about="the task"):
+    """A user's task is done or given up."""
+
+    task_id: str
+    task_type: str
+    agent_id: str | None
+    success: bool
+    requester: str
+    notify: str
+    title: str
+    text: str

@@ -1,11 +1,11 @@
 """Experiment: designs, arms, readings and what became of a parameter."""
 
-import hashlib
-import json
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ..canonical import content_hash
 from .base import Identifier, Instant, Message, Value
 from .observatory import Counts, Guardrail, GuardrailKind
 
@@ -29,7 +29,35 @@ class GuardCounts(Message):
     judged_treatment: int = 0
 
 
-class ExperimentDesign(Message):
+class DecisionRule(Message):
+    """What decides an experiment, fixed before its first task; rates are probabilities of the good event (0 to 1).
+
+    `max_tasks` counts the tasks of both arms. With it and one stratum at 50/50, the threshold of promotion is
+    calibrated to that horizon; otherwise it is 1 / alpha. `minimum_tasks` must be finished in each arm of each stratum
+    before a promotion: evidence from one arm alone is against a baseline that may have moved.
+    """
+
+    baseline_rate: float = Field(ge=0, le=1)
+    predicted_rate: float = Field(ge=0, le=1)
+    minimum_effect: float
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    beta: float = Field(default=0.1, gt=0, lt=1)
+    harm_alpha: float = Field(default=0.01, gt=0, lt=1)
+    max_tasks: int | None = Field(default=None, ge=1)
+    minimum_tasks: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _promises_an_effect(self) -> Self:
+        # The difference of two decimal fractions may be an ulp short: .94 - .67 < .27.
+        if not 0 < self.minimum_effect <= self.predicted_rate - self.baseline_rate + 1e-9:
+            raise ValueError(
+                f"expected a predicted rate at least the minimum effect (over 0) above the baseline, but predicted "
+                f"{self.predicted_rate}, baseline {self.baseline_rate}, minimum effect {self.minimum_effect} came"
+            )
+        return self
+
+
+class ExperimentDesign(DecisionRule):
     """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts.
 
     `objectives` say by task type what is counted as a success; where there is none, a task that did not fail.
@@ -44,15 +72,7 @@ class ExperimentDesign(Message):
     treatment: Value
     base_version: int
     baseline: Counts
-    baseline_rate: float
-    predicted_rate: float
-    minimum_effect: float
-    alpha: float
-    beta: float
-    harm_alpha: float
     treatment_share: float
-    max_tasks: int | None
-    minimum_tasks: int
     minimum_run_s: float
     pending_cutoff_s: float
     exposure: float = 1.0
@@ -63,8 +83,7 @@ class ExperimentDesign(Message):
     @property
     def digest(self) -> str:
         """SHA-256 of the design's canonical JSON: what was registered before the first task."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(content.encode()).hexdigest()
+        return content_hash(self.model_dump(mode="json"))
 
 
 class Assignment(Message):
@@ -103,35 +122,56 @@ class Purpose(StrEnum):
     WATCH = "watch"
 
 
-class Look(Message):
-    """Look at an experiment; `await_verdict` does so again and again until it is settled for its purpose."""
+class EvaluationRequest(Message):
+    """Evaluate an experiment; `await_verdict` repeats it until the experiment is settled for its purpose."""
 
     design: ExperimentDesign
     purpose: Purpose = Purpose.EXPERIMENT
 
 
-class ArmCounts(Message):
+class ArmCounts(Counts):
     """Tasks of one arm: `tasks` are finished, `pending` were assigned and have not reported."""
 
-    tasks: int = 0
-    successes: int = 0
-    pending: int = 0
+    pending: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        if not 0 <= self.successes <= self.tasks:
+            raise ValueError(f"expected 0 <= successes <= tasks, but {self.successes} of {self.tasks} came")
+        return self
 
 
 class StratumCounts(Message):
-    """Both arms under one treatment share; counts under different shares are never pooled."""
+    """All tasks that were assigned to the treatment with one probability; pooling several promotes no-ops (Simpson)."""
 
-    treatment_share: float
+    treatment_share: float = Field(gt=0, lt=1)
     control: ArmCounts = ArmCounts()
     treatment: ArmCounts = ArmCounts()
 
+    @property
+    def finished(self) -> int:
+        return self.control.tasks + self.treatment.tasks
+
+    @property
+    def pending(self) -> int:
+        return self.control.pending + self.treatment.pending
+
+
+class Decision(StrEnum):
+    CONTINUE = "continue"
+    PROMOTE = "promote"
+    FUTILE = "futile"
+    HARMFUL = "harmful"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+
 
 class Reading(Message):
-    """A look at an experiment. `decision` is one of the words of `rules.decision.Decision`."""
+    """An evaluation of an experiment."""
 
     at: Instant
     strata: tuple[StratumCounts, ...]
-    decision: str
+    decision: Decision
     log_e: float
     log_e_harm: float
     srm_e: float
@@ -144,16 +184,12 @@ class Reading(Message):
     @property
     def control(self) -> Counts:
         """All finished control tasks, for people; decisions never pool."""
-        return self._sum(Variant.CONTROL)
+        return Counts.total(stratum.control for stratum in self.strata)
 
     @property
     def treatment(self) -> Counts:
         """All finished treatment tasks, for people."""
-        return self._sum(Variant.TREATMENT)
-
-    def _sum(self, variant: Variant) -> Counts:
-        arms: list[ArmCounts] = [getattr(stratum, variant.value) for stratum in self.strata]
-        return Counts(tasks=sum(arm.tasks for arm in arms), successes=sum(arm.successes for arm in arms))
+        return Counts.total(stratum.treatment for stratum in self.strata)
 
 
 class Promotion(Message):

@@ -12,6 +12,7 @@ class EntryKind(StrEnum):
     PARAMETER_ROLLED_BACK = "parameter.rolled_back"
     PARAMETER_FROZEN = "parameter.frozen"
     PARAMETER_THAWED = "parameter.thawed"
+    ANOMALY_CLOSED = "anomaly.closed"
     PERSON_ACTED = "person.acted"
     CYCLE_ENDED = "cycle.ended"
     AGENT_KEY_REGISTERED = "agent.key_registered"

@@ -35,7 +35,7 @@ class Record(Message):
 class Agent(Message):
     """An agent as the market knows it. `standing` is 0 to 1; `successes` of `attempts` are all its results.
 
-    `record` is its record on the task type at hand, `market` that of everybody. The platform does a `house` agent's
+    `record` is its record on the task type at hand, `market` that of everybody. The platform does a `built_in` agent's
     work in its name; every other agent brings its own executor.
     """
 
@@ -49,7 +49,7 @@ class Agent(Message):
     public_key: str | None = None
     record: Record = Record()
     market: Record = Record()
-    house: bool = False
+    built_in: bool = False
 
 
 class RankedBid(Message):
@@ -80,7 +80,7 @@ class Award(Message):
     score: float
     reason: str
     deadline: Instant
-    house: bool = False
+    built_in: bool = False
 
 
 class Standing(Message):

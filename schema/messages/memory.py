@@ -1,7 +1,5 @@
 """Memory: what the nights have learned, what it rests on, and how sure it is."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable
 from enum import StrEnum
@@ -9,6 +7,7 @@ from typing import Self, get_args
 
 from pydantic import Field
 
+from ..canonical import content_hash
 from .base import Instant, Message, Text, Value
 from .platform import Aim
 
@@ -107,8 +106,7 @@ class Claim(Message):
     @property
     def pattern_id(self) -> str:
         """The hash of the content: the same claim is the same pattern, whoever learns it."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        return content_hash(self.model_dump(mode="json"))[:12]
 
 
 class Observation(Message):

@@ -1,5 +1,6 @@
 """Observatory: outcomes of tasks, what is counted of them, snapshots and anomalies."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from pydantic import Field
@@ -19,6 +20,10 @@ class FailureKind(StrEnum):
     LOST = "lost"
 
 
+# Sums of as many tasks as there will ever be stay numbers.
+MOST = 1e15
+
+
 class TaskOutcome(Message):
     """How one task of the platform went. `failure` is None for a success; `quality` is 0 to 1 where it was rated."""
 
@@ -26,11 +31,11 @@ class TaskOutcome(Message):
     task_type: Name
     started_at: Instant
     finished_at: Instant
-    duration_s: float = Field(ge=0, allow_inf_nan=False)
+    duration_s: float = Field(ge=0, le=MOST, allow_inf_nan=False)
     failure: FailureKind | None = None
     agent_id: str = Field(default="", pattern=r"^[ -~]*$", max_length=200)
     quality: float | None = Field(default=None, ge=0, le=1)
-    cost: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cost: float = Field(default=0.0, ge=0, le=MOST, allow_inf_nan=False)
 
 
 class Counts(Message):
@@ -38,6 +43,12 @@ class Counts(Message):
 
     tasks: int = 0
     successes: int = 0
+
+    @classmethod
+    def total(cls, counts: Iterable["Counts"]) -> "Counts":
+        """All of them as one."""
+        each = tuple(counts)
+        return Counts(tasks=sum(c.tasks for c in each), successes=sum(c.successes for c in each))
 
     @property
     def rate(self) -> float | None:
@@ -55,7 +66,7 @@ class GuardrailKind(StrEnum):
 
 
 class Guardrail(Message):
-    """A task is good when it succeeds, is no slower (or dearer) than `bound`, or is rated at least `bound`.
+    """A task is good when it succeeds, is no slower (or costlier) than `bound`, or is rated at least `bound`.
 
     `bound` is the baseline's 95th percentile of duration (seconds) or cost, or its median quality; `usual` the share of
     good tasks in the baseline. A failed or cut-off task is slow. `margin` is the loss of share worth stopping for.
@@ -103,6 +114,13 @@ class Anomaly(Message):
         return f"{self.metric}:{self.task_type or 'platform'}"
 
 
+class AnomalyRecord(Message):
+    """An anomaly as the record has it; open until `closed_at`."""
+
+    anomaly: Anomaly
+    closed_at: Instant | None
+
+
 class Measures(Message):
     """Durations (seconds), quality and spending of some tasks; None where nothing was measured.
 
@@ -120,7 +138,7 @@ class Measures(Message):
 
 
 class Snapshot(Message):
-    """One look at the platform. `health` is 0 to 100, or None where nothing could be measured.
+    """One snapshot of the platform. `health` is 0 to 100, or None where nothing could be measured.
 
     `measures` are by task type; `measured` are the parts of health that this platform has ever measured.
     """

@@ -1,11 +1,10 @@
 """Proposals: what an agent proposes, how others vote on it."""
 
-import hashlib
-import json
 from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
+from ..canonical import content_hash
 from .base import AgentMessage, Identifier, Instant, Message, Text, Value
 from .platform import ParameterKey
 
@@ -33,13 +32,12 @@ class Proposal(AgentMessage):
     root_cause: Text
     evidence: tuple[Evidence, ...] = Field(min_length=1, max_length=20)
     predicted_rate: float = Field(gt=0, lt=1)
-    way_back: Text
+    rollback_plan: Text
 
     @property
     def proposal_id(self) -> str:
         """The hash of the content: any edit is another proposal."""
-        content = self.model_dump(mode="json", exclude={"message_id", "signature"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+        return content_hash(self.model_dump(mode="json", exclude={"message_id", "signature"}))[:16]
 
 
 class Choice(StrEnum):

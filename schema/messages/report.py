@@ -18,7 +18,7 @@ class Stretch(Message):
     health: float | None
 
 
-class Change(Message):
+class RecordedChange(Message):
     """A promotion of a parameter, or its rollback; `before` is the value that it replaced."""
 
     at: Instant
@@ -84,9 +84,9 @@ class Report(Message):
     """All facts of a period. Lists hold the newest first, a bounded number of them; counts are of all.
 
     `tracks` are the intervals of `interval_s` by task type, oldest first, of the whole platform under the empty name;
-    one without tasks is missing. `before` and `after` are the first and the last stretch of what was recorded. `issues`
-    are those detected in the period or still open. The whole ledger is verified: `ledger_broken` says where it does not
-    hold; `ledger_kinds` counts the period's entries.
+    one without tasks is missing. `before` and `after` are the first and the last stretch of what was recorded, and of a
+    single interval there is no `before`. `issues` are those detected in the period or still open. The whole ledger is
+    verified: `ledger_broken` says where it does not hold; `ledger_kinds` counts the period's entries.
     """
 
     since: Instant
@@ -96,7 +96,7 @@ class Report(Message):
     before: Stretch | None
     after: Stretch | None
     tracks: dict[str, tuple[Interval, ...]]
-    changes: tuple[Change, ...]
+    changes: tuple[RecordedChange, ...]
     issues: tuple[Issue, ...]
     issue_states: dict[IssueState, int] = Field(default_factory=dict)
     endings: dict[str, int]

@@ -48,12 +48,12 @@ class JobState(Message):
 
 
 class Scan(Message):
-    """What the agents' look at the market came to: how many looked at how many open cycles and tasks, and what they
-    sent."""
+    """What a scan of the market came to: how many agents visited how many open cycles and tasks, and sent how many
+    messages."""
 
     agents: int
     cycles: int
-    words: int
+    messages: int
     tasks: int = 0
 
 
@@ -62,4 +62,4 @@ class OpenWindow(Message):
 
     phase: str
     deadline: Instant | None = None
-    paused: bool = False
+    paused_at: Instant | None = None

@@ -3,12 +3,12 @@
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Text
-from .cycle import Act, Receipt
 from .market import Agent, Award, Bid
 from .observatory import FailureKind
+from .story import StoryState
 
 
 def task_workflow_id(task_id: str) -> str:
@@ -68,7 +68,7 @@ class TaskBriefing(Message):
     heartbeat_s: float
     most_awards: int
     price: int
-    house: bool = True
+    built_in: bool = True
     agents: tuple[Agent, ...] = ()
     award: Award | None = None
     check_share: float = 0.0
@@ -78,14 +78,14 @@ class TaskBriefing(Message):
 
 
 class AwardOrder(Message):
-    """Award a task to the best of these bids, without those of who missed it. `house`: the platform can do it."""
+    """Award a task to the best of these bids, without those of who missed it. `built_in`: the platform can do it."""
 
     request: TaskRequest
     bids: tuple[Bid, ...]
     price: int
     at: Instant
     result_window_s: float
-    house: bool
+    built_in: bool
 
 
 class Heartbeat(AgentMessage):
@@ -136,61 +136,40 @@ class Settlement(Message):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
-class TaskState(BaseModel):
-    """All that a task's workflow remembers, and carries over when it continues as new.
-
-    `keys` are the agents' as they were read again after a change; None: they are as the briefing has them.
-    """
+class TaskState(StoryState):
+    """All that a task's workflow remembers, and carries over when it continues as new."""
 
     request: TaskRequest
     phase: TaskPhase = TaskPhase.OPENING
-    deadline: Instant | None = None
-    heard_at: Instant | None = None
+    last_message_at: Instant | None = None
     awarded_at: Instant | None = None
-    briefing: TaskBriefing | None = None
-    bids: dict[str, Bid] = Field(default_factory=dict)
+    opened: TaskBriefing | None = None
     bids_closed: bool = False
-    award: Award | None = None
     missed: list[str] = Field(default_factory=list)
     progress: str = ""
     result: WorkResult | None = None
     settlement: Settlement | None = None
-    abort: Act | None = None
-    story: list[str] = Field(default_factory=list)
-    receipts: dict[str, Receipt] = Field(default_factory=dict)
-    refused: int = 0
-    unread: str = ""
-    keys: dict[str, str] | None = None
 
     @property
-    def known(self) -> TaskBriefing:
+    def has_opened(self) -> bool:
+        return self.phase is not TaskPhase.OPENING
+
+    @property
+    def briefing(self) -> TaskBriefing:
         """The briefing of a task that has opened."""
-        assert self.briefing is not None
-        return self.briefing
+        assert self.opened is not None
+        return self.opened
 
 
-class TaskStatus(Message):
-    """Where a task stands: the answer to the query `status`, and the result of the workflow.
+class TaskStatus(TaskState):
+    """The state of a task and where it is: the answer to the query `status`, and the result of the workflow.
 
-    `agents` are who may bid, with their records on this type; `price` is the most that a bid may ask, and
-    `house` says that the platform itself can do the work.
+    `run_id` is that of the first run, which signatures are bound to. `receipts` have a query of their own, and the
+    briefing names agents only while they may bid.
     """
 
     workflow_id: str
-    request: TaskRequest
-    phase: TaskPhase
-    deadline: Instant | None = None
-    price: int = 0
-    bids: tuple[Bid, ...] = ()
-    award: Award | None = None
-    missed: tuple[str, ...] = ()
-    progress: str = ""
-    settlement: Settlement | None = None
-    agents: tuple[Agent, ...] = ()
-    story: tuple[str, ...] = ()
-    refused: int = 0
-    unread: str = ""
-    house: bool = True
+    run_id: str
 
 
 class TypeRegistration(AgentMessage):

@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
-class Moment(TypeDecorator[datetime]):
+class InstantColumn(TypeDecorator[datetime]):
     """An instant in UTC. SQLite forgets the zone, so it is put back on the way out; a naive value is a bug."""
 
     impl = DateTime(timezone=True)

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Index
 from sqlmodel import Field, SQLModel
 
-from .columns import Counter, Moment
+from .columns import Counter, InstantColumn
 
 
 class EventRow(SQLModel, table=True):
@@ -16,7 +16,7 @@ class EventRow(SQLModel, table=True):
     key: str = Field(unique=True)
     type: str
     subject: str = Field(index=True)
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
     data: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 
@@ -43,6 +43,6 @@ class UndeliveredRow(SQLModel, table=True):
     subject: str
     attempts: int = 0
     error: str = ""
-    due_at: datetime = Field(sa_type=Moment)
-    failed_at: datetime | None = Field(default=None, sa_type=Moment)
-    dead_at: datetime | None = Field(default=None, sa_type=Moment)
+    due_at: datetime = Field(sa_type=InstantColumn)
+    failed_at: datetime | None = Field(default=None, sa_type=InstantColumn)
+    dead_at: datetime | None = Field(default=None, sa_type=InstantColumn)

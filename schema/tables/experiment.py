@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Index
 from sqlmodel import Field, SQLModel
 
-from .columns import Moment, Scalar
+from .columns import InstantColumn, Scalar
 
 
 class ParameterRow(SQLModel, table=True):
@@ -18,7 +18,7 @@ class ParameterRow(SQLModel, table=True):
     value: Any = Field(sa_type=Scalar)
     previous: Any = Field(sa_type=Scalar)
     version: int
-    changed_at: datetime = Field(sa_type=Moment)
+    changed_at: datetime = Field(sa_type=InstantColumn)
     changed_by: str
 
 
@@ -30,7 +30,7 @@ class FreezeRow(SQLModel, table=True):
     scope: str = Field(primary_key=True)
     who: str
     why: str
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
 
 
 class ExperimentRow(SQLModel, table=True):
@@ -48,10 +48,19 @@ class ExperimentRow(SQLModel, table=True):
     exposing: bool = Field(index=True)
     exposure: float
     extended: bool = False
-    queued_at: datetime = Field(sa_type=Moment)
-    opened_at: datetime | None = Field(default=None, sa_type=Moment)
-    closed_at: datetime | None = Field(default=None, sa_type=Moment, index=True)
+    queued_at: datetime = Field(sa_type=InstantColumn)
+    opened_at: datetime | None = Field(default=None, sa_type=InstantColumn)
+    closed_at: datetime | None = Field(default=None, sa_type=InstantColumn, index=True)
     design: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class VerdictRow(SQLModel, table=True):
+    """What an experiment was found to show: the reading that ended it."""
+
+    __tablename__ = "verdict"
+
+    experiment_id: str = Field(primary_key=True)
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 
 class TaskTypeLockRow(SQLModel, table=True):
@@ -64,17 +73,21 @@ class TaskTypeLockRow(SQLModel, table=True):
 
 
 class AssignmentRow(SQLModel, table=True):
-    """A task that an experiment exposed. `success` is None while it runs; a task never reported ends as a failure."""
+    """A task that an experiment exposed. `success` is None while it runs; a task never reported ends as a failure.
+
+    `assigned_at` is by the platform's clock, `seen_at` by that of the first evaluation that found the task pending.
+    """
 
     __tablename__ = "assignment"
-    __table_args__ = (Index("assignment_pending", "experiment_id", "success", "assigned_at"),)
+    __table_args__ = (Index("assignment_pending", "experiment_id", "success", "seen_at"),)
 
     experiment_id: str = Field(primary_key=True)
     task_id: str = Field(primary_key=True)
     variant: str
     treatment_share: float
-    assigned_at: datetime = Field(sa_type=Moment)
+    assigned_at: datetime = Field(sa_type=InstantColumn)
     success: bool | None = None
+    seen_at: datetime | None = Field(default=None, sa_type=InstantColumn)
 
 
 class GuardRow(SQLModel, table=True):

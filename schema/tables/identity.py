@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlmodel import Field, SQLModel
 
-from .columns import Moment
+from .columns import InstantColumn
 
 
 class AgentKeyRow(SQLModel, table=True):
@@ -14,6 +14,6 @@ class AgentKeyRow(SQLModel, table=True):
 
     public_key: str = Field(primary_key=True)
     agent_id: str = Field(index=True)
-    valid_from: datetime = Field(sa_type=Moment)
-    revoked_at: datetime | None = Field(default=None, sa_type=Moment)
+    valid_from: datetime = Field(sa_type=InstantColumn)
+    revoked_at: datetime | None = Field(default=None, sa_type=InstantColumn)
     why: str = ""

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from .columns import Counter, Moment
+from .columns import Counter, InstantColumn
 
 
 class AgentRow(SQLModel, table=True):
@@ -14,15 +14,15 @@ class AgentRow(SQLModel, table=True):
 
     agent_id: str = Field(primary_key=True)
     operator: str
-    registered_at: datetime = Field(sa_type=Moment)
+    registered_at: datetime = Field(sa_type=InstantColumn)
     standing: float
     successes: int = 0
     attempts: int = 0
     suspended: bool = False
-    house: bool = False
-    doubt: float = 0.0
-    suspended_at: datetime | None = Field(default=None, sa_type=Moment)
-    active_at: datetime | None = Field(default=None, sa_type=Moment)
+    built_in: bool = False
+    failure_log_ratio: float = 0.0
+    suspended_at: datetime | None = Field(default=None, sa_type=InstantColumn)
+    active_at: datetime | None = Field(default=None, sa_type=InstantColumn)
 
 
 class MetaTaskRow(SQLModel, table=True):
@@ -38,8 +38,8 @@ class MetaTaskRow(SQLModel, table=True):
     workflow_id: str
     run_id: str
     anomaly_id: str | None
-    opened_at: datetime = Field(sa_type=Moment)
-    ended_at: datetime | None = Field(default=None, sa_type=Moment)
+    opened_at: datetime = Field(sa_type=InstantColumn)
+    ended_at: datetime | None = Field(default=None, sa_type=InstantColumn)
     ending: str | None = None
 
 
@@ -48,7 +48,7 @@ class FillRow(SQLModel, table=True):
 
     __tablename__ = "fill"
 
-    start: datetime = Field(sa_type=Moment, primary_key=True)
+    start: datetime = Field(sa_type=InstantColumn, primary_key=True)
     task_type: str = Field(primary_key=True)
     tasks: int = 0
     awarded: int = 0
@@ -70,7 +70,10 @@ class RecordRow(SQLModel, table=True):
 
 
 class TaskRow(SQLModel, table=True):
-    """A user task; `agent_id` is who has it now, and `settlement` is written once, with all that hangs on it."""
+    """A user task; `agent_id` is who has it now, and `settlement` is written once, with all that hangs on it.
+
+    `notify` names the notification that gets its report.
+    """
 
     __tablename__ = "task"
     __table_args__ = (
@@ -84,11 +87,12 @@ class TaskRow(SQLModel, table=True):
     task_type: str
     requester: str
     run_id: str
-    opened_at: datetime = Field(sa_type=Moment)
+    opened_at: datetime = Field(sa_type=InstantColumn)
     agent_id: str | None = None
-    ended_at: datetime | None = Field(default=None, sa_type=Moment)
+    ended_at: datetime | None = Field(default=None, sa_type=InstantColumn)
     ending: str | None = None
     settlement: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
+    notify: str = ""
 
 
 class TaskTypeRow(SQLModel, table=True):
@@ -102,7 +106,7 @@ class TaskTypeRow(SQLModel, table=True):
     direct: bool
     description: str
     payload_schema: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    registered_at: datetime = Field(sa_type=Moment)
+    registered_at: datetime = Field(sa_type=InstantColumn)
 
 
 class AwardRow(SQLModel, table=True):
@@ -110,7 +114,7 @@ class AwardRow(SQLModel, table=True):
 
     cycle_id: str = Field(primary_key=True)
     agent_id: str = Field(primary_key=True)
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 
@@ -122,7 +126,7 @@ class StandingRow(SQLModel, table=True):
     cycle_id: str = Field(primary_key=True)
     agent_id: str = Field(primary_key=True)
     result: str
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
     standing: float
 
 
@@ -136,5 +140,5 @@ class TransferRow(SQLModel, table=True):
     debit: str = Field(index=True)
     credit: str = Field(index=True)
     amount: int
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
     memo: str = ""

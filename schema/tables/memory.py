@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
-from .columns import Moment
+from .columns import InstantColumn
 
 
 class MemoryRow(SQLModel, table=True):
@@ -22,6 +22,6 @@ class ConsolidationRow(SQLModel, table=True):
 
     __tablename__ = "consolidation"
 
-    at: datetime = Field(sa_type=Moment, primary_key=True)
+    at: datetime = Field(sa_type=InstantColumn, primary_key=True)
     ledger_sequence: int
     lesson: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Index, LargeBinary
 from sqlmodel import Field, SQLModel
 
-from .columns import Moment
+from .columns import InstantColumn
 
 
 class OutcomeRow(SQLModel, table=True):
@@ -20,8 +20,8 @@ class OutcomeRow(SQLModel, table=True):
     task_id: str = Field(primary_key=True)
     task_type: str
     agent_id: str
-    started_at: datetime = Field(sa_type=Moment)
-    finished_at: datetime = Field(sa_type=Moment)
+    started_at: datetime = Field(sa_type=InstantColumn)
+    finished_at: datetime = Field(sa_type=InstantColumn)
     duration_s: float
     failure: str | None
     quality: float | None
@@ -33,7 +33,7 @@ class RollupRow(SQLModel, table=True):
 
     __tablename__ = "rollup"
 
-    start: datetime = Field(sa_type=Moment, primary_key=True)
+    start: datetime = Field(sa_type=InstantColumn, primary_key=True)
     task_type: str = Field(primary_key=True)
     tasks: int = 0
     successes: int = 0
@@ -55,7 +55,7 @@ class AgentRollupRow(SQLModel, table=True):
 
     __tablename__ = "agent_rollup"
 
-    start: datetime = Field(sa_type=Moment, primary_key=True)
+    start: datetime = Field(sa_type=InstantColumn, primary_key=True)
     task_type: str = Field(primary_key=True)
     arm: str = Field(primary_key=True)
     agent_id: str = Field(primary_key=True)
@@ -73,13 +73,13 @@ class RetentionRow(SQLModel, table=True):
     __tablename__ = "retention"
 
     subject: str = Field(primary_key=True)
-    before: datetime = Field(sa_type=Moment)
+    before: datetime = Field(sa_type=InstantColumn)
 
 
 class SnapshotRow(SQLModel, table=True):
     __tablename__ = "snapshot"
 
-    at: datetime = Field(sa_type=Moment, primary_key=True)
+    at: datetime = Field(sa_type=InstantColumn, primary_key=True)
     health: float | None
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     detector: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
@@ -90,6 +90,6 @@ class AnomalyRow(SQLModel, table=True):
 
     anomaly_id: str = Field(primary_key=True)
     subject: str = Field(index=True)
-    detected_at: datetime = Field(sa_type=Moment)
-    closed_at: datetime | None = Field(default=None, sa_type=Moment)
+    detected_at: datetime = Field(sa_type=InstantColumn)
+    closed_at: datetime | None = Field(default=None, sa_type=InstantColumn)
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
-from .columns import Moment
+from .columns import InstantColumn
 
 
 class ProposalRow(SQLModel, table=True):
@@ -15,7 +15,7 @@ class ProposalRow(SQLModel, table=True):
     cycle_id: str = Field(primary_key=True)
     proposal_id: str = Field(index=True)
     agent_id: str
-    at: datetime = Field(sa_type=Moment)
+    at: datetime = Field(sa_type=InstantColumn)
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 
@@ -23,7 +23,7 @@ class ElectorateRow(SQLModel, table=True):
     __tablename__ = "electorate"
 
     cycle_id: str = Field(primary_key=True)
-    opened_at: datetime = Field(sa_type=Moment)
+    opened_at: datetime = Field(sa_type=InstantColumn)
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
 
 

@@ -1,4 +1,4 @@
-"""Agents at work: watch the market, look at the records, send what the investigators conclude.
+"""Agents at work: watch the market, read the records, send what the investigators conclude.
 
 All state is in Temporal: a restarted agent sees in the cycle's status what it has sent, and a message it repeats has
 the same id. One watcher serves every agent of a process, so that six cost little more than one; the records of a cycle
@@ -23,6 +23,7 @@ from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.proposals import Ballot, Proposal
 from schema.messages.schedules import Scan
+from schema.messages.tasks import TaskStatus
 from starter.client import Listed, NautilusClient, Refused
 
 from .bidder import bid_on
@@ -36,11 +37,11 @@ OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
 # Facts this old are read again, so that who had no explanation may find one before the deadline.
 FACTS_S = 30.0
 # A workflow whose worker is away does not answer: it is asked for so long, and the others wait for it only so long.
-PATIENCE_S, LOOK_S = 30.0, 5.0
+PATIENCE_S, SCAN_WAIT_S = 30.0, 5.0
 LONGEST_PAUSE_S = 60.0
 # The newest of the tasks that await bids; the others come when these are awarded.
-TASKS_A_LOOK = 100
-# The cycle ended meanwhile, or its worker is away: the next look tells.
+TASKS_A_SCAN = 100
+# The cycle ended meanwhile, or its worker is away: the next scan tells.
 UNANSWERED = (
     Refused,
     RPCError,
@@ -55,11 +56,11 @@ def is_due(agent_id: str, status: CycleStatus) -> bool:
     """Whether the cycle waits for a word of this agent."""
     match status.phase:
         case Phase.BIDDING:
-            return all(bid.agent_id != agent_id for bid in status.bids)
+            return agent_id not in status.bids
         case Phase.PROPOSING:
             return status.award is not None and status.award.agent_id == agent_id and status.proposal is None
         case Phase.VOTING:
-            return agent_id in status.voters and all(ballot.agent_id != agent_id for ballot in status.ballots)
+            return agent_id in status.voters and agent_id not in status.ballots
         case _:
             return False
 
@@ -75,7 +76,7 @@ class _File:
 
 
 class Watcher:
-    """Looks at the market for some agents. `mine` leaves out cycles and tasks that are not theirs to look at."""
+    """Scans the market for some agents. `mine` leaves out cycles and tasks that they must not visit."""
 
     def __init__(
         self, client: NautilusClient, agents: Sequence[Investigator], mine: Callable[[Listed], bool] = lambda _: True
@@ -86,23 +87,23 @@ class Watcher:
         self._files: dict[str, _File] = {}
         # By workflow: one that has not answered yet is not asked again.
         self._visits: dict[str, asyncio.Task[int]] = {}
-        # The process looks by itself and when the scan asks for it: two looks at once would read and send all twice.
-        self._looking = asyncio.Lock()
+        # The process scans by itself and when the autonomy scan asks: two scans at once would send everything twice.
+        self._scanning = asyncio.Lock()
 
-    @activity.defn(name=wire.LOOK)
+    @activity.defn(name=wire.SCAN_MARKET)
     async def scan(self, agents: tuple[str, ...]) -> Scan:
-        """Look at the market now: those of the named agents that live here."""
+        """Scan the market now, for those of the named agents that live here."""
         return await self.step(agents)
 
     async def step(self, only: Collection[str] | None = None) -> Scan:
-        """Look once at every open cycle and task, and give each the words it waits for (of `only` these agents)."""
+        """Visit every open cycle and task once, and send each the messages it waits for (of `only` these agents)."""
         agents = [agent for agent in self._agents if only is None or agent.agent_id in only]
-        async with self._looking:
+        async with self._scanning:
             listed = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
             # One that moves on meanwhile may be listed in two phases.
             cycles = {cycle.workflow_id for some in listed for cycle in some if self._mine(cycle)}
             self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
-            market = await self._client.tasks(most=TASKS_A_LOOK)
+            market = await self._client.tasks(most=TASKS_A_SCAN)
             tasks = [task.workflow_id for task in market if task.task_type != PLATFORM_META and self._mine(task)]
             visits = dict.fromkeys(cycles, self._attend) | dict.fromkeys(tasks, self._bid)
             begun = {
@@ -112,12 +113,12 @@ class Watcher:
             }
             self._visits |= begun
             if begun:
-                await asyncio.wait(begun.values(), timeout=LOOK_S)
-            words = self._ended()
-        return Scan(agents=len(agents), cycles=len(cycles), words=words, tasks=len(tasks))
+                await asyncio.wait(begun.values(), timeout=SCAN_WAIT_S)
+            messages = self._ended()
+        return Scan(agents=len(agents), cycles=len(cycles), messages=messages, tasks=len(tasks))
 
     def _ended(self) -> int:
-        """Forget the visits that have ended; how many words were taken in them. Raises what one of them raised."""
+        """Forget the visits that have ended; returns how many messages were accepted. Raises what one raised."""
         ended = {workflow: visit for workflow, visit in self._visits.items() if visit.done()}
         for workflow in ended:
             del self._visits[workflow]
@@ -138,13 +139,13 @@ class Watcher:
             return 0
 
     async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
-        """Offer, for each agent, to do a user task; how many offers were taken."""
+        """Offer, for each agent, to do a user task; returns how many offers were accepted."""
         status = await self._client.task_status(task)
         bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
-        return sum(await asyncio.gather(*(self._send(task, bid) for bid in bids)))
+        return sum(await asyncio.gather(*(self._send(status, bid) for bid in bids)))
 
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
-        """Let the agents that a cycle waits for say what they make of it; how many words were taken."""
+        """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
         status = await self._client.status(cycle)
         due = [agent for agent in agents if is_due(agent.agent_id, status)]
         if not due:
@@ -154,22 +155,22 @@ class Watcher:
 
     async def _ask(self, agent: Investigator, file: _File) -> bool:
         # In a thread: an estimate takes some milliseconds, and a worker may share this loop.
-        word = await asyncio.to_thread(agent.word, file.case)
-        taken = word is not None and await self._send(file.case.status.workflow_id, word)
+        message = await asyncio.to_thread(agent.word, file.case)
+        taken = message is not None and await self._send(file.case.status, message)
         file.asked.add(agent.agent_id)
         return taken
 
-    async def _send(self, workflow_id: str, word: Bid | Proposal | Ballot) -> bool:
-        """Whether the word was taken. A refusal is noted: the window may have closed."""
-        about = {"workflow_id": workflow_id, "agent_id": word.agent_id, "word": type(word).__name__}
+    async def _send(self, to: CycleStatus | TaskStatus, message: Bid | Proposal | Ballot) -> bool:
+        """Whether the message was accepted. A refusal is logged: the window may have closed."""
+        about = {"workflow_id": to.workflow_id, "agent_id": message.agent_id, "message": type(message).__name__}
         try:
-            match word:
+            match message:
                 case Bid():
-                    await self._client.place_bid(workflow_id, word)
+                    await self._client.place_bid(to, message)
                 case Proposal():
-                    await self._client.submit_proposal(workflow_id, word)
+                    await self._client.submit_proposal(to, message)
                 case Ballot():
-                    await self._client.cast_ballot(workflow_id, word)
+                    await self._client.cast_ballot(to, message)
         except Refused as refused:
             log.info("message.refused", **about, reason=str(refused))
             return False
@@ -197,7 +198,7 @@ async def run_agents(
 ) -> None:
     """Let agents work until this is cancelled. A server that is away is waited for; an unknown error ends this.
 
-    With a `task_queue`, they also look whenever the autonomy scan asks there.
+    With a `task_queue`, they also scan whenever the autonomy scan asks there.
     """
     watcher, pause_s = Watcher(client, agents, mine), every_s
     async with contextlib.AsyncExitStack() as stack:

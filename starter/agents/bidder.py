@@ -7,7 +7,7 @@ from schema.messages.market import Agent, Bid
 from schema.messages.tasks import TaskStatus
 
 # A newcomer asks little, to be tried; a proven agent up to this share of what the task may cost.
-CHEAPEST, DEAREST = 0.3, 0.8
+CHEAPEST, COSTLIEST = 0.3, 0.8
 # Two imaginary results, one of them good: nobody knows its own worth after one task.
 PRIOR_SUCCESSES, PRIOR_ATTEMPTS = 1.0, 2.0
 # Without a record of its own, an agent promises this.
@@ -16,16 +16,16 @@ USUAL_S = 60.0
 
 def bid_on(status: TaskStatus, agent_id: str) -> Bid | None:
     """An offer at a price that follows the agent's own record on the type; None where it may not or cannot."""
-    agent = next((a for a in status.agents if a.agent_id == agent_id), None)
-    taken = any(bid.agent_id == agent_id for bid in status.bids)
-    if agent is None or taken or not status.house or agent.suspended:
+    briefing = status.briefing
+    agent = next((agent for agent in briefing.agents if agent.agent_id == agent_id), None)
+    if agent is None or agent_id in status.bids or not briefing.built_in or agent.suspended:
         return None
     record, rate = agent.record, own_rate(agent)
     takes_s = record.seconds_sum / record.timed if record.timed else USUAL_S
     return Bid(
         message_id=f"bid:{status.request.task_id}:{agent_id}",
         agent_id=agent_id,
-        price=round(status.price * (CHEAPEST + (DEAREST - CHEAPEST) * rate)),
+        price=round(briefing.price * (CHEAPEST + (COSTLIEST - CHEAPEST) * rate)),
         eta_s=max(1.0, 2 * takes_s),
         pitch=f"{record.successes:.3g} of my {record.attempts:.3g} tasks of this type were done well",
     )

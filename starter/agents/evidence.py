@@ -54,8 +54,7 @@ class Case:
     def baseline(self) -> Counts:
         """What the cycle is measured by: the tasks of its type, or where none is named of all of them."""
         if self.status.anomaly is not None and not self.status.anomaly.task_type:
-            counts = [t.counts for t in self.recent.task_types]
-            return Counts(tasks=sum(c.tasks for c in counts), successes=sum(c.successes for c in counts))
+            return Counts.total(t.counts for t in self.recent.task_types)
         return self.records.counts if self.records else Counts()
 
     @property

@@ -7,6 +7,7 @@ with that method. Two investigators disagree because they estimate differently a
 import math
 from dataclasses import dataclass
 
+from schema.messages.base import format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
@@ -23,16 +24,16 @@ BEYOND_THE_RECORDS = 3.0
 CERTAIN, DIGITS = 0.9999, 4
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
-TIMES_MENDED = "times_mended"
+TIMES_FIXED = "times_mended"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Investigator:
     """An agent's identity, method and temperament.
 
-    `doubt` is how many standard errors it takes off its own estimate. `content` is the share of the attainable gain at
-    which it stops lengthening a limit, and `boldness` the factor it lengthens by at least. A proposal must hold, by
-    its own estimate less its doubt, the share `bar` of the gain that is claimed. `reach` is the longest extrapolation
+    `z_margin` is how many standard errors it takes off its own estimate. `content` is the share of the attainable gain
+    at which it stops lengthening a limit, and `boldness` the factor it lengthens by at least. A proposal must hold, by
+    its own estimate less its margin, the share `bar` of the gain that is claimed. `reach` is the longest extrapolation
     it judges, as a multiple of the longest duration that ended. Price and eta are what it asks where it is certain.
     """
 
@@ -42,7 +43,7 @@ class Investigator:
     method_name: str
     price: int
     eta_s: float
-    doubt: float = 1.28
+    z_margin: float = 1.28
     content: float = 0.9
     boldness: float = 1.0
     bar: float = 0.0
@@ -70,7 +71,7 @@ class Investigator:
         return Bid(
             message_id=f"bid:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            price=round(self.price / 100 * case.status.reward * (1.5 - certainty / 2)),
+            price=round(self.price / 100 * case.status.briefing.rules.reward * (1.5 - certainty / 2)),
             eta_s=self.eta_s,
             pitch=f"{finding.cause}; by {self.method_name} a longer limit gains {finding.gain:+.0%}",
         )
@@ -102,7 +103,7 @@ class Investigator:
                 *((remembrance(recalled),) if recalled else ()),
             ),
             predicted_rate=rate,
-            way_back=f"set {limit.key} back to {present:g} {unit}",
+            rollback_plan=f"set {limit.key} back to {present:g} {unit}",
         )
 
     def ballot(self, case: Case) -> Ballot:
@@ -119,7 +120,7 @@ class Investigator:
         )
 
     def _verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
-        state, tasks, baseline = case.state(proposal.parameter), case.baseline.tasks, case.baseline.rate
+        state, baseline = case.state(proposal.parameter), case.baseline.rate
         if state is None or state.version != proposal.base_version:
             return Choice.REJECT, f"{proposal.parameter} is not what it was: version {proposal.base_version} is meant"
         if baseline is None or len(case.samples) < self.fewest:
@@ -137,21 +138,32 @@ class Investigator:
             return Choice.REJECT, f"{ended} ended at {limit.key}: it is not the cause"
         if (model := self.method(case.samples)) is None:
             return Choice.ABSTAIN, "it does not describe the durations on record"
-        estimate = model(limit.in_seconds(proposal.value))
-        worth = case.status.minimum_effect
-        gain, held, claimed = estimate.rate - baseline, estimate.lower(self.doubt) - baseline, proposal.predicted_rate
-        mine = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {proposal.value} against {baseline:.1%} of {tasks} now"
-        if gain < worth:
-            return Choice.REJECT, f"{mine}: no gain worth having"
-        if (times := limit.in_seconds(proposal.value) / case.longest) > self.reach:
-            return Choice.ABSTAIN, f"{mine}, but that is {times:.1f} times the longest task on record: too far for me"
-        if claimed > estimate.upper(2 * self.doubt) + worth:
-            return Choice.REJECT, f"{mine}: the claimed {claimed:.1%} is exaggerated"
+        seconds = limit.in_seconds(proposal.value)
+        choice, reason = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
+        if choice is Choice.APPROVE:
+            reason += f"; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
+        return choice, reason
+
+    def _judge(
+        self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, times: float
+    ) -> tuple[Choice, str]:
+        """What this agent's own estimate, at so many times the longest task on record, says of the claimed gain."""
+        worth = case.status.briefing.rules.minimum_effect
+        claimed = proposal.predicted_rate
+        held = estimate.lower(self.z_margin) - baseline
+        found = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {format_value(proposal.value)}"
+        own = f"{found} against {baseline:.1%} of {case.baseline.tasks} now"
+        if estimate.rate - baseline < worth:
+            return Choice.REJECT, f"{own}: no gain worth having"
+        if times > self.reach:
+            return Choice.ABSTAIN, f"{own}, but that is {times:.1f} times the longest task on record: too far for me"
+        if claimed > estimate.upper(2 * self.z_margin) + worth:
+            return Choice.REJECT, f"{own}: the claimed {claimed:.1%} is exaggerated"
         if held < worth:
-            return Choice.ABSTAIN, f"{mine}: too uncertain to tell"
+            return Choice.ABSTAIN, f"{own}: too uncertain to tell"
         if held < self.bar * (claimed - baseline):
-            return Choice.REJECT, f"{mine}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
-        return Choice.APPROVE, f"{mine}; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
+            return Choice.REJECT, f"{own}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
+        return Choice.APPROVE, own
 
     def _finding(self, case: Case) -> "Finding | None":
         """The cause that explains most, and the value this agent would try; None where there is none to be had."""
@@ -168,9 +180,9 @@ class Investigator:
         return None
 
     def _choose(self, case: Case, limit: Limit, model: Model, cause: str, baseline: float) -> "Finding | None":
-        furthest, worth = self.reach * case.longest, case.status.minimum_effect
+        furthest, worth = self.reach * case.longest, case.status.briefing.rules.minimum_effect
         open_ = [
-            Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.doubt)
+            Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.z_margin)
             for value in limit.candidates()
             if limit.in_seconds(value) <= furthest and not case.against(limit.key, value, FAILED)
         ]
@@ -191,7 +203,7 @@ class Finding:
     value: int | float
     estimate: Estimate
     baseline: float
-    doubt: float
+    z_margin: float
 
     @property
     def gain(self) -> float:
@@ -199,8 +211,8 @@ class Finding:
 
     @property
     def gain_held(self) -> float:
-        """The gain that remains when the doubt is taken off."""
-        return self.estimate.lower(self.doubt) - self.baseline
+        """The gain that remains when the margin is taken off."""
+        return self.estimate.lower(self.z_margin) - self.baseline
 
 
 def explanation(limit: Limit) -> str | None:
@@ -212,7 +224,7 @@ def explanation(limit: Limit) -> str | None:
 
 def remembrance(pattern: Pattern) -> Evidence:
     """What the memory says of a change, to be looked up in it by whoever votes."""
-    return Evidence(claim=pattern.text, figures={TIMES_MENDED: pattern.successes, "times_tried": pattern.tries})
+    return Evidence(claim=pattern.text, figures={TIMES_FIXED: pattern.successes, "times_tried": pattern.tries})
 
 
 def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline: float) -> tuple[Choice, str]:
@@ -220,7 +232,7 @@ def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline
     asked = (case.symptom, case.change(proposal.parameter, proposal.value))
     if recalled is None or recalled.effect_interval is None or (recalled.claim.symptom, recalled.claim.change) != asked:
         return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
-    (low, high), worth = recalled.effect_interval, case.status.minimum_effect
+    (low, high), worth = recalled.effect_interval, case.status.briefing.rules.minimum_effect
     if recalled.state is not PatternState.SUPPORTED or low < worth:
         return Choice.ABSTAIN, f"I remember only that {recalled.text}"
     if (claimed := proposal.predicted_rate - baseline) > high + worth:
@@ -231,13 +243,13 @@ def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline
 def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
     """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
     recalled = case.recalled(proposal.parameter, proposal.value)
-    good = "good_share" if case.status.objectives else "success_rate"
+    good = "good_share" if case.status.briefing.objectives else "success_rate"
     mended, recorded = recalled.successes if recalled else 0, {good: case.baseline.rate}
     if limit is not None:
         recorded |= {"share_of_failures_at_limit": limit.explained}
     for name, claimed in (figure for evidence in proposal.evidence for figure in evidence.figures.items()):
         # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
-        if name == TIMES_MENDED and claimed > mended:
+        if name == TIMES_FIXED and claimed > mended:
             return f"the proposal says that the like mended {claimed:g} times, the memory does not"
         known = recorded.get(name)
         if known is not None and abs(claimed - known) > SLACK + 1.5 / math.sqrt(len(case.samples)):

@@ -9,7 +9,7 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, out, run
+from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, out, run
 
 if TYPE_CHECKING:
     from schema.messages.base import AgentMessage, Message
@@ -43,7 +43,7 @@ def _type_of(kind: str) -> "type[AgentMessage]":
 
 @app.command("run", epilog="Example: nautilus agent run --every-s 5")
 def agent_run(
-    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the market.")] = 1.0,
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between scans of the market.")] = 1.0,
 ) -> None:
     """Run the six built-in agents until Ctrl-C."""
     from schema.settings import Settings
@@ -88,11 +88,18 @@ def agent_register(
     public_key: Annotated[str | None, typer.Option(help=PUBLIC_KEY)] = None,
 ) -> None:
     """Let an agent bid and vote, with the key that it signs with (needless where `unsigned_agents` is declared)."""
-    from activities import market
+    from activities import agents
+    from schema.declaration import declared_platform
 
-    if not market.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public_key):
+    if not agents.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public_key):
         raise CommandError(f"expected a new agent, but {agent_id} is registered already; `agent rotate` gives it a key")
-    out.print(f"{agent_id} of {operator} may bid and vote" + ("" if public_key else ", unsigned where that is allowed"))
+    if public_key or declared_platform().unsigned_agents:
+        out.print(f"{agent_id} of {operator} may bid and vote")
+    else:
+        keyless = (
+            "nobody hears it without a key, unless unsigned_agents is declared; `nautilus agent rotate` gives it one"
+        )
+        out.print(f"{agent_id} of {operator} is registered, but {keyless}", soft_wrap=True)
 
 
 @app.command("rotate", epilog="Example: nautilus agent rotate ada --public-key 6m2Zp0Qw= --why lost")
@@ -134,18 +141,18 @@ def agent_sign(
     if kind not in KINDS:
         raise CommandError(f"expected one of {', '.join(KINDS)}, but {kind!r} came")
     signer = keys.read(key)
-    word = _type_of(kind).model_validate({"agent_id": signer.agent_id} | _said(sys.stdin.read()))
+    message = _type_of(kind).model_validate({"agent_id": signer.agent_id} | _message_fields(sys.stdin.read()))
 
     async def ask() -> str:
         return await (await NautilusClient.connect()).first_run(workflow_id)
 
     signed: Message
-    if kind == wire.OPEN_CYCLE and isinstance(word, Proposal):
-        signed = opening(word, signer)
-    elif isinstance(word, TypeRegistration):
-        signed = registration(word, signer)
+    if kind == wire.OPEN_CYCLE and isinstance(message, Proposal):
+        signed = opening(message, signer)
+    elif isinstance(message, TypeRegistration):
+        signed = registration(message, signer)
     elif workflow_id:
-        signed = signer.sign(word, workflow_id, run_id or run(ask()), kind)
+        signed = signer.sign(message, workflow_id, run_id or run(ask()), kind)
     else:
         raise CommandError(f"expected --workflow-id, because a {kind} is good for one workflow only")
     emit(signed.model_dump(mode="json", exclude_none=True))
@@ -154,24 +161,27 @@ def agent_sign(
 @app.command("list", epilog="Example: nautilus agent list --json")
 def agent_list(as_json: AsJson = False) -> None:
     """Every agent: standing, record, balance, key."""
-    from activities import market
+    from activities import accounts, agents
     from rules.identity import REVOKED
 
     with open_database().reading() as session:
-        rows = [(agent, market.balance(session, agent.agent_id)) for agent in market.roster(session)]
-    if as_json:
-        emit([agent.model_dump(mode="json") | {"balance": balance} for agent, balance in rows])
-        return
-    table = new_table("agent", "operator", "standing", "promoted", "attempts", "balance", "key")
-    for a, balance in rows:
-        key = "revoked" if a.public_key == REVOKED else (a.public_key or "none")[:12]
-        table.add_row(
-            *(a.agent_id, a.operator, f"{a.standing:.2f}", str(a.successes), str(a.attempts), str(balance), key)
-        )
-    out.print(table)
+        rows = [
+            agent.model_dump(mode="json") | {"balance": accounts.balance(session, agent.agent_id)}
+            for agent in agents.roster(session)
+        ]
+    columns: Columns[dict[str, Any]] = {
+        "agent": lambda row: row["agent_id"],
+        "operator": lambda row: row["operator"],
+        "standing": lambda row: f"{row['standing']:.2f}",
+        "promoted": lambda row: row["successes"],
+        "attempts": lambda row: row["attempts"],
+        "balance": lambda row: row["balance"],
+        "key": lambda row: "revoked" if row["public_key"] == REVOKED else (row["public_key"] or "none")[:12],
+    }
+    answer_rows(as_json, rows, columns, "no agent is registered")
 
 
-def _said(text: str) -> dict[str, Any]:
+def _message_fields(text: str) -> dict[str, Any]:
     """The object on stdin. Nobody should sign what two readers may read in two ways, so a name comes once."""
     import json
 
@@ -183,9 +193,9 @@ def _said(text: str) -> dict[str, Any]:
         return found
 
     try:
-        said = json.loads(text, object_pairs_hook=once)
+        fields = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise CommandError(f"expected a message as JSON on stdin, but {error}") from None
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise CommandError(f"expected a message as a JSON object on stdin, but {text.strip()[:40]!r} came")
-    return said
+    return fields

@@ -1,6 +1,5 @@
 """Commands about improvement cycles: list, look, steer, follow."""
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, out, run
+from starter.command import AsJson, Columns, Who, Why, answer, answer_rows, out, run, status_of
 
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleStatus
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.", epilog="Example: nautilus cycle list --all")
 
-# Where a query waits for a worker, a person should not wait much longer.
-PATIENCE = timedelta(seconds=5)
 Cycle = Annotated[str, typer.Argument(help="Workflow id, or subject.", autocompletion=completion.cycles)]
 
 
@@ -32,15 +29,14 @@ def cycle_list(
         client = await NautilusClient.connect()
         return await client.tasks(None, ended=every, most=200, workflows=(wire.IMPROVEMENT_CYCLE,))
 
-    cycles = run(ask())
-    rows = [(c.workflow_id, c.opened.isoformat(), c.phase, c.parameter, c.outcome) for c in cycles]
-    if as_json:
-        emit([dict(zip(("workflow_id", "opened", "phase", "parameter", "outcome"), row, strict=True)) for row in rows])
-        return
-    table = new_table("cycle", "opened", "phase", "parameter", "outcome")
-    for workflow, opened, *others in rows:
-        table.add_row(workflow, opened[:16].replace("T", " "), *others)
-    out.print(table if rows else "no cycle is open; --all lists the ended ones")
+    columns: Columns[Listed] = {
+        "cycle": lambda cycle: cycle.workflow_id,
+        "opened": lambda cycle: f"{cycle.opened:%Y-%m-%d %H:%M}",
+        "phase": lambda cycle: cycle.phase,
+        "parameter": lambda cycle: cycle.parameter,
+        "outcome": lambda cycle: cycle.outcome,
+    }
+    answer_rows(as_json, run(ask()), columns, "no cycle is open; --all lists the ended ones")
 
 
 @app.command("show", epilog="Example: nautilus cycle show success_rate:research_synthesis")
@@ -51,39 +47,16 @@ def cycle_show(cycle: Cycle, as_json: AsJson = False) -> None:
     from workflows.page import render
 
     status = run(_status(_workflow(cycle)))
-    if as_json:
-        emit(status.model_dump(mode="json"))
-    else:
-        out.print(Markdown(render(status)))
+    answer(as_json, status, lambda: out.print(Markdown(render(status))))
 
 
 async def _status(cycle: str) -> "CycleStatus":
-    """From the result where the cycle has ended, which needs no worker."""
-    import asyncio
-
-    from temporalio.client import WorkflowExecutionStatus
-    from temporalio.service import RPCError, RPCStatusCode
-
     from starter.client import NautilusClient
 
-    client = await NautilusClient.connect()
-    try:
-        described = await client.temporal.get_workflow_handle(cycle).describe()
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND or "amespace" in str(error):
-            raise
-        raise CommandError(f"expected a cycle, but there is no {cycle}; `nautilus cycle list` shows them") from None
-    if described.workflow_type != wire.IMPROVEMENT_CYCLE:
-        raise CommandError(f"expected a cycle, but {cycle} is of type {described.workflow_type}")
-    if described.status is WorkflowExecutionStatus.COMPLETED:
-        return (await client.result(cycle)).status
-    if described.status is not WorkflowExecutionStatus.RUNNING:
-        how = described.status.name.lower() if described.status else "gone"
-        raise CommandError(f"expected a cycle that runs or has ended, but {cycle} is {how}")
-    try:
-        return await asyncio.wait_for(client.status(cycle), PATIENCE.total_seconds())
-    except (TimeoutError, RPCError):
-        raise CommandError(f"expected a worker to answer for {cycle}, but none does; run `nautilus worker`") from None
+    async def at_its_end(client: NautilusClient, workflow_id: str) -> "CycleStatus":
+        return (await client.result(workflow_id)).status
+
+    return await status_of(cycle, "cycle", NautilusClient.status, at_its_end)
 
 
 class Steer(StrEnum):
@@ -125,15 +98,15 @@ def cycle_watch(cycle: Cycle) -> None:
     from starter.client import NautilusClient
 
     async def follow() -> None:
-        told = 0
+        lines_shown = 0
         ended = await _status(_workflow(cycle))
         if ended.phase is Phase.ENDED:
             out.print("\n".join(ended.story))
             return
         async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
-            for line in status.story[told:]:
+            for line in status.story[lines_shown:]:
                 out.print(f"{status.phase.value:>10}  {line}")
-            told = len(status.story)
+            lines_shown = len(status.story)
 
     run(follow())
 

@@ -180,7 +180,7 @@ def check(
         platform = read_platform(file, settings.pace)
     except DeclarationError as error:
         if as_json:
-            emit({"file": str(file), "ok": False, "problems": [problem._asdict() for problem in error.problems]})
+            emit({"file": str(file), "ok": False, "problems": error.problems})
         else:
             for problem in error.problems:
                 where = f"{file}:{problem.line}" if problem.line else str(file)

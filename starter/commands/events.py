@@ -2,12 +2,27 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter import completion
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
+from starter.command import (
+    AsJson,
+    Columns,
+    CommandError,
+    Who,
+    Why,
+    answer,
+    answer_rows,
+    emit,
+    open_database,
+    open_to_read,
+    out,
+)
+
+if TYPE_CHECKING:
+    from schema.messages.outbox import SubscriberStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,14 +39,16 @@ def show_all(as_json: AsJson = False) -> None:
     from activities import events
     from schema.declaration import declared_platform
 
-    found = events.subscribers(open_database(), declared_platform())
-    if as_json:
-        emit([status.model_dump(mode="json") for status in found])
-        return
-    table = new_table("subscriber", "behind", "retrying", "parked", "dead", "lately")
-    for status in found:
-        table.add_row(*(str(value) for value in status.model_dump().values()))
-    out.print(table if found else "no subscriber has been started; `nautilus events apply` does")
+    columns: Columns[SubscriberStatus] = {
+        "subscriber": lambda status: status.subscriber,
+        "behind": lambda status: status.behind,
+        "retrying": lambda status: status.retrying,
+        "parked": lambda status: status.parked,
+        "dead": lambda status: status.dead,
+        "lately": lambda status: status.error,
+    }
+    statuses = events.subscribers(open_database(), declared_platform())
+    answer_rows(as_json, statuses, columns, "no subscriber has been started; `nautilus events apply` does")
 
 
 @app.command(epilog="Example: nautilus events apply")
@@ -41,12 +58,12 @@ def apply() -> None:
 
     from activities import events
     from schema.declaration import declared_platform
-    from worker import connect
+    from starter.client import NautilusClient
 
     database, platform = open_database(), declared_platform()
 
     async def start() -> None:
-        await events.start_bus(await connect(), database, platform)
+        await events.start_bus((await NautilusClient.connect()).temporal, database, platform)
 
     asyncio.run(start())
     out.print(f"running: {', '.join(status.subscriber for status in events.subscribers(database, platform))}")
@@ -66,7 +83,7 @@ def tail(
     database = open_to_read()
     found = outbox(database, latest=latest)
     if as_json and not follow:
-        emit([event.model_dump(mode="json") for event in found])
+        emit(found)
         return
     if not (found or follow):
         out.print("nothing has happened yet")
@@ -74,7 +91,7 @@ def tail(
     while found or follow:
         for event in found:
             if as_json:
-                emit(event.model_dump(mode="json"))
+                emit(event)
             else:
                 line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
                 out.print(line, soft_wrap=True)
@@ -92,20 +109,19 @@ def dead(
 ) -> None:
     """Dead letters: events that a subscriber will not have unless you act. Later ones of the subject wait behind."""
     from activities import events
-    from schema.messages.events import DeliveryState
+    from schema.messages.outbox import DeliveryState, Undelivered
 
     late = events.undelivered(open_database())
-    found = [letter for letter in late if every or letter.state is DeliveryState.DEAD]
-    if as_json:
-        emit([letter.model_dump(mode="json") for letter in found])
-        return
-    for x in found:
-        since = f" since {x.dead_at:%Y-%m-%d %H:%M}" if x.dead_at else ""
-        tried = f", {x.attempts} attempts: {x.error}" if x.attempts else ""
-        # A line, because what is copied into `redrive` and `drop` must stay whole in the narrowest terminal.
-        out.print(f"{x.subscriber} {x.sequence}  {x.type}  {x.subject}  {x.state.value}{since}{tried}", soft_wrap=True)
-    if not found:
-        out.print("no dead letters")
+    letters = [letter for letter in late if every or letter.state is DeliveryState.DEAD]
+
+    def line(letter: Undelivered) -> str:
+        since = f" since {letter.dead_at:%Y-%m-%d %H:%M}" if letter.dead_at else ""
+        tried = f", {letter.attempts} attempts: {letter.error}" if letter.attempts else ""
+        where = f"{letter.subscriber} {letter.sequence}  {letter.type}  {letter.subject}"
+        return f"{where}  {letter.state.value}{since}{tried}"
+
+    # Lines, because what is copied into `redrive` and `drop` must stay whole in the narrowest terminal.
+    answer(as_json, letters, lambda: out.print("\n".join(map(line, letters)) or "no dead letters", soft_wrap=True))
 
 
 @app.command(epilog="Example: nautilus events redrive cycles --all")
@@ -125,9 +141,9 @@ def redrive(
         raise CommandError("expected exactly one of --subject and --all")
     database = open_database()
     # One that is declared no longer may still have dead letters.
-    known = {*subscriptions(declared_platform()), *(x.subscriber for x in events.undelivered(database))}
-    if subscriber is not None and subscriber not in known:
-        raise CommandError(f"expected a subscriber ({', '.join(sorted(known))}), but {subscriber} came")
+    subscribers = {*subscriptions(declared_platform()), *(x.subscriber for x in events.undelivered(database))}
+    if subscriber is not None and subscriber not in subscribers:
+        raise CommandError(f"expected a subscriber ({', '.join(sorted(subscribers))}), but {subscriber} came")
     count = events.redrive(database, subscriber, subject, datetime.now(UTC))
     out.print(f"{count} dead letters are on their way again" if count else "no dead letters there")
 

@@ -1,12 +1,16 @@
 """Commands about experiments: what an auditor and an operator ask of them."""
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter import completion
-from starter.command import AsJson, CommandError, emit, new_table, open_database, open_to_read, out
+from starter.command import NO_DATA, AsJson, Columns, CommandError, answer_rows, emit, open_database, open_to_read, out
+
+if TYPE_CHECKING:
+    from activities.reading import ListedExperiment
+    from schema.messages.experiment import Reading
 
 app = typer.Typer(
     no_args_is_help=True, help="Experiments: evidence and replays.", epilog="Example: nautilus experiment list"
@@ -26,39 +30,44 @@ def show_all(as_json: AsJson = False) -> None:
     """Every experiment, oldest first."""
     from activities import reading
 
-    found = reading.experiments(open_to_read())
-    if as_json:
-        emit([{"experiment_id": i, "parameter": p, "state": s} for i, p, s in found])
-        return
-    table = new_table("experiment", "parameter", "state")
-    for row in found:
-        table.add_row(*row)
-    out.print(table)
+    columns: Columns[ListedExperiment] = {
+        "experiment": lambda experiment: experiment.experiment_id,
+        "parameter": lambda experiment: experiment.parameter,
+        "state": lambda experiment: experiment.state,
+    }
+    answer_rows(as_json, reading.experiments(open_to_read()), columns, "no experiment was opened yet")
 
 
 @app.command(epilog="Example: nautilus experiment show success_rate:research_synthesis#1")
 def show(experiment_id: Id, as_json: AsJson = False) -> None:
-    """The running evidence, task by task, and where the experiment stands."""
+    """The running evidence, task by task, and where the experiment stands. Exit code 3 where no task has finished."""
     from activities import experiment_audit
-    from workflows.page import percent
 
     database = open_database()
     readings = experiment_audit.trajectory(database, experiment_id)
     now = experiment_audit.replay(database, experiment_id).computed
     if as_json:
         steps = [{"tasks": r.control.tasks + r.treatment.tasks, "log_e": r.log_e, "effect": r.effect} for r in readings]
-        emit({"reading": now.model_dump(mode="json"), "evidence": steps})
-        return
+        emit({"reading": now, "evidence": steps})
+    elif not readings:
+        out.print(f"no task of it has finished, so there is no evidence; {now.reason}", soft_wrap=True)
+    else:
+        _show(now, [r.log_e for r in readings])
+    if not readings:
+        raise typer.Exit(NO_DATA)
+
+
+def _show(now: "Reading", evidence: list[float]) -> None:
+    from workflows.page import percent
+
     for name, counts in (("control", now.control), ("treatment", now.treatment)):
         out.print(f"{name:>10}  {counts.successes} of {counts.tasks} = {percent(counts)}")
     if now.interval is not None and now.effect is not None:
         low, high = now.interval
         out.print(f"    effect  {now.effect:+.1%}, always-valid interval {low:+.1%} to {high:+.1%}")
-    evidence = [r.log_e for r in readings]
-    if evidence:
-        top = max(*evidence, 0.1)
-        bars = "".join(BLOCKS[max(0, min(8, math.ceil(8 * e / top)))] for e in evidence)
-        out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})")
+    top = max(*evidence, 0.1)
+    bars = "".join(BLOCKS[max(0, min(8, math.ceil(8 * e / top)))] for e in evidence)
+    out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})")
     out.print(f"            {now.reason}")
 
 
@@ -69,7 +78,7 @@ def replay(experiment_id: Id, as_json: AsJson = False) -> None:
 
     result = experiment_audit.replay(open_database(), experiment_id)
     if as_json:
-        emit(result.model_dump(mode="json"))
+        emit(result)
     elif result.recorded is None:
         out.print(f"no verdict yet; the counts now say: {result.computed.reason}")
     elif result.same and result.recount:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import AsJson, CommandError, emit, new_table, open_database, open_to_read, out
+from starter.command import AsJson, Columns, CommandError, answer_rows, emit, open_database, open_to_read, out
 
 if TYPE_CHECKING:
     from schema.messages.ledger import LedgerEntry
@@ -20,11 +20,7 @@ def ledger_list(
     """The newest entries, oldest of them first."""
     from activities import reading
 
-    found = reading.entries(open_to_read(), latest=latest)
-    if as_json:
-        emit([entry.model_dump(mode="json") for entry in found])
-    else:
-        show_entries(found)
+    answer_entries(reading.entries(open_to_read(), latest=latest), as_json)
 
 
 @app.command("verify", epilog="Example: nautilus ledger verify")
@@ -35,18 +31,20 @@ def ledger_verify(as_json: AsJson = False) -> None:
     count, head, broken = ledger.verify(open_database())
     if as_json:
         emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
-    elif broken is None:
-        out.print(f"{count} entries, unbroken; head {head}", soft_wrap=True)
+        raise typer.Exit(0 if broken is None else 1)
     if broken is not None:
-        if not as_json:
-            raise CommandError(broken)
-        raise typer.Exit(1)
+        raise CommandError(broken)
+    out.print(f"{count} entries, unbroken; head {head}", soft_wrap=True)
 
 
-def show_entries(found: "Sequence[LedgerEntry]") -> None:
+def answer_entries(entries: "Sequence[LedgerEntry]", as_json: bool = False) -> None:
     """One line for each."""
-    table = new_table("entry", "at", "kind", "subject", "what", "digest")
-    for e in found:
-        what = e.body.get("ending") or e.body.get("value") or e.body.get("treatment") or ""
-        table.add_row(str(e.sequence), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind.value, e.subject, str(what), e.digest[:12])
-    out.print(table)
+    columns: Columns[LedgerEntry] = {
+        "entry": lambda entry: entry.sequence,
+        "at": lambda entry: f"{entry.at:%Y-%m-%d %H:%M:%S}",
+        "kind": lambda entry: entry.kind.value,
+        "subject": lambda entry: entry.subject,
+        "what": lambda entry: entry.body.get("ending") or entry.body.get("value") or entry.body.get("treatment") or "",
+        "digest": lambda entry: entry.digest[:12],
+    }
+    answer_rows(as_json, entries, columns, "nothing is on the record yet")

@@ -1,12 +1,15 @@
 """Commands about the memory: what the nights have learned, and what it rests on."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter import completion
-from starter.command import AsJson, CommandError, emit, new_table, open_to_read, out
+from starter.command import AsJson, Columns, CommandError, answer_rows, emit, new_table, open_to_read, out
+
+if TYPE_CHECKING:
+    from schema.messages.memory import Pattern
 
 app = typer.Typer(no_args_is_help=True, help="What the nights have learned.", epilog="Example: nautilus memory list")
 
@@ -16,15 +19,15 @@ def show_all(as_json: AsJson = False) -> None:
     """Every pattern: remedies, weekly lows, skills; the weightiest of a kind first."""
     from activities.reading import everything_remembered
 
-    found = [pattern for pattern, _ in everything_remembered(open_to_read(), datetime.now(UTC))]
-    if as_json:
-        emit([pattern.model_dump(mode="json") for pattern in found])
-        return
-    table = new_table("pattern", "state", "last seen", "what")
-    for p in found:
-        table.add_row(p.pattern_id, p.state.value, f"{p.last_seen:%Y-%m-%d}", p.text)
+    patterns = [pattern for pattern, _ in everything_remembered(open_to_read(), datetime.now(UTC))]
+    columns: Columns[Pattern] = {
+        "pattern": lambda pattern: pattern.pattern_id,
+        "state": lambda pattern: pattern.state.value,
+        "last seen": lambda pattern: f"{pattern.last_seen:%Y-%m-%d}",
+        "what": lambda pattern: pattern.text,
+    }
     now = "temporal schedule trigger --namespace nautilus --schedule-id consolidation"
-    out.print(table if found else f"nothing is remembered yet; `{now}` takes the night now")
+    answer_rows(as_json, patterns, columns, f"nothing is remembered yet; `{now}` runs the nightly job now")
 
 
 @app.command(epilog="Example: nautilus memory show weekly-3f2a")

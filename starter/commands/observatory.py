@@ -2,16 +2,27 @@
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from starter.command import AsJson, CommandError, emit, err, new_table, open_to_read, out
+from schema.messages.base import plausible
+from starter.command import NO_DATA, AsJson, CommandError, answer, emit, err, new_table, open_to_read, out, run
+
+if TYPE_CHECKING:
+    from rules.series_file import Judged
+    from schema.messages.observatory import Snapshot
 
 app = typer.Typer()
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Squares and sums of such numbers are numbers.
+LARGEST = 1e100
 Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
 
@@ -20,27 +31,91 @@ def health(as_json: AsJson = False) -> None:
     """The latest snapshot: the health score, what it is made of, and every metric by task type and together.
 
     `fill` is the share of tasks whose bidding was over that were awarded; of all, the platform's own tasks included.
+    Exit code 3 where nothing could be measured.
     """
     from activities.reading import latest_snapshot
-    from schema.messages.observatory import Measures
 
     snapshot = latest_snapshot(open_to_read())
     if snapshot is None:
-        raise CommandError("expected a snapshot, but none was taken yet; the schedule metrics_snapshot takes them")
-    if as_json:
-        emit(snapshot.model_dump(mode="json"))
-        return
+        raise CommandError(f"expected a snapshot, but none was taken yet; {_next_snapshot()}")
+    answer(as_json, snapshot, lambda: _show(snapshot))
+    if snapshot.health is None:
+        raise typer.Exit(NO_DATA)
+
+
+def _show(snapshot: "Snapshot") -> None:
+    from schema.messages.observatory import Measures
+
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
+    if snapshot.health is None:
+        out.print(_next_snapshot(), soft_wrap=True)
     whole = Measures.model_validate(snapshot, from_attributes=True)
-    table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "spent", "fill", "agents")
+    table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "cost", "fill", "agents")
     for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
         one = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
         an_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
         figures = (an_hour, counts.rate, one.mean_duration_s, one.p95_duration_s, one.mean_quality, one.spending)
-        cells = ["-" if figure is None else f"{figure:.3g}" for figure in (*figures, one.market_fill_rate)]
+        cells = ["-" if figure is None else _short(figure) for figure in (*figures, one.market_fill_rate)]
         table.add_row(name, *cells, str(one.active_agents))
     out.print(table)
+
+
+def _short(figure: float) -> str:
+    """Three figures, fewer of what is small: nine columns are to fit in 80 characters."""
+    return f"{figure:,.0f}" if figure >= 1_000 else f"{figure:.3g}" if figure >= 0.1 else f"{figure:.1g}"
+
+
+def _next_snapshot() -> str:
+    """When the next snapshot is taken, or what keeps it from being taken."""
+    from temporalio.service import RPCError
+
+    from activities import cron
+    from activities.report_text import lasted
+    from schema.messages.platform import JobId
+    from starter.client import NautilusClient
+
+    async def ask() -> list[cron.ScheduledJob]:
+        return await cron.listed((await NautilusClient.connect()).temporal)
+
+    snapshots = JobId.METRICS_SNAPSHOT.value
+    try:
+        job = next((job for job in run(ask()) if job.id == snapshots), None)
+    except (RPCError, ConnectionError):
+        return "no Temporal server answers: `nautilus up` runs what takes them"
+    if job is None:
+        return f"the schedule {snapshots} is not there: `nautilus schedules apply` creates it"
+    if job.paused or job.next_run is None:
+        return f"the schedule {snapshots} is paused: `temporal schedule toggle` lets it go on"
+    at = datetime.fromisoformat(job.next_run)
+    return f"the next is taken at {at:%H:%M:%S} UTC, in {lasted(max(1.0, (at - datetime.now(UTC)).total_seconds()))}"
+
+
+def _judged(file: Path, read: "_Read") -> "Judged":
+    """What the detector finds in a file, with progress on a terminal."""
+    from rich.progress import Progress
+
+    from rules.series_file import detect_rates, detect_values
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+
+        def judging(rows: Sequence[Row]) -> Iterable[Row]:
+            return progress.track(rows, description="judging")
+
+        try:
+            # Spreadsheets begin a file with a byte order mark.
+            with progress.open(file, "r", encoding="utf-8-sig", newline="", description="reading") as lines:
+                rows = csv.reader(lines)
+                match [name.strip().lower() for name in next(rows, [])]:
+                    case ["timestamp", "value"]:
+                        return detect_values(read.rows(rows, 2, _value), judging)
+                    case ["timestamp", "successes", "total"]:
+                        return detect_rates(read.rows(rows, 3, _counts), judging)
+                    case header:
+                        came = f"{','.join(header)!r} came"
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise CommandError(f"{file}: expected CSV in UTF-8, but {error}") from None
+    raise CommandError(f"{file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
 
 
 @app.command(epilog="Example: nautilus detect --file series.csv")
@@ -51,73 +126,70 @@ def detect(
     """Try the detector on your own history: one line for each episode that would have raised an alarm.
 
     Rows may come in any order. An empty cell and NaN are no data; a timestamp without an offset is taken for UTC; of
-    rows with the same timestamp the last counts. Instants are told as the file writes them.
+    rows with the same timestamp the last counts. Instants are told as the file writes them. Exit code 3 where no row
+    could be judged, which is not the same as no alarm.
     """
-    from rich.progress import Progress
-
-    from rules.series_file import detect_rates, detect_values
-
-    written = dict[datetime, str]()  # a person, or a script, looks for them in the file
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-
-        def judging(rows: Sequence[Row]) -> Iterable[Row]:
-            return progress.track(rows, description="judging")
-
-        try:
-            # Spreadsheets begin a file with a byte order mark.
-            with progress.open(file, "r", encoding="utf-8-sig", newline="", description="reading") as lines:
-                rows = csv.reader(lines)
-                header = [name.strip().lower() for name in next(rows, [])]
-                if header == ["timestamp", "value"]:
-                    alarms = detect_values(_rows(file, rows, 2, _value, written), judging)
-                elif header == ["timestamp", "successes", "total"]:
-                    alarms = detect_rates(_rows(file, rows, 3, _counts, written), judging)
-                else:
-                    came = f"{','.join(header)!r} came"
-                    raise CommandError(f"{file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise CommandError(f"{file}: expected CSV in UTF-8, but {error}") from None
-    told = [{**a._asdict(), "timestamp": written[a.timestamp], "onset": written[a.onset]} for a in alarms]
+    read = _Read(file)
+    found = _judged(file, read)
+    if read.repeated:
+        why = "the last of each counts; does a local hour come twice?"
+        err.print(f"rows with the timestamp of another one: {read.repeated}; {why}", soft_wrap=True)
+    alarms = [
+        {**a._asdict(), "timestamp": read.written[a.timestamp], "onset": read.written[a.onset]} for a in found.alarms
+    ]
     if as_json:
-        emit({"alarms": told})
-        return
-    table = new_table("raised", "onset", "direction", "size", "reason")
-    for a in told:
-        table.add_row(a["timestamp"], a["onset"], a["direction"], f"{a['size']:+.3g}", a["reason"])
-    out.print(table if told else "no alarm")
+        emit({"alarms": alarms, "rows": found.rows, "judged": found.judged})
+    else:
+        table = new_table("raised", "onset", "direction", "size", "reason")
+        for a in alarms:
+            table.add_row(a["timestamp"], a["onset"], a["direction"], f"{a['size']:+.3g}", a["reason"])
+        out.print(table if alarms else "no alarm" if found.judged else "nothing was judged")
+        early = "; the others came before it was known what is normal" if found.judged < found.rows else ""
+        out.print(f"judged {found.judged:,} of {found.rows:,} rows with data{early}", soft_wrap=True)
+    if not found.judged:
+        raise typer.Exit(NO_DATA)
 
 
-def _rows(
-    file: Path, rows: Iterable[list[str]], columns: int, parse: Callable[..., Row], written: dict[datetime, str]
-) -> Iterator[Row]:
-    for number, row in enumerate(rows, 2):
-        if not any(cell.strip() for cell in row):
-            continue
-        try:
-            if len(row) != columns:
-                raise ValueError(f"expected {columns} columns, but {len(row)} came")
-            at = _instant(row[0].strip())
-            at = at if at.tzinfo else at.replace(tzinfo=UTC)
-            written[at] = row[0].strip()
-            yield parse(at, *row[1:])
-        except ValueError as error:
-            raise CommandError(f"{file}:{number}: {error}") from None
+@dataclass
+class _Read:
+    """What was read of a file: each instant as it is written there, and how many rows have one that came before."""
+
+    file: Path
+    written: dict[datetime, str] = field(default_factory=dict)
+    repeated: int = 0
+
+    def rows(self, rows: Iterable[list[str]], columns: int, parse: Callable[..., Row]) -> Iterator[Row]:
+        for number, row in enumerate(rows, 2):
+            if not any(cell.strip() for cell in row):
+                continue
+            try:
+                if len(row) != columns:
+                    raise ValueError(f"expected {columns} columns, but {len(row)} came")
+                at = _instant(row[0].strip())
+                self.repeated += at in self.written
+                self.written[at] = row[0].strip()
+                yield parse(at, *row[1:])
+            except ValueError as error:
+                raise CommandError(f"{self.file}:{number}: {error}") from None
 
 
 def _instant(cell: str) -> datetime:
     try:
-        return datetime.fromisoformat(cell)
+        at = datetime.fromisoformat(cell)
     except ValueError:
         raise ValueError(f"expected an instant in ISO 8601, but {cell[:100]!r} came") from None
+    return plausible(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 def _number(cell: str) -> float:
-    try:
-        number = float(cell) if cell.strip() else math.nan
-    except ValueError:
-        number = math.inf
-    if math.isinf(number):
-        raise ValueError(f"expected a number, but {cell[:100]!r} came")
+    """NaN where there is none. What Python reads too (1_000, other scripts' digits, 1e999) is no number in a file."""
+    text = cell.strip()
+    if text.lower() in ("", "nan"):
+        return math.nan
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"expected a number, but {text[:100]!r} came")
+    if abs(number := float(text)) > LARGEST:
+        raise ValueError(f"expected a number from -1e100 to 1e100, but {text[:100]!r} came")
     return number
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import AsJson, CommandError, emit, err, log_beside, out
+from starter.command import AsJson, CommandError, emit, err, lines_of, log_beside, out
 
 if TYPE_CHECKING:
     from schema.messages.observatory import TaskOutcome
@@ -18,7 +18,6 @@ AT_A_TIME = 5_000
 # A person mends a file by its kinds of mistakes, and twenty show them.
 MOST_BAD_LINES = 20
 # Spreadsheets and some editors begin a file with it.
-BOM = b"\xef\xbb\xbf"
 
 app = typer.Typer(
     no_args_is_help=True, help="Outcomes of tasks.", epilog="Example: nautilus outcomes import outcomes.jsonl"
@@ -40,7 +39,7 @@ def outcomes_import(
     counted as conflicting. A bad line stops the import before anything is written.
     """
     from activities.database import Database, migrate
-    from activities.observatory import Recorded, record_outcomes
+    from activities.recording import Recorded, record_outcomes
     from schema.declaration import declared_platform
     from schema.settings import Settings
     from starter.narration import Narration
@@ -72,8 +71,8 @@ def outcomes_import(
         (recorded.conflicting, "conflicting with what is recorded, which stands"),
         (recorded.too_old, "older than what is kept"),
     )
-    said = ", ".join(f"{number:,} {what}" for number, what in parts if number)
-    out.print(f"{len(outcomes):,} outcomes: {said or 'the file holds none'}", soft_wrap=True)
+    counts = ", ".join(f"{number:,} {what}" for number, what in parts if number)
+    out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}", soft_wrap=True)
 
 
 def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Iterator[tuple[TaskOutcome, int]]":
@@ -84,17 +83,13 @@ def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Itera
     now = datetime.now(UTC)
     bad_lines = 0
     try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                content = line.removeprefix(BOM) if number == 1 else line
-                if not content.strip():
-                    continue
-                try:
-                    yield _outcome(content.decode(), declared, now), len(line)
-                except ValueError as mistake:
-                    bad_lines += 1
-                    if bad_lines <= MOST_BAD_LINES:
-                        err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
+        for number, line, size in lines_of(file):
+            try:
+                yield _outcome(line.decode(), declared, now), size
+            except ValueError as mistake:
+                bad_lines += 1
+                if bad_lines <= MOST_BAD_LINES:
+                    err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
     except OSError as error:
         raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
     if bad_lines:
@@ -112,11 +107,11 @@ def _outcome(line: str, declared: Collection[str] | None, now: datetime) -> "Tas
     from schema.mistakes import in_one_line
 
     try:
-        outcome = TaskOutcome.model_validate_json(line)
+        outcome = TaskOutcome.model_validate_json(line, strict=True)  # "1_000" is no number
     except ValidationError as error:
         raise ValueError(in_one_line(error)) from None
     if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():
-        raise ValueError(f"expected the fields of an outcome, but {min(unknown)} came")
+        raise ValueError(f"expected the fields of an outcome, but {min(unknown)!r} came")
     if declared is not None and outcome.task_type not in declared:
         raise ValueError(f"expected a declared task type ({', '.join(sorted(declared))}), but {outcome.task_type} came")
     if (reason := contradiction(outcome, now)) is not None:

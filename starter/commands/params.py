@@ -8,8 +8,8 @@ import typer
 
 from schema.wire import EVERYTHING
 from starter import completion
-from starter.command import AsJson, CommandError, Who, Why, emit, new_table, open_database, open_to_read, out
-from starter.commands.ledger import show_entries
+from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, open_to_read, out
+from starter.commands.ledger import answer_entries
 
 if TYPE_CHECKING:
     from schema.messages.platform import Freeze, ParameterState
@@ -21,24 +21,29 @@ Key = Annotated[str, typer.Argument(autocompletion=completion.parameters)]
 @app.command("list", epilog="Example: nautilus params list --json")
 def params_list(as_json: AsJson = False) -> None:
     """Every declared parameter with the value production runs on."""
-    states, freezes = _states(), _freezes()
-    if as_json:
-        emit([_document(state, freezes) for state in states])
-        return
-    table = new_table(
-        "parameter", "value", "unit", "version", "default", "bounds", "risk", *(["frozen"] if freezes else [])
-    )
-    for state in states:
-        d = state.declaration
-        bounds = ", ".join(d.choices) or (f"{d.minimum:g} to {d.maximum:g}" if d.minimum is not None else "-")
-        row = [d.key, str(state.value), d.unit, str(state.version), str(d.default), bounds, d.risk.value]
-        if freezes:
-            freeze = _holding(d.key, freezes)
-            row.append(f"by {freeze.who}" if freeze else "")
-        table.add_row(*row)
-    out.print(table)
-    for freeze in freezes.values():
-        out.print(_reported(freeze), soft_wrap=True)
+    freezes = _freezes()
+    rows = [_document(state, freezes) for state in _states()]
+    columns: Columns[dict[str, Any]] = {
+        "parameter": lambda row: row["declaration"]["key"],
+        "value": lambda row: row["value"],
+        "unit": lambda row: row["declaration"]["unit"],
+        "version": lambda row: row["version"],
+        "default": lambda row: row["declaration"]["default"],
+        "bounds": lambda row: _bounds(row["declaration"]),
+        "risk": lambda row: row["declaration"]["risk"],
+    }
+    if freezes:
+        columns["frozen"] = lambda row: f"by {row['frozen']['who']}" if row["frozen"] else ""
+    answer_rows(as_json, rows, columns, "no parameter is declared")
+    if not as_json:
+        for freeze in freezes.values():
+            out.print(_reported(freeze), soft_wrap=True)
+
+
+def _bounds(declaration: dict[str, Any]) -> str:
+    if declaration["choices"]:
+        return ", ".join(declaration["choices"])
+    return "-" if declaration["minimum"] is None else f"{declaration['minimum']:g} to {declaration['maximum']:g}"
 
 
 @app.command("show", epilog="Example: nautilus params show research_synthesis.timeout_s")
@@ -51,14 +56,14 @@ def params_show(key: Key, as_json: AsJson = False) -> None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
     record, freezes = reading.entries(open_to_read(), subject=key), _freezes()
     if as_json:
-        emit({"state": _document(state, freezes), "ledger": [e.model_dump(mode="json") for e in record]})
+        emit({"state": _document(state, freezes), "ledger": record})
         return
     out.print(
         f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
     )
     if freeze := _holding(key, freezes):
         out.print(_reported(freeze), soft_wrap=True)
-    show_entries(record)
+    answer_entries(record)
 
 
 Scope = Annotated[
@@ -70,11 +75,11 @@ Scope = Annotated[
 @app.command("rollback", epilog="Example: nautilus params rollback research_synthesis.timeout_s --why slower")
 def params_rollback(key: Key, why: Why, who: Who) -> None:
     """Give a parameter the value it had before its last promotion, at once."""
-    from activities import experiment
+    from activities import parameters
 
     if key not in (state.declaration.key for state in _states()):
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    result = experiment.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
+    result = parameters.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
     if not result.swapped:
         raise CommandError(result.reason)
     value = next(state.value for state in _states() if state.declaration.key == key)
@@ -84,11 +89,11 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
 @app.command("freeze", epilog="Example: nautilus params freeze research_synthesis.timeout_s --why release")
 def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
-    from activities import experiment
+    from activities import parameters
 
     if key != EVERYTHING and key not in (state.declaration.key for state in _states()):
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    if not experiment.freeze(open_database(), key, who, why, datetime.now(UTC)):
+    if not parameters.freeze(open_database(), key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something that is not frozen, but {key} is")
     out.print(f"{'everything' if key == EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
 
@@ -96,9 +101,9 @@ def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
 @app.command("thaw", epilog="Example: nautilus params thaw research_synthesis.timeout_s --why released")
 def params_thaw(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """End a freeze."""
-    from activities import experiment
+    from activities import parameters
 
-    if not experiment.thaw(open_database(), key, who, why, datetime.now(UTC)):
+    if not parameters.thaw(open_database(), key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something frozen, but {key} is not")
     out.print(f"{'everything' if key == EVERYTHING else key} is free again")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from starter.command import AsJson, CommandError, emit, open_database, out
+from starter.command import NO_DATA, AsJson, CommandError, answer, open_database, out
 
 app = typer.Typer()
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -21,9 +21,12 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json."""
+    """What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json.
+
+    Exit code 3 where no task was recorded in that time.
+    """
     from activities.report import report as gathered
-    from activities.report import text
+    from activities.report_text import text
     from schema.declaration import declared_platform
     from starter.report_page import page
 
@@ -31,10 +34,10 @@ def report(
     facts = gathered(open_database(), declared_platform(), now - _span(since), now)
     if html is not None:
         html.write_text(page(facts), encoding="utf-8")
-    if as_json:
-        emit(facts.model_dump(mode="json"))
-    else:
-        out.print(text(facts) if html is None else f"the report is in {html}", soft_wrap=True)
+    in_words = text(facts) if html is None else f"the report is in {html}"
+    answer(as_json, facts, lambda: out.print(in_words, soft_wrap=True))
+    if facts.after is None:
+        raise typer.Exit(NO_DATA)
 
 
 def _span(words: str) -> timedelta:

@@ -35,12 +35,12 @@ def demo(
         await asyncio.Event().wait()
 
     try:
-        told = run(story.demo(Console(stderr=as_json), wait if keep else None))
+        result = run(story.demo(Console(stderr=as_json), wait if keep else None))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
-        emit(told.summary)
-        raise typer.Exit(0 if told.summary["outcome"] == "promoted" else 1)
+        emit(result.summary)
+        raise typer.Exit(0 if result.summary["outcome"] == "promoted" else 1)
 
 
 @app.command(epilog="Example: nautilus up --pace trial")

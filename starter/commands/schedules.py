@@ -1,13 +1,10 @@
 """Commands about the cron registry."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from starter.command import AsJson, emit, new_table, out, run
-
-if TYPE_CHECKING:
-    pass
+from starter.command import AsJson, Columns, answer, answer_rows, out, run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,46 +19,40 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Make Temporal's schedules what the table and `platform.toml` declare; a second time there is nothing to do."""
-    from activities import schedules
+    from activities import cron
     from schema.declaration import declared_platform
     from starter.client import NautilusClient
 
-    wanted = schedules.jobs(declared_platform())
+    wanted = cron.jobs(declared_platform())
 
-    async def settle() -> list[schedules.Change]:
-        return await schedules.apply((await NautilusClient.connect()).temporal, wanted, dry_run)
+    async def settle() -> list[cron.ScheduleChange]:
+        return await cron.apply((await NautilusClient.connect()).temporal, wanted, dry_run)
 
     changes = run(settle())
-    if as_json:
-        emit([change._asdict() for change in changes])
-        return
-    for change in changes:
-        out.print(f"{'would ' if dry_run else ''}{change}", soft_wrap=True)
-    if not changes:
-        out.print(f"nothing to do: {len(wanted)} schedules are as declared")
+    nothing = f"nothing to do: {len(wanted)} schedules are as declared"
+    lines = [f"{'would ' if dry_run else ''}{change}" for change in changes]
+    answer(as_json, changes, lambda: out.print("\n".join(lines) or nothing, soft_wrap=True))
 
 
 @app.command("list", epilog="Example: nautilus schedules list")
 def show_all(as_json: AsJson = False) -> None:
     """Every job: when it runs, its budget, whether it is elevated, and why."""
-    from activities import schedules
+    from activities import cron
     from starter.client import NautilusClient
 
-    async def ask() -> list[schedules.ScheduledJob]:
-        return await schedules.listed((await NautilusClient.connect()).temporal)
+    async def ask() -> list[cron.ScheduledJob]:
+        return await cron.listed((await NautilusClient.connect()).temporal)
 
-    rows = run(ask())
-    if as_json:
-        emit([row._asdict() for row in rows])
-        return
-    if not rows:
-        out.print("no schedule is there; `nautilus schedules apply` creates them")
-        return
-    table = new_table("job", "when", "budget", "priority", "state", "next (UTC)")
-    for row in rows:
-        state = "paused" if row.paused else "elevated" if row.elevated else "as declared"
-        next_run = (row.next_run or "-").replace("T", " ")[:16]
-        table.add_row(row.id, row.when, f"{row.budget_s:g} s", str(row.priority), state, next_run)
-    out.print(table)
-    for row in rows:
-        out.print(f"{row.id}: {row.note}", soft_wrap=True)
+    jobs = run(ask())
+    columns: Columns[cron.ScheduledJob] = {
+        "job": lambda job: job.id,
+        "when": lambda job: job.when,
+        "budget": lambda job: f"{job.budget_s:g} s",
+        "priority": lambda job: job.priority,
+        "state": lambda job: "paused" if job.paused else "elevated" if job.elevated else "as declared",
+        "next (UTC)": lambda job: (job.next_run or "-").replace("T", " ")[:16],
+    }
+    answer_rows(as_json, jobs, columns, "no schedule is there; `nautilus schedules apply` creates them")
+    if not as_json:
+        for job in jobs:
+            out.print(f"{job.id}: {job.note}", soft_wrap=True)

@@ -11,20 +11,37 @@ from uuid import uuid4
 import typer
 
 from schema import wire
+from schema.canonical import canonical
 from starter import completion
-from starter.command import AsJson, CommandError, Who, Why, emit, err, log_beside, new_table, open_database, out, run
+from starter.command import (
+    AsJson,
+    Columns,
+    CommandError,
+    Who,
+    Why,
+    answer,
+    answer_rows,
+    emit,
+    err,
+    lines_of,
+    log_beside,
+    open_database,
+    out,
+    run,
+    status_of,
+)
 
 if TYPE_CHECKING:
-    from schema.messages.tasks import TaskRequest, TaskStatus
+    from schema.messages.tasks import TaskRequest, TaskStatus, TaskTypeListing
 
 app = typer.Typer(no_args_is_help=True, help="User tasks.", epilog="Example: nautilus tasks list --all")
 
 # The server takes some hundred starts a second; more in flight would only wait for it.
 IN_FLIGHT = 16
-# How often to look whether there is room for more.
-LOOK_AGAIN_S = 0.5
-# Where a query waits for a worker, a person should not wait much longer.
-PATIENCE_S = 5.0
+# Of a file's refused lines; all of them are counted.
+REFUSALS_SHOWN = 20
+# How often to check whether there is room for more.
+POLL_S = 0.5
 TaskId = Annotated[
     str, typer.Argument(metavar="ID", help="`nautilus tasks list` shows the ids.", autocompletion=completion.tasks)
 ]
@@ -46,7 +63,9 @@ EXAMPLE = (
 def submit(
     task_type: Type = None,
     payload: Annotated[str | None, typer.Option(help="What is asked, as JSON.")] = None,
-    task_id: Annotated[str | None, typer.Option("--id", help="The same id twice is one task.")] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--id", help="The same task twice is one task; another with its id is refused.")
+    ] = None,
     requester: Annotated[str, typer.Option(help="Who asks, and pays.")] = "",
     notify: Annotated[str, typer.Option(help="Which declared notification gets the report.")] = "",
     price: Annotated[int | None, typer.Option(min=0, help="The most it may cost, in credits.")] = None,
@@ -55,7 +74,10 @@ def submit(
     at_once: Annotated[int, typer.Option(min=1, help="With --file: how many tasks may be open at a time.")] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Ask for one task, or with --file for many; the same file twice submits nothing twice."""
+    """Ask for one task, or with --file for many; the same file twice submits nothing twice.
+
+    An id that another task has had is refused; of a file, the other lines are submitted, and the exit code is 1.
+    """
     from schema.messages.tasks import TaskEnding
 
     options = {"requester": requester, "notify": notify, "price": price}
@@ -74,7 +96,7 @@ def submit(
     request = _reader()(options)
     new, status = run(_submit(request, wait))
     if as_json:
-        emit({"task_id": request.task_id, "new": new, "status": status.model_dump(mode="json") if status else None})
+        emit({"task_id": request.task_id, "new": new, "status": status})
     elif status is None:
         out.print(f"{request.task_id} {'is submitted' if new else 'was submitted before'}", soft_wrap=True)
     else:
@@ -97,72 +119,92 @@ def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: boo
     if not file.is_file():  # a pipe neither, which can be read once only
         raise CommandError(f"expected a file of tasks, but {file} is none")
     read = _reader()
-    lines = sum(1 for _ in _requests(file, read, options))
-    new = run(_submit_all(_requests(file, read, options), lines, at_once))
+    lines = _agreeing(_requests(file, read, options), file)
+    new, refused = run(_submit_all(_requests(file, read, options), lines, at_once))
     if as_json:
-        emit({"tasks": lines, "new": new})
+        emit({"tasks": lines, "new": new, "refused": len(refused)})
     else:
         out.print(f"{lines} tasks, {new} of them new")
+    for number, why in sorted(refused)[:REFUSALS_SHOWN]:
+        err.print(f"{file}:{number}: {why}", soft_wrap=True)
+    if refused:
+        raise CommandError(f"expected tasks that are new or the same, but {len(refused)} of {lines} were refused")
 
 
-async def _submit_all(requests: "Iterator[TaskRequest]", lines: int, at_once: int) -> int:
-    """A flood would take a small server's time from what is under way, cycles included: so many are open at a time."""
+def _agreeing(requests: "Iterator[tuple[int, TaskRequest]]", file: Path) -> int:
+    """How many tasks there are; raises CommandError where two lines ask for one task in different ways."""
+    seen, lines = dict[str, tuple[int, bytes]](), 0
+    for number, request in requests:
+        lines += 1
+        said = sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).digest()
+        first, before = seen.setdefault(request.task_id, (number, said))
+        if before != said:
+            asked = f"{request.task_id} is asked for otherwise in line {first}"
+            raise CommandError(f"{file}:{number}: expected one task for each task_id, but {asked}")
+    return lines
+
+
+async def _submit_all(
+    requests: "Iterator[tuple[int, TaskRequest]]", lines: int, at_once: int
+) -> tuple[int, list[tuple[int, str]]]:
+    """How many were new, and which were refused. A flood would take a small server's time from what is under way,
+    cycles included: so many are open at a time."""
     import asyncio
 
     from rich.progress import Progress
 
-    from starter.client import NautilusClient
+    from starter.client import NautilusClient, Refused
 
-    client, new, looking = await NautilusClient.connect(), 0, asyncio.Lock()
-    room = at_once - await client.open_tasks()
+    client, new, counting = await NautilusClient.connect(), 0, asyncio.Lock()
+    room, refused = at_once - await client.open_tasks(), list[tuple[int, str]]()
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
 
         async def enter() -> None:
             nonlocal room
-            async with looking:
+            async with counting:
                 while room <= 0:
-                    await asyncio.sleep(LOOK_AGAIN_S)  # what was started last must be listed first
+                    await asyncio.sleep(POLL_S)  # what was started last must be listed first
                     room = at_once - await client.open_tasks()
                 room -= 1
 
         async def feed() -> None:
             nonlocal new
             # Taken one by one from what all feeders share: the file streams, however long it is.
-            for request in requests:
+            for number, request in requests:
                 await enter()
-                # In two steps: the sum must be read after the wait, or another feeder's would be lost.
-                fresh = await client.submit_task(request)
-                new += fresh
+                try:
+                    # In two steps: the sum must be read after the wait, or another feeder's would be lost.
+                    fresh = await client.submit_task(request)
+                    new += fresh
+                except Refused as refusal:
+                    refused.append((number, str(refusal)))
                 progress.advance(bar)
 
         await asyncio.gather(*(feed() for _ in range(IN_FLIGHT)))
-    return new
+    return new, refused
 
 
-def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[TaskRequest]":
-    """The file's tasks; a bad line raises CommandError with its number.
+def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tuple[int, TaskRequest]]":
+    """The file's tasks with their lines' numbers; a bad line raises CommandError with its number.
 
     A line without an id is named by what it and the options say, and how often that came before: lines may be added and
     moved.
     """
-    times, said_to_all = Counter[bytes](), json.dumps(options, sort_keys=True).encode()
-    with file.open("rb") as lines:
-        for number, line in enumerate(map(bytes.strip, lines), 1):
-            if not line:
-                continue
-            try:
-                fields = json.loads(line)
-                if not isinstance(fields, dict):
-                    raise CommandError(f"expected an object, but {fields!r:.60} came")
-                said = sha256(said_to_all + line).digest()
-                times[said] += 1
-                derived = sha256(said + b"%d" % times[said]).hexdigest()[:20]
-                yield read(options | {"task_id": derived} | fields)
-            except CommandError as error:
-                raise CommandError(f"{file}:{number}: {error}") from None
-            except ValueError as error:
-                raise CommandError(f"{file}:{number}: expected JSON, but {error}") from None
+    times, shared_hash = Counter[bytes](), canonical(options)
+    for number, line, _ in lines_of(file):
+        try:
+            fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise CommandError(f"expected an object, but {fields!r:.60} came")
+            content_hash = sha256(shared_hash + line).digest()
+            times[content_hash] += 1
+            derived = sha256(content_hash + b"%d" % times[content_hash]).hexdigest()[:20]
+            yield number, read(options | {"task_id": derived} | fields)
+        except CommandError as error:
+            raise CommandError(f"{file}:{number}: {error}") from None
+        except ValueError as error:
+            raise CommandError(f"{file}:{number}: expected JSON, but {error}") from None
 
 
 def _reader() -> Read:
@@ -178,16 +220,16 @@ def _reader() -> Read:
     log_beside()
     platform = declared_platform()
     ours = {declared.name for declared in platform.task_types}
-    told = {target.name for target in platform.notifications}
+    targets = {target.name for target in platform.notifications}
     kinds = installed()
     brought: set[str] = set()
 
     def read(fields: dict[str, Any]) -> "TaskRequest":
         if unknown := sorted(fields.keys() - TaskRequest.model_fields.keys()):
-            raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]} came")
+            raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]!r} came")
         try:
             request = TaskRequest.model_validate(fields, strict=True)
-            if request.notify and request.notify not in told:
+            if request.notify and request.notify not in targets:
                 raise CommandError(f"notify: expected a declared notification, but {request.notify} came")
             name = request.task_type
             if name in ours and name in kinds:
@@ -211,57 +253,30 @@ def show_all(
     as_json: AsJson = False,
 ) -> None:
     """The market: user tasks and improvement cycles, newest first."""
-    from starter.client import NautilusClient
+    from starter.client import Listed, NautilusClient
 
-    async def ask() -> list[dict[str, str]]:
-        found = await (await NautilusClient.connect()).tasks(phase=None, ended=every, most=latest)
-        return [{k: v if isinstance(v, str) else v.isoformat() for k, v in t._asdict().items()} for t in found]
+    async def ask() -> list[Listed]:
+        return await (await NautilusClient.connect()).tasks(phase=None, ended=every, most=latest)
 
-    rows = run(ask())
-    if as_json:
-        emit(rows)
-        return
-    table = new_table("task", "type", "phase", "agent", "opened", "outcome")
-    for r in rows:
-        table.add_row(r["workflow_id"], r["task_type"], r["phase"], r["agent_id"], r["opened"][:19], r["outcome"])
-    out.print(table if rows else "no task is open; --all lists the ended ones")
+    columns: Columns[Listed] = {
+        "task": lambda task: task.workflow_id,
+        "type": lambda task: task.task_type,
+        "phase": lambda task: task.phase,
+        "agent": lambda task: task.agent_id,
+        "opened": lambda task: f"{task.opened:%Y-%m-%d %H:%M:%S}",
+        "outcome": lambda task: task.outcome,
+    }
+    answer_rows(as_json, run(ask()), columns, "no task is open; --all lists the ended ones")
 
 
 @app.command(epilog="Example: nautilus tasks show 3f2a9c01d7e8b654")
 def show(task_id: TaskId, as_json: AsJson = False) -> None:
     """Where a task stands, who was awarded it and why, or how it ended."""
-    status = run(_status(_workflow(task_id)))
-    if as_json:
-        emit(status.model_dump(mode="json"))
-    else:
-        _print(status)
-
-
-async def _status(task: str) -> "TaskStatus":
-    """From the result where the task has ended, which needs no worker."""
-    import asyncio
-
-    from temporalio.client import WorkflowExecutionStatus
-    from temporalio.service import RPCError, RPCStatusCode
-
     from starter.client import NautilusClient
 
-    client = await NautilusClient.connect()
-    try:
-        described = await client.temporal.get_workflow_handle(task).describe()
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND or "amespace" in str(error):
-            raise
-        raise CommandError(f"expected a task, but there is no {task}; `nautilus tasks list` shows them") from None
-    if described.status is WorkflowExecutionStatus.COMPLETED:
-        return await client.task_result(task)
-    if described.status is not WorkflowExecutionStatus.RUNNING:
-        how = described.status.name.lower() if described.status else "gone"
-        raise CommandError(f"expected a task that runs or has ended, but {task} is {how}")
-    try:
-        return await asyncio.wait_for(client.task_status(task), PATIENCE_S)
-    except (TimeoutError, RPCError):
-        raise CommandError(f"expected a worker to answer for {task}, but none does; run `nautilus worker`") from None
+    asked = status_of(_workflow(task_id), "task", NautilusClient.task_status, NautilusClient.task_result)
+    status = run(asked)
+    answer(as_json, status, lambda: _print(status))
 
 
 @app.command(epilog="Example: nautilus tasks abort 3f2a9c01d7e8b654 --why obsolete")
@@ -289,14 +304,14 @@ def types(as_json: AsJson = False) -> None:
         found = task_types(session, declared_platform())
     known = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
     found = [t.model_copy(update={"payload_schema": t.payload_schema or known.get(t.name, {})}) for t in found]
-    if as_json:
-        emit([listing.model_dump(mode="json") for listing in found])
-        return
-    table = new_table("type", "done by", "direct", "payload", "description")
-    for t in found:
-        fields = ", ".join(t.payload_schema.get("properties", ()))
-        table.add_row(t.name, t.executor or "the platform", "yes" if t.direct else "", fields, t.description)
-    out.print(table)
+    columns: Columns[TaskTypeListing] = {
+        "type": lambda listing: listing.name,
+        "done by": lambda listing: listing.executor or "the platform",
+        "direct": lambda listing: "yes" if listing.direct else "",
+        "payload": lambda listing: ", ".join(listing.payload_schema.get("properties", ())),
+        "description": lambda listing: listing.description,
+    }
+    answer_rows(as_json, found, columns, "no task type is declared")
 
 
 def _workflow(task_id: str) -> str:

@@ -16,9 +16,9 @@ from typing import Self
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from activities.database import Database, lock
-from activities.experiment import record_assignments
-from activities.observatory import record_outcomes
+from activities.assignments import record_assignments
+from activities.database import Database
+from activities.recording import Fate, record_each
 from schema.messages.experiment import Assignment
 from schema.messages.observatory import TaskOutcome
 
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 class _Entry:
     outcome: TaskOutcome | None
     assignments: Sequence[Assignment]
-    done: Future[None] = field(default_factory=Future)
+    done: Future[Fate | None] = field(default_factory=Future)
 
 
 class Recorder:
@@ -48,12 +48,15 @@ class Recorder:
         self._writer = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._writer.start()
 
-    def assigned(self, assignments: Sequence[Assignment]) -> Future[None]:
-        """Note that a task started under experiments; call it before the task runs."""
+    def assigned(self, assignments: Sequence[Assignment]) -> Future[Fate | None]:
+        """Note that a task started under experiments; call it before the task runs. The future says None."""
         return self._put(_Entry(None, assignments))
 
-    def record(self, outcome: TaskOutcome) -> Future[None]:
-        """Record how a task went. The future is done once it is committed; recording it again changes nothing."""
+    def record(self, outcome: TaskOutcome) -> Future[Fate | None]:
+        """Record how a task went. The future is done once it is committed, and says what became of it.
+
+        Recording it again changes nothing: of two accounts of one task the first stands, and the other is conflicting.
+        """
         return self._put(_Entry(outcome, ()))
 
     def close(self) -> None:
@@ -69,7 +72,7 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _put(self, entry: _Entry) -> Future[None]:
+    def _put(self, entry: _Entry) -> Future[Fate | None]:
         if not self._writer.is_alive():
             raise RuntimeError("expected an open recorder, but it was closed")
         self._queue.put(entry)
@@ -98,11 +101,10 @@ class Recorder:
         while True:
             try:
                 with self._database.transaction() as session:
-                    # Before the arms that assignments lock: two recorders would otherwise wait for each other.
-                    lock(session, "rollup")
-                    record_assignments(session, [a for entry in entries for a in entry.assignments])
+                    assignments = [assignment for entry in entries for assignment in entry.assignments]
+                    record_assignments(session, assignments, self._interval_s)
                     outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
-                    record_outcomes(session, outcomes, self._interval_s)
+                    fates = iter(record_each(session, outcomes, self._interval_s))
             except OperationalError as error:
                 # The store is away or busy: nothing of the batch was written, so all of it is tried again.
                 log.warning("recorder.waiting", entries=len(entries), error=str(error.orig), pause_s=pause_s)
@@ -118,5 +120,8 @@ class Recorder:
                 return
             else:
                 for entry in entries:
-                    entry.done.set_result(None)
+                    fate = next(fates) if entry.outcome is not None else None
+                    if fate is Fate.CONFLICTING and entry.outcome is not None:
+                        log.warning("recorder.conflicting", task_id=entry.outcome.task_id)
+                    entry.done.set_result(fate)
                 return

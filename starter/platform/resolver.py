@@ -16,8 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from activities.database import Database
-from activities.experiment import configuration
-from rules.assignment import Variant as VariantName
+from activities.parameters import configuration
 from rules.assignment import assigner
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
@@ -25,7 +24,7 @@ from schema.messages.platform import Platform
 
 log = structlog.get_logger()
 
-Assign = Callable[[str], VariantName | None]
+Assign = Callable[[str], Variant | None]
 
 
 class Resolution(NamedTuple):
@@ -61,7 +60,7 @@ class ParameterResolver:
         if running is None:
             return self._values[key]
         experiment, assign = running
-        return experiment.treatment if assign(unit_id) == "treatment" else experiment.control
+        return experiment.treatment if assign(unit_id) is Variant.TREATMENT else experiment.control
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
@@ -76,13 +75,13 @@ class ParameterResolver:
                 continue
             experiment, assign = running
             arm = assign(task_id)
-            values[key] = experiment.treatment if arm == "treatment" else experiment.control
+            values[key] = experiment.treatment if arm is Variant.TREATMENT else experiment.control
             if arm is not None:
                 assignments.append(
                     Assignment(
                         experiment_id=experiment.experiment_id,
                         task_id=task_id,
-                        variant=Variant(arm),
+                        variant=arm,
                         treatment_share=experiment.treatment_share,
                         assigned_at=at,
                     )

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from schema.tables.columns import Moment
+from schema.tables.columns import InstantColumn
 
 revision = "0003"
 down_revision = "0002"
@@ -12,7 +12,7 @@ down_revision = "0002"
 def upgrade() -> None:
     op.create_table(
         "fill",
-        sa.Column("start", Moment(), primary_key=True),
+        sa.Column("start", InstantColumn(), primary_key=True),
         sa.Column("task_type", sa.String(), primary_key=True),
         sa.Column("tasks", sa.Integer(), nullable=False),
         sa.Column("awarded", sa.Integer(), nullable=False),

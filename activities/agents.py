@@ -1,0 +1,82 @@
+"""Agents: who is registered, and how the market knows them. Functions, no activities."""
+
+from collections import Counter
+from datetime import datetime
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from activities import identity
+from activities.accounts import REQUESTER, TREASURY
+from activities.database import Database, insert_new
+from activities.standing import COUNTS
+from rules import standing as standings
+from rules.identity import REVOKED
+from schema.messages.market import PLATFORM_META, Agent, Record
+from schema.tables.market import AgentRow, AwardRow, MetaTaskRow, RecordRow, TaskRow
+
+
+def register_agent(
+    database: Database,
+    agent_id: str,
+    operator: str,
+    at: datetime,
+    public_key: str | None = None,
+    built_in: bool = False,
+) -> bool:
+    """Add an agent under its operator, with its key; False where the agent is there already, whose operator and key
+    stay as they are. Raises ValueError for a bad name or key.
+
+    The platform does a `built_in` agent's tasks in its name; any other brings its own executor.
+    """
+    # A name that no message can carry would stop every cycle that reads it.
+    Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
+    if agent_id == TREASURY or agent_id.startswith(REQUESTER):
+        raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
+    row = AgentRow(
+        agent_id=agent_id,
+        operator=operator,
+        registered_at=at,
+        standing=standings.NEWCOMER_STANDING,
+        built_in=built_in,
+        active_at=at,
+    ).model_dump()
+    with database.transaction() as session:
+        if not insert_new(session, AgentRow, [row], returning="agent_id"):
+            return False
+        if public_key is not None:
+            identity.put_key(session, agent_id, public_key, operator, "registered", at)
+        return True
+
+
+def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...]:
+    """Every registered agent, with its record on `task_type` and the awards it is working on as its load."""
+    busy = (
+        select(AwardRow.agent_id, func.count())
+        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+        .where(col(MetaTaskRow.ended_at).is_(None))
+        .group_by(AwardRow.agent_id)
+    )
+    working = (
+        select(TaskRow.agent_id, func.count())
+        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
+        .group_by(TaskRow.agent_id)
+    )
+    load = Counter(dict(session.exec(busy).all())) + Counter(dict(session.exec(working).all()))
+    record_rows = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
+    records = {row.agent_id: Record.model_validate(row.model_dump()) for row in record_rows}
+    market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
+    rows, keys = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all(), identity.keys(session)
+    found = []
+    for row in rows:
+        key = keys.get(row.agent_id)
+        agent = Agent(
+            **row.model_dump(exclude={"registered_at"}),
+            load=load[row.agent_id],
+            record=records.get(row.agent_id, Record()),
+            market=market,
+            public_key=key,
+        )
+        # Who has lost its key takes part in nothing, until it is given another.
+        found.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
+    return tuple(found)

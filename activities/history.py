@@ -1,0 +1,107 @@
+"""History: what was recorded in a span of time, read from the roll-ups. Functions, no activities."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
+
+from activities.rollups import (
+    FAILURE_COLUMNS,
+    SKETCHES,
+    good,
+    rollups,
+)
+from schema.messages.observatory import (
+    AgentRecord,
+    Counts,
+    Guardrail,
+    Interval,
+)
+from schema.messages.platform import ObservatoryRules
+from schema.tables.observatory import (
+    AgentRollupRow,
+    OutcomeRow,
+    RollupRow,
+)
+
+
+def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
+    """The intervals of each task type that start in [since, until), oldest first."""
+    rows = session.exec(
+        select(RollupRow)
+        .options(*(defer(getattr(RollupRow, name)) for name in SKETCHES))
+        .where(col(RollupRow.start) >= since, col(RollupRow.start) < until)
+        .order_by(col(RollupRow.start))
+    ).all()
+    found: dict[str, list[Interval]] = defaultdict(list)
+    for row in rows:
+        failures = {kind: n for kind, column in FAILURE_COLUMNS.items() if (n := getattr(row, column))}
+        counts = Counts(tasks=row.tasks, successes=row.successes)
+        mean_s = row.duration_sum_s / row.tasks if row.tasks else None
+        found[row.task_type].append(Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s))
+    return dict(found)
+
+
+def agent_record(session: Session, since: datetime, until: datetime) -> dict[tuple[str, str], AgentRecord]:
+    """How each agent's tasks of each type went in the intervals that start in [since, until), whatever their arm."""
+    sums = (func.sum(getattr(AgentRollupRow, name)).label(name) for name in AgentRecord.model_fields)
+    rows = session.execute(
+        select(AgentRollupRow.agent_id, AgentRollupRow.task_type, *sums)
+        .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until, AgentRollupRow.agent_id != "")
+        .group_by(AgentRollupRow.agent_id, AgentRollupRow.task_type)
+    )
+    return {(row.agent_id, row.task_type): AgentRecord.model_validate(row, from_attributes=True) for row in rows}
+
+
+def counts_since(
+    session: Session,
+    task_types: Sequence[str],
+    since: datetime,
+    until: datetime | None = None,
+    objectives: Mapping[str, Guardrail] | None = None,
+) -> Counts:
+    """Tasks and successes of some task types in the intervals that start at `since` or later (and before `until`).
+
+    A success is what is good by the `objectives`, where there are any.
+    """
+    if objectives:
+        tracks = rollups(session, since, until or datetime.max.replace(tzinfo=UTC), task_types)
+        return Counts.total(good(one, objectives.get(name)) for name, track in tracks.items() for one in track)
+    query = select(func.coalesce(func.sum(RollupRow.tasks), 0), func.coalesce(func.sum(RollupRow.successes), 0)).where(
+        col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since
+    )
+    if until is not None:
+        query = query.where(col(RollupRow.start) < until)
+    tasks, successes = session.exec(query).one()
+    return Counts(tasks=tasks, successes=successes)
+
+
+def counts_of_started(session: Session, since: datetime, until: datetime | None = None) -> Counts:
+    """Tasks of all types, and successes, that started at `since` or later (and before `until`) and have ended."""
+    succeeded = func.count().filter(col(OutcomeRow.failure).is_(None))
+    query = select(func.count(), succeeded).where(col(OutcomeRow.started_at) >= since)
+    if until is not None:
+        query = query.where(col(OutcomeRow.started_at) < until)
+    tasks, successes = session.exec(query).one()
+    return Counts(tasks=tasks, successes=successes)
+
+
+def healthy_counts(
+    session: Session,
+    task_types: Sequence[str],
+    at: datetime,
+    rules: ObservatoryRules,
+    objectives: Mapping[str, Guardrail] | None = None,
+) -> Counts | None:
+    """The counts of the baseline window before the guard gap; None where nothing was recorded there."""
+    counts = counts_since(session, task_types, *baseline_window(at, rules), objectives)
+    return counts if counts.tasks else None
+
+
+def baseline_window(at: datetime, rules: ObservatoryRules) -> tuple[datetime, datetime]:
+    """From when to when a baseline of `at` looks: it ends before the guard gap."""
+    end = at - timedelta(seconds=rules.guard_s)
+    return end - timedelta(seconds=rules.baseline_s), end

@@ -1,0 +1,145 @@
+"""Parameters: production configuration, and who may change it. Functions, no activities.
+
+A change is a compare-and-swap on the parameter's version, in one transaction with its ledger entry and its event.
+"""
+
+from datetime import datetime
+
+from sqlmodel import Session, col, select
+
+from activities import ledger, reading
+from activities.assignments import close_experiment
+from activities.database import Database, insert_new
+from activities.events import emit
+from schema.messages.events import ParameterFrozen, ParameterPromoted, ParameterRolledBack, ParameterThawed
+from schema.messages.experiment import (
+    Configuration,
+    Promotion,
+    PromotionResult,
+    RunningExperiment,
+)
+from schema.messages.ledger import EntryKind
+from schema.messages.platform import ParameterState, Platform
+from schema.tables.experiment import (
+    ExperimentRow,
+    FreezeRow,
+    ParameterRow,
+)
+from schema.tables.ledger import LedgerRow
+from schema.wire import EVERYTHING
+
+
+def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
+    """Give every newly declared parameter its default as version 1; values in force stay as they are."""
+    first = {"version": 1, "changed_at": at, "changed_by": "declaration"}
+    rows = [{"key": p.key, "value": p.default, "previous": p.default, **first} for p in platform.parameters]
+    with database.transaction() as session:
+        insert_new(session, ParameterRow, rows, returning="key")
+
+
+def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:
+    """The declared parameters with what production runs on."""
+    rows = session.exec(select(ParameterRow)).all()
+    return reading.parameter_states(platform, {row.key: (row.value, row.version) for row in rows})
+
+
+def configuration(database: Database, platform: Platform) -> Configuration:
+    """What resolvers work from."""
+    with database.reading() as session:
+        states = parameter_states(session, platform)
+        exposing = session.exec(select(ExperimentRow).where(col(ExperimentRow.exposing).is_(True))).all()
+        rows = [row for row in exposing if frozen(session, row.parameter) is None]
+        experiments = tuple(RunningExperiment.model_validate(row.design | {"exposure": row.exposure}) for row in rows)
+    return Configuration(values={s.declaration.key: s.value for s in states}, experiments=experiments)
+
+
+def frozen(session: Session, parameter: str) -> str | None:
+    """Who froze a parameter, or everything, and why; None where nobody did."""
+    row = session.get(FreezeRow, EVERYTHING) or session.get(FreezeRow, parameter)
+    return f"frozen by {row.who}: {row.why}" if row else None
+
+
+def freeze(database: Database, scope: str, who: str, why: str, at: datetime) -> bool:
+    """Freeze a parameter or everything, at once: tasks get production values only. False where it was frozen."""
+    with database.transaction() as session:
+        row = {"scope": scope, "who": who, "why": why, "at": at}
+        if not insert_new(session, FreezeRow, [row], returning="scope"):
+            return False
+        _record_freeze(session, ParameterFrozen(who=who, why=why), scope, at)
+    return True
+
+
+def thaw(database: Database, scope: str, who: str, why: str, at: datetime) -> bool:
+    """End a freeze; False where there is none."""
+    with database.transaction() as session:
+        row = session.get(FreezeRow, scope)
+        if row is None:
+            return False
+        session.delete(row)
+        _record_freeze(session, ParameterThawed(who=who, why=why), scope, at)
+    return True
+
+
+def _record_freeze(session: Session, act: ParameterFrozen | ParameterThawed, scope: str, at: datetime) -> None:
+    key = f"{scope}:{act.type.value}:{at.isoformat()}"
+    ledger.append(session, EntryKind(act.type.value), key, scope, at, act)
+    emit(session, act, scope, key, at)
+
+
+def why_stale(row: ParameterRow, expected_version: int) -> str | None:
+    """Say that a parameter has moved on from the version that somebody saw, or None."""
+    if row.version == expected_version:
+        return None
+    return f"expected {row.key} at version {expected_version}, but {row.changed_by} made it {row.version}"
+
+
+def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
+    """Give a parameter the value it had before its last promotion, at once; through the same compare-and-swap.
+
+    Raises ValueError where nothing was promoted, or that was taken back already.
+    """
+    with database.transaction() as session:
+        row = session.get(ParameterRow, parameter)
+        if row is None or row.version == 1:
+            raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
+        kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+        swaps = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(kinds))
+        if session.exec(swaps.order_by(col(LedgerRow.sequence).desc()).limit(1)).first() == kinds[1]:
+            raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {row.value}")
+        back = Promotion(
+            cycle_id=f"person:{who}:{row.version}",
+            parameter=parameter,
+            expected_version=row.version,
+            value=row.previous,
+            reason=f"{who}: {why}",
+        )
+        return swap(session, back, ParameterRolledBack, at)
+
+
+def swap(
+    session: Session, promotion: Promotion, change: type[ParameterPromoted | ParameterRolledBack], at: datetime
+) -> PromotionResult:
+    """Change a parameter if it still has the expected version, once for each cycle and kind of change; announce it."""
+    key = f"{promotion.cycle_id}:{change.type.value}"
+    row = session.get_one(ParameterRow, promotion.parameter, with_for_update=True)
+    if ledger.recorded(session, key):
+        return PromotionResult(swapped=True, version=row.version, reason="recorded before")
+    if (reason := why_stale(row, promotion.expected_version)) is not None:
+        return PromotionResult(swapped=False, version=row.version, reason=reason)
+    ledger.append(session, EntryKind(change.type.value), key, promotion.parameter, at, promotion)
+    opened = col(ExperimentRow.opened_at).is_not(None)
+    for tested in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
+        # Or its tasks, nine in ten under a watch, would go on getting the value that was just taken back.
+        close_experiment(session, tested, at)
+    row.previous, row.value, row.version = row.value, promotion.value, row.version + 1
+    row.changed_at, row.changed_by = at, promotion.cycle_id
+    session.add(row)
+    announced = change(
+        parameter=promotion.parameter,
+        value=promotion.value,
+        version=row.version,
+        cycle_id=promotion.cycle_id,
+        reason=promotion.reason,
+    )
+    emit(session, announced, promotion.parameter, promotion.cycle_id, at)
+    return PromotionResult(swapped=True, version=row.version, reason=promotion.reason)

@@ -1,0 +1,156 @@
+"""Recording: stores the outcomes that are new, counts them, and forgets old ones. Functions, no activities.
+
+Roll-ups are kept in the transaction that records the outcomes, so whatever reads them never reads raw outcomes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, SQLModel, col, select
+
+from activities.assignments import finish_assignments
+from activities.database import lock
+from activities.rollups import (
+    roll_up,
+)
+from schema.messages.observatory import (
+    TaskOutcome,
+)
+from schema.tables.experiment import AssignmentRow, ExperimentRow
+from schema.tables.market import FillRow
+from schema.tables.observatory import (
+    AgentRollupRow,
+    OutcomeRow,
+    RetentionRow,
+    RollupRow,
+)
+
+# SQLite takes at most 32,766 values in a statement.
+RECORDED_AT_A_TIME = 5_000
+# A transaction of some tenths of a second, for which recorders wait.
+EXPIRED_AT_A_TIME = 20_000
+# Long enough to compare with the same season of last year.
+ROLLUP_RETENTION = timedelta(days=400)
+
+
+class Fate(StrEnum):
+    """What became of an outcome. `known` is one that was recorded before with the same content, `conflicting` with
+    another; the first one stands. One that is `too_old` is older than what has been expired."""
+
+    NEW = "new"
+    KNOWN = "known"
+    CONFLICTING = "conflicting"
+    TOO_OLD = "too_old"
+
+
+class Recorded(NamedTuple):
+    """How many outcomes had which fate."""
+
+    new: int = 0
+    known: int = 0
+    conflicting: int = 0
+    too_old: int = 0
+
+    def plus(self, other: "Recorded") -> "Recorded":
+        return Recorded(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> Recorded:
+    """Store the outcomes that are new, and count them in roll-ups and experiments."""
+    return Recorded(**Counter(fate.value for fate in record_each(session, list(outcomes), interval_s)))
+
+
+def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> list[Fate]:
+    """Store the outcomes that are new, and count them; the fate of each, in their order.
+
+    One that is older than what has been expired is not: nobody could tell it from one that was counted before.
+    """
+    # One order for all writers: the roll-ups before the arms of experiments.
+    lock(session, "rollup")
+    expired = session.exec(select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)).first()
+    young = [outcome for outcome in outcomes if expired is None or outcome.finished_at >= expired]
+    first = {outcome.task_id: outcome for outcome in reversed(young)}
+    # Those that are the first here, where nothing is stored of the task.
+    firsts, stored = list(first.values())[::-1], dict[str, TaskOutcome]()
+    for n in range(0, len(firsts), RECORDED_AT_A_TIME):
+        stored |= _record(session, firsts[n : n + RECORDED_AT_A_TIME], interval_s)
+    recorded = set[str]()
+
+    def fate(outcome: TaskOutcome) -> Fate:
+        if expired is not None and outcome.finished_at < expired:
+            return Fate.TOO_OLD
+        if outcome.task_id not in stored and outcome.task_id not in recorded:
+            recorded.add(outcome.task_id)
+            return Fate.NEW
+        stands = stored.get(outcome.task_id) or first[outcome.task_id]
+        return Fate.KNOWN if outcome == stands else Fate.CONFLICTING
+
+    return [fate(outcome) for outcome in outcomes]
+
+
+def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
+    """Store those of which nothing is stored; of the others, what is."""
+    rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
+    table = OutcomeRow.__table__  # type: ignore[attr-defined]
+    connection = session.connection()
+    stored = dict[str, TaskOutcome]()
+    try:
+        # Without the ORM, and as if all were new: a repeated report is rare, and asking for it first is not free.
+        with connection.begin_nested():
+            connection.execute(insert(table), list(rows.values()))
+    except IntegrityError:
+        for row in connection.execute(select(table).where(table.c.task_id.in_(list(rows)))).mappings():
+            stored[row["task_id"]] = TaskOutcome.model_validate(dict(row))
+            del rows[row["task_id"]]
+        if not rows:
+            return stored
+        connection.execute(insert(table), list(rows.values()))
+    new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
+    roll_up(session, new.values(), finish_assignments(session, new), interval_s)
+    return stored
+
+
+def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
+    """Delete at most `limit` outcomes that finished before then, and the assignments of experiments closed before then.
+
+    Nothing goes that an open experiment may have counted. Roll-ups go after ROLLUP_RETENTION. The assignments of an
+    experiment go together, or an audit would take those that are left for all there were.
+    """
+    lock(session, "rollup")
+    running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))
+    before = min(before, session.exec(running).one() or before)
+    expired = session.get(RetentionRow, OutcomeRow.__tablename__) or RetentionRow(
+        subject=OutcomeRow.__tablename__, before=before
+    )
+    expired.before = max(expired.before, before)
+    session.add(expired)
+    old = (
+        select(OutcomeRow.task_id)
+        .where(col(OutcomeRow.finished_at) < before)
+        .order_by(col(OutcomeRow.finished_at))
+        .limit(limit)
+    )
+    deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(old))
+    assigned = exists().where(col(AssignmentRow.experiment_id) == ExperimentRow.experiment_id)
+    closed = (
+        select(ExperimentRow.experiment_id)
+        .where(col(ExperimentRow.closed_at) < before, assigned)
+        .order_by(col(ExperimentRow.closed_at))
+    )
+    for experiment_id in session.exec(closed).all():
+        if deleted >= limit:
+            return deleted
+        deleted += _delete(session, AssignmentRow, col(AssignmentRow.experiment_id) == experiment_id)
+    for table in (RollupRow, AgentRollupRow, FillRow):
+        _delete(session, table, col(table.start) < before - ROLLUP_RETENTION)
+    return deleted
+
+
+def _delete(session: Session, table: type[SQLModel], condition: ColumnElement[bool]) -> int:
+    statement = delete(table).where(condition).execution_options(synchronize_session=False)
+    return cast(CursorResult[Any], session.execute(statement)).rowcount

@@ -1,0 +1,120 @@
+"""Report text: the report's facts as lines for people. Functions, no activities."""
+
+from datetime import datetime, timedelta
+
+from rules.rates import wilson
+from schema.messages.base import format_value
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Counts
+from schema.messages.report import (
+    ExperimentRecord,
+    IssueState,
+    Report,
+)
+
+NOT_MEASURED = "not measured"
+
+
+def lasted(seconds: float | None) -> str:
+    """A duration for people, in the largest unit that leaves a figure over 1."""
+    if seconds is None:
+        return NOT_MEASURED
+    units = ((172_800.0, 86_400.0, "days"), (5_400.0, 3_600.0, "h"), (90.0, 60.0, "min"), (1.0, 1.0, "s"))
+    size, unit = next(((size, unit) for least, size, unit in units if seconds >= least), (0.001, "ms"))
+    return f"{seconds / size:.3g} {unit}"
+
+
+def rate(counts: Counts) -> tuple[str, str]:
+    """A share of tasks, and the counts behind it with its 95 % interval."""
+    if not counts.tasks:
+        return NOT_MEASURED, ""
+    low, high = wilson(counts.successes, counts.tasks)
+    share = f"{counts.successes / counts.tasks:.1%}"
+    return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
+
+
+def one_line(foreign: str, longest: int) -> str:
+    """Somebody's words on one line without control characters, which a messenger could obey."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in foreign).split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The platform at the start and at the end of the period: figures with what is behind them."""
+    ends = (facts.before, facts.after)
+    return [
+        ("success rate", [rate(s.tasks.counts if s else Counts()) for s in ends]),
+        ("mean completion time", [(lasted(s.tasks.mean_duration_s if s else None), "") for s in ends]),
+        ("health", [(NOT_MEASURED if not s or s.health is None else f"{s.health:.0f} of 100", "") for s in ends]),
+    ]
+
+
+def compared(facts: Report) -> list[str]:
+    """Which spans the headline compares, and what it cannot tell."""
+    if facts.after is None:
+        return ["no task was recorded in this time"]
+    ends = [_span(s.tasks.start, s.end) for s in (facts.before, facts.after) if s is not None]
+    lines = [f"the start is {ends[0]}, the end {ends[-1]}"]
+    if facts.before is None:
+        lines = [f"nothing to compare with yet: all that is recorded is of {ends[0]}"]
+    if (facts.until - facts.after.end).total_seconds() > 2 * facts.interval_s:
+        lines.append(f"no task was recorded after {_day(facts.after.end)}")
+    return lines
+
+
+def _span(start: datetime, end: datetime) -> str:
+    form = "%H:%M" if end - start >= timedelta(minutes=10) else "%H:%M:%S"
+    return f"{start:%d %b {form}} to {end:{form if start.date() == end.date() else f'%d %b {form}'}}"
+
+
+def _day(at: datetime) -> str:
+    return f"{at:%d %b %H:%M}"
+
+
+def issue_counts(facts: Report) -> list[tuple[str, str]]:
+    """The article's rows about issues; without any snapshot nobody looked, which is not the same as none."""
+    states, n = facts.issue_states, sum(facts.issue_states.values())
+    if not n and all(stretch is None or stretch.health is None for stretch in (facts.before, facts.after)):
+        return [("issues detected", NOT_MEASURED)]
+    rows = [("issues detected", f"{n}"), ("fixed with no human", f"{states.get(IssueState.FIXED, 0)} of {n}")]
+    rows += [(state.value, f"{states[state]}") for state in IssueState if state in states and state != IssueState.FIXED]
+    return [*rows, ("promotions rolled back", f"{facts.ledger_kinds.get(EntryKind.PARAMETER_ROLLED_BACK, 0)}")]
+
+
+def text(facts: Report) -> str:
+    """The report in at most 40 lines of plain text, for a notification."""
+    lines = [f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC", ""]
+    lines += compared(facts)
+    for name, ends in headline(facts):
+        start, end = (f"{figure} ({behind})" if behind else figure for figure, behind in ends)
+        lines.append(f"{name}: {start} -> {end}")
+    lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
+    changes = [
+        f"{_day(c.at)} {c.promotion.parameter} {format_value(c.before)} -> {format_value(c.promotion.value)} "
+        f"{'rolled back' if c.rolled_back else 'promoted'}"
+        for c in facts.changes
+    ]
+    still_open = [one_line(i.anomaly.reason, 160) for i in facts.issues if i.state is IssueState.OPEN]
+    earned = [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in facts.agents if a.earned]
+    lines += _some("changes", changes, 5)
+    lines += _some("experiments", [_tested(e) for e in facts.experiments], 4)
+    lines += _some("open anomalies", still_open, 3)
+    lines += _some("agents", earned, 3)
+    chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
+    lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
+    return "\n".join(lines)
+
+
+def _some(name: str, found: list[str], most: int) -> list[str]:
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return [f"{name}:", *(f"  {line}" for line in [*found[:most], *more])] if found else []
+
+
+def _tested(record: ExperimentRecord) -> str:
+    design, arms = record.design, ""
+    if record.reading is not None:
+        old, new = (f"{arm.rate or 0:.0%} of {arm.tasks}" for arm in (record.reading.control, record.reading.treatment))
+        arms = f" ({old} -> {new})"
+    return (
+        f"{design.parameter} {format_value(design.control)} -> {format_value(design.treatment)}: {record.outcome}{arms}"
+    )

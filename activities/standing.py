@@ -1,0 +1,69 @@
+"""Standing: what results do to an agent's standing and records. Functions, no activities."""
+
+from sqlalchemy import func
+from sqlmodel import Session, select
+
+from activities.accounts import TREASURY, transfer
+from activities.database import insert_new, lock
+from activities.events import emit
+from rules import standing as standings
+from schema.messages.events import AgentSuspended
+from schema.messages.market import Record, Standing
+from schema.tables.market import AgentRow, RecordRow, StandingRow
+
+COUNTS = tuple(Record.model_fields)
+
+
+def move_standing(session: Session, result: Standing) -> None:
+    """Let a result count, once: standing, records, the penalty, and suspension where it has become too much."""
+    lock(session, f"standing:{result.agent_id}")
+    agent = session.get_one(AgentRow, result.agent_id)
+    moved = standings.after(agent.standing, result.result)
+    row = {**result.model_dump(include={"cycle_id", "agent_id", "at"}), "result": result.result.value}
+    if not insert_new(session, StandingRow, [row | {"standing": moved}], returning="agent_id"):
+        return
+    others = _others(session, result.agent_id, result.task_type)
+    agent.standing, agent.attempts, agent.active_at = moved, agent.attempts + 1, result.at
+    agent.successes += standings.succeeded(result.result)
+    agent.failure_log_ratio = standings.failure_log_ratio_after(agent.failure_log_ratio, result.result, others)
+    _count(session, result)
+    if result.penalty:
+        reference = f"penalty:{result.cycle_id}:{result.agent_id}"
+        transfer(session, reference, result.agent_id, TREASURY, result.penalty, result.at, "missed its deadline")
+    failing = standings.is_suspended(agent.standing, agent.attempts, agent.failure_log_ratio)
+    if failing and not agent.suspended and not _has_a_speciality(session, agent.agent_id):
+        agent.suspended, agent.suspended_at = True, result.at
+        key = f"{agent.agent_id}:{result.cycle_id}"
+        reason = f"{agent.successes} of {agent.attempts} results were good"
+        emit(session, AgentSuspended(agent_id=agent.agent_id, reason=reason), agent.agent_id, key, result.at)
+    session.add(agent)
+
+
+def _has_a_speciality(session: Session, agent_id: str) -> bool:
+    """Whether the agent does as well as the others at some task type; it stops winning the rest by itself."""
+    rows = session.exec(select(RecordRow).where(RecordRow.agent_id == agent_id)).all()
+    return any(
+        standings.is_speciality(Record.model_validate(row.model_dump()), _others(session, agent_id, row.task_type))
+        for row in rows
+    )
+
+
+def _others(session: Session, agent_id: str, task_type: str) -> Record:
+    """What all other agents together have done on a task type."""
+    sums = select(func.sum(RecordRow.attempts), func.sum(RecordRow.successes)).where(
+        RecordRow.task_type == task_type, RecordRow.agent_id != agent_id
+    )
+    attempts, successes = session.exec(sums).one()
+    return Record(attempts=attempts or 0.0, successes=successes or 0.0)
+
+
+def _count(session: Session, result: Standing) -> None:
+    key = (result.agent_id, result.task_type)
+    record = session.get(RecordRow, key) or RecordRow(agent_id=result.agent_id, task_type=result.task_type)
+    record.attempts += 1
+    record.successes += standings.succeeded(result.result)
+    if result.quality is not None:
+        record.rated, record.quality_sum = record.rated + 1, record.quality_sum + result.quality
+    if result.duration_s is not None:
+        record.timed, record.seconds_sum = record.timed + 1, record.seconds_sum + result.duration_s
+    session.add(record)

@@ -1,0 +1,318 @@
+"""Series: the detector of one series, which is stepped with one interval after the other."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from pydantic import Field
+
+from rules.baseline import WEEK_S, Baseline, Span, rate_at
+from schema.messages.base import Instant, Message
+from schema.messages.observatory import Anomaly, Counts
+from schema.messages.platform import ObservatoryRules
+
+BUDGET = 0.15  # false alarms a week, shared by all series of a platform
+SLIGHT, CLEAR, OUTAGE = 0.05, 0.10, 1.0  # departures to watch for; `departed` cuts the last to an outage
+# What each may spend of the budget. Together more than all of it: they see the same tasks, so that what alarms one has
+# mostly alarmed another, and the clear ones spend little of theirs (benchmarks.detection counts them together).
+DROPS = {SLIGHT: 0.9, CLEAR: 0.2, OUTAGE: 0.1}
+KNOWN_S = 3 * 86_400  # a baseline of less takes the shape of a day for a slight departure
+FLOOR = 0.0  # the key of the CUSUM that watches the absolute floor, beside those of the departures
+FITTED = 2  # times p (1 - p) / n is the baseline's variance: 1 in sums of whole days, 3 (mean, sine, cosine) in an hour
+CLOSING = math.log(100)  # an alarm closes at odds of 100 to 1 for health: hysteresis against its own threshold
+PLATFORM, SILENCE = "platform", "no_data"
+
+
+class Metric(NamedTuple):
+    """What a series counts and which ways are bad. The metric with the floor also reports silence.
+
+    What is `clustered` comes in bursts: its chance is what the baseline's days show, never less than the binomial's.
+    A `volume` has no denominator: its tasks are judged as a share of its own and those of the same hour a week ago.
+    """
+
+    name: str
+    signs: tuple[int, ...]
+    floor: bool = False
+    clustered: bool = False
+    volume: bool = False
+
+
+SUCCESS_RATE = Metric("success_rate", (-1,), floor=True)
+SLOW_SHARE = Metric("slow_share", (1,))  # its "successes" are the tasks slower than the baseline's p95
+METRICS = (  # the first to alarm on a task type explains the later ones
+    SUCCESS_RATE,
+    SLOW_SHARE,
+    Metric("duration_share", (1,)),  # slower than the baseline's median: what becomes of mean completion time
+    Metric("low_quality_share", (1,)),  # of the rated tasks, under the baseline's lower quartile
+    Metric("high_cost_share", (1,)),  # dearer than the baseline's p95
+    Metric("market_fill_rate", (-1,), clustered=True),  # awarded of opened
+    Metric("active_agents", (-1,), clustered=True),  # those that did something, of those registered
+    # More tasks are demand; what that harms has a metric of its own.
+    Metric("throughput", (-1,), volume=True),
+)
+
+
+class DetectorSettings(NamedTuple):
+    """What one step needs to know beside the numbers. `series_count` is how many series share the budget."""
+
+    metric: Metric
+    rules: ObservatoryRules
+    series_count: int = 1
+
+
+Cells = Mapping[str, tuple[Counts, Baseline | None]]  # one interval of a series: its task type, or a platform's types
+
+
+class Cusum(Message):
+    """One CUSUM since its last zero: a log likelihood ratio, or the successes that lack to the floor."""
+
+    score: float = 0.0
+    since: Instant | None = None
+    counts: Counts = Counts()
+
+
+class Alarm(Message):
+    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to come back to, frozen, by task type."""
+
+    anomaly: Anomaly
+    cause: float = FLOOR
+    healthy: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    recovery: dict[str, float] = Field(default_factory=dict)
+    dispersion: float = 1.0
+
+
+class Series(Message):
+    """Where one series stands after `seen`, the start of the last interval that was judged.
+
+    `tasks` are all that were ever judged; `episodes` are past ones, kept out of the baseline.
+    """
+
+    seen: Instant | None = None
+    tasks: int = 0
+    cusums: dict[float, Cusum] = Field(default_factory=dict)
+    alarm: Alarm | None = None
+    episodes: tuple[Span, ...] = ()
+
+
+ZERO, NEW = Cusum(), Series()  # frozen: made once
+
+
+def log_ratio(tasks: float, successes: float, null: float, alternative: float) -> float:
+    """Log likelihood ratio of `alternative` to `null` for binomial counts."""
+    failures = tasks - successes
+    return successes * math.log(alternative / null) + failures * math.log((1 - alternative) / (1 - null))
+
+
+def departed(rate: float, delta: float) -> float:
+    """The rate `delta` away, never beyond half-way to the end of the scale: a rate has no room for more."""
+    return max(rate + delta, rate / 2) if delta < 0 else min(rate + delta, (1 + rate) / 2)
+
+
+def threshold(information: float, settings: DetectorSettings, spend: float = 1.0) -> float:
+    """How much evidence an alarm takes, from what it may spend of the budget and the information in one interval.
+
+    A CUSUM at threshold h crosses by chance about I nu(sqrt(2 I))^2 exp(-h) times an interval, nu(x) about exp(-.583 x)
+    (Siegmund 1985, (10.17)). The product peaks at I = 1.47; volume varies by the hour, so it is never taken to fall.
+    """
+    information = min(information, 1.47)
+    crossings = WEEK_S / settings.rules.interval_s * information * math.exp(-1.166 * math.sqrt(2 * information))
+    return max(math.log(crossings * settings.series_count * len(settings.metric.signs) / (BUDGET * spend)), CLOSING)
+
+
+def binomial_tail(successes: int, tasks: int, rate: float) -> float:
+    """Exact P(X <= successes) for X ~ Binomial(tasks, rate): summed from the largest term of the lower tail."""
+    if successes >= tasks * rate:
+        return 1.0  # not a tail: the callers only ask about shortfalls
+    ways = math.lgamma(tasks + 1) - math.lgamma(successes + 1) - math.lgamma(tasks - successes + 1)
+    term = math.exp(ways + successes * math.log(rate) + (tasks - successes) * math.log1p(-rate))
+    chance, k = 0.0, successes
+    while term > chance * 1e-15:
+        chance += term
+        term *= k * (1 - rate) / ((tasks - k + 1) * rate)
+        k -= 1
+    return chance
+
+
+def step(name: str, state: Series, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
+    """Judge one interval of a series: `alarm` before and after tells whether one was raised or is over.
+
+    An interval without tasks changes nothing: it is no evidence of health. Of several CUSUMs that are over their
+    thresholds, the furthest raises.
+    """
+    counts = Counts.total(counts for counts, _ in cells.values())
+    state = state.model_copy(update={"seen": start, "tasks": state.tasks + counts.tasks})
+    if not counts.tasks:
+        return state
+    if state.alarm is not None:
+        return _recover(state, state.alarm, start, cells, settings)
+    cusums = dict[float, Cusum]()
+    excess = dict[float, float]()  # by how much a CUSUM is over its threshold
+    for delta, spend in _departures(settings.metric):
+        judged = _judged(delta, cells, settings)
+        cusum = state.cusums.get(delta, ZERO)
+        if judged:
+            limit = threshold(_information(delta, judged, start), settings, spend)
+            gain = _gain(delta, judged, start, limit)
+            cusum = _advanced(cusum, gain, start, Counts.total(counts for counts, _ in judged))
+            if cusum.score >= limit:
+                excess[delta] = cusum.score - limit
+        if cusum != ZERO:
+            cusums[delta] = cusum
+    if settings.metric.floor:
+        shortfall = settings.rules.success_floor * counts.tasks - counts.successes
+        cusums[FLOOR] = _advanced(state.cusums.get(FLOOR, ZERO), shortfall, start, counts)
+        if not excess and _is_below_the_floor(cusums[FLOOR].counts, state.tasks, settings):
+            excess[FLOOR] = 0.0
+    state = state.model_copy(update={"cusums": {delta: c for delta, c in cusums.items() if c != ZERO}})
+    if not excess:
+        return state
+    cause = max(excess, key=lambda delta: (excess[delta], delta))
+    return _alarmed(name, state, cause, start, cells, settings)
+
+
+def _departures(metric: Metric) -> Iterable[tuple[float, float]]:
+    """The departures to watch for, each with what it may spend of the budget."""
+    for sign in metric.signs:
+        for drop, spend in DROPS.items():
+            yield sign * drop, spend
+
+
+def _judged(delta: float, cells: Cells, settings: DetectorSettings) -> list[tuple[Counts, Baseline]]:
+    """The task types that can be judged: those with a baseline, for a slight departure one that is long enough."""
+    intervals = KNOWN_S / settings.rules.interval_s if abs(delta) == SLIGHT else 0.0
+    judged = []
+    for counts, normal in cells.values():
+        if normal is not None and normal.counts.tasks >= normal.tasks_per_interval * intervals:
+            judged.append((counts, normal))
+    return judged
+
+
+def _information(delta: float, judged: Iterable[tuple[Counts, Baseline]], start: datetime) -> float:
+    """The evidence that one interval gives where the departure is real."""
+    information = 0.0
+    for _, normal in judged:
+        rate = rate_at(normal.rates, start)
+        away = departed(rate, delta)
+        most = 2 * normal.tasks_per_interval  # most of the evidence comes in the busy hours
+        information += log_ratio(most, most * away, rate, away) / normal.dispersion
+    return information
+
+
+def _gain(delta: float, judged: Sequence[tuple[Counts, Baseline]], start: datetime, limit: float) -> float:
+    """The log likelihood ratio of the departure to the baseline.
+
+    The baseline is estimated. An error e thins the tail to exp(-h (1 - 2 e / delta)); on average over e of variance v
+    that is exp(2 h^2 v / delta^2) times too many alarms, and moving both rates by h v / delta undoes exactly that, at
+    the least delay.
+    """
+    learnt_from = sum(normal.counts.tasks for _, normal in judged)
+    gain = 0.0
+    for counts, normal in judged:
+        rate = rate_at(normal.rates, start)
+        variance = FITTED * normal.dispersion * rate * (1 - rate) / learnt_from
+        error = limit * variance / abs(departed(rate, delta) - rate)
+        null = departed(rate, math.copysign(error, delta))
+        gain += log_ratio(counts.tasks, counts.successes, null, departed(null, delta)) / normal.dispersion
+    return gain
+
+
+def _advanced(cusum: Cusum, gain: float, start: datetime, counts: Counts) -> Cusum:
+    """The CUSUM after one more interval; it begins anew where nothing is left of it (Page 1954)."""
+    score = cusum.score + gain
+    if score <= 0:
+        return ZERO
+    return Cusum(score=score, since=cusum.since or start, counts=Counts.total((cusum.counts, counts)))
+
+
+def _is_below_the_floor(low: Counts, tasks: int, settings: DetectorSettings) -> bool:
+    """Whether so few successes are beyond chance at the floor.
+
+    Every window of the series' `tasks` could have been low by chance: they share the budget.
+    """
+    window = settings.rules.floor_window_tasks
+    if low.tasks < window:
+        return False
+    level = BUDGET / (settings.series_count * max(1, tasks // window))
+    return binomial_tail(low.successes, low.tasks, settings.rules.success_floor) <= level
+
+
+def _alarmed(
+    name: str, state: Series, cause: float, start: datetime, cells: Cells, settings: DetectorSettings
+) -> Series:
+    """The series with the alarm that one of its CUSUMs raises."""
+    found, floor = state.cusums[cause], settings.rules.success_floor
+    known = {one: normal for one, (_, normal) in cells.items() if normal is not None}
+    usual = Counts.total(normal.counts for normal in known.values()) if known else None
+    if cause == FLOOR:
+        # Over once the rate is credibly above the floor: half-way between the two is the turning point.
+        healthy: dict[str, tuple[float, ...]] = {one: (departed(floor, SLIGHT),) for one in cells}
+        why = f"{found.score:.0f} short of the floor of {floor:.0%}, beyond chance"
+    else:
+        healthy = {one: normal.rates for one, normal in known.items()}
+        why = f"against {usual.rate if usual else 0:.1%} in the baseline; log likelihood ratio {found.score:.1f}"
+    counts = found.counts
+    seen = f"{counts.rate or 0:.1%} ({counts.successes} of {counts.tasks})"
+    if settings.metric.volume:
+        seen = f"{counts.successes} tasks"
+        why = f"where {counts.tasks - counts.successes} were usual; log likelihood ratio {found.score:.1f}"
+    reason = f"{settings.metric.name} {seen} since onset, {why}"
+    end = start + timedelta(seconds=settings.rules.interval_s)
+    anomaly = anomaly_of(settings.metric.name, name, start, end, found, usual, reason)
+    dispersion = max((normal.dispersion for normal in known.values()), default=1.0)
+    return state.model_copy(
+        update={"alarm": Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)}
+    )
+
+
+def anomaly_of(
+    metric: str, name: str, raised: datetime, at: datetime, found: Cusum, usual: Counts | None, why: str
+) -> Anomaly:
+    return Anomaly(
+        anomaly_id=f"{metric}:{name or PLATFORM}#{raised:%Y-%m-%dT%H:%M:%SZ}",
+        metric=metric,
+        task_type=name if name != PLATFORM else "",
+        onset=found.since or raised,
+        detected_at=at,
+        observed=found.counts,
+        baseline=usual,
+        reason=why,
+    )
+
+
+def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
+    """Close the alarm when health is likelier than the departure, by enough.
+
+    The departure is half of the one seen when it was raised, between the slight and the clear one: chance helped
+    to raise it, and what is likelier than too large a departure need not be health. No type says more than that it is
+    well, or half as much that it is not: once most of a platform is well again, the rest is no longer its alarm.
+    """
+    usual, delta = alarm.anomaly.baseline, -SLIGHT
+    if alarm.cause != FLOOR and usual is not None:
+        seen = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
+        delta = math.copysign(min(max(SLIGHT, seen / 2), CLEAR), alarm.cause)
+    recovery = dict(alarm.recovery)
+    for name in alarm.healthy.keys() & cells.keys():
+        counts, rate = cells[name][0], rate_at(alarm.healthy[name], start)
+        gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate) / alarm.dispersion
+        recovery[name] = min(CLOSING, max(-CLOSING / 2, recovery.get(name, 0.0) + gain))
+    if sum(recovery.values()) < CLOSING:
+        return state.model_copy(update={"alarm": alarm.model_copy(update={"recovery": recovery})})
+    return healthy_again(state, alarm, start, settings.rules)
+
+
+def healthy_again(state: Series, alarm: Alarm, end: datetime, rules: ObservatoryRules) -> Series:
+    """The series without its alarm. No baseline learns from the episode."""
+    oldest = end - timedelta(seconds=rules.baseline_s + rules.guard_s)
+    episodes = (*(e for e in state.episodes if e[1] > oldest), (alarm.anomaly.onset, end))
+    return state.model_copy(update={"alarm": None, "cusums": {}, "episodes": episodes})
+
+
+def dismiss(state: Series, at: datetime, rules: ObservatoryRules) -> Series:
+    """The series after a person has closed its alarm: what is still wrong is raised anew, once the evidence is enough.
+
+    Silence needs no evidence but its length, and would be raised at once: it stays known until tasks come again.
+    """
+    if state.alarm is None or state.alarm.anomaly.metric == SILENCE:
+        return state
+    return healthy_again(state, state.alarm, at, rules)

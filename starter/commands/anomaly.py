@@ -1,0 +1,58 @@
+"""Commands about anomalies: what the detector has raised, and a person's way to close what will never close itself."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from starter import completion
+from starter.command import AsJson, Who, Why, answer, open_database, open_to_read, out
+
+app = typer.Typer(
+    no_args_is_help=True, help="Anomalies: what is wrong with the platform.", epilog="Example: nautilus anomaly list"
+)
+
+
+@app.command("list", epilog="Example: nautilus anomaly list --all --json")
+def anomaly_list(
+    every: Annotated[bool, typer.Option("--all", help="The closed ones as well.")] = False, as_json: AsJson = False
+) -> None:
+    """The open anomalies, oldest first."""
+    from activities import reading
+
+    records = reading.anomalies(open_to_read(), closed=every)
+
+    def in_words() -> None:
+        for record in records:
+            anomaly, over = record.anomaly, f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
+            # An id is too long for a column.
+            out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {over}", soft_wrap=True)
+            out.print(f"  {anomaly.reason}")
+        if not records:
+            none_open = "no anomaly is open; `nautilus anomaly list --all` shows all"
+            out.print("no anomaly was ever raised" if every else none_open)
+
+    answer(as_json, records, in_words)
+
+
+@app.command("close", epilog='Example: nautilus anomaly close success_rate:resize#2026-11-02T10:00:00Z --why "gone"')
+def anomaly_close(
+    anomaly_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="`nautilus anomaly list` shows the ids.", autocompletion=completion.anomalies
+        ),
+    ],
+    why: Why,
+    who: Who,
+) -> None:
+    """Close an anomaly of which you know better, such as one of tasks that will not come again; it is on the record.
+
+    What is still wrong is raised anew.
+    """
+    from activities.anomalies import close_anomaly
+
+    at_work = close_anomaly(open_database(), anomaly_id, who, why, datetime.now(UTC))
+    out.print(f"{anomaly_id} is closed, and the ledger says so", soft_wrap=True)
+    if at_work:
+        out.print(f"the cycle on it goes on; `nautilus cycle act {at_work} abort --why ...` ends it", soft_wrap=True)
