@@ -23,7 +23,7 @@ from temporalio.worker import Worker
 from activities.consolidation import ConsolidationActivities
 from activities.database import Database, existing
 from activities.deliveries import Deliveries
-from activities.events import EventActivities
+from activities.event_bus import EventActivities
 from activities.experiment import ExperimentActivities
 from activities.identity import IdentityActivities
 from activities.market import MarketActivities

@@ -28,7 +28,8 @@ from typing import Any
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from activities.database import Database, migrate
-from activities.events import emit, start_bus, undelivered
+from activities.event_bus import start_bus
+from activities.events import emit, undelivered
 from benchmarks.output import own_stdout
 from benchmarks.phases import WORKER, Processes, Temporal, note, platform_in
 from schema.declaration import read_platform

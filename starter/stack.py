@@ -23,7 +23,7 @@ from activities import cron, identity
 from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.deliveries import mistakes
-from activities.events import start_bus
+from activities.event_bus import start_bus
 from activities.parameters import declare_parameters
 from rules.identity import REVOKED
 from schema import connection

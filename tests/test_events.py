@@ -25,7 +25,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
-from activities import events, ledger
+from activities import event_bus, events, ledger
 from activities.database import Database
 from activities.deliveries import (
     LONGEST_RETRY_AFTER_S,
@@ -37,7 +37,8 @@ from activities.deliveries import (
     judge,
     mistakes,
 )
-from activities.events import EventActivities, emit, redrive, undelivered
+from activities.event_bus import EventActivities
+from activities.events import emit, redrive, undelivered
 from activities.reading import outbox
 from activities.tasks import TaskActivities, settle
 from benchmarks.delivery import SECRET, Receiver, judged, names
@@ -120,7 +121,7 @@ class Bus:
         self.reader = Reader()
         self.database = database
         self.activities = EventActivities(database, declared or platform(), self.reader.open)
-        events._subscribe(database, HOOK)
+        events.subscribe(database, HOOK)
 
     def announce(self, *keys: str) -> None:
         """Events whose subject is the first letter of their key."""
@@ -336,8 +337,8 @@ async def test_a_slow_delivery_delays_no_other_subject(lite: Database) -> None:
 async def test_a_subscriber_that_takes_nothing_fills_a_bounded_table(
     lite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BATCH", 5)
-    monkeypatch.setattr(events, "BACKLOG", 20)
+    monkeypatch.setattr(event_bus, "BATCH", 5)
+    monkeypatch.setattr(event_bus, "BACKLOG", 20)
     bus = Bus(lite)
     bus.announce(*(f"{subject}{number:02}" for number in range(10) for subject in "abcdef"))
     bus.reader.refuses = {subject: Later("down") for subject in "abcdef"}
@@ -623,12 +624,12 @@ WRONG_SECRETS = [
     *(
         (HOOK, {"SECRET": secret}, f"expected whsec_ and 24 to 64 bytes in base64 in {where}, but {what}")
         for secret, where, what in (
-            ("whsec_%", "SECRET", "what follows whsec_ is no base64"),
+            ("whsec_%", "SECRET", "what follows whsec_ is not base64"),
             ("plainsecret!!", "SECRET", "text without whsec_ came"),
             ("whsk_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
             ("xwhsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
-            ("whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD", "SECRET", "what follows whsec_ is no base64"),  # url-safe
-            ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7o", "SECRET", "what follows whsec_ is no base64"),  # cut off
+            ("whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD", "SECRET", "what follows whsec_ is not base64"),  # url-safe
+            ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7o", "SECRET", "what follows whsec_ is not base64"),  # cut off
             ("whsec_QQ==", "SECRET", "1 bytes came"),
             ("whsec_" + base64.b64encode(b"x" * 23).decode(), "SECRET", "23 bytes came"),
             ("whsec_" + base64.b64encode(b"x" * 65).decode(), "SECRET", "65 bytes came"),
@@ -638,7 +639,7 @@ WRONG_SECRETS = [
     ("notification:ops", {}, "expected the secret of notification ops in OPS, but the worker has no such variable"),
     # No address of any kind, one of a scheme that is misspelt, one whose rest is not of its scheme's form.
     ("notification:ops", {"OPS": "hunter2"}, "OPS: expected an Apprise URL such as tgram://BOT_TOKEN/CHAT_ID"),
-    ("notification:ops", {"OPS": "tgrm://hunter2/1"}, "OPS: expected a scheme that Apprise knows, but tgrm:// is none"),
+    ("notification:ops", {"OPS": "tgrm://hunter2/1"}, "OPS: expected a scheme that Apprise knows, but tgrm:// came"),
     ("notification:ops", {"OPS": "tgrm://hunter2/1"}, "did you mean tgram://?"),
     ("notification:ops", {"OPS": "tgram://hunter2"}, "OPS: expected the form tgram://{bot_token}, but what follows"),
     ("notification:ops", {"OPS": "json://here tgram://hunter2"}, "URL 2 of 2 in OPS: expected the form tgram://"),
@@ -651,7 +652,7 @@ async def test_a_wrong_secret_shows_in_one_line_without_it_and_nobodys_events_ar
 ) -> None:
     bus = Bus(lite)
     bus.activities = EventActivities(lite, platform(), deliveries(platform(), **secrets).open)
-    events._subscribe(lite, subscriber)
+    events.subscribe(lite, subscriber)
     with lite.transaction() as session:
         emit(session, ReportPublished(title="t", text="x"), "night", "n1", NOW)
 
@@ -691,7 +692,7 @@ async def test_a_dispatcher_that_is_cut_off_again_and_again_loses_nothing_on_the
     happening = names(120, 10)
     async with Receiver(slow_s=0.6).listening() as receiver:
         declared = platform(receiver.url, retry_for_s=1e6, timeout_s=0.3)
-        events._subscribe(lite, HOOK)
+        events.subscribe(lite, HOOK)
         with lite.transaction() as session:
             for subject, key in happening:
                 emit(session, MetaTaskOpened(cycle_id=key), subject, key, NOW)
@@ -846,7 +847,7 @@ async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_e
     bus = Bus(lite, declared)
     bus.activities = EventActivities(lite, declared, opened)
     for subscriber in told:
-        events._subscribe(lite, subscriber)
+        events.subscribe(lite, subscriber)
     TaskActivities(lite, declared).open_task(TaskOpening(request=request, run_id="r", at=NOW))
     done = {"request": request, "ending": "done", "reason": "done", "started_at": NOW, "at": NOW, "summary": "in short"}
     with lite.transaction() as session:
@@ -867,7 +868,7 @@ async def test_the_workflow_delivers_and_ends_once_nobody_declares_its_subscribe
     quick = Settings(event_poll_s=0.1)
     async with Receiver(failing=0).listening() as receiver:
         declared = platform(receiver.url)
-        events._subscribe(lite, HOOK)
+        events.subscribe(lite, HOOK)
         async with worker(temporal, lite, declared, quick, task_queue):
             handle = await temporal.start_workflow(
                 wire.EVENT_BUS, HOOK, id=f"bus:{task_queue}", task_queue=task_queue, result_type=type(None)

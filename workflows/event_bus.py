@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from activities.events import EventActivities
+    from activities.event_bus import EventActivities
 
 from schema import wire
 

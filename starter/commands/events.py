@@ -53,20 +53,21 @@ def show_all(as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: nautilus events apply")
 def apply() -> None:
-    """Start the dispatcher of every subscriber in platform.toml; a new one hears what happens from now on."""
+    """Start the dispatcher of every subscriber in platform.toml; a new one receives what happens from now on."""
     import asyncio
 
-    from activities import events
+    from activities.event_bus import start_bus
+    from activities.events import subscribers
     from schema.declaration import declared_platform
     from starter.client import NautilusClient
 
     database, platform = open_database(), declared_platform()
 
     async def start() -> None:
-        await events.start_bus((await NautilusClient.connect()).temporal, database, platform)
+        await start_bus((await NautilusClient.connect()).temporal, database, platform)
 
     asyncio.run(start())
-    out.print(f"running: {', '.join(status.subscriber for status in events.subscribers(database, platform))}")
+    out.print(f"running: {', '.join(status.subscriber for status in subscribers(database, platform))}")
 
 
 @app.command(epilog="Example: nautilus events tail --follow --json")

@@ -1,0 +1,308 @@
+"""The event bus: delivers each event at least once, in order within its subject.
+
+Delivery is a workflow for each subscriber that calls `deliver`: its cursor moves over the outbox and leaves an
+undelivered row for each event that the subscriber accepts; the row goes when the event is delivered. Of a subject only
+the first row is tried: when it fails, the others wait behind it, which keeps their order, and other subjects go on.
+"""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.database import Database, insert_new, lock
+from activities.deliveries import Deliver, Later, Misconfigured, Undeliverable
+from activities.events import events_of, heads, newest_sequence, subscribe, undelivered_count
+from rules.subscriptions import Subscription, accepts, retry_in_s, subscriptions
+from schema import wire
+from schema.messages.outbox import Event
+from schema.messages.platform import Platform
+from schema.tables.events import CursorRow, EventRow, UndeliveredRow
+
+# What is in flight when a worker dies is delivered again: at most this many events of each subject in flight.
+BATCH = 100
+# A subscriber that fails has at most this many rows; then its cursor stays, and the outbox itself is the queue.
+BACKLOG = 10_000
+# Subjects that are delivered at the same time.
+CONCURRENCY = 16
+# The outbox is read this often while slow deliveries are under way.
+POLL_S = 0.25
+# After this time no delivery begins, so that those under way end well within the activity's timeout.
+WORK_S = 20.0
+HEARTBEAT_S = 1.0
+log = structlog.get_logger()
+
+
+async def start_bus(client: Client, database: Database, platform: Platform) -> None:
+    """Start one dispatcher for each subscriber, unless it runs. A new subscriber receives what happens from now on."""
+    for subscriber in subscriptions(platform):
+        await asyncio.to_thread(subscribe, database, subscriber)
+        await client.start_workflow(
+            wire.EVENT_BUS,
+            subscriber,
+            id=f"event-bus:{subscriber}",
+            task_queue=wire.TASK_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"Event bus: delivers the outbox to {subscriber}",
+        )
+
+
+class ChainResult(NamedTuple):
+    """What became of a subject's events: those delivered, in order, and the one that failed, with its error."""
+
+    delivered: list[Event]
+    failed: Event | None = None
+    error: Exception | None = None
+
+
+class EventActivities:
+    """Delivers the outbox."""
+
+    def __init__(
+        self,
+        database: Database,
+        platform: Platform,
+        open_delivery: Callable[[str], AbstractAsyncContextManager[Deliver]],
+        poll_s: float = 2.0,
+    ) -> None:
+        self._database = database
+        self._subscriptions = subscriptions(platform)
+        self._open = open_delivery
+        self._poll_s = poll_s
+
+    @activity.defn
+    async def deliver(self, subscriber: str) -> int | None:
+        """Deliver to `subscriber` what is due; None where it is no longer declared.
+
+        Where nothing more is due it asks to be retried: a retry is not history, holds no slot, lets simulated time
+        skip, and shows what is wrong in the web UI. After WORK_S it returns how many events were delivered.
+        """
+        if subscriber not in self._subscriptions:
+            return None
+        clock = _Clock()
+        chains = await asyncio.to_thread(self._next, subscriber, clock.now)
+        if chains:
+            delivered = 0
+            try:
+                async with self._open(subscriber) as deliver, _heartbeats():
+                    delivered = await self._deliver_chains(subscriber, clock, chains, deliver)
+            except Misconfigured as mistake:
+                # Recorded like any other failure, so that `events list` shows it, and not only the web UI.
+                failed = [ChainResult([], chain[0], mistake) for chain in chains]
+                await asyncio.to_thread(self._record, subscriber, failed, clock.now)
+            if clock.overtime:
+                return delivered
+        line, wait_s = await asyncio.to_thread(self._waiting, subscriber, clock.now)
+        raise ApplicationError(
+            line, next_retry_delay=timedelta(seconds=wait_s), category=ApplicationErrorCategory.BENIGN
+        )
+
+    async def _deliver_chains(
+        self, subscriber: str, clock: "_Clock", chains: list[list[Event]], deliver: Deliver
+    ) -> int:
+        """Deliver each chain until its first failure, and begin further ones while slow ones are under way."""
+
+        def may_begin() -> bool:
+            return not clock.overtime and not activity.is_worker_shutdown()
+
+        async def follow(chain: list[Event]) -> ChainResult:
+            for number, event in enumerate(chain):
+                if not may_begin():
+                    return ChainResult(chain[:number])
+                try:
+                    await deliver(event)
+                except Exception as error:  # noqa: BLE001  (no error may hold up other subjects)
+                    return ChainResult(chain[:number], event, error)
+                log.info("event.delivered", subscriber=subscriber, type=event.type.value, subject=event.subject)
+            return ChainResult(chain)
+
+        delivered = 0
+        in_flight: dict[asyncio.Task[ChainResult], str] = {}
+        try:
+            while chains or in_flight:
+                in_flight |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in chains}
+                done, _ = await asyncio.wait(in_flight, timeout=POLL_S)
+                # One transaction for all results: a commit takes longer than many a delivery.
+                results = [task.result() for task in done]
+                in_flight = {task: subject for task, subject in in_flight.items() if task not in done}
+                if results:
+                    delivered += await asyncio.to_thread(self._record, subscriber, results, clock.now)
+                busy = frozenset(in_flight.values())
+                chains = await asyncio.to_thread(self._next, subscriber, clock.now, busy) if may_begin() else []
+        finally:
+            for task in in_flight:
+                task.cancel()
+        return delivered
+
+    def _next(self, subscriber: str, now: datetime, busy: frozenset[str] = frozenset()) -> list[list[Event]]:
+        """Chains of events that are due, one for each subject that is not busy, up to CONCURRENCY subjects in all."""
+        chains = self._due(subscriber, now, busy)
+        # The cursor moves only when there is too little to do: few undelivered rows are fast to query.
+        is_full = len(chains) == CONCURRENCY - len(busy) or sum(map(len, chains)) == BATCH
+        if not is_full and self._take(subscriber, now):
+            chains = self._due(subscriber, now, busy)
+        return chains
+
+    def _due(self, subscriber: str, now: datetime, busy: frozenset[str]) -> list[list[Event]]:
+        alive = col(UndeliveredRow.dead_at).is_(None)
+        is_due = col(UndeliveredRow.due_at) <= now
+        is_free = col(UndeliveredRow.subject).not_in(busy)
+        due_heads = (
+            heads(subscriber)
+            .where(alive, is_due, is_free)
+            .order_by(col(UndeliveredRow.due_at), col(UndeliveredRow.sequence))
+            .limit(CONCURRENCY - len(busy))
+        )
+        with self._database.reading() as session:
+            subjects = {row.subject for row in session.exec(due_heads)}
+            rows = (
+                select(EventRow)
+                .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
+                .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
+                .order_by(col(EventRow.sequence))
+                .limit(BATCH)
+            )
+            events = events_of(session.exec(rows))
+        chains: dict[str, list[Event]] = defaultdict(list)
+        for event in events:
+            chains[event.subject].append(event)
+        return list(chains.values())
+
+    def _take(self, subscriber: str, now: datetime) -> bool:
+        """Move the cursor, while there is room: what the subscriber accepts becomes an undelivered row, due at once.
+
+        False where no row was added.
+        """
+        subscription = self._subscriptions[subscriber]
+        with self._database.reading() as session:
+            cursor = session.get(CursorRow, subscriber)
+            newest = newest_sequence(session)
+            if cursor is not None and cursor.sequence >= newest:
+                return False
+            if undelivered_count(session, subscriber) > BACKLOG - BATCH:
+                return False
+        if cursor is None:
+            subscribe(self._database, subscriber)
+        with self._database.transaction() as session:
+            lock(session, f"cursor:{subscriber}")
+            cursor = session.get_one(CursorRow, subscriber)
+            accepted: list[Event] = []
+            while not accepted and cursor.sequence < newest:
+                batch = _next_batch(session, subscription, cursor.sequence, newest)
+                cursor.sequence = batch[-1].sequence if len(batch) == BATCH else newest
+                accepted = [event for event in batch if accepts(subscription, event)]
+            new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
+            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in accepted]
+            insert_new(session, UndeliveredRow, rows, returning="sequence")
+        return bool(accepted)
+
+    def _record(self, subscriber: str, results: Sequence[ChainResult], now: datetime) -> int:
+        """Delete the rows of what was delivered and record each failure; returns how many events were delivered."""
+        delivered = [event.sequence for result in results for event in result.delivered]
+        with self._database.transaction() as session:
+            session.execute(
+                delete(UndeliveredRow).where(
+                    col(UndeliveredRow.subscriber) == subscriber, col(UndeliveredRow.sequence).in_(delivered)
+                )
+            )
+            for result in results:
+                if result.failed is None or result.error is None:
+                    continue
+                row = session.get(UndeliveredRow, (subscriber, result.failed.sequence))
+                if row is not None:  # unless a person dropped it meanwhile
+                    self._fail(row, result.error, now)
+        return len(delivered)
+
+    def _fail(self, row: UndeliveredRow, error: Exception, now: datetime) -> None:
+        row.attempts += 1
+        row.error = (" ".join(str(error).split()) or type(error).__name__)[:500]
+        row.failed_at = row.failed_at or now
+        retry_for = timedelta(seconds=self._subscriptions[row.subscriber].retry_for_s)
+        if isinstance(error, Undeliverable) or now - row.failed_at >= retry_for:
+            row.dead_at = now
+        else:
+            asked_s = error.after_s if isinstance(error, Later) else 0.0
+            row.due_at = now + timedelta(seconds=max(retry_in_s(row.attempts, random.random()), asked_s))
+        facts = row.model_dump(include={"subscriber", "subject", "sequence", "attempts", "error"})
+        log.warning("event.dead" if row.dead_at else "event.failed", **facts)
+
+    def _waiting(self, subscriber: str, now: datetime) -> tuple[str, float]:
+        """What the subscriber waits for, in one line, and for how many seconds at most."""
+        latest_failed = (
+            heads(subscriber)
+            .where(col(UndeliveredRow.attempts) > 0)
+            .order_by(col(UndeliveredRow.failed_at).desc())
+            .limit(10 * BATCH)
+        )
+        with self._database.reading() as session:
+            failed = session.exec(latest_failed).all()
+        line = f"waiting for events for {subscriber}"
+        if not failed:
+            return line, self._poll_s
+        retried = [row for row in failed if row.dead_at is None]
+        dead = len(failed) - len(retried)
+        line += f"; {len(retried)} subjects are tried again, {dead} wait for a person; lately: {failed[0].error}"
+        due_s = min(((row.due_at - now).total_seconds() for row in retried), default=self._poll_s)
+        return line, max(0.1, min(self._poll_s, due_s))
+
+
+def _next_batch(session: Session, subscription: Subscription, after: int, newest: int) -> list[Event]:
+    """The next events of the subscription's types, up to BATCH of them.
+
+    Nothing beyond `newest`: what was announced after that was read would be skipped, or come twice.
+    """
+    rows = (
+        select(EventRow)
+        .where(
+            col(EventRow.sequence) > after,
+            col(EventRow.sequence) <= newest,
+            col(EventRow.type).in_([type.value for type in subscription.types]),
+        )
+        .order_by(col(EventRow.sequence))
+        .limit(BATCH)
+    )
+    return events_of(session.exec(rows))
+
+
+class _Clock:
+    """The server's time and not this machine's, so that retries are due in simulated time where time is simulated."""
+
+    def __init__(self) -> None:
+        self._seconds = asyncio.get_running_loop().time
+        self._began = self._seconds()
+        self._started = activity.info().started_time
+
+    @property
+    def now(self) -> datetime:
+        return self._started + timedelta(seconds=self._seconds() - self._began)
+
+    @property
+    def overtime(self) -> bool:
+        return self._seconds() - self._began > WORK_S
+
+
+@asynccontextmanager
+async def _heartbeats() -> AsyncIterator[None]:
+    """Heartbeat while the context is open, so that the server notices soon when this worker dies."""
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    heartbeat = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        heartbeat.cancel()
