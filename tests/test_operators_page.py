@@ -13,7 +13,7 @@ from temporalio.client import Client
 from activities import cron
 from activities.agents import register_agent
 from activities.database import Database
-from activities.events import start_bus
+from activities.event_bus import start_bus
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema import wire

@@ -15,7 +15,8 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from activities.agents import register_agent
 from activities.database import Database
-from activities.events import emit, start_bus
+from activities.event_bus import start_bus
+from activities.events import emit
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema import wire
