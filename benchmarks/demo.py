@@ -61,15 +61,15 @@ def run_demo(root: Path, load: str) -> dict[str, Any]:
     command = [str(root / ".venv/bin/nautilus"), "demo", "--json"]
     try:
         ran = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
-        told = json.loads(ran.stdout)
+        result = json.loads(ran.stdout)
         return {
             "load": load,
-            "outcome": told["outcome"],
-            "seconds": told["seconds"],
-            **{name: told[name] for name in RATES},
-            "bids": told["bids"],
-            "ballots": told["ballots"],
-            "reason": told["decision"]["reason"],
+            "outcome": result["outcome"],
+            "seconds": result["seconds"],
+            **{name: result[name] for name in RATES},
+            "bids": result["bids"],
+            "ballots": result["ballots"],
+            "reason": result["decision"]["reason"],
         }
     except subprocess.TimeoutExpired:
         reason = f"no end within {RUN_TIMEOUT_S:g} s"
@@ -139,9 +139,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report))
         return
-    for one in runs:
-        rates = ", ".join(f"{name} {one[name]['successes']}/{one[name]['tasks']}" for name in RATES)
-        print(f"{one['load']:6} {one['outcome']:10} {one['seconds']:6g} s  {rates}")
+    for entry in runs:
+        rates = ", ".join(f"{name} {entry[name]['successes']}/{entry[name]['tasks']}" for name in RATES)
+        print(f"{entry['load']:6} {entry['outcome']:10} {entry['seconds']:6g} s  {rates}")
     print(f"{report['promoted']} of {report['of']} promoted, {report['in_time']} within {LONGEST_S:g} s")
 
 

@@ -81,7 +81,7 @@ def track(tasks: Ints, successes: Ints) -> list[Interval]:
 
 def product(histories: dict[str, dict[str, list[Interval]]], hours: int) -> list[int]:
     """The hours at which the product raises, one an episode, by metric and task type."""
-    # The first look would judge the whole guard gap; this one begins with the test weeks.
+    # The first evaluation would judge the whole guard gap; this one begins with the test weeks.
     seen = Series(seen=START + timedelta(hours=WARM_H - 1))
     states = {f"{metric}:{name}": seen for metric, history in histories.items() for name in history}
     raised: list[int] = []

@@ -147,7 +147,7 @@ class TaskTypeDeclaration(Declaration):
 
 
 class JobId(StrEnum):
-    """The jobs of the cron registry; `activities.schedules` says what each starts."""
+    """The jobs of the cron registry; `activities.cron` says what each starts."""
 
     METRICS_SNAPSHOT = "metrics_snapshot"
     AUTONOMY_SCAN = "autonomy_scan"
