@@ -1,8 +1,8 @@
-"""The worker: the composition root. Connects the activities to their dependencies and runs until it is told to stop.
+"""The worker: the composition root. Connects the activities to their dependencies and runs until it is stopped.
 
     python worker.py        the same as `nautilus worker`
 
-Temporal is found the SDK's own way (temporal.toml, TEMPORAL_ADDRESS, ...), the database by NAUTILUS_DATABASE_URL.
+Temporal is configured in the SDK's way (temporal.toml, TEMPORAL_ADDRESS, ...), the database by NAUTILUS_DATABASE_URL.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from inspect import getmembers, ismethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ GRACE = timedelta(seconds=10)
 
 
 def activities(database: Database, client: Client, platform: Platform, settings: Settings) -> list[Callable[..., Any]]:
-    """Every activity, bound to its dependencies: what is public in these classes is one."""
-    homes = (
+    """Every activity, bound to its dependencies: each public method of these classes is one."""
+    instances = (
         ExperimentActivities(database, platform),
         MarketActivities(database, platform),
         ObservatoryActivities(database, platform),
@@ -84,7 +85,8 @@ def activities(database: Database, client: Client, platform: Platform, settings:
         IdentityActivities(database),
         TaskActivities(database, platform),
     )
-    return [run for home in homes for name, run in getmembers(home, ismethod) if not name.startswith("_")]
+    methods = chain.from_iterable(getmembers(instance, ismethod) for instance in instances)
+    return [method for name, method in methods if not name.startswith("_")]
 
 
 def worker(
@@ -110,7 +112,7 @@ def task_worker(
     resolver: Resolver,
     task_queue: str = wire.TASKS_QUEUE,
 ) -> Worker:
-    """A worker that does user tasks in house, as many at a time as there are processors; the caller runs it."""
+    """A worker that runs the built-in executor of user tasks, one per processor at a time; the caller runs it."""
     work = TaskWork(database, platform, runner, resolver)
     return Worker(
         client,
@@ -122,7 +124,7 @@ def task_worker(
 
 
 def keep_bytecode(folder: Path) -> None:
-    """Let this process keep bytecode in `folder` where Python was told to keep none, as in many containers.
+    """Let this process keep bytecode in `folder` where Python is set to keep none, as in many containers.
 
     The sandbox executes the modules of a workflow anew for every run: without bytecode it would compile them each time.
     """
@@ -138,9 +140,9 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
-    names = {declared.name for declared in platform.task_types}
-    types = {name: task_type for name, task_type in installed().items() if name in names}
-    # Its processes start with the first task, so a worker that is given none costs no more than before.
+    declared = {task_type.name for task_type in platform.task_types}
+    types = {name: task_type for name, task_type in installed().items() if name in declared}
+    # Its processes start with the first task: a worker without tasks does not pay for them.
     runner = TaskRunner(types, settings.home / "cache")
     resolver = ParameterResolver(database, platform, settings.resolver_refresh_s)
     try:
@@ -159,6 +161,6 @@ async def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    from starter.cli import console  # a mistake that a person can mend is one line here, too
+    from starter.cli import console  # a mistake that a person can fix is one line here, too
 
     console("worker", *sys.argv[1:])

@@ -9,12 +9,12 @@ from activities.database import insert_new
 from schema.tables.market import TransferRow
 
 TREASURY = "treasury"
-# The account of who asks for a task; no agent may have such a name.
+# Prefix of the account that pays for a task; no agent may have such a name.
 REQUESTER = "requester:"
 
 
 def balance(session: Session, account: str) -> int:
-    """Credits of an account: what came in less what went out."""
+    """Credits of an account: those received less those paid."""
     received = session.exec(select(func.coalesce(func.sum(TransferRow.amount), 0)).where(TransferRow.credit == account))
     paid = session.exec(select(func.coalesce(func.sum(TransferRow.amount), 0)).where(TransferRow.debit == account))
     return int(received.one()) - int(paid.one())

@@ -24,8 +24,9 @@ def register_agent(
     public_key: str | None = None,
     built_in: bool = False,
 ) -> bool:
-    """Add an agent under its operator, with its key; False where the agent is there already, whose operator and key
-    stay as they are. Raises ValueError for a bad name or key.
+    """Add an agent under its operator, with its key. Raises ValueError for a bad name or key.
+
+    False where the agent is registered already: its operator and its key stay as they are.
 
     The platform does a `built_in` agent's tasks in its name; any other brings its own executor.
     """
@@ -51,24 +52,24 @@ def register_agent(
 
 def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...]:
     """Every registered agent, with its record on `task_type` and the awards it is working on as its load."""
-    busy = (
+    open_awards = (
         select(AwardRow.agent_id, func.count())
         .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
         .where(col(MetaTaskRow.ended_at).is_(None))
         .group_by(AwardRow.agent_id)
     )
-    working = (
+    open_tasks = (
         select(TaskRow.agent_id, func.count())
         .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
         .group_by(TaskRow.agent_id)
     )
-    load = Counter(dict(session.exec(busy).all())) + Counter(dict(session.exec(working).all()))
+    load = Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))
     record_rows = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
     records = {row.agent_id: Record.model_validate(row.model_dump()) for row in record_rows}
     market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
-    rows, keys = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all(), identity.keys(session)
-    found = []
-    for row in rows:
+    keys = identity.keys(session)
+    agents = []
+    for row in session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all():
         key = keys.get(row.agent_id)
         agent = Agent(
             **row.model_dump(exclude={"registered_at"}),
@@ -77,6 +78,6 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
             market=market,
             public_key=key,
         )
-        # Who has lost its key takes part in nothing, until it is given another.
-        found.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
-    return tuple(found)
+        # An agent whose key was revoked takes part in nothing until it has another.
+        agents.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
+    return tuple(agents)

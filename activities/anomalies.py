@@ -17,19 +17,17 @@ from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly
 from schema.messages.platform import Aim, Mode, Platform
 from schema.tables.market import MetaTaskRow
-from schema.tables.observatory import (
-    AnomalyRow,
-)
+from schema.tables.observatory import AnomalyRow
 
-# What opens a cycle on every platform; an operator may add metrics of speed and cost. Of every other an anomaly is only
-# told.
+# What opens a cycle on every platform; an operator may add metrics of speed and cost. An anomaly of any other metric
+# is announced, and opens none.
 CYCLED = ("success_rate", "no_data")
-# Endings that leave production other than it was.
+# Endings that change production.
 CHANGES = (Ending.PROMOTED, Ending.ROLLED_BACK)
 
 
 def close_anomaly(database: Database, anomaly_id: str, who: str, why: str, at: datetime) -> str | None:
-    """Close an anomaly by hand, for good; the workflow of the cycle that is still at work on it, if one is.
+    """Close an anomaly by hand, for good; the workflow of the cycle that still works on it, or None.
 
     What is still wrong is raised anew. Raises ValueError where there is no such anomaly, or it is closed.
     """
@@ -44,10 +42,10 @@ def close_anomaly(database: Database, anomaly_id: str, who: str, why: str, at: d
             )
         ledger.append(session, EntryKind.ANOMALY_CLOSED, anomaly_id, row.subject, at, {"who": who, "why": why})
         close(session, row, f"closed by {who}: {why}", at)
-        at_work = select(MetaTaskRow.workflow_id).where(
+        open_cycles = select(MetaTaskRow.workflow_id).where(
             MetaTaskRow.anomaly_id == anomaly_id, col(MetaTaskRow.ended_at).is_(None)
         )
-        return session.exec(at_work).first()
+        return session.exec(open_cycles).first()
 
 
 def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> None:
@@ -57,22 +55,26 @@ def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> N
     emit(session, closed, anomaly.subject, anomaly.anomaly_id, at)
 
 
-def announce(session: Session, platform: Platform, found: Detection, at: datetime) -> None:
-    for anomaly in found.raised:
+def announce(session: Session, platform: Platform, detection: Detection, at: datetime) -> None:
+    """Store what was raised, close what is over, and announce what stays open, with the attempt that is due."""
+    for anomaly in detection.raised:
         body = anomaly.model_dump(mode="json")
         fields = {"anomaly_id": anomaly.anomaly_id, "subject": anomaly.subject, "detected_at": at, "body": body}
         insert_new(session, AnomalyRow, [fields | {"closed_at": None}], returning="anomaly_id")
-    over, taken = dict(found.closed), set[str]()
+    closing_reasons = dict(detection.closed)
+    attempted_types: set[str] = set()
     still_open = session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all()
-    # Of two on one task type, the first attempt is for the one that was there first.
+    # Of two anomalies of one task type, the older one gets the attempt.
     for row in sorted(still_open, key=lambda row: (row.detected_at, row.anomaly_id)):
-        if row.anomaly_id in over:
-            close(session, row, over[row.anomaly_id], at)
+        if row.anomaly_id in closing_reasons:
+            close(session, row, closing_reasons[row.anomaly_id], at)
         elif platform.mode is Mode.OBSERVE or not _opens_cycles(platform, row.body):
             _announce_open(session, row, None, at)
-        elif (attempt := _due_attempt(session, platform, row, at)) is not None and row.body["task_type"] not in taken:
-            taken.add(row.body["task_type"])
-            _announce_open(session, row, attempt, at)
+        elif row.body["task_type"] not in attempted_types:
+            attempt = _due_attempt(session, platform, row, at)
+            if attempt is not None:
+                attempted_types.add(row.body["task_type"])
+                _announce_open(session, row, attempt, at)
 
 
 def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: datetime) -> None:
@@ -81,7 +83,7 @@ def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: d
 
 
 def _opens_cycles(platform: Platform, anomaly: Mapping[str, Any]) -> bool:
-    """Whether an experiment can decide on it; a bound for slow or costly tasks is one of a type."""
+    """Whether an experiment can decide on it; a bound for slow or costly tasks belongs to a single type."""
     metric: str = anomaly["metric"]
     return metric in CYCLED or (metric in platform.observatory.opens_cycles and anomaly["task_type"] != "")
 
@@ -89,13 +91,13 @@ def _opens_cycles(platform: Platform, anomaly: Mapping[str, Any]) -> bool:
 def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: datetime) -> int | None:
     """The number of the next attempt on an open anomaly, or None while one runs or cools down.
 
-    Two metrics of a task type often have one cause: while a cycle on another of them runs, or what it has changed
-    is still to show, none begins.
+    Two metrics of a task type often have one cause: while a cycle on another of them runs, or the effect of its
+    change is yet to show, none begins.
     """
     metric, _, about = anomaly.subject.partition(":")
     for other in {*CYCLED, *get_args(Aim)} - {metric}:
-        tried = _last_attempt(session, f"{other}:{about}")
-        if tried is not None and _is_at_work(platform, tried, at):
+        related = _last_attempt(session, f"{other}:{about}")
+        if related is not None and _is_pending(platform, related, at):
             return None
     last = _last_attempt(session, anomaly.subject)
     if last is None:
@@ -103,17 +105,18 @@ def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: 
     if last.ending is None or last.ended_at is None:
         return None
     start = next_attempt_at(Ending(last.ending), last.ended_at, platform.cycle)
-    # What was given up is given up until the alarm closes: a new alarm is a new reason.
-    over = last.anomaly_id != anomaly.anomaly_id if start is None else at >= start
-    return last.attempt + 1 if over else None
+    if start is None:
+        # What was given up is given up until the alarm closes: a new alarm is a new reason.
+        return last.attempt + 1 if last.anomaly_id != anomaly.anomaly_id else None
+    return last.attempt + 1 if at >= start else None
 
 
-def _is_at_work(platform: Platform, tried: MetaTaskRow, at: datetime) -> bool:
-    """Whether a cycle runs, or has changed something that is still to show."""
-    if tried.ending is None or tried.ended_at is None:
+def _is_pending(platform: Platform, cycle: MetaTaskRow, at: datetime) -> bool:
+    """Whether a cycle runs, or the effect of its change is yet to show."""
+    if cycle.ending is None or cycle.ended_at is None:
         return True
-    shown_at = next_attempt_at(Ending(tried.ending), tried.ended_at, platform.cycle)
-    return tried.ending in CHANGES and shown_at is not None and at < shown_at
+    shown_at = next_attempt_at(Ending(cycle.ending), cycle.ended_at, platform.cycle)
+    return cycle.ending in CHANGES and shown_at is not None and at < shown_at
 
 
 def _last_attempt(session: Session, subject: str) -> MetaTaskRow | None:

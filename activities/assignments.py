@@ -14,19 +14,9 @@ from sqlmodel import Session, col, select
 from activities.database import insert_new, lock
 from activities.rollups import rearm
 from rules.verdict import is_good, is_success
-from schema.messages.experiment import (
-    ArmCounts,
-    Assignment,
-    GuardCounts,
-    StratumCounts,
-)
+from schema.messages.experiment import ArmCounts, Assignment, GuardCounts, StratumCounts
 from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOutcome
-from schema.tables.experiment import (
-    ArmRow,
-    AssignmentRow,
-    ExperimentRow,
-    GuardRow,
-)
+from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, GuardRow
 from schema.tables.observatory import OutcomeRow
 
 # SQLite takes at most 32,766 values in a statement.
@@ -44,28 +34,28 @@ def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
 
 def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, ...]:
     """Both arms of every guardrail and stratum."""
-    found: dict[tuple[str, float], dict[str, Any]] = {}
+    arms_by_guard: dict[tuple[str, float], dict[str, Any]] = {}
     for row in session.exec(select(GuardRow).where(GuardRow.experiment_id == experiment_id)).all():
-        arms = found.setdefault((row.guardrail, row.treatment_share), {})
+        arms = arms_by_guard.setdefault((row.guardrail, row.treatment_share), {})
         arms[row.variant] = Counts(tasks=row.tasks, successes=row.good)
         arms[f"judged_{row.variant}"] = row.judged
     return tuple(
         GuardCounts(kind=GuardrailKind(kind), treatment_share=share, **arms)
-        for (kind, share), arms in sorted(found.items())
+        for (kind, share), arms in sorted(arms_by_guard.items())
     )
 
 
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
     """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it.
 
-    How long ago is measured by the clock of the evaluations, from the first one that finds it: the platform's clock,
-    which `assigned_at` has, may be hours behind.
+    How long ago is measured by the clock of the evaluations, from the first one that finds it pending: the platform's
+    clock, which sets `assigned_at`, may be hours behind.
     """
     # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
     lock(session, f"arms:{experiment_id}")
     pending = (col(AssignmentRow.experiment_id) == experiment_id, col(AssignmentRow.success).is_(None))
-    unseen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
-    session.execute(unseen.execution_options(synchronize_session=False))
+    first_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
+    session.execute(first_seen.execution_options(synchronize_session=False))
     lost = session.execute(
         update(AssignmentRow)
         .where(*pending, col(AssignmentRow.seen_at) < at - cutoff)
@@ -73,12 +63,10 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
         .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
         .execution_options(synchronize_session=False)
     ).all()
-    for (share, variant), count in Counter((row[0], row[1]) for row in lost).items():
+    for (share, variant), count in Counter((share, variant) for share, variant in lost).items():
         _arm_of(session, experiment_id, share, variant).finished += count
         guards = select(GuardRow).where(
-            GuardRow.experiment_id == experiment_id,
-            GuardRow.treatment_share == share,
-            GuardRow.variant == variant,
+            GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
         )
         for guard in session.exec(guards).all():
             guard.tasks += count
@@ -86,84 +74,86 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
 
 
 def record_assignments(session: Session, assignments: Iterable[Assignment], interval_s: int) -> None:
-    """Write down who got which variant, once per task, and count it, up to the tasks that the experiment is to have.
+    """Record which task got which variant, once per task, and count it, up to the experiment's number of tasks.
 
-    A task whose outcome is there already is finished at once: the two may come from different processes.
+    A task whose outcome is recorded already is finished at once: the two may come from different processes.
     """
-    # Before the arms, as those who record outcomes do: two recorders would otherwise wait for each other.
+    # Before the arms, as when outcomes are recorded: otherwise two recorders could deadlock.
     lock(session, "rollup")
     by_experiment: dict[str, dict[str, Assignment]] = defaultdict(dict)
     for assignment in assignments:
         by_experiment[assignment.experiment_id].setdefault(assignment.task_id, assignment)
-    for experiment_id, wanted in sorted(by_experiment.items()):
+    for experiment_id, by_task in sorted(by_experiment.items()):
         lock(session, f"arms:{experiment_id}")
-        row = session.get(ExperimentRow, experiment_id)
-        if row is None or not row.exposing:
+        experiment = session.get(ExperimentRow, experiment_id)
+        if experiment is None or not experiment.exposing:
             continue
-        most = row.design["max_tasks"]
-        if most is not None:
-            assigned = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment_id)
-            room = most - int(session.exec(assigned).one() or 0)
-            # A threshold that is calibrated to a horizon holds for so many tasks; later ones are nobody's evidence.
-            wanted = dict(list(wanted.items())[: max(0, room)])
-            row.exposing = room > len(wanted)
-            session.add(row)
-        rows = [a.model_dump() | {"success": None} for a in wanted.values()]
+        max_tasks = experiment.design["max_tasks"]
+        if max_tasks is not None:
+            counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment_id)
+            room = max_tasks - int(session.exec(counted).one() or 0)
+            # A threshold that is calibrated to a horizon holds for so many tasks; later ones are no evidence.
+            by_task = dict(list(by_task.items())[: max(0, room)])
+            experiment.exposing = room > len(by_task)
+            session.add(experiment)
+        rows = [assignment.model_dump() | {"success": None} for assignment in by_task.values()]
         new = insert_new(session, AssignmentRow, rows, returning="task_id")
-        counts = Counter((wanted[task_id].treatment_share, wanted[task_id].variant.value) for task_id in new)
+        counts = Counter((by_task[task_id].treatment_share, by_task[task_id].variant.value) for task_id in new)
         for (share, variant), count in counts.items():
             _arm_of(session, experiment_id, share, variant).assigned += count
         session.flush()
-        if done := _outcomes(session, new):
-            rearm(session, done.values(), finish_assignments(session, done), interval_s)
+        if outcomes := _outcomes(session, new):
+            rearm(session, outcomes.values(), finish_assignments(session, outcomes), interval_s)
 
 
 def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:
-    """What is recorded of these tasks."""
+    """The recorded outcomes of these tasks."""
     table = OutcomeRow.__table__  # type: ignore[attr-defined]
-    wanted, found = list(task_ids), dict[str, TaskOutcome]()
-    for n in range(0, len(wanted), READ_AT_A_TIME):
-        query = select(table).where(table.c.task_id.in_(wanted[n : n + READ_AT_A_TIME]))
+    ids = list(task_ids)
+    outcomes: dict[str, TaskOutcome] = {}
+    for n in range(0, len(ids), READ_AT_A_TIME):
+        query = select(table).where(table.c.task_id.in_(ids[n : n + READ_AT_A_TIME]))
         rows = session.connection().execute(query).mappings()
-        found |= {row["task_id"]: TaskOutcome.model_validate(dict(row)) for row in rows}
-    return found
+        outcomes |= {row["task_id"]: TaskOutcome.model_validate(dict(row)) for row in rows}
+    return outcomes
 
 
 def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> dict[str, str]:
-    """Count how assigned tasks went, by task id, and tell their arms; a task that was counted as lost stays lost."""
+    """Count how assigned tasks went; their arms, by task id. A task that was counted as lost stays lost."""
     running = select(ExperimentRow.experiment_id).where(
         col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
     )
     experiment_ids = session.exec(running).all()
     if not experiment_ids:
         return {}
-    mine = (col(AssignmentRow.experiment_id).in_(experiment_ids), col(AssignmentRow.task_id).in_(outcomes))
+    reported = (col(AssignmentRow.experiment_id).in_(experiment_ids), col(AssignmentRow.task_id).in_(outcomes))
     assigned = session.exec(
-        select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*mine)
+        select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
     ).all()
     for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
         lock(session, f"arms:{experiment_id}")
     rows = session.exec(
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
-        .where(*mine, col(AssignmentRow.success).is_(None), col(ExperimentRow.closed_at).is_(None))
+        .where(*reported, col(AssignmentRow.success).is_(None), col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
     ).all()
     for assignment, experiment in rows:
         outcome = outcomes[assignment.task_id]
-        objectives = experiment.design.get("objectives", {})  # an experiment that runs may be older than they are
-        assignment.success = is_success({t: Guardrail.model_validate(g) for t, g in objectives.items()}, outcome)
+        stored = experiment.design.get("objectives", {})  # an experiment that runs may be older than this field
+        objectives = {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
+        assignment.success = is_success(objectives, outcome)
         session.add(assignment)
         arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
         arm.finished += 1
         arm.successes += assignment.success
-        for guardrail in (Guardrail.model_validate(g) for g in experiment.design["guardrails"]):
-            good = is_good(guardrail, outcome)
+        for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
             key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
             guard = session.get_one(GuardRow, key)
+            good = is_good(guardrail, outcome)
             guard.tasks += 1
-            guard.judged += good is not None
-            guard.good += bool(good)
+            guard.judged += int(good is not None)
+            guard.good += int(good is True)
             session.add(guard)
     return {task_id: variant for _, task_id, variant in assigned}
 

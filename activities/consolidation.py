@@ -1,10 +1,10 @@
-"""Consolidation (autoDream): reads what happened since it last did, and merges what that teaches into memory.
+"""Consolidation (autoDream): reads what happened since the last run, and merges what that teaches into memory.
 
-Facts are gathered before the write lock is taken, so that a long night holds no recorder up. What was learned, the
-cursors of what was read and the event are one transaction: a night that is taken twice teaches nothing twice.
+Facts are gathered before the write lock is taken, so that a long run delays no recorder. What was learned, the cursor
+of what was read and the event are one transaction: a run that is repeated counts no fact twice.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -32,21 +32,21 @@ from schema.tables.memory import ConsolidationRow
 from schema.tables.observatory import AnomalyRow
 
 SUBJECT = "memory"
-# The only metric that an experiment is judged by, and so the only one that a remedy can be known for.
+# The only metric that decides an experiment, and so the only one that a remedy can be learned for.
 METRIC = "success_rate"
-# More cycles than these do not end in a night; what is left is read in the next.
+# More cycles than these end on no day; what is left is read by the next run.
 MOST_CYCLES = 1_000
-# Eight occurrences of each hour of the week: enough to leave one out, and little to read.
+# Eight occurrences of each hour of the week: enough to leave one out, and few rows.
 WEEKS_BACK = timedelta(weeks=8)
-# Records of agents are not read further back: whoever was away for longer starts afresh.
+# Agents' records are read this far back, because outcomes may come late.
 DAYS_BACK = 7
 DAY = timedelta(days=1)
-# A symptom is what its latest week shows; an onset may lie months back.
+# A symptom is what the last week shows; an onset may lie months back.
 LONGEST_SYMPTOM = timedelta(days=7)
 
 
 class ConsolidationActivities:
-    """Learns at night."""
+    """The nightly job that learns."""
 
     def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
@@ -57,7 +57,7 @@ class ConsolidationActivities:
         """Read what is new since the last consolidation, merge it, and announce what was learned."""
         until = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         with self._database.reading() as session:
-            last = _last(session)
+            last = _last_run(session)
             if last is not None and at <= last.at:
                 return Lesson.model_validate(last.lesson)
             cursor = last.ledger_sequence if last else 0
@@ -78,9 +78,9 @@ class ConsolidationActivities:
         )
         with self._database.transaction() as session:
             lock(session, "memory")
-            current = _last(session)
+            current = _last_run(session)
             if (current.at if current else None) != (last.at if last else None):
-                raise RuntimeError(f"expected to consolidate alone, but another one of {current and current.at} did")
+                raise RuntimeError(f"expected one run at a time, but another ended at {current and current.at}")
             if last is not None and after == before and row.ledger_sequence == cursor:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
             memory.keep(session, before, after)
@@ -90,14 +90,16 @@ class ConsolidationActivities:
 
     def _weekly_lows(self, session: Session, before: Mapping[str, Memory], until: datetime) -> Iterator[Learned]:
         if self._platform.observatory.interval_s > 3_600:
-            return  # such roll-ups do not tell the hours of a day apart
-        known_lows = [m.claim for m in before.values() if m.claim.kind is PatternKind.WEEKLY_LOW]
+            return  # roll-ups of more than an hour cannot show a low hour
+        hours: dict[str, set[int]] = defaultdict(set)
+        for claim in (entry.claim for entry in before.values()):
+            if claim.kind is PatternKind.WEEKLY_LOW and claim.hour is not None:
+                hours[claim.symptom.task_type].add(claim.hour)
         for task_type, intervals in history(session, until - WEEKS_BACK, until).items():
-            hours = {c.hour for c in known_lows if c.hour is not None and c.symptom.task_type == task_type}
-            yield from patterns.weekly_lows(METRIC, task_type, intervals, hours)
+            yield from patterns.weekly_lows(METRIC, task_type, intervals, hours[task_type])
 
 
-def _last(session: Session) -> ConsolidationRow | None:
+def _last_run(session: Session) -> ConsolidationRow | None:
     return session.exec(select(ConsolidationRow).order_by(col(ConsolidationRow.at).desc()).limit(1)).first()
 
 
@@ -111,7 +113,7 @@ def _ended_cycles(session: Session, after: int) -> Sequence[LedgerRow]:
 
 
 def _remedies(session: Session, ends: Sequence[LedgerRow]) -> Iterator[Learned]:
-    """What the experiments of ended cycles say about their changes."""
+    """What the experiments of ended cycles show about their changes."""
     for entry in ends:
         end = ledger.read(CycleEnd, entry.body)
         registered = session.exec(
@@ -122,12 +124,13 @@ def _remedies(session: Session, ends: Sequence[LedgerRow]) -> Iterator[Learned]:
         if registered is None:
             continue  # it ended before an experiment
         design = ledger.read(ExperimentDesign, registered)
-        if (learned := patterns.remedy(end, design, _symptom(session, design))) is not None:
-            yield learned
+        remedy = patterns.remedy(end, design, _symptom(session, design))
+        if remedy is not None:
+            yield remedy
 
 
 def _symptom(session: Session, design: ExperimentDesign) -> Symptom:
-    """What was wrong when the cycle opened: in the task type of its anomaly, or that of its types that failed most."""
+    """What was wrong when the cycle opened: in its anomaly's task type, or in the one of its types that failed most."""
     task = session.get_one(MetaTaskRow, design.cycle_id)
     row = session.get(AnomalyRow, task.anomaly_id) if task.anomaly_id else None
     anomaly = Anomaly.model_validate(row.body) if row else None
@@ -135,25 +138,27 @@ def _symptom(session: Session, design: ExperimentDesign) -> Symptom:
     failures: dict[str, Counter[str]] = {task_type: Counter() for task_type in design.task_types}
     for task_type, intervals in history(session, onset, task.opened_at).items():
         for interval in intervals:
-            failures.setdefault(task_type, Counter()).update({k.value: n for k, n in interval.failures.items()})
-    named = anomaly.task_type if anomaly else ""
-    task_type = named or max(design.task_types, key=lambda name: (failures[name].total(), name))
+            by_kind = {kind.value: count for kind, count in interval.failures.items()}
+            failures.setdefault(task_type, Counter()).update(by_kind)
+    task_type = anomaly.task_type if anomaly else ""
+    if not task_type:
+        task_type = max(design.task_types, key=lambda name: (failures[name].total(), name))
     return Symptom.of(design.metric, task_type, failures.get(task_type, Counter()).items())
 
 
 def _work(session: Session, until: datetime) -> Iterator[Learned]:
-    """How each agent did on each task type, day by day; read again for a week, because outcomes may come late."""
+    """How each agent did on each task type, day by day; a week is read again, because outcomes may come late."""
     for days in range(1, DAYS_BACK + 1):
         start = until - days * DAY
-        for (agent_id, task_type), done in agent_record(session, start, start + DAY).items():
-            yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, done)
+        for (agent_id, task_type), counts in agent_record(session, start, start + DAY).items():
+            yield patterns.skill(METRIC, task_type, agent_id, start.date().isoformat(), start, counts)
 
 
 def _meta_tasks(session: Session, at: datetime) -> Iterator[Learned]:
-    """How each agent did on meta-tasks. Read again for some weeks: a result may be written long after its instant."""
+    """How each agent did on meta-tasks; weeks are read again, because a result may be recorded long after it came."""
     rows = session.exec(
         select(StandingRow)
-        # What came of users' tasks is in the roll-ups.
+        # Results of users' tasks are in the roll-ups.
         .where(col(StandingRow.at) >= at - WEEKS_BACK, ~col(StandingRow.cycle_id).startswith(task_workflow_id("")))
         .order_by(col(StandingRow.at))
     ).all()

@@ -1,7 +1,7 @@
-"""The database: one engine, short transactions, the same promises on SQLite and PostgreSQL.
+"""The database: one engine, short transactions, the same guarantees on SQLite and PostgreSQL.
 
-A transaction that writes is serialised against other writers where the rows it compares are concerned: on SQLite every
-one takes the write lock at its beginning, on PostgreSQL `lock` takes an advisory lock that ends with the transaction.
+A transaction that compares and then writes is serialised against the others: on SQLite every one takes the write lock
+at its beginning, on PostgreSQL `lock` takes an advisory lock that ends with the transaction.
 """
 
 import threading
@@ -26,18 +26,15 @@ MIGRATIONS = Path(__file__).parent.parent / "schema" / "migrations"
 
 
 class Database:
-    """An engine for `url`. Safe to share between threads; `close` gives the connections back."""
+    """An engine for `url`. Safe to share between threads; `close` closes its connections."""
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.url = parsed
-        self.engine = (
-            _sqlite_engine(parsed.database)
-            if parsed.drivername == "sqlite"
-            else create_engine(parsed, pool_pre_ping=True)
-        )
+        is_sqlite = parsed.drivername == "sqlite"
+        self.engine = _sqlite_engine(parsed.database) if is_sqlite else create_engine(parsed, pool_pre_ping=True)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -54,7 +51,7 @@ class Database:
             yield session
 
     def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]:
-        """The answer to a statement in plain SQL that reads; for `activities.reading`."""
+        """The rows of a statement in plain SQL that only reads; for `activities.reading`."""
         with self.reading() as session:
             return [dict(row) for row in session.execute(text(statement), values).mappings()]
 
@@ -76,7 +73,7 @@ def existing(url: str) -> Database:
 def _sqlite_engine(path: str | None) -> Engine:
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Thirty seconds: a writer waits for another's commit instead of failing; commits last milliseconds.
+    # The timeout lets a writer wait for another's commit instead of failing; commits last milliseconds.
     engine = create_engine(f"sqlite:///{path or ':memory:'}", connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
@@ -90,9 +87,9 @@ def _sqlite_engine(path: str | None) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # Taking the write lock first makes read-compare-write safe; a deferred lock can only fail half-way.
-        reads = connection.get_execution_options().get(READ_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        # Taking the write lock first makes read-compare-write safe; a deferred lock can fail half-way.
+        is_read_only = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if is_read_only else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -104,13 +101,13 @@ def lock(session: Session, name: str) -> None:
 
 
 def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[str, Any]], returning: str) -> set[Any]:
-    """Insert the rows whose key is not there yet; return the `returning` column of those that were new."""
+    """Insert the rows whose key is new; return the `returning` column of those."""
     values = [dict(row) for row in rows]
     if not values:
         return set()
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
     into = table.__table__  # type: ignore[attr-defined]
-    # Values as parameters and not in the statement: SQLAlchemy then compiles it once, and splits long lists itself.
+    # Values as parameters and not in the statement: SQLAlchemy compiles it once, and splits long lists itself.
     statement = dialect.insert(into).on_conflict_do_nothing().returning(into.c[returning])
     return set(session.execute(statement, values).scalars())
 
@@ -128,7 +125,7 @@ def migrate(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    # Alembic keeps its context in module variables: one migration at a time in a process, and one at a time in all.
+    # Alembic keeps its context in module variables: one migration at a time in a process, and on a database.
     with _MIGRATING, database.transaction() as session:
         lock(session, "migrate")
         connection = config.attributes["connection"] = session.connection()

@@ -1,8 +1,8 @@
 """Deliveries: the three ways in which a subscriber gets an event, behind one interface.
 
 `cycles` starts a workflow; a webhook is CloudEvents 1.0 JSON, signed by the Standard Webhooks scheme; a notification
-goes through Apprise. What cannot be delivered is raised: `Undeliverable` where trying again is no use, `Later` or
-anything else where it is. The libraries are those of the extra `deliveries`, imported where they are used.
+goes through Apprise. A delivery that fails raises `Undeliverable` where a retry is of no use, and `Later` or any other
+exception where it is. The libraries are those of the extra `deliveries`, imported where they are used.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 Deliver = Callable[[Event], Awaitable[None]]
 
-# A receiver may ask for patience, but not for ever.
+# A receiver may ask for a later retry, within bounds.
 LONGEST_RETRY_AFTER_S = 3_600.0
-# Statuses of a receiver that may take the same event later; every other one says that it never will.
-PASSING = frozenset({408, 425, 429})
-# Of an answer nothing is used; what is read of it only keeps the connection alive.
-ANSWER_BYTES = 65_536
+# The statuses under 500 that are worth a retry; every other one is final.
+TRANSIENT = frozenset({408, 425, 429})
+# Reading the body of a response only keeps the connection alive; nothing in it is used.
+RESPONSE_BYTES = 65_536
 NOTIFICATION_TIMEOUT_S = 20
-# Thousands may have to hear of a key, within the time of one delivery.
+# Thousands of workflows may have to be signalled within the time of one delivery.
 SIGNALS_AT_ONCE = 32
 
 
@@ -56,11 +56,11 @@ class Undeliverable(Exception):
 
 
 class Misconfigured(ValueError):
-    """Nothing can be sent to the subscriber before a person mends its secret; the message holds nothing of it."""
+    """Nothing can be sent to the subscriber before a person fixes its secret; the message holds nothing of it."""
 
 
 class Later(Exception):
-    """The subscriber may take it later, and not before `after_s` seconds where it said so."""
+    """The subscriber may take the event later; not before `after_s` seconds, where it asked for that."""
 
     def __init__(self, reason: str, after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -68,7 +68,7 @@ class Later(Exception):
 
 
 class Deliveries:
-    """Opens the way to a subscriber; secrets come from the environment, when they are needed."""
+    """Opens the delivery to a subscriber; secrets come from the environment, when they are needed."""
 
     def __init__(
         self, client: Client, platform: Platform, database: Database, environment: Mapping[str, str] = os.environ
@@ -110,26 +110,29 @@ class Deliveries:
         )
 
     async def _signal_workflows(self, event: Event) -> None:
-        """Have all that hears agents read their keys again; what opens from now on reads the new ones anyway."""
+        """Have every workflow that takes agents' messages reload their keys; one that opens later has the new keys."""
         slots = asyncio.Semaphore(SIGNALS_AT_ONCE)
 
-        async def tell(hearing: str) -> None:
+        async def send(workflow: str) -> None:
             async with slots:
                 try:
-                    await self._client.get_workflow_handle(hearing).signal(wire.RELOAD_KEYS)
+                    await self._client.get_workflow_handle(workflow).signal(wire.RELOAD_KEYS)
                 except RPCError as error:
                     if not is_missing(error):  # terminated, or ended in this moment
                         raise
 
-        await asyncio.gather(*map(tell, await asyncio.to_thread(self._hearing)))
+        await asyncio.gather(*map(send, await asyncio.to_thread(self._workflows_to_signal)))
 
-    def _hearing(self) -> list[str]:
-        """The open cycles, and the tasks that are not done in house: thousands may be, and they wait for nobody."""
+    def _workflows_to_signal(self) -> list[str]:
+        """The open cycles, and the open tasks whose agent has its own executor or is not chosen yet.
+
+        A task of a built-in agent takes no agent's message, and there may be thousands of those.
+        """
         cycles = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
-        in_house = select(AgentRow.agent_id).where(AgentRow.built_in)
+        built_in = select(AgentRow.agent_id).where(AgentRow.built_in)
         tasks = select(TaskRow.task_id).where(
             col(TaskRow.ended_at).is_(None),
-            col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(in_house),
+            col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(built_in),
         )
         with self._database.reading() as session:
             return [*session.exec(cycles), *(task_workflow_id(task) for task in session.exec(tasks))]
@@ -150,30 +153,31 @@ class Deliveries:
                 "webhook-signature": " ".join(signer.sign(event.key, now, body) for signer in signers),
             }
             try:
-                # The library's own limits are for each step of a request, and an answer may have very many.
+                # The library's own limits are for each step of a request, and a response may have very many.
                 async with (
                     asyncio.timeout(declared.timeout_s),
-                    http.stream("POST", declared.url, content=body, headers=headers) as answer,
+                    http.stream("POST", declared.url, content=body, headers=headers) as response,
                 ):
-                    read = 0
-                    async for chunk in answer.aiter_raw():
-                        if (read := read + len(chunk)) > ANSWER_BYTES:
+                    received_bytes = 0
+                    async for chunk in response.aiter_raw():
+                        received_bytes += len(chunk)
+                        if received_bytes > RESPONSE_BYTES:
                             break
             except TimeoutError:
                 raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
             except httpx.TransportError as error:
                 raise Later(f"expected an answer, but {type(error).__name__} came: {error}") from None
-            judge(answer.status_code, answer.headers.get("retry-after"), now)
+            judge(response.status_code, response.headers.get("retry-after"), now)
 
         async with httpx.AsyncClient(timeout=declared.timeout_s, verify=_tls()) as http:
             yield post
 
     @asynccontextmanager
     async def _notification(self, declared: Notification) -> AsyncIterator[Deliver]:
-        # Its hundred plug-ins take a second to load, in which workflows must go on.
+        # Apprise's hundred plug-ins take a second to load, which must not block the event loop.
         target = await asyncio.to_thread(_target, declared, self._environment)
 
-        async def tell(event: Event) -> None:
+        async def notify(event: Event) -> None:
             text = notice(event)
             result = await target.async_notify(
                 title=text.title,
@@ -184,23 +188,25 @@ class Deliveries:
             if not result:
                 raise Later("; ".join(entry.message for entry in result.logs()) or result.status.name.lower())
 
-        yield tell
+        yield notify
 
 
 def mistakes(platform: Platform, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What is wrong with the secrets of declared subscribers, by subscriber; nothing is sent to find out."""
-    found = {}
-    openings: dict[str, Callable[[], object]] = {
-        f"webhook:{webhook.name}": functools.partial(_signers, webhook, environment) for webhook in platform.webhooks
-    } | {f"notification:{ping.name}": functools.partial(_target, ping, environment) for ping in platform.notifications}
-    for subscriber, opening in openings.items():
+    checks: dict[str, Callable[[], object]] = {}
+    for webhook in platform.webhooks:
+        checks[f"webhook:{webhook.name}"] = functools.partial(_signers, webhook, environment)
+    for notification in platform.notifications:
+        checks[f"notification:{notification.name}"] = functools.partial(_target, notification, environment)
+    mistakes_by_subscriber = {}
+    for subscriber, check in checks.items():
         try:
-            opening()
+            check()
         except Misconfigured as mistake:
-            found[subscriber] = str(mistake)
+            mistakes_by_subscriber[subscriber] = str(mistake)
         except ImportError as error:
-            found[subscriber] = f"expected the extra `deliveries`, but {error}"
-    return found
+            mistakes_by_subscriber[subscriber] = f"expected the extra `deliveries`, but {error}"
+    return mistakes_by_subscriber
 
 
 def _signers(declared: Webhook, environment: Mapping[str, str]) -> "list[Signer]":
@@ -208,7 +214,8 @@ def _signers(declared: Webhook, environment: Mapping[str, str]) -> "list[Signer]
 
     secrets = _secret(declared.secret_env, f"webhook {declared.name}", environment).split()
     for number, secret in enumerate(secrets, 1):
-        if (mistake := _secret_mistake(secret)) is not None:
+        mistake = _secret_mistake(secret)
+        if mistake is not None:
             which = f"secret {number} of {len(secrets)} in " if len(secrets) > 1 else ""
             expected = f"expected whsec_ and 24 to 64 bytes in base64 in {which}{declared.secret_env}"
             raise Misconfigured(f"{expected}, but {mistake}")
@@ -216,7 +223,7 @@ def _signers(declared: Webhook, environment: Mapping[str, str]) -> "list[Signer]
 
 
 def _secret_mistake(secret: str) -> str | None:
-    """Why a person cannot have meant this as a secret of Standard Webhooks: the library would sign with another key."""
+    """What is wrong with a secret of Standard Webhooks, or None. The library would sign with another key instead."""
     head, prefix, encoded = secret.partition("whsec_")
     if head or not prefix:
         return "text without whsec_ came"
@@ -225,7 +232,7 @@ def _secret_mistake(secret: str) -> str | None:
     except ValueError:
         key = b""
     if not key or base64.b64encode(key).decode() != encoded:
-        return "what follows whsec_ is no base64 (with + and /, and with its padding)"
+        return "what follows whsec_ is not base64 (with + and /, and with its padding)"
     return None if 24 <= len(key) <= 64 else f"{len(key)} bytes came"
 
 
@@ -233,7 +240,7 @@ def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise"
     import apprise
     from apprise.utils.parse import parse_urls
 
-    # A redirected POST is repeated elsewhere, or without its text, and counts as taken by who was not named.
+    # A redirected POST goes to another server, or loses its text, and still counts as delivered.
     target = apprise.Apprise(asset=apprise.AppriseAsset(http_redirects=False))
     urls = parse_urls(_secret(declared.url_env, f"notification {declared.name}", environment))
     for number, url in enumerate(urls, 1):
@@ -247,7 +254,7 @@ def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise"
 
 
 def _url_mistake(url: str) -> str:
-    """What is wrong with a URL that Apprise does not take. All that follows its scheme may be a secret."""
+    """What is wrong with a URL that Apprise refuses. All that follows its scheme may be a secret."""
     from apprise import NotificationManager
 
     services = NotificationManager()
@@ -257,10 +264,10 @@ def _url_mistake(url: str) -> str:
     if scheme not in services:
         close = get_close_matches(scheme, services.schemas(), 1)
         meant = f"; did you mean {close[0]}://?" if close else ""
-        return f"expected a scheme that Apprise knows, but {scheme[:20]}:// is none{meant}"
+        return f"expected a scheme that Apprise knows, but {scheme[:20]}:// came{meant}"
     service = services[scheme]
     form = min(service.templates, key=len).replace("{schema}", scheme)
-    return f"expected the form {form}, but what follows {scheme}:// is not of it; see {service.setup_url}"
+    return f"expected the form {form}, but what follows {scheme}:// has another; see {service.setup_url}"
 
 
 def _secret(variable: str, what: str, environment: Mapping[str, str]) -> str:
@@ -289,20 +296,20 @@ def envelope(event: Event, source: str) -> str:
 
 
 def judge(status: int, retry_after: str | None, now: datetime) -> None:
-    """Return where the receiver took the event; raise what its status says otherwise.
+    """Return where the receiver took the event; raise Undeliverable or Later otherwise.
 
-    410 (Gone) is a refusal like another: what is sent to whom is for the operator's declaration to say.
+    410 (Gone) is a refusal like any other and ends no subscription: the operator declares those.
     """
     if 200 <= status < 300:
         return
     reason = f"expected a status of 2xx, but {status} came"
-    if status < 500 and status not in PASSING:
+    if status < 500 and status not in TRANSIENT:
         raise Undeliverable(reason)
     raise Later(reason, min(LONGEST_RETRY_AFTER_S, _seconds(retry_after or "", now)))
 
 
 def _seconds(retry_after: str, now: datetime) -> float:
-    """Retry-After in seconds: a number or a date (RFC 9110, 10.2.3); what is neither is no wish."""
+    """Retry-After in seconds: a number or a date (RFC 9110, 10.2.3); 0 for anything else."""
     if retry_after.isascii() and retry_after.isdecimal():
         return float(retry_after)
     try:
@@ -313,7 +320,7 @@ def _seconds(retry_after: str, now: datetime) -> float:
 
 @functools.cache
 def _tls() -> SSLContext:
-    """Loading the authorities takes longer than many deliveries."""
+    """The TLS context, loaded once: the certificate authorities take longer to load than many a delivery."""
     import httpx
 
     return httpx.create_ssl_context()

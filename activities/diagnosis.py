@@ -1,5 +1,6 @@
 """Diagnosis: the recorded facts about one task type. Functions, no activities."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -14,12 +15,10 @@ from schema.messages.observatory import (
     TaskTypeDiagnosis,
 )
 from schema.tables.market import MetaTaskRow
-from schema.tables.observatory import (
-    OutcomeRow,
-)
+from schema.tables.observatory import OutcomeRow
 from schema.tables.proposals import ProposalRow
 
-# All samples of one diagnosis: some 200 kB, and Temporal warns at 256.
+# All samples of one diagnosis, about 200 kB; Temporal warns at 256.
 SAMPLES = 4_000
 LONGEST_DIAGNOSIS = timedelta(days=90)
 
@@ -39,11 +38,12 @@ def diagnosis_of(
         .order_by(col(OutcomeRow.finished_at).desc())
         .limit(samples)
     ).all()
+    failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
     return TaskTypeDiagnosis(
         task_type=task_type,
         counts=since,
         before=before,
-        failures={k: n for k in FailureKind if (n := sum(i.failures.get(k, 0) for i in intervals))},
+        failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=tuple(
             DurationSample(duration_s=duration_s, failure=FailureKind(failure) if failure else None)
             for duration_s, failure in rows

@@ -1,6 +1,6 @@
 """Experiment: opens, evaluates and concludes experiments, and swaps parameters by their evidence: the activities.
 
-Beside them are the functions that show how far an experiment is, and that close what a cycle still has open.
+Beside them are functions that show the progress of an experiment, and that close what a cycle still has open.
 """
 
 from datetime import datetime, timedelta
@@ -30,18 +30,11 @@ from schema.messages.experiment import (
 )
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import Platform
-from schema.tables.experiment import (
-    ArmRow,
-    ExperimentRow,
-    GuardRow,
-    ParameterRow,
-    TaskTypeLockRow,
-    VerdictRow,
-)
+from schema.tables.experiment import ArmRow, ExperimentRow, GuardRow, ParameterRow, TaskTypeLockRow, VerdictRow
 
 
 class ExperimentActivities:
-    """Opens, reads and closes experiments, and swaps parameters."""
+    """Opens, evaluates and closes experiments, and swaps parameters."""
 
     def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
@@ -52,22 +45,22 @@ class ExperimentActivities:
         """Write the design to the ledger and start assigning, once every task type it touches is free.
 
         Until then this asks to be retried: experiments take their turn by age, and one that touches several task types
-        waits for all of them. Says why where it must not begin at all: another value is in production by now, and the
-        control would be one that nobody runs on.
+        waits for all of them. Returns the reason where it must not begin at all: production has another value by now,
+        so that the control would not be what production runs on.
         """
         with self._database.transaction() as session:
             lock(session, "experiments")
-            insert_new(session, ExperimentRow, [_row(design, at)], returning="experiment_id")
+            insert_new(session, ExperimentRow, [_queued_row(design, at)], returning="experiment_id")
             if session.get_one(ExperimentRow, design.experiment_id).opened_at is not None:
                 return None
-            waits_for = frozen(session, design.parameter) or _ahead(session, design)
-            if waits_for is None:
+            obstacle = frozen(session, design.parameter) or _cycle_ahead(session, design)
+            if obstacle is None:
                 row = session.get_one(ParameterRow, design.parameter, with_for_update=True)
                 reason = why_stale(row, design.base_version)
                 if reason is None:
                     _open(session, design, at)
                 return reason
-        raise self._later(f"queued: {waits_for}")
+        raise self._retry_later(f"queued: {obstacle}")
 
     @activity.defn
     def await_verdict(self, request: EvaluationRequest) -> Reading:
@@ -78,15 +71,15 @@ class ExperimentActivities:
         # The server's clock, which simulated time moves; the workflow's own is as old as the first attempt.
         reading = self.read_experiment(request, activity.info().current_attempt_scheduled_time)
         with self._database.reading() as session:
-            # A person has rolled the parameter back: what was tested against its value is over.
+            # A person has rolled the parameter back: the experiment on it is over.
             stopped = session.get_one(ExperimentRow, request.design.experiment_id).closed_at is not None
         if not stopped and not _settled(request, reading):
-            raise self._later(progress(reading))
+            raise self._retry_later(progress(reading))
         return reading
 
     @activity.defn
     def read_experiment(self, request: EvaluationRequest, at: datetime) -> Reading:
-        """One evaluation, settled or not: what stands when time has run out."""
+        """One evaluation, settled or not: the last one stands when time has run out."""
         design = request.design
         with self._database.transaction() as session:
             fail_lost(session, design.experiment_id, at, timedelta(seconds=design.pending_cutoff_s))
@@ -106,7 +99,8 @@ class ExperimentActivities:
         with self._database.transaction() as session:
             row = session.get(ExperimentRow, experiment_id)
             if row is not None and row.closed_at is None:
-                row.exposing, row.extended = not held, row.extended or exposure != row.exposure
+                row.exposing = not held
+                row.extended = row.extended or exposure != row.exposure
                 row.exposure = exposure
                 session.add(row)
 
@@ -124,11 +118,11 @@ class ExperimentActivities:
 
     @activity.defn
     def await_thaw(self, parameter: str) -> None:
-        """Done when nobody keeps the parameter frozen; until then this asks to be retried."""
+        """Return once the parameter is not frozen; until then, ask to be retried."""
         with self._database.reading() as session:
             reason = frozen(session, parameter)
         if reason is not None:
-            raise self._later(reason)
+            raise self._retry_later(reason)
 
     @activity.defn
     def promote(self, promotion: Promotion, watch: ExperimentDesign, at: datetime) -> PromotionResult:
@@ -144,12 +138,12 @@ class ExperimentActivities:
 
     @activity.defn
     def roll_back(self, promotion: Promotion, at: datetime) -> PromotionResult:
-        """Swap the parameter back; refused, like a promotion, where somebody else has changed it since."""
+        """Swap the parameter back; refused, like a promotion, where it has been changed since."""
         with self._database.transaction() as session:
             return swap(session, promotion, ParameterRolledBack, at)
 
-    def _later(self, reason: str) -> ApplicationError:
-        """Ask to be retried. Attempts are not history, and hold no worker; the reason is the progress people see."""
+    def _retry_later(self, reason: str) -> ApplicationError:
+        """Ask to be retried. Attempts add no history and hold no worker; people see the reason as the progress."""
         delay = timedelta(seconds=self._platform.cycle.counter_poll_s)
         return ApplicationError(reason, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
 
@@ -172,7 +166,7 @@ def progress(reading: Reading) -> str:
 
 
 def progress_of(database: Database, design: ExperimentDesign) -> str:
-    """Where a running experiment stands, for whoever watches it outside of Temporal."""
+    """One line: how many tasks each arm of a running experiment has, for people outside of Temporal."""
     with database.reading() as session:
         strata = counters(session, design.experiment_id)
     control, treatment = sum(s.control.tasks for s in strata), sum(s.treatment.tasks for s in strata)
@@ -183,11 +177,11 @@ def release(session: Session, cycle_id: str, at: datetime) -> None:
     """Close what a cycle still has open and free its task types."""
     for row in session.exec(select(ExperimentRow).where(ExperimentRow.cycle_id == cycle_id)).all():
         close_experiment(session, row, at)
-    for held in session.exec(select(TaskTypeLockRow).where(TaskTypeLockRow.cycle_id == cycle_id)).all():
-        session.delete(held)
+    for task_type_lock in session.exec(select(TaskTypeLockRow).where(TaskTypeLockRow.cycle_id == cycle_id)).all():
+        session.delete(task_type_lock)
 
 
-def _row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
+def _queued_row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
     return {
         "experiment_id": design.experiment_id,
         "cycle_id": design.cycle_id,
@@ -202,26 +196,24 @@ def _row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
     }
 
 
-def _ahead(session: Session, design: ExperimentDesign) -> str | None:
+def _cycle_ahead(session: Session, design: ExperimentDesign) -> str | None:
     """Which cycle holds one of the design's task types, or has waited longer for one; None when they are free."""
-    mine = session.get_one(ExperimentRow, design.experiment_id)
-    held = select(TaskTypeLockRow).where(col(TaskTypeLockRow.task_type).in_(design.task_types))
-    if (holder := session.exec(held).first()) is not None:
-        return f"{holder.cycle_id} comes first"
+    queued = session.get_one(ExperimentRow, design.experiment_id)
+    locks = select(TaskTypeLockRow).where(col(TaskTypeLockRow.task_type).in_(design.task_types))
+    if (held := session.exec(locks).first()) is not None:
+        return f"{held.cycle_id} comes first"
     waiting = select(ExperimentRow).where(
         col(ExperimentRow.opened_at).is_(None), col(ExperimentRow.closed_at).is_(None)
     )
-    older = [
-        row
-        for row in session.exec(waiting).all()
-        if (row.queued_at, row.experiment_id) < (mine.queued_at, mine.experiment_id)
-        and set(row.design["task_types"]) & set(design.task_types)
-    ]
-    return f"{older[0].cycle_id} comes first" if older else None
+    for other in session.exec(waiting).all():
+        is_older = (other.queued_at, other.experiment_id) < (queued.queued_at, queued.experiment_id)
+        if is_older and set(other.design["task_types"]) & set(design.task_types):
+            return f"{other.cycle_id} comes first"
+    return None
 
 
 def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
-    """Register the design, take the task types and let assigning begin."""
+    """Register the design, lock the task types and start assigning."""
     body = design.model_dump(mode="json") | {"design_hash": design.digest}
     ledger.append(session, EntryKind.EXPERIMENT_DESIGNED, design.experiment_id, design.parameter, at, body)
     for task_type in sorted(design.task_types):
@@ -233,7 +225,7 @@ def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
 
 def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
     """Begin to expose tasks, with counters at zero."""
-    row = session.get(ExperimentRow, design.experiment_id) or ExperimentRow(**_row(design, at))
+    row = session.get(ExperimentRow, design.experiment_id) or ExperimentRow(**_queued_row(design, at))
     row.exposing, row.opened_at = True, at
     session.add(row)
     for variant in Variant:

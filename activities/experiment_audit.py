@@ -15,7 +15,7 @@ from rules.verdict import read
 from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts, Variant
 from schema.tables.experiment import AssignmentRow, ExperimentRow, VerdictRow
 
-# Points of a drawing: more than a terminal is wide would not show.
+# Points of a drawing: a terminal is not wide enough for more.
 POINTS = 60
 
 
@@ -30,7 +30,7 @@ class Replay(BaseModel):
 
 
 def replay(database: Database, experiment_id: str) -> Replay:
-    """Compute the verdict of an experiment again; raises ValueError where there is none of this id."""
+    """Compute the verdict of an experiment again; raises ValueError where no experiment has this id."""
     with database.reading() as session:
         row = _row(session, experiment_id)
         recorded = verdict(session, experiment_id)
@@ -51,13 +51,13 @@ def replay(database: Database, experiment_id: str) -> Replay:
 
 
 def verdict(session: Session, experiment_id: str) -> Reading | None:
-    """The verdict as it was recorded; None of an experiment that has none yet."""
+    """The verdict as it was recorded; None where there is none yet."""
     row = session.get(VerdictRow, experiment_id)
     return Reading.model_validate(row.body) if row else None
 
 
 def trajectory(database: Database, experiment_id: str) -> list[Reading]:
-    """The readings that a look after so many finished tasks would have given, in order of assignment."""
+    """The readings that evaluations at about POINTS moments would have given, in order of assignment."""
     with database.reading() as session:
         row = _row(session, experiment_id)
         rows = session.exec(
@@ -69,7 +69,7 @@ def trajectory(database: Database, experiment_id: str) -> list[Reading]:
     every = max(1, len(rows) // POINTS)
     opened_at = row.opened_at or row.queued_at
     return [
-        # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one serves.
+        # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one will do.
         read(design, _strata(rows[: n + 1]), (), opened_at=opened_at, at=assignment.assigned_at, extended=True)
         for n, assignment in enumerate(rows)
         if n % every == 0 or n == len(rows) - 1
@@ -85,17 +85,17 @@ def _row(session: Session, experiment_id: str) -> ExperimentRow:
 
 def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
     rows = session.exec(select(AssignmentRow).where(AssignmentRow.experiment_id == experiment_id)).all()
-    found = _strata(rows)
     # An arm that never had a task has counters of zero and no assignment to count.
-    return found or counters(session, experiment_id)
+    return _strata(rows) or counters(session, experiment_id)
 
 
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
     counted = Counter((row.treatment_share, row.variant, row.success) for row in rows)
 
     def arm(share: float, variant: Variant) -> ArmCounts:
-        good, bad, pending = (counted[share, variant.value, success] for success in (True, False, None))
-        return ArmCounts(tasks=good + bad, successes=good, pending=pending)
+        successes = counted[share, variant.value, True]
+        failures = counted[share, variant.value, False]
+        return ArmCounts(tasks=successes + failures, successes=successes, pending=counted[share, variant.value, None])
 
     return tuple(
         StratumCounts(

@@ -2,32 +2,22 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from typing import get_args
 
 from sqlmodel import Session
 
 from activities.history import baseline_window
-from activities.rollups import (
-    SHARES,
-    Rollup,
-    good,
-    rollups,
-    together,
-)
+from activities.rollups import SHARES, Rollup, good, rollups, together
 from activities.sketches import highest, lowest, quantile
 from rules.baseline import PRIOR_TASKS
 from rules.design import baseline_rate
-from schema.messages.observatory import (
-    Anomaly,
-    Counts,
-    Guardrail,
-    GuardrailKind,
-)
+from schema.messages.observatory import Anomaly, Counts, Guardrail, GuardrailKind
 from schema.messages.platform import Aim, ObservatoryRules
 
-# Of which quantile of the baseline no more tasks may fall short.
+# By sketch: the quantile of the baseline beyond which no larger share of tasks may lie.
 GUARDED = {"durations": 0.95, "qualities": 0.5, "costs": 0.95}
-# What a sketch is about, as what must not get worse, and the bound of a bucket that still belongs to the good.
+# By sketch: what must not get worse, and the bound of a bucket whose values are still good.
 AIMS = {
     "durations": (GuardrailKind.FAST, highest),
     "qualities": (GuardrailKind.WELL_RATED, lowest),
@@ -40,41 +30,42 @@ def guardrails(
 ) -> tuple[Guardrail, ...]:
     """What must not get worse, from the roll-ups of the baseline window (or, on day one, of all there is).
 
-    A guardrail of something that is not measured here is none. Bounds lie between two buckets of the sketches, so the
-    usual share is counted exactly. The margin is the cycle's to set. Who aims at something else than success is guarded
-    by it.
+    There is no guardrail for what is not measured here. Bounds lie between two buckets of the sketches, so the usual
+    share is counted exactly. The cycle sets the margin. With `aims`, where success does not make a task good, success
+    is a guardrail too.
     """
     since, end = baseline_window(at, rules)
     tracks = rollups(session, since, at, task_types)
-    everything = [one for track in tracks.values() for one in track]
-    healthy = together(one for one in everything if one.start < end)
-    usual = healthy if healthy.tasks >= PRIOR_TASKS else together(everything)
-    found = [_guardrail(usual, field, share) for field, share in GUARDED.items()]
+    intervals = list(chain.from_iterable(tracks.values()))
+    baseline = together(interval for interval in intervals if interval.start < end)
+    usual = baseline if baseline.tasks >= PRIOR_TASKS else together(intervals)
+    guards = [_guardrail(usual, field, share) for field, share in GUARDED.items()]
     if aims and usual.tasks:
-        found.append(Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=baseline_rate(usual.counts), margin=0.05))
-    return tuple(one for one in found if one is not None)
+        rate = baseline_rate(usual.counts)
+        guards.append(Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=rate, margin=0.05))
+    return tuple(guard for guard in guards if guard is not None)
 
 
 def objectives(session: Session, anomaly: Anomaly | None, rules: ObservatoryRules) -> dict[str, Guardrail]:
-    """What a good task of each type is, where an anomaly is of slow or dear ones: what its metric does not count.
+    """What a good task of each type is, for an anomaly of slow or costly tasks: one that its metric does not count.
 
-    By the baseline before the onset, whenever it is asked for.
+    By the baseline before the onset, so the answer does not depend on when this is called.
     """
     if anomaly is None or anomaly.metric not in get_args(Aim):
         return {}
     field, share, _ = SHARES[anomaly.metric]
     tracks = rollups(session, *baseline_window(anomaly.onset, rules))
-    found = {name: _guardrail(together(track), field, share) for name, track in tracks.items()}
-    return {name: aim for name, aim in found.items() if aim is not None}
+    aims = {name: _guardrail(together(track), field, share) for name, track in tracks.items()}
+    return {name: aim for name, aim in aims.items() if aim is not None}
 
 
 def _guardrail(usual: Rollup, field: str, share: float) -> Guardrail | None:
     """Tasks on the good side of a quantile of what is usual; None where nothing was measured."""
-    kind, bound = AIMS[field]
+    kind, bound_of = AIMS[field]
     if (bucket := quantile(getattr(usual, field), share)) is None:
         return None
-    aim = Guardrail(kind=kind, bound=bound(bucket), usual=0.0, margin=0.05)
+    aim = Guardrail(kind=kind, bound=bound_of(bucket), usual=0.0, margin=0.05)
     counts = good(usual, aim)
-    if kind is GuardrailKind.WELL_RATED:  # what is not rated says nothing of what is usual
+    if kind is GuardrailKind.WELL_RATED:  # a task that was not rated is no evidence about quality
         counts = Counts(tasks=usual.rated, successes=counts.successes)
     return aim.model_copy(update={"usual": baseline_rate(counts)})

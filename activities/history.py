@@ -8,24 +8,10 @@ from sqlalchemy import func
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from activities.rollups import (
-    FAILURE_COLUMNS,
-    SKETCHES,
-    good,
-    rollups,
-)
-from schema.messages.observatory import (
-    AgentRecord,
-    Counts,
-    Guardrail,
-    Interval,
-)
+from activities.rollups import FAILURE_COLUMNS, SKETCHES, good, rollups, together
+from schema.messages.observatory import AgentRecord, Counts, Guardrail, Interval
 from schema.messages.platform import ObservatoryRules
-from schema.tables.observatory import (
-    AgentRollupRow,
-    OutcomeRow,
-    RollupRow,
-)
+from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
 
 
 def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
@@ -36,13 +22,14 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
         .where(col(RollupRow.start) >= since, col(RollupRow.start) < until)
         .order_by(col(RollupRow.start))
     ).all()
-    found: dict[str, list[Interval]] = defaultdict(list)
+    tracks: dict[str, list[Interval]] = defaultdict(list)
     for row in rows:
-        failures = {kind: n for kind, column in FAILURE_COLUMNS.items() if (n := getattr(row, column))}
+        failures = {kind: getattr(row, column) for kind, column in FAILURE_COLUMNS.items() if getattr(row, column)}
         counts = Counts(tasks=row.tasks, successes=row.successes)
         mean_s = row.duration_sum_s / row.tasks if row.tasks else None
-        found[row.task_type].append(Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s))
-    return dict(found)
+        interval = Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s)
+        tracks[row.task_type].append(interval)
+    return dict(tracks)
 
 
 def agent_record(session: Session, since: datetime, until: datetime) -> dict[tuple[str, str], AgentRecord]:
@@ -65,11 +52,11 @@ def counts_since(
 ) -> Counts:
     """Tasks and successes of some task types in the intervals that start at `since` or later (and before `until`).
 
-    A success is what is good by the `objectives`, where there are any.
+    A success is what is good by the `objectives`, where there are some.
     """
     if objectives:
         tracks = rollups(session, since, until or datetime.max.replace(tzinfo=UTC), task_types)
-        return Counts.total(good(one, objectives.get(name)) for name, track in tracks.items() for one in track)
+        return Counts.total(good(together(track), objectives.get(name)) for name, track in tracks.items())
     query = select(func.coalesce(func.sum(RollupRow.tasks), 0), func.coalesce(func.sum(RollupRow.successes), 0)).where(
         col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since
     )
@@ -102,6 +89,6 @@ def healthy_counts(
 
 
 def baseline_window(at: datetime, rules: ObservatoryRules) -> tuple[datetime, datetime]:
-    """From when to when a baseline of `at` looks: it ends before the guard gap."""
+    """The start and the end of the baseline window of `at`: it ends before the guard gap."""
     end = at - timedelta(seconds=rules.guard_s)
     return end - timedelta(seconds=rules.baseline_s), end

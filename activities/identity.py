@@ -1,6 +1,6 @@
-"""Identity: the agents' keys. One in force for each agent, every change in the ledger and announced.
+"""Identity: the agents' keys. At most one in force for each agent; every change is in the ledger and announced.
 
-A key that was in force once is never in force again, for nobody: what it signed then must not count a second time.
+A key that was in force once is never put in force again, for any agent: what it signed then must not count again.
 """
 
 from datetime import datetime
@@ -28,7 +28,7 @@ def keys(session: Session) -> dict[str, str]:
 
 
 def put_key(session: Session, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
-    """Make this the agent's key, in place of the one it has. Raises ValueError; the same key again changes nothing."""
+    """Make this the agent's key, in place of the one it has; idempotent. Raises ValueError."""
     if (refusal := identity.key_refusal(public_key)) is not None:
         raise ValueError(refusal)
     lock(session, "agent_key")
@@ -38,28 +38,28 @@ def put_key(session: Session, agent_id: str, public_key: str, who: str, why: str
         if registered.agent_id == agent_id and registered.revoked_at is None:
             return
         raise ValueError(f"expected a new key, but {public_key} is or was a key of {registered.agent_id}")
-    if (before := _in_force(session, agent_id)) is not None:
-        _revoke(session, before, who, why, at)
+    if (replaced := _key_in_force(session, agent_id)) is not None:
+        _revoke(session, replaced, who, why, at)
     session.add(AgentKeyRow(public_key=public_key, agent_id=agent_id, valid_from=at))
     _record(session, AgentKeyRegistered(public_key=public_key, who=who, why=why), agent_id, at)
 
 
 def rotate(database: Database, agent_id: str, public_key: str, who: str, why: str, at: datetime) -> None:
-    """Give an agent a new key, its first one, or one again after a revocation. Raises ValueError."""
+    """Give an agent a new key: its first, one in place of another, or one after a revocation. Raises ValueError."""
     with database.transaction() as session:
         put_key(session, agent_id, public_key, who, why, at)
 
 
 def revoke(database: Database, agent_id: str, who: str, why: str, at: datetime) -> None:
-    """Take an agent's key out of force: it has no say until it is given another. Raises ValueError."""
+    """Revoke an agent's key: the agent takes part in nothing until it has another. Raises ValueError."""
     with database.transaction() as session:
         lock(session, "agent_key")
-        if (key := _in_force(session, agent_id)) is None:
+        if (key := _key_in_force(session, agent_id)) is None:
             raise ValueError(f"expected an agent with a key in force, but {agent_id} has none")
         _revoke(session, key, who, why, at)
 
 
-def _in_force(session: Session, agent_id: str) -> AgentKeyRow | None:
+def _key_in_force(session: Session, agent_id: str) -> AgentKeyRow | None:
     in_force = (AgentKeyRow.agent_id == agent_id, col(AgentKeyRow.revoked_at).is_(None))
     return session.exec(select(AgentKeyRow).where(*in_force)).one_or_none()
 
@@ -71,14 +71,14 @@ def _revoke(session: Session, key: AgentKeyRow, who: str, why: str, at: datetime
 
 
 def _record(session: Session, change: AgentKeyRegistered | AgentKeyRevoked, agent_id: str, at: datetime) -> None:
-    """In the ledger and on the bus, under the same name."""
+    """Write a change to the ledger and the bus, under the same name."""
     kind = EntryKind(change.type.value)
     ledger.append(session, kind, f"{kind.value}:{change.public_key}", agent_id, at, change)
     emit(session, change, agent_id, change.public_key, at)
 
 
 def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: bool) -> str | None:
-    """Why a cycle cannot be opened with the proposal that it came with, or None."""
+    """Why a cycle cannot be opened with the proposal of its request, or None."""
     request, proposal = opening.request, opening.request.proposal
     if proposal is None:
         return None
@@ -87,13 +87,13 @@ def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: b
 
 
 class IdentityActivities:
-    """Tells running cycles which keys count."""
+    """Reads the keys for running cycles."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @activity.defn
     def read_keys(self) -> dict[str, str]:
-        """The key in force of each agent, REVOKED where none is."""
+        """The key in force of each agent, or REVOKED where none of its keys is."""
         with self._database.reading() as session:
             return keys(session)

@@ -1,6 +1,6 @@
 """Ledger: appends to the hash chain and reads it. It never changes an entry.
 
-`append` belongs into the transaction of the change that it records; whoever calls it twice finds the entry.
+`append` belongs in the transaction of the change that it records; it is idempotent by the entry's key.
 """
 
 import json
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read(message: type[M], body: str) -> M:
-    """An entry's body under today's names; raises ValidationError where it is no such message."""
+    """An entry's body under today's field names; raises ValidationError where it is no such message."""
 
     def renamed(fields: dict[str, Any]) -> dict[str, Any]:
         return {RENAMED.get(name, name): value for name, value in fields.items()}
@@ -34,7 +34,7 @@ def read(message: type[M], body: str) -> M:
     try:
         content = json.loads(body, object_hook=renamed)
     except ValueError:
-        content = body  # damaged: validation says so
+        content = body  # damaged: validation raises
     return message.model_validate(content)
 
 
@@ -67,7 +67,7 @@ def append(
 
 
 def verify(database: Database) -> tuple[int, str, str | None]:
-    """Recompute the whole chain: the number of entries, the head's digest, and where it breaks (None: it holds)."""
+    """Recompute the whole chain: the number of entries, the head's digest, and where it breaks, or None."""
     head, sequence = chain.GENESIS, 0
     with database.reading() as session:
         sequences = session.exec(select(LedgerRow.sequence).order_by(col(LedgerRow.sequence))).all()

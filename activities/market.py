@@ -1,7 +1,7 @@
-"""Market: meta-tasks, awards, decay, and the end of a cycle: the activities, and how an award is written.
+"""Market: meta-tasks, awards, decay, and the end of a cycle: the activities, and how an award is recorded.
 
 The end of a cycle is one transaction: its ledger entry, the winner's reward, the standing it earned, the released locks
-and the event. Doing it twice finds the entry and changes nothing.
+and the event. It is idempotent.
 """
 
 from datetime import datetime, timedelta
@@ -45,19 +45,19 @@ from schema.tables.proposals import ProposalRow
 
 
 def was_awarded(session: Session, work_id: str) -> bool:
-    """Whether anybody ever had this cycle's or task's award."""
+    """Whether any agent ever had this cycle's or task's award."""
     return session.exec(select(AwardRow.agent_id).where(AwardRow.cycle_id == work_id)).first() is not None
 
 
 def write_award(
     session: Session, award: Award, body: dict[str, Any], task_type: str, at: datetime, interval_s: int
 ) -> bool:
-    """Write down who got a task and why; False where it was written before. The first award of a task fills it."""
+    """Record which agent got a task and why; False where it was recorded before. The first award of a task fills it."""
     row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body}
-    first = not was_awarded(session, award.cycle_id)
+    is_first = not was_awarded(session, award.cycle_id)
     if not insert_new(session, AwardRow, [row], returning="agent_id"):
         return False
-    if first:
+    if is_first:
         count_fill(session, task_type, at, True, interval_s)
     return True
 
@@ -71,22 +71,22 @@ class MarketActivities:
 
     @activity.defn
     def open_meta_task(self, opening: CycleOpening) -> Briefing:
-        """Number the attempt and gather what the cycle must know; the same request is opened once.
+        """Number the attempt and gather the cycle's briefing; the same request is opened once.
 
-        A request that another run has already had comes back as a duplicate of that run's cycle.
+        A request that another run has opened comes back as a duplicate of that run's cycle.
         """
-        request, at = opening.request, opening.at
+        request, at, observatory = opening.request, opening.at, self._platform.observatory
         with self._database.transaction() as session:
             lock(session, f"subject:{request.subject}")
             row = session.exec(select(MetaTaskRow).where(MetaTaskRow.request_id == request.request_id)).first()
             if row is None:
-                if (forgery := identity.opening_refusal(session, opening, self._platform.unsigned_agents)) is not None:
-                    raise ApplicationError(forgery, type=wire.OPEN_CYCLE, non_retryable=True)
+                refusal = identity.opening_refusal(session, opening, self._platform.unsigned_agents)
+                if refusal is not None:
+                    raise ApplicationError(refusal, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
             task_types = self._task_types(opening)
-            window = timedelta(seconds=self._platform.observatory.floor_window_s)
+            window = timedelta(seconds=observatory.floor_window_s)
             onset = request.anomaly.onset if request.anomaly else at - window
-            observatory = self._platform.observatory
             aims = objectives(session, request.anomaly, observatory)
             return Briefing(
                 cycle_id=row.cycle_id,
@@ -97,7 +97,8 @@ class MarketActivities:
                 agents=roster(session),
                 baseline=counts_since(session, task_types, onset, None, aims),
                 baselines={
-                    t.name: counts_since(session, [t.name], onset, None, aims) for t in self._platform.task_types
+                    declared.name: counts_since(session, [declared.name], onset, None, aims)
+                    for declared in self._platform.task_types
                 },
                 healthy=healthy_counts(session, task_types, at, observatory, aims),
                 guardrails=guardrails(session, task_types, at, observatory, bool(aims)),
@@ -129,14 +130,16 @@ class MarketActivities:
         """The task types whose counts are the baseline: the anomaly's, or all that the proposed parameter touches."""
         request = opening.request
         if request.anomaly is not None:
-            named = request.anomaly.task_type
-            return [named] if named else [declared.name for declared in self._platform.task_types]
+            task_type = request.anomaly.task_type
+            return [task_type] if task_type else [declared.name for declared in self._platform.task_types]
         assert request.proposal is not None
-        return [t for p in self._platform.parameters if p.key == request.proposal.parameter for t in p.task_types]
+        # A proposal may name a parameter that is not declared; the cycle refuses it later.
+        task_types = {parameter.key: parameter.task_types for parameter in self._platform.parameters}
+        return list(task_types.get(request.proposal.parameter, ()))
 
     @activity.defn
     def record_award(self, award: Award, at: datetime) -> None:
-        """Write down who got the meta-task and why."""
+        """Record which agent got the meta-task and why."""
         body, interval_s = award.model_dump(mode="json"), self._platform.observatory.interval_s
         with self._database.transaction() as session:
             if write_award(session, award, body, PLATFORM_META, at, interval_s):
@@ -145,22 +148,21 @@ class MarketActivities:
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
-        """The winner let the deadline pass: it loses standing and pays, once, and its task is free for the next."""
+        """The winner missed its deadline: it loses standing and pays, once, and its task is free for another agent."""
         with self._database.transaction() as session:
             move_standing(session, missed)
-            held = select(TaskRow).where(
-                TaskRow.task_id == missed.cycle_id.removeprefix(task_workflow_id("")),
-                TaskRow.agent_id == missed.agent_id,
-            )
-            if missed.task_type != PLATFORM_META and (task := session.exec(held).first()) is not None:
-                task.agent_id = None
-                session.add(task)
+            if missed.task_type != PLATFORM_META:
+                task_id = missed.cycle_id.removeprefix(task_workflow_id(""))
+                awarded = select(TaskRow).where(TaskRow.task_id == task_id, TaskRow.agent_id == missed.agent_id)
+                for task in session.exec(awarded).all():
+                    task.agent_id = None
+                    session.add(task)
             key = f"{missed.cycle_id}:{missed.agent_id}"
             emit(session, AwardMissed(agent_id=missed.agent_id), missed.cycle_id, key, missed.at)
 
     @activity.defn
     def record_act(self, recorded: RecordedAct) -> None:
-        """Write down what a person did to a cycle, and why."""
+        """Record what a person did to a cycle, and why."""
         key = f"{recorded.cycle_id}:{recorded.act.message_id}"
         with self._database.transaction() as session:
             if ledger.append(session, EntryKind.PERSON_ACTED, key, recorded.cycle_id, recorded.at, recorded):
@@ -168,7 +170,7 @@ class MarketActivities:
 
     @activity.defn
     def end_cycle(self, end: CycleEnd) -> None:
-        """Write the ending to the ledger and settle everything that hangs on it, in one transaction."""
+        """Write the ending to the ledger and settle all that depends on it, in one transaction."""
         with self._database.transaction() as session:
             if not ledger.append(session, EntryKind.CYCLE_ENDED, f"{end.cycle_id}:ended", end.subject, end.at, end):
                 return
@@ -185,16 +187,15 @@ class MarketActivities:
 
     @activity.defn
     def restore_agents(self, at: datetime) -> str | None:
-        """Let the suspended whose time is over come back, on probation; the names of who did.
+        """End the suspensions whose time is over, on probation; returns the agents' names in one line, or None.
 
-        Their records start anew: by the old ones they would never win a task again, however well they now do.
+        Their records start anew: with the old ones they would never win a task again, however well they now do.
         """
         due = at - timedelta(seconds=self._platform.market.suspension_s)
         with self._database.reading() as session:
-            names = session.exec(
-                select(AgentRow.agent_id).where(col(AgentRow.suspended), col(AgentRow.suspended_at) <= due)
-            ).all()
-        # One transaction each: the event's lock comes after the agent's, as everywhere.
+            over = select(AgentRow.agent_id).where(col(AgentRow.suspended), col(AgentRow.suspended_at) <= due)
+            names = session.exec(over).all()
+        # One transaction each: the agent's lock comes before the event's, as everywhere.
         for name in names:
             with self._database.transaction() as session:
                 lock(session, f"standing:{name}")
@@ -210,9 +211,9 @@ class MarketActivities:
 
     @activity.defn
     def decay_idle(self, at: datetime) -> str | None:
-        """Move idle agents' standing towards a newcomer's, and their records towards none.
+        """Decay idle agents' standing towards a newcomer's, and their records towards zero.
 
-        What is counted is the time since the last result or the last decay, so that it is idempotent.
+        Idempotent: what counts is the time since the last result or the last decay.
         """
         half_life_s = self._platform.market.idle_half_life_s
         with self._database.reading() as session:
@@ -225,10 +226,8 @@ class MarketActivities:
                 if idle_s <= 0:
                     continue
                 agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
-                agent.failure_log_ratio, agent.active_at = (
-                    decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s),
-                    at,
-                )
+                agent.failure_log_ratio = decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s)
+                agent.active_at = at
                 session.add(agent)
                 for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
                     for count in COUNTS:
@@ -238,7 +237,7 @@ class MarketActivities:
 
 
 def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
-    """What the proposer earns and pays, each with a reference of its own, and what its standing makes of it."""
+    """Transfer what the proposer earns and pays, each under a reference of its own, and move its standing."""
     payments = {"reward": end.reward, "bonus": end.bonus, "forecast": end.forecast, "penalty": -end.penalty}
     for name, amount in payments.items():
         if amount:
@@ -249,9 +248,9 @@ def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
 
 
 def _failures_in_a_row(session: Session, opened: MetaTaskRow, proposal: Proposal | None) -> int:
-    """How many attempts on the subject have ended without a promotion since the last one that had it.
+    """How many attempts on the subject have ended without a promotion since the last promotion.
 
-    Of those on its own proposals an agent has only its own votes against it: nobody can use up what others may try.
+    Against an agent's own proposal only its own attempts count: no agent can use up the attempts of others.
     """
     attempts = select(MetaTaskRow.ending).where(
         MetaTaskRow.subject == opened.subject,
@@ -262,10 +261,5 @@ def _failures_in_a_row(session: Session, opened: MetaTaskRow, proposal: Proposal
     if proposal is not None:
         voted_on = select(ProposalRow.cycle_id).where(ProposalRow.agent_id == proposal.agent_id)
         attempts = attempts.where(or_(col(MetaTaskRow.ending) == "promoted", col(MetaTaskRow.cycle_id).in_(voted_on)))
-    earlier = session.exec(attempts.order_by(col(MetaTaskRow.attempt).desc())).all()
-    count = 0
-    for ending in earlier:
-        if ending == "promoted":
-            break
-        count += 1
-    return count
+    endings = session.exec(attempts.order_by(col(MetaTaskRow.attempt).desc())).all()
+    return next((count for count, ending in enumerate(endings) if ending == "promoted"), len(endings))

@@ -1,4 +1,4 @@
-"""Memory: reads and keeps what was learned. Who learns it is `activities.consolidation`."""
+"""Memory: reads and stores what was learned; `activities.consolidation` learns it. Functions, no activities."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +9,7 @@ from rules import patterns
 from schema.messages.memory import Memory, Pattern
 from schema.tables.memory import MemoryRow
 
-# A diagnosis is read by every agent; beyond the nearest there is little to learn.
+# Every agent reads the diagnosis; patterns beyond the nearest add little.
 MOST_RECALLED = 20
 
 
@@ -30,7 +30,7 @@ def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Mem
 
 
 def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
-    """What is known of the like of `subject`, for who investigates it: bounded, the nearest first."""
+    """The patterns nearest to `subject`, nearest first, for the agent that investigates it."""
     judged = patterns.judge(remembered(session), at)
     metric, _, task_type = subject.partition(":")
     return patterns.relevant(judged.values(), metric, task_type, MOST_RECALLED)

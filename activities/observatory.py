@@ -1,4 +1,4 @@
-"""Observatory: takes snapshots, and tells agents the facts: the activities.
+"""Observatory: takes snapshots, and reads the facts that agents get: the activities.
 
 A snapshot reads roll-ups and never raw outcomes. A snapshot, the anomalies it raises and their events are one
 transaction, keyed by the snapshot's instant.
@@ -18,11 +18,7 @@ from activities.history import baseline_window, counts_since, history
 from activities.memory import recall
 from activities.parameters import parameter_states
 from activities.recording import EXPIRED_AT_A_TIME, expire_outcomes
-from activities.rollups import (
-    histories,
-    interval_start,
-    rollups,
-)
+from activities.rollups import histories, interval_start, rollups
 from activities.snapshots import (
     active_agents,
     activity_intervals,
@@ -35,23 +31,14 @@ from rules.detection import detect_all
 from rules.elevation import after
 from rules.series import PLATFORM
 from schema.messages.events import SchedulesElevated, SchedulesRestored
-from schema.messages.observatory import (
-    Anomaly,
-    Diagnosis,
-    DiagnosisRequest,
-    Snapshot,
-    TaskTypeDiagnosis,
-)
+from schema.messages.observatory import Anomaly, Diagnosis, DiagnosisRequest, Snapshot, TaskTypeDiagnosis
 from schema.messages.platform import Platform
 from schema.messages.schedules import Elevation
-from schema.tables.observatory import (
-    AnomalyRow,
-    SnapshotRow,
-)
+from schema.tables.observatory import AnomalyRow, SnapshotRow
 
 
 class ObservatoryActivities:
-    """Takes snapshots and tells the facts."""
+    """Takes snapshots, expires outcomes and reads the facts for a diagnosis."""
 
     def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
@@ -65,31 +52,32 @@ class ObservatoryActivities:
         since = until - timedelta(seconds=rules.baseline_s + rules.guard_s + rules.floor_window_s)
         with self._database.transaction() as session:
             lock(session, "anomalies")
-            if (taken := session.get(SnapshotRow, at)) is not None:
-                return Snapshot.model_validate(taken.body)
+            if (recorded := session.get(SnapshotRow, at)) is not None:
+                return Snapshot.model_validate(recorded.body)
             tracks = rollups(session, since, until)
-            watched = histories(tracks, *baseline_window(until, rules))
+            series = histories(tracks, *baseline_window(until, rules))
             active = active_agents(session, since, until, rules.interval_s)
             fills = market_fills(session, since, until)
             # A series without an interval must not take a share of the false-alarm budget.
-            watched |= {
+            series |= {
                 "market_fill_rate": fills,
                 "active_agents": {PLATFORM: activity_intervals(session, active)} if active else {},
             }
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             states = recorded_states(session, last, rules) if last else {}
-            found = detect_all(until, watched, states, rules, unusual_spans(session, self._platform, since, until))
-            known_parts = last.body.get("measured", ()) if last else ()
-            snapshot = measure(session, at, rules, tracks, active, fills, found, known_parts)
+            unusual = unusual_spans(session, self._platform, since, until)
+            detection = detect_all(until, series, states, rules, unusual)
+            measured = last.body.get("measured", ()) if last else ()
+            snapshot = measure(session, at, rules, tracks, active, fills, detection, measured)
             before = Snapshot.model_validate(last.body).elevation if last else Elevation()
             elevation = after(before, snapshot.health, at, self._platform.elevation)
             snapshot = snapshot.model_copy(update={"elevation": elevation})
             if elevation.elevated != before.elevated:
-                changed = SchedulesElevated if elevation.elevated else SchedulesRestored
-                moved = changed(health=snapshot.health, reason=elevation.reason)
-                emit(session, moved, "schedules", at.isoformat(), at)
-            announce(session, self._platform, found, at)
-            detector = {name: state.model_dump(mode="json") for name, state in found.states.items()}
+                event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
+                event = event_type(health=snapshot.health, reason=elevation.reason)
+                emit(session, event, "schedules", at.isoformat(), at)
+            announce(session, self._platform, detection, at)
+            detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
             session.add(
                 SnapshotRow(at=at, health=snapshot.health, body=snapshot.model_dump(mode="json"), detector=detector)
             )
@@ -109,7 +97,7 @@ class ObservatoryActivities:
         start = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
         samples = min(request.samples, SAMPLES // max(1, len(self._platform.task_types)))
         with self._database.reading() as session:
-            known = history(session, start, at)
+            tracks = history(session, start, at)
             about = select(AnomalyRow).where(AnomalyRow.subject == request.subject)
             row = session.exec(about.order_by(col(AnomalyRow.detected_at).desc()).limit(1)).first()
             anomaly = Anomaly.model_validate(row.body) if row else None
@@ -118,7 +106,7 @@ class ObservatoryActivities:
             def diagnosis(name: str) -> TaskTypeDiagnosis:
                 since = counts_since(session, [name], start, at, aims)
                 before = counts_since(session, [name], start - window, start, aims)
-                return diagnosis_of(session, name, known.get(name, []), start, samples, since, before)
+                return diagnosis_of(session, name, tracks.get(name, []), start, samples, since, before)
 
             return Diagnosis(
                 at=at,

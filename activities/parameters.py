@@ -12,19 +12,10 @@ from activities.assignments import close_experiment
 from activities.database import Database, insert_new
 from activities.events import emit
 from schema.messages.events import ParameterFrozen, ParameterPromoted, ParameterRolledBack, ParameterThawed
-from schema.messages.experiment import (
-    Configuration,
-    Promotion,
-    PromotionResult,
-    RunningExperiment,
-)
+from schema.messages.experiment import Configuration, Promotion, PromotionResult, RunningExperiment
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import ParameterState, Platform
-from schema.tables.experiment import (
-    ExperimentRow,
-    FreezeRow,
-    ParameterRow,
-)
+from schema.tables.experiment import ExperimentRow, FreezeRow, ParameterRow
 from schema.tables.ledger import LedgerRow
 from schema.wire import EVERYTHING
 
@@ -44,7 +35,7 @@ def parameter_states(session: Session, platform: Platform) -> tuple[ParameterSta
 
 
 def configuration(database: Database, platform: Platform) -> Configuration:
-    """What resolvers work from."""
+    """What resolvers read: the values in force, and the experiments that expose tasks."""
     with database.reading() as session:
         states = parameter_states(session, platform)
         exposing = session.exec(select(ExperimentRow).where(col(ExperimentRow.exposing).is_(True))).all()
@@ -54,7 +45,7 @@ def configuration(database: Database, platform: Platform) -> Configuration:
 
 
 def frozen(session: Session, parameter: str) -> str | None:
-    """Who froze a parameter, or everything, and why; None where nobody did."""
+    """Who froze a parameter, or everything, and why; None where it is not frozen."""
     row = session.get(FreezeRow, EVERYTHING) or session.get(FreezeRow, parameter)
     return f"frozen by {row.who}: {row.why}" if row else None
 
@@ -80,14 +71,14 @@ def thaw(database: Database, scope: str, who: str, why: str, at: datetime) -> bo
     return True
 
 
-def _record_freeze(session: Session, act: ParameterFrozen | ParameterThawed, scope: str, at: datetime) -> None:
-    key = f"{scope}:{act.type.value}:{at.isoformat()}"
-    ledger.append(session, EntryKind(act.type.value), key, scope, at, act)
-    emit(session, act, scope, key, at)
+def _record_freeze(session: Session, change: ParameterFrozen | ParameterThawed, scope: str, at: datetime) -> None:
+    key = f"{scope}:{change.type.value}:{at.isoformat()}"
+    ledger.append(session, EntryKind(change.type.value), key, scope, at, change)
+    emit(session, change, scope, key, at)
 
 
 def why_stale(row: ParameterRow, expected_version: int) -> str | None:
-    """Say that a parameter has moved on from the version that somebody saw, or None."""
+    """Why the expected version of a parameter is no longer in force, or None where it is."""
     if row.version == expected_version:
         return None
     return f"expected {row.key} at version {expected_version}, but {row.changed_by} made it {row.version}"
@@ -96,15 +87,16 @@ def why_stale(row: ParameterRow, expected_version: int) -> str | None:
 def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at: datetime) -> PromotionResult:
     """Give a parameter the value it had before its last promotion, at once; through the same compare-and-swap.
 
-    Raises ValueError where nothing was promoted, or that was taken back already.
+    Raises ValueError where nothing was promoted, or where the last promotion has been rolled back already.
     """
     with database.transaction() as session:
         row = session.get(ParameterRow, parameter)
         if row is None or row.version == 1:
             raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
-        kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
-        swaps = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(kinds))
-        if session.exec(swaps.order_by(col(LedgerRow.sequence).desc()).limit(1)).first() == kinds[1]:
+        swaps = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+        kinds = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(swaps))
+        last_kind = session.exec(kinds.order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
+        if last_kind == EntryKind.PARAMETER_ROLLED_BACK.value:
             raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {row.value}")
         back = Promotion(
             cycle_id=f"person:{who}:{row.version}",
@@ -128,10 +120,12 @@ def swap(
         return PromotionResult(swapped=False, version=row.version, reason=reason)
     ledger.append(session, EntryKind(change.type.value), key, promotion.parameter, at, promotion)
     opened = col(ExperimentRow.opened_at).is_not(None)
-    for tested in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
-        # Or its tasks, nine in ten under a watch, would go on getting the value that was just taken back.
-        close_experiment(session, tested, at)
-    row.previous, row.value, row.version = row.value, promotion.value, row.version + 1
+    for experiment in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
+        # Otherwise its tasks, nine in ten under a watch, would go on getting the value that was just rolled back.
+        close_experiment(session, experiment, at)
+    row.previous = row.value
+    row.value = promotion.value
+    row.version += 1
     row.changed_at, row.changed_by = at, promotion.cycle_id
     session.add(row)
     announced = change(

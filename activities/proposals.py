@@ -15,7 +15,7 @@ from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
 
 class ProposalActivities:
-    """Writes what was proposed and how it was voted on."""
+    """Records what was proposed and how it was voted on."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -24,10 +24,10 @@ class ProposalActivities:
     def open_vote(self, cycle_id: str, proposal: Proposal, at: datetime) -> Electorate:
         """Record the proposal and freeze who may vote with which weight; a retry reads the frozen electorate back."""
         with self._database.transaction() as session:
+            agents = [a for a in roster(session) if a.agent_id != proposal.agent_id and not a.suspended]
             voters = tuple(
                 Voter(agent_id=a.agent_id, operator=a.operator, weight=vote_weight(a), public_key=a.public_key)
-                for a in roster(session)
-                if a.agent_id != proposal.agent_id and not a.suspended
+                for a in agents
             )
             electorate = Electorate(proposal_id=proposal.proposal_id, opened_at=at, voters=voters)
             row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
@@ -44,12 +44,12 @@ class ProposalActivities:
 
     @activity.defn
     def record_vote(self, record: VoteRecord) -> None:
-        """Write the ballots down and announce what they decided."""
+        """Record the ballots and announce what they decided."""
         decision = ProposalAccepted if record.tally.accepted else ProposalRejected
         with self._database.transaction() as session:
             rows = [
-                {"cycle_id": record.cycle_id, "agent_id": b.agent_id, "body": b.model_dump(mode="json")}
-                for b in record.ballots
+                {"cycle_id": record.cycle_id, "agent_id": ballot.agent_id, "body": ballot.model_dump(mode="json")}
+                for ballot in record.ballots
             ]
             insert_new(session, BallotRow, rows, returning="agent_id")
             decided = decision(proposal_id=record.proposal_id, tally=record.tally)

@@ -1,6 +1,6 @@
-"""What people look at, read in plain SQL: importing SQLAlchemy takes longer than all else that such a look does.
+"""Reading: queries in plain SQL for commands that must start fast, because importing SQLAlchemy takes most of the time.
 
-Each look is a statement on one of `schema.tables`, for any `Readable`: a `Database`, or a SQLite file by itself.
+Each query is a statement on one of `schema.tables`, for any `Readable`: a `Database`, or a SQLite file by itself.
 """
 
 import json
@@ -24,14 +24,14 @@ LATEST = 100
 
 
 class Readable(Protocol):
-    """Answers a statement with rows. A value is as its driver has it: JSON is to be cast to text."""
+    """Answers a statement with rows. Values are as the driver returns them: a statement casts JSON to text."""
 
     def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]: ...
 
 
 def existing_file(path: str | None) -> Path:
-    """A database that is there: who reads or works never leaves an empty one behind. Raises ValueError."""
-    if not (path and Path(path).is_file()):
+    """The path of a database that exists: no reader and no worker creates an empty one. Raises ValueError."""
+    if not path or not Path(path).is_file():
         raise ValueError(
             f"expected a database at {path}, but there is none; run `nautilus up` first or set NAUTILUS_HOME"
         )
@@ -39,13 +39,13 @@ def existing_file(path: str | None) -> Path:
 
 
 class SqliteFile:
-    """A SQLite database of which nothing is written."""
+    """A SQLite database, opened for reading only."""
 
     def __init__(self, path: Path) -> None:
         self._address = f"{path.absolute().as_uri()}?mode=ro"
 
     def rows(self, statement: str, **values: Value) -> list[dict[str, Any]]:
-        # As patient as `Database`: a recovery or a checkpoint holds the file for a moment.
+        # The timeout of `Database`: a recovery or a checkpoint locks the file for a moment.
         with closing(sqlite3.connect(self._address, uri=True, timeout=30)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(statement, values)]
@@ -69,16 +69,15 @@ def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int
     """The declared parameters with what production runs on; a value now out of bounds yields the default."""
     from schema.messages.platform import ParameterState
 
-    return tuple(
-        ParameterState(
-            declaration=p,
-            value=values[p.key][0] if p.refusal(values[p.key][0]) is None else p.default,
-            version=values[p.key][1],
-            mode=p.mode or platform.mode,
-        )
-        for p in platform.parameters
-        if p.key in values
-    )
+    states = []
+    for declared in platform.parameters:
+        if declared.key in values:
+            value, version = values[declared.key]
+            if declared.refusal(value) is not None:
+                value = declared.default
+            mode = declared.mode or platform.mode
+            states.append(ParameterState(declaration=declared, value=value, version=version, mode=mode))
+    return tuple(states)
 
 
 class ListedExperiment(NamedTuple):
@@ -91,15 +90,9 @@ class ListedExperiment(NamedTuple):
 
 def experiments(readable: Readable) -> list[ListedExperiment]:
     """Every experiment, oldest first."""
-    rows = readable.rows("SELECT experiment_id, parameter, opened_at, closed_at FROM experiment ORDER BY queued_at")
-    return [
-        ListedExperiment(
-            row["experiment_id"],
-            row["parameter"],
-            "closed" if row["closed_at"] else "runs" if row["opened_at"] else "waits",
-        )
-        for row in rows
-    ]
+    state = "CASE WHEN closed_at IS NOT NULL THEN 'closed' WHEN opened_at IS NOT NULL THEN 'runs' ELSE 'waits' END"
+    rows = readable.rows(f"SELECT experiment_id, parameter, {state} AS state FROM experiment ORDER BY queued_at")
+    return [ListedExperiment(**row) for row in rows]
 
 
 def entries(readable: Readable, subject: str | None = None, latest: int | None = None) -> "list[LedgerEntry]":
@@ -123,15 +116,15 @@ def outbox(readable: Readable, after: int | None = None, latest: int = LATEST) -
     from schema.messages.outbox import Event
     from schema.wire import EventType
 
-    types = ", ".join(f"'{type.value}'" for type in EventType)  # a newer version may have written others
+    types = ", ".join(f"'{type.value}'" for type in EventType)  # a newer version may have recorded other types
     order = "DESC" if after is None else "ASC"
     statement = (
         "SELECT sequence, key, type, subject, at, CAST(data AS TEXT) AS data FROM event"
         f" WHERE type IN ({types}) AND sequence > :after ORDER BY sequence {order} LIMIT :latest"
     )
     rows = readable.rows(statement, after=after or 0, latest=latest)
-    read = [row | {"at": _instant(row["at"]), "data": json.loads(row["data"])} for row in rows]
-    return [Event.model_validate(row) for row in (reversed(read) if after is None else read)]
+    events = [Event.model_validate(row | {"at": _instant(row["at"]), "data": json.loads(row["data"])}) for row in rows]
+    return events if after is not None else events[::-1]
 
 
 def latest_snapshot(readable: Readable) -> "Snapshot | None":
@@ -143,7 +136,7 @@ def latest_snapshot(readable: Readable) -> "Snapshot | None":
 
 
 def anomalies(readable: Readable, closed: bool = False) -> "list[AnomalyRecord]":
-    """The open anomalies, oldest first; or the closed ones as well."""
+    """The open anomalies, oldest first; with `closed`, the closed ones as well."""
     from schema.messages.observatory import Anomaly, AnomalyRecord
 
     still_open = "" if closed else " WHERE closed_at IS NULL"
@@ -160,7 +153,7 @@ def anomalies(readable: Readable, closed: bool = False) -> "list[AnomalyRecord]"
 
 
 def everything_remembered(readable: Readable, at: datetime) -> "list[tuple[Pattern, Memory]]":
-    """Every pattern as it stands at `at`, with its observations; remedies first, the weightiest of a kind first."""
+    """Every pattern as judged at `at`, with its observations; remedies first, the weightiest of a kind first."""
     from rules import patterns
     from schema.messages.memory import Memory, PatternKind
 
@@ -178,6 +171,6 @@ def agent_ids(readable: Readable) -> list[str]:
 
 
 def _instant(stored: datetime | str) -> datetime:
-    """SQLite keeps the text of an instant in UTC, without its zone."""
+    """An instant in UTC; SQLite stores it as text without a zone."""
     at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

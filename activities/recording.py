@@ -1,4 +1,4 @@
-"""Recording: stores the outcomes that are new, counts them, and forgets old ones. Functions, no activities.
+"""Recording: stores the outcomes that are new, counts them, and expires old ones. Functions, no activities.
 
 Roll-ups are kept in the transaction that records the outcomes, so whatever reads them never reads raw outcomes.
 """
@@ -15,32 +15,26 @@ from sqlmodel import Session, SQLModel, col, select
 
 from activities.assignments import finish_assignments
 from activities.database import lock
-from activities.rollups import (
-    roll_up,
-)
-from schema.messages.observatory import (
-    TaskOutcome,
-)
+from activities.rollups import roll_up
+from schema.messages.observatory import TaskOutcome
 from schema.tables.experiment import AssignmentRow, ExperimentRow
 from schema.tables.market import FillRow
-from schema.tables.observatory import (
-    AgentRollupRow,
-    OutcomeRow,
-    RetentionRow,
-    RollupRow,
-)
+from schema.tables.observatory import AgentRollupRow, OutcomeRow, RetentionRow, RollupRow
 
 # SQLite takes at most 32,766 values in a statement.
 RECORDED_AT_A_TIME = 5_000
-# A transaction of some tenths of a second, for which recorders wait.
+# Deleting these takes some tenths of a second, during which recorders wait.
 EXPIRED_AT_A_TIME = 20_000
 # Long enough to compare with the same season of last year.
 ROLLUP_RETENTION = timedelta(days=400)
 
 
 class Fate(StrEnum):
-    """What became of an outcome. `known` is one that was recorded before with the same content, `conflicting` with
-    another; the first one stands. One that is `too_old` is older than what has been expired."""
+    """What became of an outcome that was reported.
+
+    `known`: recorded before with the same content. `conflicting`: recorded before with other content, which stands.
+    `too_old`: it finished before the instant up to which outcomes have been expired.
+    """
 
     NEW = "new"
     KNOWN = "known"
@@ -57,7 +51,7 @@ class Recorded(NamedTuple):
     too_old: int = 0
 
     def plus(self, other: "Recorded") -> "Recorded":
-        return Recorded(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Recorded(*(count + added for count, added in zip(self, other, strict=True)))
 
 
 def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_s: int) -> Recorded:
@@ -68,39 +62,41 @@ def record_outcomes(session: Session, outcomes: Iterable[TaskOutcome], interval_
 def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> list[Fate]:
     """Store the outcomes that are new, and count them; the fate of each, in their order.
 
-    One that is older than what has been expired is not: nobody could tell it from one that was counted before.
+    One that is older than what has been expired is not stored: it could have been counted before.
     """
     # One order for all writers: the roll-ups before the arms of experiments.
     lock(session, "rollup")
     expired = session.exec(select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)).first()
-    young = [outcome for outcome in outcomes if expired is None or outcome.finished_at >= expired]
-    first = {outcome.task_id: outcome for outcome in reversed(young)}
-    # Those that are the first here, where nothing is stored of the task.
-    firsts, stored = list(first.values())[::-1], dict[str, TaskOutcome]()
+    first_by_task: dict[str, TaskOutcome] = {}
+    for outcome in outcomes:
+        if expired is None or outcome.finished_at >= expired:
+            first_by_task.setdefault(outcome.task_id, outcome)
+    firsts = list(first_by_task.values())
+    stored: dict[str, TaskOutcome] = {}
     for n in range(0, len(firsts), RECORDED_AT_A_TIME):
-        stored |= _record(session, firsts[n : n + RECORDED_AT_A_TIME], interval_s)
-    recorded = set[str]()
+        stored |= _store_new(session, firsts[n : n + RECORDED_AT_A_TIME], interval_s)
+    new_ids: set[str] = set()
 
     def fate(outcome: TaskOutcome) -> Fate:
         if expired is not None and outcome.finished_at < expired:
             return Fate.TOO_OLD
-        if outcome.task_id not in stored and outcome.task_id not in recorded:
-            recorded.add(outcome.task_id)
+        if outcome.task_id not in stored and outcome.task_id not in new_ids:
+            new_ids.add(outcome.task_id)
             return Fate.NEW
-        stands = stored.get(outcome.task_id) or first[outcome.task_id]
-        return Fate.KNOWN if outcome == stands else Fate.CONFLICTING
+        recorded = stored.get(outcome.task_id) or first_by_task[outcome.task_id]
+        return Fate.KNOWN if outcome == recorded else Fate.CONFLICTING
 
     return [fate(outcome) for outcome in outcomes]
 
 
-def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
-    """Store those of which nothing is stored; of the others, what is."""
+def _store_new(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
+    """Store the outcomes of tasks that have none yet; the stored outcomes of the other tasks, by task id."""
     rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
     table = OutcomeRow.__table__  # type: ignore[attr-defined]
     connection = session.connection()
     stored = dict[str, TaskOutcome]()
     try:
-        # Without the ORM, and as if all were new: a repeated report is rare, and asking for it first is not free.
+        # Without the ORM, and as if all were new: a repeated report is rare, and querying for it first takes time.
         with connection.begin_nested():
             connection.execute(insert(table), list(rows.values()))
     except IntegrityError:
@@ -111,15 +107,16 @@ def _record(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) 
             return stored
         connection.execute(insert(table), list(rows.values()))
     new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
-    roll_up(session, new.values(), finish_assignments(session, new), interval_s)
+    arms = finish_assignments(session, new)
+    roll_up(session, new.values(), arms, interval_s)
     return stored
 
 
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     """Delete at most `limit` outcomes that finished before then, and the assignments of experiments closed before then.
 
-    Nothing goes that an open experiment may have counted. Roll-ups go after ROLLUP_RETENTION. The assignments of an
-    experiment go together, or an audit would take those that are left for all there were.
+    Whatever an open experiment may have counted stays. Roll-ups are deleted after ROLLUP_RETENTION. The assignments
+    of an experiment are deleted together, or an audit would take those that are left for all there were.
     """
     lock(session, "rollup")
     running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))

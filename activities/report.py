@@ -1,13 +1,14 @@
-"""Report: gathers what a night or a fortnight changed, as it was recorded; `report_text` says it.
+"""Report: gathers what changed in a period, a day or a fortnight, as it was recorded; `report_text` formats it.
 
 It reads roll-ups, snapshots, experiments, the market and the ledger, never raw outcomes. What was not measured is None
-and is said to be so; it is never zero.
+and never zero.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -47,23 +48,23 @@ from schema.tables.observatory import AnomalyRow, SnapshotRow
 from schema.tables.proposals import BallotRow, ProposalRow
 from schema.tables.report import PublishedReportRow
 
-# What a screen can show of a period, and fewer tasks than come in a minute tell nothing.
+# What a screen can show of a period; shorter intervals than a minute have too few tasks to compare.
 INTERVALS = 60
 NARROWEST_S = 60
 # A whole week levels the days of the week out; longer would hide what changed.
 LONGEST_STRETCH = timedelta(days=7)
-# What a person reads of each list; counts are of all.
+# How many entries of each list a person reads; counts are of all.
 LISTED = 50
 EXPERIMENTS = 20
-# Drawing an experiment reads its assignments, so one with more tasks than this is told in figures only.
+# Drawing an experiment reads its assignments; one with more tasks than this is reported in figures only.
 DRAWN_TASKS = 5_000
-NIGHT = timedelta(days=1)
+DAY = timedelta(days=1)
 
 M = TypeVar("M", bound=Message)
 
 
 def report(database: Database, platform: Platform, since: datetime, until: datetime) -> Report:
-    """Gather the facts of [since, until); raises ValueError where that is no period."""
+    """Gather the facts of [since, until); raises ValueError where it does not end after `since`."""
     if until <= since:
         raise ValueError(f"expected a period that ends after it begins, but {since:%F %T} to {until:%F %T} came")
     entries, head, broken = ledger.verify(database)
@@ -71,9 +72,9 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
     width_s = own_s * math.ceil(max(NARROWEST_S, (until - since).total_seconds() / INTERVALS) / own_s)
     with database.reading() as session:
         by_type = history(session, since, until)
-        every = [interval for intervals in by_type.values() for interval in intervals]
-        tracks = {"": every, **{declared.name: [] for declared in platform.task_types}, **by_type}
-        before, after = _stretches(session, every, own_s, until)
+        intervals = list(chain.from_iterable(by_type.values()))
+        tracks = {"": intervals, **{declared.name: [] for declared in platform.task_types}, **by_type}
+        before, after = _stretches(session, intervals, own_s, until)
         changes = _changes(session, platform, since, until)
         issues = _issues(session, changes, since, until)
         agents = _agents(session, since, until)
@@ -92,7 +93,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
             success_floor=platform.observatory.success_floor,
             before=before,
             after=after,
-            tracks={name: _coarser(intervals, since, width_s) for name, intervals in tracks.items()},
+            tracks={name: _coarser(track, since, width_s) for name, track in tracks.items()},
             changes=changes,
             issues=issues[:LISTED],
             issue_states=Counter(issue.state for issue in issues if issue.anomaly.detected_at >= since),
@@ -114,14 +115,10 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
 
 
 def _together(start: datetime, intervals: Iterable[Interval]) -> Interval:
-    measured = [i for i in intervals if i.counts.tasks]
-    counts = Counts.total(i.counts for i in measured)
+    measured = [interval for interval in intervals if interval.counts.tasks]
+    counts = Counts.total(interval.counts for interval in measured)
     seconds = math.fsum(i.counts.tasks * i.mean_duration_s for i in measured if i.mean_duration_s is not None)
-    return Interval(
-        start=start,
-        counts=counts,
-        mean_duration_s=seconds / counts.tasks if counts.tasks else None,
-    )
+    return Interval(start=start, counts=counts, mean_duration_s=seconds / counts.tasks if counts.tasks else None)
 
 
 def _coarser(intervals: Iterable[Interval], since: datetime, width_s: int) -> tuple[Interval, ...]:
@@ -129,31 +126,32 @@ def _coarser(intervals: Iterable[Interval], since: datetime, width_s: int) -> tu
     parts: dict[float, list[Interval]] = defaultdict(list)
     for interval in intervals:
         parts[interval.start.timestamp() // width_s].append(interval)
-    found = [_together(max(since, datetime.fromtimestamp(n * width_s, UTC)), part) for n, part in sorted(parts.items())]
-    return tuple(interval for interval in found if interval.counts.tasks)
+    starts = {number: max(since, datetime.fromtimestamp(number * width_s, UTC)) for number in sorted(parts)}
+    coarser = [_together(start, parts[number]) for number, start in starts.items()]
+    return tuple(interval for interval in coarser if interval.counts.tasks)
 
 
 def _stretches(
     session: Session, intervals: Sequence[Interval], interval_s: int, until: datetime
 ) -> tuple[Stretch | None, Stretch | None]:
-    """The first seventh of what the period has on record, and its last: whole intervals, and none of them twice.
+    """The first and the last seventh of what the period has on record: whole intervals that do not overlap.
 
-    Of a single interval there is no start: it is how things are now.
+    A single interval is the last stretch, and there is no first one.
     """
-    starts = sorted({one.start for one in intervals})
+    starts = sorted({interval.start for interval in intervals})
     if not starts:
         return None, None
     width = timedelta(seconds=interval_s)
-    recorded = starts[-1] + width - starts[0]
-    least = max(width, min(2 * width, recorded / 2))
-    length = width * (min(LONGEST_STRETCH, max(recorded / 7, least)) // width)
+    begin, end = starts[0], starts[-1] + width
+    shortest = max(width, min(2 * width, (end - begin) / 2))
+    length = width * (min(LONGEST_STRETCH, max((end - begin) / 7, shortest)) // width)
 
     def stretch(start: datetime, end: datetime) -> Stretch:
-        inside = _together(start, (one for one in intervals if start <= one.start < end))
-        return Stretch(end=min(end, until), tasks=inside, health=_health(session, start, end))
+        tasks = _together(start, (interval for interval in intervals if start <= interval.start < end))
+        return Stretch(end=min(end, until), tasks=tasks, health=_health(session, start, end))
 
-    last, end = starts[-1] + width - length, starts[-1] + width
-    return (stretch(starts[0], min(starts[0] + length, last)) if starts[1:] else None), stretch(last, end)
+    first = stretch(begin, min(begin + length, end - length)) if len(starts) > 1 else None
+    return first, stretch(end - length, end)
 
 
 def _health(session: Session, start: datetime, end: datetime) -> float | None:
@@ -162,7 +160,7 @@ def _health(session: Session, start: datetime, end: datetime) -> float | None:
     return mean
 
 
-# ---- what was changed, and what was found wrong
+# ---- changes and issues
 
 
 def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[RecordedChange, ...]:
@@ -173,16 +171,17 @@ def _changes(session: Session, platform: Platform, since: datetime, until: datet
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
     changes = []
     for row in rows:
-        if (made := _body(Promotion, row.body)) is None:
+        promotion = _body(Promotion, row.body)
+        if promotion is None:
             continue
         change = RecordedChange(
             at=datetime.fromisoformat(row.at),
-            promotion=made,
-            before=values.get(made.parameter),
-            task_types=task_types.get(made.parameter, ()),
+            promotion=promotion,
+            before=values.get(promotion.parameter),
+            task_types=task_types.get(promotion.parameter, ()),
             rolled_back=row.kind == EntryKind.PARAMETER_ROLLED_BACK,
         )
-        values[made.parameter] = made.value
+        values[promotion.parameter] = promotion.value
         if since <= change.at < until:
             changes.append(change)
     return tuple(reversed(changes))
@@ -195,23 +194,17 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
         or_(col(AnomalyRow.detected_at) >= since, col(AnomalyRow.closed_at).is_(None)),
     )
     rows = session.exec(select(AnomalyRow).where(*in_period).order_by(col(AnomalyRow.detected_at).desc())).all()
-    attempts = defaultdict(list)
+    cycles_by_anomaly = defaultdict(list)
     joined = select(MetaTaskRow).join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
     for task in session.exec(joined.where(*in_period)).all():
-        attempts[task.anomaly_id].append(task)
+        cycles_by_anomaly[task.anomaly_id].append(task)
     acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
     by_hand = set(session.exec(acted).all())
-    # A rollback swaps from the very version that the promotion made.
-    undone = {(c.promotion.parameter, c.promotion.expected_version - 1) for c in changes if c.rolled_back}
-    taken_back = {
-        c.promotion.cycle_id
-        for c in changes
-        if not c.rolled_back and (c.promotion.parameter, c.promotion.expected_version) in undone
-    }
+    taken_back = _taken_back(changes)
     issues = []
     for row in rows:
-        tried = attempts[row.anomaly_id]
-        fix = next((task for task in tried if task.ending == Ending.PROMOTED), None)
+        cycles = cycles_by_anomaly[row.anomaly_id]
+        fix = next((cycle for cycle in cycles if cycle.ending == Ending.PROMOTED), None)
         if fix is None:
             state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
         elif fix.cycle_id in taken_back:
@@ -220,8 +213,20 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
             state = IssueState.FIXED_BY_PERSON if fix.cycle_id in by_hand else IssueState.FIXED
         over_at = fix.ended_at if fix else row.closed_at
         anomaly = Anomaly.model_validate(row.body)
-        issues.append(Issue(anomaly=anomaly, state=state, attempts=len(tried), over_at=over_at))
+        issues.append(Issue(anomaly=anomaly, state=state, attempts=len(cycles), over_at=over_at))
     return tuple(issues)
+
+
+def _taken_back(changes: Iterable[RecordedChange]) -> set[str]:
+    """The cycles whose promotion was rolled back: a rollback starts from the very version that the promotion made."""
+    promotions, rolled_back = {}, set()
+    for change in changes:
+        parameter, version = change.promotion.parameter, change.promotion.expected_version
+        if change.rolled_back:
+            rolled_back.add((parameter, version - 1))
+        else:
+            promotions[parameter, version] = change.promotion.cycle_id
+    return {cycle_id for change, cycle_id in promotions.items() if change in rolled_back}
 
 
 # ---- experiments
@@ -258,15 +263,16 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
 
 
 def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading | None:
-    """The verdict that was announced; of an experiment that has none yet, the counts and no decision."""
+    """The verdict that was announced; before there is one, the counts without a decision."""
     if row.opened_at is None:
         return None
-    if (recorded := experiment_audit.verdict(session, row.experiment_id)) is not None:
+    recorded = experiment_audit.verdict(session, row.experiment_id)
+    if recorded is not None:
         return recorded
     design = ExperimentDesign.model_validate(row.design)
-    # Calibrating a threshold takes seconds and nothing is decided here: the general one serves.
-    found = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
-    return found.model_copy(update={"decision": Decision.CONTINUE, "interval": None})
+    # `extended` avoids the calibration of a threshold, which takes seconds: nothing is decided here.
+    reading = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
+    return reading.model_copy(update={"decision": Decision.CONTINUE, "interval": None})
 
 
 # ---- agents and the record
@@ -286,7 +292,7 @@ def _net(session: Session, *where: ColumnElement[bool]) -> Counter[str]:
 
 
 def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentStanding, ...]:
-    """Who earned most comes first."""
+    """All agents, those that earned most first."""
     results: dict[str, dict[str, int]] = defaultdict(dict)
     inside = (col(StandingRow.at) >= since, col(StandingRow.at) < until)
     by = (col(StandingRow.agent_id), col(StandingRow.result))
@@ -315,7 +321,7 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
 
 
 def _body(message: type[M], body: str) -> M | None:
-    """An entry's body; None for one that somebody damaged: the chain tells of it, and the rest is still told."""
+    """An entry's body; None for a damaged one, which `ledger_broken` reports: the rest of the report still counts."""
     try:
         return ledger.read(message, body)
     except ValidationError:
@@ -328,11 +334,11 @@ def _entered(since: datetime, until: datetime) -> tuple[ColumnElement[bool], Col
     return col(LedgerRow.at) >= first, col(LedgerRow.at) < end
 
 
-# ---- the words
+# ---- publishing
 
 
 class ReportActivities:
-    """Publishes the report of the night."""
+    """Publishes the nightly report."""
 
     def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
@@ -342,7 +348,7 @@ class ReportActivities:
     def publish(self, at: datetime) -> str:
         """Announce what the past day changed, once per date; a retry returns what was announced."""
         night = f"{at.astimezone(UTC):%Y-%m-%d}"
-        body = text(report(self._database, self._platform, at - NIGHT, at))
+        body = text(report(self._database, self._platform, at - DAY, at))
         with self._database.transaction() as session:
             row = {"night": night, "at": at, "text": body}
             if insert_new(session, PublishedReportRow, [row], returning="night"):

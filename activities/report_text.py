@@ -1,4 +1,4 @@
-"""Report text: the report's facts as lines for people. Functions, no activities."""
+"""Report text: formats the report's facts as lines for people. Functions, no activities."""
 
 from datetime import datetime, timedelta
 
@@ -6,11 +6,7 @@ from rules.rates import wilson
 from schema.messages.base import format_value
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts
-from schema.messages.report import (
-    ExperimentRecord,
-    IssueState,
-    Report,
-)
+from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
 
 NOT_MEASURED = "not measured"
 
@@ -33,14 +29,15 @@ def rate(counts: Counts) -> tuple[str, str]:
     return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
 
 
-def one_line(foreign: str, longest: int) -> str:
-    """Somebody's words on one line without control characters, which a messenger could obey."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in foreign).split())
+def one_line(untrusted: str, longest: int) -> str:
+    """Untrusted text on one line, without control characters, which a messenger could obey."""
+    printable = "".join(char if char.isprintable() or char.isspace() else "\ufffd" for char in untrusted)
+    line = " ".join(printable.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The platform at the start and at the end of the period: figures with what is behind them."""
+    """The platform at the start and at the end of the period: figures, each with the counts behind it."""
     ends = (facts.before, facts.after)
     return [
         ("success rate", [rate(s.tasks.counts if s else Counts()) for s in ends]),
@@ -50,7 +47,7 @@ def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def compared(facts: Report) -> list[str]:
-    """Which spans the headline compares, and what it cannot tell."""
+    """Which spans the headline compares, and where records are missing."""
     if facts.after is None:
         return ["no task was recorded in this time"]
     ends = [_span(s.tasks.start, s.end) for s in (facts.before, facts.after) if s is not None]
@@ -72,12 +69,13 @@ def _day(at: datetime) -> str:
 
 
 def issue_counts(facts: Report) -> list[tuple[str, str]]:
-    """The article's rows about issues; without any snapshot nobody looked, which is not the same as none."""
-    states, n = facts.issue_states, sum(facts.issue_states.values())
-    if not n and all(stretch is None or stretch.health is None for stretch in (facts.before, facts.after)):
+    """The article's rows about issues; without any snapshot they are not measured, which is not zero."""
+    states, total = facts.issue_states, sum(facts.issue_states.values())
+    if not total and all(stretch is None or stretch.health is None for stretch in (facts.before, facts.after)):
         return [("issues detected", NOT_MEASURED)]
-    rows = [("issues detected", f"{n}"), ("fixed with no human", f"{states.get(IssueState.FIXED, 0)} of {n}")]
-    rows += [(state.value, f"{states[state]}") for state in IssueState if state in states and state != IssueState.FIXED]
+    rows = [("issues detected", f"{total}"), ("fixed with no human", f"{states.get(IssueState.FIXED, 0)} of {total}")]
+    others = [state for state in IssueState if state != IssueState.FIXED]
+    rows += [(state.value, f"{states[state]}") for state in others if state in states]
     return [*rows, ("promotions rolled back", f"{facts.ledger_kinds.get(EntryKind.PARAMETER_ROLLED_BACK, 0)}")]
 
 
@@ -86,35 +84,39 @@ def text(facts: Report) -> str:
     lines = [f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC", ""]
     lines += compared(facts)
     for name, ends in headline(facts):
-        start, end = (f"{figure} ({behind})" if behind else figure for figure, behind in ends)
+        start, end = (f"{figure} ({counts})" if counts else figure for figure, counts in ends)
         lines.append(f"{name}: {start} -> {end}")
     lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
-    changes = [
-        f"{_day(c.at)} {c.promotion.parameter} {format_value(c.before)} -> {format_value(c.promotion.value)} "
-        f"{'rolled back' if c.rolled_back else 'promoted'}"
-        for c in facts.changes
-    ]
-    still_open = [one_line(i.anomaly.reason, 160) for i in facts.issues if i.state is IssueState.OPEN]
-    earned = [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in facts.agents if a.earned]
-    lines += _some("changes", changes, 5)
-    lines += _some("experiments", [_tested(e) for e in facts.experiments], 4)
-    lines += _some("open anomalies", still_open, 3)
-    lines += _some("agents", earned, 3)
+    still_open = [issue.anomaly for issue in facts.issues if issue.state is IssueState.OPEN]
+    earners = [agent for agent in facts.agents if agent.earned]
+    lines += _first("changes", [_changed(change) for change in facts.changes], 5)
+    lines += _first("experiments", [_tested(experiment) for experiment in facts.experiments], 4)
+    lines += _first("open anomalies", [one_line(anomaly.reason, 160) for anomaly in still_open], 3)
+    lines += _first("agents", [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in earners], 3)
     chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
     lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
     return "\n".join(lines)
 
 
-def _some(name: str, found: list[str], most: int) -> list[str]:
-    more = [f"and {len(found) - most} more"] if len(found) > most else []
-    return [f"{name}:", *(f"  {line}" for line in [*found[:most], *more])] if found else []
+def _first(name: str, entries: list[str], most: int) -> list[str]:
+    """A list under its name, with at most so many entries; nothing where it is empty."""
+    if not entries:
+        return []
+    more = [f"and {len(entries) - most} more"] if len(entries) > most else []
+    return [f"{name}:", *(f"  {line}" for line in [*entries[:most], *more])]
+
+
+def _changed(change: RecordedChange) -> str:
+    values = f"{format_value(change.before)} -> {format_value(change.promotion.value)}"
+    act = "rolled back" if change.rolled_back else "promoted"
+    return f"{_day(change.at)} {change.promotion.parameter} {values} {act}"
 
 
 def _tested(record: ExperimentRecord) -> str:
-    design, arms = record.design, ""
+    design, rates = record.design, ""
     if record.reading is not None:
-        old, new = (f"{arm.rate or 0:.0%} of {arm.tasks}" for arm in (record.reading.control, record.reading.treatment))
-        arms = f" ({old} -> {new})"
-    return (
-        f"{design.parameter} {format_value(design.control)} -> {format_value(design.treatment)}: {record.outcome}{arms}"
-    )
+        arms = (record.reading.control, record.reading.treatment)
+        old, new = (f"{arm.rate or 0:.0%} of {arm.tasks}" for arm in arms)
+        rates = f" ({old} -> {new})"
+    values = f"{format_value(design.control)} -> {format_value(design.treatment)}"
+    return f"{design.parameter} {values}: {record.outcome}{rates}"

@@ -1,12 +1,12 @@
 """Roll-ups: what each interval's outcomes add up to, by task type, and by arm and agent.
 
-They are kept in the transaction that records the outcomes, and everything that looks back reads them: its cost depends
-on the intervals it looks at and never on how many tasks there were. A departure of durations, quality or cost is judged
-as the share of tasks beyond a quantile of the baseline, which the sketches of the intervals count exactly.
+They are kept in the transaction that records the outcomes, and whatever evaluates the past reads them: its cost
+depends on the number of intervals and never on the number of tasks. A departure of durations, quality or cost is
+judged as the share of tasks beyond a quantile of the baseline, which the sketches of the intervals count exactly.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,15 +18,7 @@ from sqlmodel import Session, SQLModel, col, select
 from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
-from schema.messages.observatory import (
-    Counts,
-    FailureKind,
-    Guardrail,
-    GuardrailKind,
-    Interval,
-    Measures,
-    TaskOutcome,
-)
+from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind, Interval, Measures, TaskOutcome
 from schema.tables.market import FillRow
 from schema.tables.observatory import AgentRollupRow, RollupRow
 
@@ -36,14 +28,16 @@ FAILURE_COLUMNS = {
     FailureKind.ERROR: "errors",
     FailureKind.LOST: "lost",
 }
-# Which sketch, the baseline's quantile that is the limit, and on which side of it tasks are bad.
+# By metric: the sketch, the baseline's quantile that is the limit, and the side of the limit on which tasks are bad.
 SHARES = {
     "slow_share": ("durations", 0.95, above),
     "duration_share": ("durations", 0.5, above),
     "low_quality_share": ("qualities", 0.25, below),
     "high_cost_share": ("costs", 0.95, above),
 }
+SUMS = ("tasks", "successes", "duration_sum_s", "rated", "quality_sum", "cost_sum")
 SKETCHES = ("durations", "qualities", "costs")
+Key = tuple[datetime, str]  # an interval's start and a task type
 
 
 class Rollup(NamedTuple):
@@ -78,74 +72,87 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
 
     `arms` are those of the tasks that an experiment exposed.
     """
-    parts: dict[tuple[float, str, str, str], list[TaskOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        slot = outcome.finished_at.timestamp() // interval_s
-        parts[slot, outcome.task_type, arms.get(outcome.task_id, ""), outcome.agent_id].append(outcome)
-    if not parts:
+    agent_rows: list[dict[str, Any]] = []
+    groups: dict[Key, list[TaskOutcome]] = defaultdict(list)
+    totals: dict[Key, Counter[str]] = defaultdict(Counter)
+    for cell, outcomes_of_cell in _by_cell(outcomes, arms, interval_s):
+        sums = _sums(outcomes_of_cell)
+        agent_rows.append(cell | sums)
+        groups[cell["start"], cell["task_type"]] += outcomes_of_cell
+        totals[cell["start"], cell["task_type"]].update(sums)
+    if not agent_rows:
         return
-    groups: dict[tuple[datetime, str], list[TaskOutcome]] = defaultdict(list)
-    totals: dict[tuple[datetime, str], Counter[str]] = defaultdict(Counter)
-    agents = []
-    for (_, task_type, arm, agent_id), part in sorted(parts.items()):
-        start, sums = interval_start(part[0].finished_at, interval_s), _sums(part)
-        groups[start, task_type] += part
-        totals[start, task_type].update(sums)
-        agents.append({"start": start, "task_type": task_type, "arm": arm, "agent_id": agent_id, **sums})
-    table = RollupRow.__table__.c  # type: ignore[attr-defined]
-    kept = session.execute(
-        select(*(table[name] for name in ("start", "task_type", *SKETCHES))).where(
-            table.start.in_({start for start, _ in groups}), table.task_type.in_({name for _, name in groups})
-        )
-    )
-    before = {(start, task_type): sketches for start, task_type, *sketches in kept}
+    stored = _stored_sketches(session, groups)
     rows = []
     for (start, task_type), group in groups.items():
-        failures = Counter(outcome.failure for outcome in group)
         row: dict[str, Any] = {"start": start, "task_type": task_type, **totals[start, task_type]}
+        failures = Counter(outcome.failure for outcome in group)
         row |= {column: failures[kind] for kind, column in FAILURE_COLUMNS.items()}
-        added = (
-            sketch([o.duration_s for o in group if o.failure is None]),
-            sketch([o.quality for o in group if o.quality is not None]),
-            sketch([o.cost for o in group if o.cost]),
-        )
-        stored = before.get((start, task_type), (b"",) * len(SKETCHES))
-        for name, old, new in zip(SKETCHES, stored, added, strict=True):
-            merged = unpack(old)
-            merged.update(new)
-            row[name] = pack(merged)
+        row |= _merged_sketches(group, stored.get((start, task_type), {}))
         rows.append(row)
     dialect = session.get_bind().dialect.name
-    session.execute(_adding(RollupRow, dialect), rows)
-    session.execute(_adding(AgentRollupRow, dialect), agents)
+    session.execute(_upsert(RollupRow, dialect), rows)
+    session.execute(_upsert(AgentRollupRow, dialect), agent_rows)
 
 
 def rearm(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str, str], interval_s: int) -> None:
-    """Count outcomes in their arms that were counted in none, for a caller that has locked the roll-ups."""
-    parts: dict[tuple[float, str, str, str], list[TaskOutcome]] = defaultdict(list)
-    for outcome in outcomes:
-        if (arm := arms.get(outcome.task_id)) is not None:
-            parts[outcome.finished_at.timestamp() // interval_s, outcome.task_type, arm, outcome.agent_id].append(
-                outcome
-            )
+    """Move outcomes that were counted in no arm to their arms, for a caller that has locked the roll-ups."""
+    exposed = [outcome for outcome in outcomes if outcome.task_id in arms]
     rows = []
-    for (_, task_type, arm, agent_id), part in sorted(parts.items()):
-        key = {"start": interval_start(part[0].finished_at, interval_s), "task_type": task_type, "agent_id": agent_id}
-        sums = _sums(part)
-        rows += [key | sums | {"arm": arm}, key | {name: -number for name, number in sums.items()} | {"arm": ""}]
-    if rows:
-        session.execute(_adding(AgentRollupRow, session.get_bind().dialect.name), rows)
-        left = (col(AgentRollupRow.arm) == "", col(AgentRollupRow.tasks) == 0)
-        starts = col(AgentRollupRow.start).in_({row["start"] for row in rows})
-        session.execute(delete(AgentRollupRow).where(*left, starts).execution_options(synchronize_session=False))
+    for cell, group in _by_cell(exposed, arms, interval_s):
+        sums = _sums(group)
+        rows.append(cell | sums)
+        rows.append(cell | {name: -number for name, number in sums.items()} | {"arm": ""})
+    if not rows:
+        return
+    session.execute(_upsert(AgentRollupRow, session.get_bind().dialect.name), rows)
+    starts = col(AgentRollupRow.start).in_({row["start"] for row in rows})
+    emptied = delete(AgentRollupRow).where(col(AgentRollupRow.arm) == "", col(AgentRollupRow.tasks) == 0, starts)
+    session.execute(emptied.execution_options(synchronize_session=False))
 
 
 def count_fill(session: Session, task_type: str, at: datetime, awarded: bool, interval_s: int) -> None:
     """Count a task whose bidding is over: it was awarded (for the first time), or nobody bid."""
-    # Every caller announces something too, before or after: in one order, or two of them wait for each other.
+    # Every caller emits an event too, before or after: without one order of locks, two callers could deadlock.
     lock(session, "event")
     row = {"start": interval_start(at, interval_s), "task_type": task_type, "tasks": 1, "awarded": int(awarded)}
-    session.execute(_adding(FillRow, session.get_bind().dialect.name), row)
+    session.execute(_upsert(FillRow, session.get_bind().dialect.name), row)
+
+
+def _by_cell(
+    outcomes: Iterable[TaskOutcome], arms: Mapping[str, str], interval_s: int
+) -> Iterator[tuple[dict[str, Any], list[TaskOutcome]]]:
+    """Outcomes by interval, task type, arm and agent, in this order: the columns of the key, and the group."""
+    groups: dict[tuple[float, str, str, str], list[TaskOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        interval = outcome.finished_at.timestamp() // interval_s
+        groups[interval, outcome.task_type, arms.get(outcome.task_id, ""), outcome.agent_id].append(outcome)
+    for (interval, task_type, arm, agent_id), group in sorted(groups.items()):
+        start = datetime.fromtimestamp(interval * interval_s, UTC)
+        yield {"start": start, "task_type": task_type, "arm": arm, "agent_id": agent_id}, group
+
+
+def _stored_sketches(session: Session, keys: Iterable[Key]) -> dict[Key, Mapping[str, bytes]]:
+    """The packed sketches, by name, of the roll-ups that are there."""
+    starts, task_types = zip(*keys, strict=True)
+    table = RollupRow.__table__.c  # type: ignore[attr-defined]
+    columns = [table[name] for name in ("start", "task_type", *SKETCHES)]
+    query = select(*columns).where(table.start.in_(set(starts)), table.task_type.in_(set(task_types)))
+    return {(row["start"], row["task_type"]): dict(row) for row in session.execute(query).mappings()}
+
+
+def _merged_sketches(group: Sequence[TaskOutcome], stored: Mapping[str, bytes]) -> dict[str, bytes]:
+    added = {
+        "durations": sketch([o.duration_s for o in group if o.failure is None]),
+        "qualities": sketch([o.quality for o in group if o.quality is not None]),
+        "costs": sketch([o.cost for o in group if o.cost]),
+    }
+    packed = {}
+    for name, new in added.items():
+        merged = unpack(stored.get(name, b""))
+        merged.update(new)
+        packed[name] = pack(merged)
+    return packed
 
 
 def _sums(group: Sequence[TaskOutcome]) -> dict[str, Any]:
@@ -161,8 +168,8 @@ def _sums(group: Sequence[TaskOutcome]) -> dict[str, Any]:
 
 
 @cache
-def _adding(table: type[SQLModel], dialect: str) -> sqlite.Insert | postgresql.Insert:
-    """Insert roll-ups, or add their numbers to those that are there; sketches come merged."""
+def _upsert(table: type[SQLModel], dialect: str) -> sqlite.Insert | postgresql.Insert:
+    """Insert roll-ups, or add their numbers to those that are there; sketches arrive merged."""
     columns = table.__table__.columns  # type: ignore[attr-defined]
     insert: sqlite.Insert | postgresql.Insert = (sqlite if dialect == "sqlite" else postgresql).insert(columns[0].table)
     new = insert.excluded
@@ -185,27 +192,28 @@ def rollups(
     )
     if task_types is not None:
         query = query.where(table.task_type.in_(task_types))
-    found: dict[str, list[Rollup]] = defaultdict(list)
+    tracks: dict[str, list[Rollup]] = defaultdict(list)
     for task_type, *numbers, durations, qualities, costs in session.execute(query.order_by(table.start)):
-        found[task_type].append(Rollup._make((*numbers, *map(unpack, (durations, qualities, costs)))))
-    return dict(found)
+        tracks[task_type].append(Rollup._make((*numbers, unpack(durations), unpack(qualities), unpack(costs))))
+    return dict(tracks)
 
 
-def together(several: Iterable[Rollup]) -> Rollup:
+def together(intervals: Iterable[Rollup]) -> Rollup:
     """What several roll-ups add up to; it starts with the first of them."""
-    found = list(several)
-    start = min((one.start for one in found), default=datetime.fromtimestamp(0, UTC))
-    numbers = (sum(one[field] for one in found) for field in range(1, 7))  # type: ignore[misc]
-    sketches: tuple[Sketch, ...] = (Counter(), Counter(), Counter())
-    for one in found:
-        for whole, part in zip(sketches, one[7:], strict=True):
-            for bucket, times in part.items():  # half the time of Counter.update, and most of a snapshot's
-                whole[bucket] += times
-    return Rollup._make((start, *numbers, *sketches))
+    parts = list(intervals)
+    sketches: dict[str, Any] = {name: Counter() for name in SKETCHES}
+    for part in parts:
+        for name, whole in sketches.items():
+            # Half the time of Counter.update; a snapshot spends most of its time here.
+            for bucket, count in getattr(part, name).items():
+                whole[bucket] += count
+    start = min((part.start for part in parts), default=datetime.fromtimestamp(0, UTC))
+    sums = {name: sum(getattr(part, name) for part in parts) for name in SUMS}
+    return Rollup(start=start, **sums, **sketches)
 
 
 def measures(total: Rollup) -> Measures:
-    """What a report says of some roll-ups together; quantiles are those of completed tasks."""
+    """The figures of several roll-ups together; quantiles are those of completed tasks."""
 
     def duration(share: float) -> float | None:
         bucket = quantile(total.durations, share)
@@ -220,45 +228,50 @@ def measures(total: Rollup) -> Measures:
     )
 
 
-def good(one: Rollup, objective: Guardrail | None) -> Counts:
+def good(rollup: Rollup, objective: Guardrail | None) -> Counts:
     """The tasks of an interval, and those that are good by an objective; without one, those that succeeded.
 
     Exact, where the bound lies between two buckets.
     """
-    bound, within = (objective.bound if objective else 0.0), one.successes
-    match objective.kind if objective else GuardrailKind.COMPLETED:
+    if objective is None or objective.kind is GuardrailKind.COMPLETED:
+        return rollup.counts
+    bound = objective.bound
+    match objective.kind:
         case GuardrailKind.FAST:
-            within = sum(count for bucket, count in one.durations.items() if value(bucket) <= bound)
+            good_tasks = sum(count for bucket, count in rollup.durations.items() if value(bucket) <= bound)
         case GuardrailKind.WELL_RATED:
-            within = sum(count for bucket, count in one.qualities.items() if value(bucket) >= bound)
+            good_tasks = sum(count for bucket, count in rollup.qualities.items() if value(bucket) >= bound)
         case GuardrailKind.CHEAP:
-            within = one.tasks - sum(count for bucket, count in one.costs.items() if value(bucket) > bound)
-    return Counts(tasks=one.tasks, successes=within)
+            good_tasks = rollup.tasks - sum(count for bucket, count in rollup.costs.items() if value(bucket) > bound)
+    return Counts(tasks=rollup.tasks, successes=good_tasks)
 
 
 def histories(
     tracks: Mapping[str, Sequence[Rollup]], start: datetime, end: datetime
 ) -> dict[str, dict[str, list[Interval]]]:
-    """Every metric of the tasks by name, then by task type, as shares that a detector can judge.
+    """The tasks' metrics by name, then by task type, as shares that a detector can judge.
 
     The limits come from the baseline window [start, end), which must hold enough values for a baseline; a task that was
     not rated (or cost nothing) is no evidence about quality (or cost).
     """
-    found: dict[str, dict[str, list[Interval]]] = {
+    by_metric: dict[str, dict[str, list[Interval]]] = {
         "success_rate": {name: [_interval(r, r.tasks, r.successes) for r in track] for name, track in tracks.items()},
         "throughput": {name: [_interval(r, r.tasks, r.tasks) for r in track] for name, track in tracks.items()},
     }
     for task_type, track in tracks.items():
-        usual = together(one for one in track if start <= one.start < end)
+        baseline = together(rollup for rollup in track if start <= rollup.start < end)
         for metric, (field, share, beyond) in SHARES.items():
-            normal: Sketch = getattr(usual, field)
-            limit = quantile(normal, share)
-            if limit is not None and normal.total() >= PRIOR_TASKS:
-                sketches = ((one, getattr(one, field)) for one in track)
-                intervals = [_interval(one, counted.total(), beyond(counted, limit)) for one, counted in sketches]
-                found.setdefault(metric, {})[task_type] = intervals
-    return found
+            usual: Sketch = getattr(baseline, field)
+            limit = quantile(usual, share)
+            if limit is None or usual.total() < PRIOR_TASKS:
+                continue
+            intervals = []
+            for rollup in track:
+                counted: Sketch = getattr(rollup, field)
+                intervals.append(_interval(rollup, counted.total(), beyond(counted, limit)))
+            by_metric.setdefault(metric, {})[task_type] = intervals
+    return by_metric
 
 
-def _interval(one: Rollup, tasks: int, successes: int) -> Interval:
-    return Interval(start=one.start, counts=Counts(tasks=tasks, successes=successes))
+def _interval(rollup: Rollup, tasks: int, successes: int) -> Interval:
+    return Interval(start=rollup.start, counts=Counts(tasks=tasks, successes=successes))

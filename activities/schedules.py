@@ -1,7 +1,7 @@
-"""Schedules: lets the cron registry follow the health, nudges overdue windows, and cleans up: the activities.
+"""Schedules: adapts the cron registry to the health, nudges overdue windows, and cleans up: the activities.
 
-A schedule carries its own declaration in its action's memo. So the Observatory can let it follow the health score
-without knowing `platform.toml`: a worker that has read an older file does not undo what a newer one declares.
+A schedule carries its own declaration in its action's memo. So the Observatory can adapt it to the health score
+without `platform.toml`: a worker that has read an older file does not undo what a newer one declares.
 """
 
 import asyncio
@@ -11,16 +11,12 @@ from datetime import datetime, timedelta
 
 from sqlmodel import col, select
 from temporalio import activity
-from temporalio.client import (
-    Client,
-    WorkflowExecutionStatus,
-    WorkflowQueryFailedError,
-)
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
 from activities.agents import roster
-from activities.cron import ScheduleChange, _settle, find, jobs
+from activities.cron import ScheduleChange, find, jobs, settle
 from activities.database import Database
 from activities.events import emit
 from activities.market import MarketActivities
@@ -48,13 +44,13 @@ OVERDUE = timedelta(seconds=60)
 # Windows checked in one run; the others are checked when these have moved.
 WINDOWS = 200
 PATIENCE = timedelta(seconds=3)
-# For so long after it closed a workflow is looked at; jobs that have not run for longer are a person's matter.
+# A workflow is checked until this long after it closed; if this job did not run for longer, a person must clean up.
 REMEMBERED = timedelta(days=7)
 CLOSED = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 
 
 class ScheduleActivities:
-    """Lets the schedules follow the platform's health, and does what their jobs ask for."""
+    """Adapts the schedules to the platform's health, and does the work of their jobs."""
 
     def __init__(self, client: Client, database: Database, platform: Platform) -> None:
         self._client = client
@@ -63,9 +59,9 @@ class ScheduleActivities:
 
     @activity.defn
     async def follow_health(self) -> tuple[str, ...]:
-        """Elevate schedules or take them back, and renew budgets, by the latest snapshot; what was changed.
+        """Elevate schedules or restore them, and renew budgets, by the latest snapshot; the changes.
 
-        Creates and removes nothing: what a person deleted stays away until the next `nautilus schedules apply`.
+        It creates and removes nothing: what a person deleted stays away until the next `nautilus schedules apply`.
         """
         snapshot, anomalies = await asyncio.to_thread(self._situation)
         if snapshot is None:
@@ -74,17 +70,17 @@ class ScheduleActivities:
         budgets_s: dict[str, float] = {}
         for job in jobs(self._platform):
             job_id = job.declaration.id.value
-            found = await find(self._client, job_id)
-            if found is None or found.state is None:
+            stored = await find(self._client, job_id)
+            if stored is None or stored.state is None:
                 continue
-            budgets_s[job_id] = found.state.budget.seconds
-            declared = found.state.declaration
+            budgets_s[job_id] = stored.state.budget.seconds
+            declared = stored.state.declaration
             durations_s = await self._recent_runs(job_id) if declared.budget_s == "auto" else ()
             budget = rules.budget(durations_s, anomalies, snapshot.health, declared)
-            if budget.seconds == found.state.budget.seconds:
-                budget = found.state.budget  # and the reason for which it became that
+            if budget.seconds == stored.state.budget.seconds:
+                budget = stored.state.budget  # with the reason it was set for
             state = JobState(declaration=declared, budget=budget, elevation=snapshot.elevation)
-            changes += await _settle(self._client, replace(job, declaration=declared), state, found, False)
+            changes += await settle(self._client, replace(job, declaration=declared), state, stored, False)
         if budgets_s:
             await self._report_the_cut_off(budgets_s)
         return tuple(map(str, changes))
@@ -95,13 +91,13 @@ class ScheduleActivities:
         return latest_snapshot(self._database), [Anomaly.model_validate(body) for body in rows]
 
     async def _recent_runs(self, job_id: str) -> tuple[float, ...]:
-        """Durations of the latest runs; one that was cut off took what it had."""
+        """Durations of the latest runs; one that was cut off counts with the time it had."""
         query = f"{SCHEDULED_BY.name}='{job_id}' AND ExecutionStatus IN ('Completed', 'TimedOut')"
         runs = [run async for run in self._client.list_workflows(query, limit=RUNS)]
         return tuple((run.close_time - run.start_time).total_seconds() for run in runs if run.close_time)
 
     async def _report_the_cut_off(self, budgets_s: Mapping[str, float]) -> None:
-        """BUDGET_EXCEEDED for the latest runs that were cut off hard: they could not say so themselves."""
+        """BUDGET_EXCEEDED for the latest runs that were cut off: they could not report it themselves."""
         ids = ", ".join(f"'{job_id}'" for job_id in budgets_s)
         query = f"{SCHEDULED_BY.name} IN ({ids}) AND ExecutionStatus='TimedOut'"
         async for run in self._client.list_workflows(query, limit=RUNS):
@@ -121,23 +117,23 @@ class ScheduleActivities:
     def who_may_scan(self) -> tuple[str, ...]:
         """The agents whose tier lets them take part in the market."""
         with self._database.reading() as session:
-            return tuple(a.agent_id for a in roster(session) if tier(a) is not Tier.SUSPENDED)
+            return tuple(agent.agent_id for agent in roster(session) if tier(agent) is not Tier.SUSPENDED)
 
     @activity.defn
     async def nudge_overdue(self, at: datetime) -> tuple[str, ...]:
-        """Wake what stands in a window that should have closed, and name it.
+        """Nudge the workflows in a window that should have closed; one line about each, for a person.
 
         A window's own timer decides, and the server keeps it while no worker runs: nothing is awarded from here. What
         can be overdue is a workflow whose next step is being retried (the database is away) or whose task fails (a
-        deploy that does not replay). A nudge makes it check its deadline again; the report is for a person.
+        deploy that does not replay). A nudge makes it check its deadline again.
         """
         phases = ", ".join(f"'{phase.value}'" for phase in (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING))
         # What was opened just now cannot be overdue, and must not crowd out what is.
         old = f"StartTime <= '{(at - OVERDUE).isoformat()}'"
         query = f"ExecutionStatus='Running' AND {wire.PHASE} IN ({phases}) AND {old}"
         waiting = [e.id async for e in self._client.list_workflows(query, limit=WINDOWS)]
-        told = await asyncio.gather(*(self._nudge(workflow_id, at) for workflow_id in waiting))
-        return tuple(line for line in told if line is not None)
+        lines = await asyncio.gather(*(self._nudge(workflow_id, at) for workflow_id in waiting))
+        return tuple(line for line in lines if line is not None)
 
     async def _nudge(self, workflow_id: str, at: datetime) -> str | None:
         handle = self._client.get_workflow_handle(workflow_id)
@@ -148,57 +144,60 @@ class ScheduleActivities:
             await handle.signal(wire.NUDGE)
         except (RPCError, WorkflowQueryFailedError) as error:
             if is_missing(error):
-                return None  # ended meanwhile
+                return None  # it has ended meanwhile
             return f"{workflow_id} does not say where it stands"
         return f"{workflow_id} was nudged: {window.phase} was due to end at {window.deadline:%Y-%m-%d %H:%M:%S} UTC"
 
     @activity.defn
     async def end_abandoned(self, at: datetime) -> tuple[str, ...]:
-        """Write the ending of what was terminated, or failed, and so could not write its own; name it.
+        """Record the endings of workflows that were terminated, or failed, and so recorded none; a line about each.
 
-        Or a cycle's experiment would go on exposing tasks, and a task would be its agent's load for ever.
+        Otherwise a cycle's experiment would expose tasks for ever, and a task would stay its agent's load.
         """
-        told = []
+        lines = []
         for cycle in await asyncio.to_thread(self._open_cycles):
-            if reason := await self._abandoned(cycle.workflow_id, cycle.run_id):
+            if reason := await self._why_abandoned(cycle.workflow_id, cycle.run_id):
                 await asyncio.to_thread(self._end_cycle, cycle, reason, at)
-                told.append(f"{cycle.workflow_id} was ended: {reason}")
+                lines.append(f"{cycle.workflow_id} was ended: {reason}")
         closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
-        lately = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
-        query = f"{closed} AND WorkflowType='{wire.MARKET_TASK}' AND {lately}"
-        names = [e.id.removeprefix(task_workflow_id("")) async for e in self._client.list_workflows(query)]
-        for task in await asyncio.to_thread(self._open_tasks, names):
-            if reason := await self._abandoned(task_workflow_id(task.task_id), task.run_id):
+        recent = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
+        query = f"{closed} AND WorkflowType='{wire.MARKET_TASK}' AND {recent}"
+        task_ids = [e.id.removeprefix(task_workflow_id("")) async for e in self._client.list_workflows(query)]
+        for task in await asyncio.to_thread(self._open_tasks, task_ids):
+            workflow_id = task_workflow_id(task.task_id)
+            if reason := await self._why_abandoned(workflow_id, task.run_id):
                 await asyncio.to_thread(self._end_task, task, reason, at)
-                told.append(f"{task_workflow_id(task.task_id)} was ended: {reason}")
-        return tuple(told)
+                lines.append(f"{workflow_id} was ended: {reason}")
+        return tuple(lines)
 
-    async def _abandoned(self, workflow_id: str, first_run_id: str) -> str | None:
-        """Why nobody is there any more who could end what this run began, or None."""
+    async def _why_abandoned(self, workflow_id: str, first_run_id: str) -> str | None:
+        """Why no workflow is left that could end what this run began; None where one is."""
         try:
-            found = await self._client.get_workflow_handle(workflow_id).describe()
+            description = await self._client.get_workflow_handle(workflow_id).describe()
         except RPCError as error:
             if not is_missing(error):
                 raise
             return "its workflow is gone"
-        if found.status in CLOSED:
-            return f"its workflow ended without a word ({found.status.name.lower()})"
+        if description.status in CLOSED:
+            return f"its workflow ended without a word ({description.status.name.lower()})"
         # The id may have been started again: another attempt is under way.
-        first = found.raw_description.workflow_execution_info.first_run_id
-        return "its workflow ended without a word, and another has begun" if first and first != first_run_id else None
+        current_first_run_id = description.raw_description.workflow_execution_info.first_run_id
+        if current_first_run_id and current_first_run_id != first_run_id:
+            return "its workflow ended without a word, and another has begun"
+        return None
 
     def _open_cycles(self) -> list[MetaTaskRow]:
         with self._database.reading() as session:
             return list(session.exec(select(MetaTaskRow).where(col(MetaTaskRow.ended_at).is_(None))))
 
-    def _open_tasks(self, names: list[str]) -> list[TaskRow]:
-        """Of these tasks, those that the record takes for open; some at a time, the others at the next run."""
-        found: list[TaskRow] = []
+    def _open_tasks(self, task_ids: list[str]) -> list[TaskRow]:
+        """Those of these tasks that are recorded as open: at most WINDOWS of them, the others at the next run."""
+        rows: list[TaskRow] = []
         with self._database.reading() as session:
-            for start in range(0, len(names), 1_000):
-                chunk = col(TaskRow.task_id).in_(names[start : start + 1_000])
-                found += session.exec(select(TaskRow).where(chunk, col(TaskRow.ended_at).is_(None)))
-        return found[:WINDOWS]
+            for start in range(0, len(task_ids), 1_000):
+                chunk = col(TaskRow.task_id).in_(task_ids[start : start + 1_000])
+                rows += session.exec(select(TaskRow).where(chunk, col(TaskRow.ended_at).is_(None)))
+        return rows[:WINDOWS]
 
     def _end_cycle(self, row: MetaTaskRow, reason: str, at: datetime) -> None:
         end = CycleEnd(cycle_id=row.cycle_id, subject=row.subject, ending=Ending.ABORTED, reason=reason, at=at)

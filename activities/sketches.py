@@ -1,8 +1,8 @@
-"""Sketches: how the values of many tasks lie, in a few kilobytes, merged exactly and in any order.
+"""Sketches: the distribution of the values of many tasks, in a few kilobytes, merged exactly and in any order.
 
 A DDSketch (Masson, Rim & Lee 2019): buckets whose bounds grow by the same factor, so that every quantile is right
 within `ACCURACY`. The buckets are those of the library and the stored bytes its protocol buffer, which any DDSketch
-reads; in memory a sketch is a counter of buckets. Limits lie on bounds of buckets: what is beyond is counted exactly.
+reads; in memory a sketch is a counter of buckets. Limits lie on bounds of buckets, so that counts beyond are exact.
 """
 
 import math
@@ -15,7 +15,7 @@ from ddsketch.pb import ddsketch_pb2
 ACCURACY = 0.01
 # One absurd value must not stretch a stored sketch over a megabyte of empty buckets.
 SMALLEST, LARGEST = 1e-9, 1e9
-NOTHING = -(2**31)  # the bucket of values too small to tell from 0; sorts before every other
+ZERO = -(2**31)  # the bucket of values too small to tell from 0; sorts before every other
 _MAPPING = LogarithmicMapping(ACCURACY)
 _BUCKETS_PER_E = 1 / math.log(_MAPPING.gamma)
 _PROTO_MAPPING = ddsketch_pb2.IndexMapping(gamma=_MAPPING.gamma)
@@ -32,37 +32,37 @@ def sketch(values: Iterable[float]) -> Sketch:
 
 
 def _beyond(value: float) -> int:
-    return NOTHING if value < SMALLEST else math.ceil(math.log(LARGEST) * _BUCKETS_PER_E)
+    return ZERO if value < SMALLEST else math.ceil(math.log(LARGEST) * _BUCKETS_PER_E)
 
 
 def pack(counted: Sketch) -> bytes:
-    """The bytes to store; none for nothing."""
+    """The bytes to store; empty for an empty sketch."""
     if not counted:
         return b""
-    buckets = counted.keys() - {NOTHING}
+    buckets = counted.keys() - {ZERO}
     first = min(buckets, default=0)
     bins = [0] * (max(buckets, default=first - 1) + 1 - first)
     for bucket in buckets:
         bins[bucket - first] = counted[bucket]
     store = ddsketch_pb2.Store(contiguousBinCounts=bins, contiguousBinIndexOffset=first)
-    proto = ddsketch_pb2.DDSketch(mapping=_PROTO_MAPPING, positiveValues=store, zeroCount=counted[NOTHING])
+    proto = ddsketch_pb2.DDSketch(mapping=_PROTO_MAPPING, positiveValues=store, zeroCount=counted[ZERO])
     return bytes(proto.SerializeToString())
 
 
 def unpack(stored: bytes) -> Sketch:
-    """What `pack` stored."""
+    """The sketch that `pack` stored."""
     proto = ddsketch_pb2.DDSketch()
     proto.ParseFromString(stored)
     store = proto.positiveValues
     bins = enumerate(store.contiguousBinCounts, store.contiguousBinIndexOffset)
     counted = Counter({bucket: int(count) for bucket, count in bins if count})
     if proto.zeroCount:
-        counted[NOTHING] = int(proto.zeroCount)
+        counted[ZERO] = int(proto.zeroCount)
     return counted
 
 
 def quantile(counted: Sketch, share: float) -> int | None:
-    """The bucket of a quantile; None where nothing was counted."""
+    """The bucket of a quantile; None for an empty sketch."""
     rank, running = share * (counted.total() - 1), 0
     for bucket in sorted(counted):
         running += counted[bucket]
@@ -73,24 +73,24 @@ def quantile(counted: Sketch, share: float) -> int | None:
 
 def value(bucket: int) -> float:
     """The value that stands for a bucket: within ACCURACY of all in it."""
-    return 0.0 if bucket == NOTHING else _MAPPING.value(bucket)
+    return 0.0 if bucket == ZERO else _MAPPING.value(bucket)
 
 
 def highest(bucket: int) -> float:
     """The upper bound of a bucket, which belongs to it."""
-    return SMALLEST if bucket == NOTHING else _MAPPING.value(bucket) * (1 + _MAPPING.gamma) / 2
+    return SMALLEST if bucket == ZERO else _MAPPING.value(bucket) * (1 + _MAPPING.gamma) / 2
 
 
 def lowest(bucket: int) -> float:
     """The lower bound of a bucket."""
-    return 0.0 if bucket == NOTHING else highest(bucket - 1)
+    return 0.0 if bucket == ZERO else highest(bucket - 1)
 
 
 def above(counted: Sketch, limit: int) -> int:
-    """How many lie in higher buckets."""
+    """How many values lie in higher buckets."""
     return sum([count for bucket, count in counted.items() if bucket > limit])
 
 
 def below(counted: Sketch, limit: int) -> int:
-    """How many lie in lower buckets."""
+    """How many values lie in lower buckets."""
     return sum([count for bucket, count in counted.items() if bucket < limit])

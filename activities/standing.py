@@ -1,4 +1,4 @@
-"""Standing: what results do to an agent's standing and records. Functions, no activities."""
+"""Standing: how results change an agent's standing and records. Functions, no activities."""
 
 from sqlalchemy import func
 from sqlmodel import Session, select
@@ -15,7 +15,7 @@ COUNTS = tuple(Record.model_fields)
 
 
 def move_standing(session: Session, result: Standing) -> None:
-    """Let a result count, once: standing, records, the penalty, and suspension where it has become too much."""
+    """Count a result, once: standing, records, the penalty, and the suspension of an agent that fails too often."""
     lock(session, f"standing:{result.agent_id}")
     agent = session.get_one(AgentRow, result.agent_id)
     moved = standings.after(agent.standing, result.result)
@@ -30,8 +30,8 @@ def move_standing(session: Session, result: Standing) -> None:
     if result.penalty:
         reference = f"penalty:{result.cycle_id}:{result.agent_id}"
         transfer(session, reference, result.agent_id, TREASURY, result.penalty, result.at, "missed its deadline")
-    failing = standings.is_suspended(agent.standing, agent.attempts, agent.failure_log_ratio)
-    if failing and not agent.suspended and not _has_a_speciality(session, agent.agent_id):
+    is_failing = standings.is_suspended(agent.standing, agent.attempts, agent.failure_log_ratio)
+    if is_failing and not agent.suspended and not _has_a_speciality(session, agent.agent_id):
         agent.suspended, agent.suspended_at = True, result.at
         key = f"{agent.agent_id}:{result.cycle_id}"
         reason = f"{agent.successes} of {agent.attempts} results were good"
@@ -40,7 +40,7 @@ def move_standing(session: Session, result: Standing) -> None:
 
 
 def _has_a_speciality(session: Session, agent_id: str) -> bool:
-    """Whether the agent does as well as the others at some task type; it stops winning the rest by itself."""
+    """Whether the agent does as well as the others at some task type; it then stops winning the rest by itself."""
     rows = session.exec(select(RecordRow).where(RecordRow.agent_id == agent_id)).all()
     return any(
         standings.is_speciality(Record.model_validate(row.model_dump()), _others(session, agent_id, row.task_type))

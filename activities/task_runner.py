@@ -1,14 +1,14 @@
 """Runs tasks in processes that are killed at their limit.
 
 A *zygote*, started once, loads the task types and all they share, and forks a child per task: a task costs a fork, and
-starts with warm libraries. Every child leads a process group of its own. Whatever the end, the whole group is killed
-before the zygote reaps its leader, so that nothing of a task outlives it and no number is killed that already belongs
-to another process. A task that ends by itself, in time, reports over a pipe of its own; all else is a failure with a
-kind.
+starts with warm libraries. Every child leads a process group of its own. However a task ends, the whole group is killed
+before the zygote reaps its leader, so that nothing of a task outlives it and no process id is killed that already
+belongs to another process. A task that ends by itself, in time, reports over a pipe of its own; every other end is a
+failure with a kind.
 
-The zygote dies with the runner's process: its control connection then closes. A runner whose zygote died starts
-another, and what was under way begins again. Not contained: a descendant that leaves the group on purpose (`setsid`),
-or a task that writes half a report and holds the pipe open. A task type is code the operator installed.
+The zygote ends with the runner's process: its control connection then closes. A runner whose zygote died starts
+another and repeats the tasks under way. Not contained: a descendant that leaves the group on purpose (`setsid`), or a
+task that writes half a report and holds the pipe open. A task type is code the operator installed.
 """
 
 import gc
@@ -41,12 +41,12 @@ from schema.mistakes import in_one_line
 
 from .task_types import InvalidResult, TaskResult, TaskType
 
-MEMORY_LIMIT_BYTES = 4 << 30  # address space of one task: far above the honest, below what hurts a small machine
+MEMORY_LIMIT_BYTES = 4 << 30  # address space of one task: far above any real task, below what hurts a small machine
 RESULT_LIMIT_BYTES = 1 << 20  # a report; what is larger belongs in a store, not in a message
 LONGEST_LIMIT_S = 7 * 86_400.0
 START_LIMIT_S = 30.0  # from the fork to the start of the work, on a machine that is busy
 PREPARE_LIMIT_S = 300.0  # loading every task type, with the index built on a slow disk
-UNWANTED_POLL_S = 0.2  # how soon a runner that is closed while it prepares is closed
+CLOSED_POLL_S = 0.2  # how often a zygote that prepares checks whether the runner was closed
 CLOSE_LIMIT_S = 5.0
 ORPHAN_LIMIT_S = 5.0  # beyond the task's limit: ends a child whose zygote was killed
 DETAIL_CHARS = 500
@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 
 class UnknownTaskType(LookupError):
-    """The platform declares a task type that is not installed here: a mistake of deployment, not a failed task."""
+    """The platform declares a task type that is not installed here: a deployment error, not a failed task."""
 
 
 class RunnerStopped(RuntimeError):
@@ -86,21 +86,21 @@ class TaskRunner:
     """Runs tasks of the given types; `cache` is the folder for what they build once.
 
     Any number of threads may run tasks at the same time; from asyncio, `asyncio.to_thread(runner.run, ...)`. A context
-    manager: what is not closed ends with the process.
+    manager; a runner that is never closed ends with the process.
     """
 
     def __init__(
         self, task_types: Mapping[str, TaskType], cache: Path, memory_limit_bytes: int = MEMORY_LIMIT_BYTES
     ) -> None:
         self._order = {
-            # By reference, because the zygote makes its own: nothing of this process's state decides how a task goes.
+            # By reference, because the zygote makes its own: no state of this process influences a task.
             "task_types": {name: f"{type(t).__module__}:{type(t).__qualname__}" for name, t in task_types.items()},
             "cache": str(cache.absolute()),
             "memory_limit_bytes": memory_limit_bytes,
         }
         self._names = sorted(task_types)
         self._numbers = count()
-        self._lock = threading.Lock()  # around every word to the zygote
+        self._lock = threading.Lock()  # around every message to the zygote
         self._zygote: _Zygote | None = None
         self._closed = False
 
@@ -112,13 +112,13 @@ class TaskRunner:
         self.close()
 
     def start(self) -> None:
-        """Start the zygote, and wait until it has prepared every task type. `run` does it where it was not done."""
+        """Start the zygote, and wait until it has prepared every task type; otherwise the first `run` does so."""
         with self._lock:
             self._ready()
 
     def close(self) -> None:
         """Kill what runs and end the zygote. Threads that wait for a task get RunnerStopped. May be called twice."""
-        self._closed = True  # first, so that a zygote that is still preparing is given up and the lock is free soon
+        self._closed = True  # first, so that `_ready` gives up a zygote that is still preparing and frees the lock
         with self._lock:
             if self._zygote is not None:
                 self._zygote.end()
@@ -128,8 +128,8 @@ class TaskRunner:
     ) -> Execution:
         """Do one task and wait for its end, at most `limit_s` after the work began.
 
-        What goes wrong with the task is in the Execution. Raises UnknownTaskType and RunnerStopped, which say nothing
-        about the task.
+        A failure of the task is in the Execution. Raises UnknownTaskType and RunnerStopped, which are no failure of the
+        task.
         """
         if task_type not in self._names:
             raise UnknownTaskType(f"expected one of the task types {', '.join(self._names)}, but {task_type!r} came")
@@ -160,16 +160,16 @@ class TaskRunner:
 
 
 class _Zygote:
-    """The zygote, seen from the runner. Raises RunnerStopped where it does not start, or is no longer wanted."""
+    """The zygote, seen from the runner. Raises RunnerStopped where it does not start, or the runner is closed."""
 
-    def __init__(self, order: Mapping[str, Any], unwanted: Callable[[], bool]) -> None:
+    def __init__(self, order: Mapping[str, Any], is_closed: Callable[[], bool]) -> None:
         self._answers: dict[int, Future[Execution]] = {}
-        self._control, theirs = Pipe()
-        with theirs:
+        self._control, zygote_end = Pipe()
+        with zygote_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())],
+                [sys.executable, "-c", BOOT, json.dumps(sys.path), str(zygote_end.fileno())],
                 env={**os.environ, **ONE_THREAD, "PYTHONHASHSEED": "0"},  # the same order of sets in every run
-                pass_fds=[theirs.fileno()],
+                pass_fds=[zygote_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # a task that prints must not break a command that prints JSON
                 start_new_session=True,  # Ctrl-C on the terminal is for the runner, which then closes in order
@@ -177,28 +177,28 @@ class _Zygote:
         try:
             self._control.send(order)
             deadline = time.monotonic() + PREPARE_LIMIT_S
-            while not self._control.poll(UNWANTED_POLL_S):
-                if unwanted():
+            while not self._control.poll(CLOSED_POLL_S):
+                if is_closed():
                     raise RunnerStopped("expected an open runner, but it was closed while it prepared")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"expected it within {PREPARE_LIMIT_S:g} s")
+                    raise TimeoutError(f"not within {PREPARE_LIMIT_S:g} s")
             not_prepared: dict[str, str] = self._control.recv()
         except BaseException as error:
-            self.process.kill()  # on Ctrl-C too: what is not ready must not be taken for it later
+            self.process.kill()  # on Ctrl-C too: a zygote that is not ready must not be used later
             self.process.wait()
             if isinstance(error, OSError | EOFError):
-                raise RunnerStopped(f"expected a zygote that is ready, but {error!r}; see standard error") from error
+                raise RunnerStopped(f"expected the zygote to prepare, but {error!r}; see standard error") from error
             raise
         for name, reason in not_prepared.items():
             log.error("task_type.not_prepared", task_type=name, reason=reason)
-        self._dying = threading.Lock()  # nobody may ask between the last answer and the news of the end
+        self._answers_lock = threading.Lock()  # no request may come between the last answer and `listening = False`
         self.listening = True
         threading.Thread(target=self._listen, name="zygote", daemon=True).start()
 
     def send(self, number: int, request: Mapping[str, Any]) -> "Future[Execution]":
         """Ask for a task. Where the zygote dies before it is done, the answer is an EOFError."""
         answer: Future[Execution] = Future()
-        with self._dying:
+        with self._answers_lock:
             self._answers[number] = answer
             try:
                 self._control.send((number, request))
@@ -210,7 +210,7 @@ class _Zygote:
         return answer
 
     def end(self) -> None:
-        """Have everything killed, and wait for the end. May be called twice."""
+        """Have every task killed, and wait for the zygote to end. May be called twice."""
         with suppress(OSError):
             self._control.send(None)
         try:
@@ -224,11 +224,15 @@ class _Zygote:
             with suppress(OSError, EOFError):
                 while True:
                     number, duration_s, failure, detail, result = self._control.recv()
-                    found = TaskResult.model_validate_json(result) if result is not None else None
-                    answer = self._answers.pop(number)
-                    answer.set_result(Execution(duration_s, FailureKind(failure) if failure else None, detail, found))
-        finally:  # however it ends: who waits for an answer must not wait for ever
-            with self._dying:
+                    execution = Execution(
+                        duration_s=duration_s,
+                        failure=FailureKind(failure) if failure else None,
+                        detail=detail,
+                        result=TaskResult.model_validate_json(result) if result is not None else None,
+                    )
+                    self._answers.pop(number).set_result(execution)
+        finally:  # whatever happens, no thread may wait for an answer for ever
+            with self._answers_lock:
                 self.listening = False
                 for answer in self._answers.values():
                     answer.set_exception(EOFError())
@@ -240,7 +244,7 @@ class _Zygote:
 
 
 class _Report(NamedTuple):
-    """What a child says at its end. `result` is JSON."""
+    """What a child reports at its end. `result` is JSON."""
 
     duration_s: float
     failure: str | None
@@ -250,7 +254,7 @@ class _Report(NamedTuple):
 
 @dataclass
 class _Child:
-    """A task under way. `deadline` is on the monotonic clock, which all processes of a machine share."""
+    """A task under way. `deadline` is on the monotonic clock, which all processes of the machine share."""
 
     number: int
     pid: int
@@ -258,29 +262,30 @@ class _Child:
     deadline: float
     started_at: float | None = None
 
-    def hear(self, line: Connection) -> _Report | None:
-        """What it says at its end, or None where it goes on. At the end of the line it has ended without a word."""
+    def receive(self, pipe: Connection) -> _Report | None:
+        """The child's report, or None where it only reports that its work began. A closed pipe is an error."""
         try:
-            received = line.recv()
+            received = pipe.recv()
         except (EOFError, OSError):
             return _Report(self._worked_s(), FailureKind.ERROR, "", None)
         if isinstance(received, float):
             self.started_at, self.deadline = received, received + self.limit_s
             return None
         report = _Report(*received)
-        # It finished late, before anybody looked: the limit is the limit.
+        # A report may arrive after the limit, before the deadline was checked: the limit still holds.
         return report if report.duration_s <= self.limit_s else self.overdue()
 
     def overdue(self) -> _Report:
+        """The report of a child that is past its deadline."""
         if self.started_at is None:
             detail = f"expected the work to begin within {START_LIMIT_S:g} s"
             return _Report(0.0, FailureKind.ERROR, detail, None)
         return _Report(self._worked_s(), FailureKind.TIMEOUT, f"killed at its limit of {self.limit_s:g} s", None)
 
     def end(self) -> int:
-        """Kill all that is left of it; its exit code, negative for a signal."""
-        # The leader lives, or is a zombie until it is waited for: its number is still its own.
-        with suppress(ProcessLookupError, PermissionError):  # macOS says so of a group of zombies
+        """Kill all that is left of the group; the child's exit code, negative for a signal."""
+        # The leader lives, or is a zombie until it is waited for: its process id is still its own.
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises it for a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -288,55 +293,76 @@ class _Child:
         return time.monotonic() - self.started_at if self.started_at else 0.0
 
 
+class _Prepared(NamedTuple):
+    """What the zygote's children share; `not_prepared` are the reasons why the other types cannot run."""
+
+    task_types: dict[str, TaskType]
+    not_prepared: dict[str, str]
+    memory_limit_bytes: int
+
+
 def zygote(control_fd: int) -> None:
     """Prepare the task types, then fork, watch and reap for the runner until it is gone. One thread, so that a fork
     copies no lock that another thread holds."""
     control = Connection(control_fd)
-    order = control.recv()
-    prepared: dict[str, TaskType] = {}
-    not_prepared: dict[str, str] = {}
-    for name, reference in order["task_types"].items():
-        module, _, attribute = reference.partition(":")
-        try:
-            prepared[name] = getattr(import_module(module), attribute)()
-            prepared[name].prepare(Path(order["cache"]))
-        except Exception as error:  # noqa: BLE001 - a plug-in that cannot start must not stop the others
-            not_prepared[name] = _reason(error)
-    gc.collect()
-    gc.freeze()  # or the collector would touch, and so copy, every page that the children share
-    control.send(not_prepared)
+    prepared = _prepare(control.recv())
+    control.send(prepared.not_prepared)
     children: dict[Connection, _Child] = {}
     with suppress(OSError, EOFError):  # the runner is gone
         while True:
             due = min((child.deadline for child in children.values()), default=None)
             ready = wait([control, *children], max(0.0, due - time.monotonic()) if due is not None else None)
-            for line, child in list(children.items()):
-                report = child.hear(line) if line in ready else None
+            for pipe, child in list(children.items()):
+                report = child.receive(pipe) if pipe in ready else None
                 if report is None and child.deadline <= time.monotonic():
                     report = child.overdue()
                 if report is not None:
-                    del children[line]
-                    line.close()
+                    del children[pipe]
+                    pipe.close()
                     exit_code = child.end()
                     if not report.detail and report.result is None:
                         report = report._replace(detail=_last_output(exit_code))
                     control.send((child.number, *report))
             if control in ready:
-                if (asked := control.recv()) is None:
+                message = control.recv()
+                if message is None:
                     break
-                number, request = asked
-                ours, theirs = Pipe(duplex=False)
-                with theirs:
-                    sys.stdout.flush()
-                    pid = os.fork()
-                    if pid == 0:
-                        control.close()
-                        _be_a_task(theirs, request, prepared, not_prepared, order["memory_limit_bytes"])
-                with suppress(OSError):  # the child does the same; whoever comes first, the group exists from here
-                    os.setpgid(pid, pid)
-                children[ours] = _Child(number, pid, request["limit_s"], time.monotonic() + START_LIMIT_S)
+                number, request = message
+                pipe, child = _fork(control, number, request, prepared)
+                children[pipe] = child
     for child in children.values():
         child.end()
+
+
+def _prepare(order: Mapping[str, Any]) -> _Prepared:
+    task_types: dict[str, TaskType] = {}
+    not_prepared: dict[str, str] = {}
+    for name, reference in order["task_types"].items():
+        module, _, attribute = reference.partition(":")
+        try:
+            task_types[name] = getattr(import_module(module), attribute)()
+            task_types[name].prepare(Path(order["cache"]))
+        except Exception as error:  # noqa: BLE001 - a plug-in that cannot start must not stop the others
+            not_prepared[name] = _reason(error)
+    gc.collect()
+    gc.freeze()  # or the collector would touch, and so copy, every page that the children share
+    return _Prepared(task_types, not_prepared, order["memory_limit_bytes"])
+
+
+def _fork(
+    control: Connection, number: int, request: Mapping[str, Any], prepared: _Prepared
+) -> tuple[Connection, _Child]:
+    """Start a task in a child of its own, which reports over the pipe that is returned."""
+    pipe, child_end = Pipe(duplex=False)
+    with child_end:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            _run_child(child_end, request, prepared)
+    with suppress(OSError):  # the child does the same: the group exists from here, whichever comes first
+        os.setpgid(pid, pid)
+    return pipe, _Child(number, pid, request["limit_s"], time.monotonic() + START_LIMIT_S)
 
 
 def _last_output(exit_code: int) -> str:
@@ -346,13 +372,7 @@ def _last_output(exit_code: int) -> str:
     return f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)}){why}"
 
 
-def _be_a_task(
-    line: Connection,
-    request: Mapping[str, Any],
-    prepared: Mapping[str, TaskType],
-    not_prepared: Mapping[str, str],
-    memory_limit_bytes: int,
-) -> NoReturn:
+def _run_child(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> NoReturn:
     exit_code = 1
     try:
         with suppress(PermissionError):  # the zygote was first
@@ -360,11 +380,11 @@ def _be_a_task(
         signal.setitimer(signal.ITIMER_REAL, request["limit_s"] + START_LIMIT_S + ORPHAN_LIMIT_S)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if sys.platform == "linux":  # elsewhere the kernel does not enforce it
-            resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
-        line.send(tuple(_work(line, request, prepared, not_prepared)))
+            resource.setrlimit(resource.RLIMIT_AS, (prepared.memory_limit_bytes,) * 2)
+        pipe.send(tuple(_work(pipe, request, prepared)))
         exit_code = 0
     except OSError:
-        pass  # the zygote is gone, and with it everybody who could be told
+        pass  # the zygote is gone: there is no one to report to
     except BaseException:  # noqa: BLE001 - the only other way out is os._exit
         traceback.print_exc()
     finally:
@@ -372,38 +392,38 @@ def _be_a_task(
         os._exit(exit_code)
 
 
-def _work(
-    line: Connection, request: Mapping[str, Any], prepared: Mapping[str, TaskType], not_prepared: Mapping[str, str]
-) -> _Report:
+def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> _Report:
     name = request["task_type"]
-    if name in not_prepared:
-        return _Report(0.0, FailureKind.ERROR, f"{name} could not be prepared: {not_prepared[name]}", None)
+    if name in prepared.not_prepared:
+        return _Report(0.0, FailureKind.ERROR, f"{name} could not be prepared: {prepared.not_prepared[name]}", None)
+    task_type = prepared.task_types[name]
     try:
         # As JSON: strict models take a list for a tuple, or a string for a time, from JSON alone.
-        payload = prepared[name].Payload.model_validate_json(json.dumps(request["payload"]))
+        payload = task_type.Payload.model_validate_json(json.dumps(request["payload"]))
     except ValidationError as error:
-        wrong = in_one_line(error)
-        return _Report(0.0, FailureKind.ERROR, f"the payload is not one of {name}: {wrong}"[:DETAIL_CHARS], None)
+        detail = f"the payload is not one of {name}: {in_one_line(error)}"
+        return _Report(0.0, FailureKind.ERROR, detail[:DETAIL_CHARS], None)
     started_at = time.monotonic()
-    line.send(started_at)
+    pipe.send(started_at)
     try:
-        found = prepared[name].run(payload, request["parameters"])
+        returned = task_type.run(payload, request["parameters"])
         duration_s = time.monotonic() - started_at
-        result = TaskResult.model_validate(found).model_dump_json()
-        if (size := len(result.encode())) > RESULT_LIMIT_BYTES:
+        result = TaskResult.model_validate(returned).model_dump_json()
+        size = len(result.encode())
+        if size > RESULT_LIMIT_BYTES:
             raise InvalidResult(f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came")
-        TaskResult.model_validate_json(result)  # what cannot be read again, nested too deep, is no result
+        TaskResult.model_validate_json(result)  # a result that cannot be read again, nested too deep, is invalid
         return _Report(duration_s, None, "", result)
     except (InvalidResult, ValidationError, PydanticSerializationError) as error:
         failure, detail = FailureKind.INVALID_RESULT, str(error)
     except MemoryError:
         failure, detail = FailureKind.ERROR, "out of memory"
-    except BaseException as error:  # noqa: BLE001 - sys.exit too: whatever a task raises is how it ended
+    except BaseException as error:  # noqa: BLE001 - sys.exit too: any exception of a task is a failure of it
         failure, detail = FailureKind.ERROR, _reason(error)
     return _Report(time.monotonic() - started_at, failure, detail[:DETAIL_CHARS], None)
 
 
 def _reason(error: BaseException) -> str:
-    where = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(where[-1].filename).name}:{where[-1].lineno})" if where else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"[:DETAIL_CHARS]

@@ -1,8 +1,8 @@
-"""Task work: does user tasks in house, in the name of the agent that has the award, and settles them.
+"""Task work: the built-in executor. It does user tasks in the name of the agent that has the award and settles them.
 
-Runs on a task queue of its own, because work takes the processor and the other activities must not wait for it. The
-parameters come from the platform's own resolver, so that user tasks take part in experiments; the assignment is on
-record before the work begins. Work may be done twice where a worker died; it is settled once.
+It has a task queue of its own, because work takes the processor and the other activities must not wait for it. The
+parameters come from the platform's own resolver, so that user tasks take part in experiments; the assignment is
+recorded before the work begins. Work may be done twice where a worker died; it is settled once.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, WorkOrder
 from schema.tables.market import TaskRow
 
 T = TypeVar("T")
-# A task type without a declared limit gets this one: nothing runs for ever.
+# The limit of a task type without a declared one: no task runs for ever.
 DEFAULT_LIMIT_S = 3_600.0
 # Well under the heartbeat timeout that the workflow sets.
-BEAT_S = 5.0
-# What a second run of the same work may differ by: other machines round and time differently.
+HEARTBEAT_S = 5.0
+# How much the quality of a second run may differ: other machines round and time differently.
 QUALITY_TOLERANCE = 0.05
 
 
@@ -59,19 +59,20 @@ class TaskWork:
 
     @activity.defn
     async def execute(self, order: WorkOrder) -> Settlement:
-        """Do the task and settle it; the settlement that stands, which an earlier attempt may have written."""
-        return await _beating(asyncio.to_thread(self._execute, order, activity.info().started_time))
+        """Do the task and settle it; returns its one settlement, which an earlier attempt may have written."""
+        return await _with_heartbeats(asyncio.to_thread(self._execute, order, activity.info().started_time))
 
     @activity.defn
-    async def check(self, request: TaskRequest, handed_in: WorkResult) -> str | None:
-        """Do again what an executor outside has handed in; why its result does not hold, or None."""
+    async def check(self, request: TaskRequest, claimed: WorkResult) -> str | None:
+        """Repeat the work of an agent's own executor; why its result does not hold, or None."""
         at = activity.info().started_time
-        execution = await _beating(asyncio.to_thread(self._run, request, self._values(request, at)))
+        values = self._resolver.resolve_task(request.task_type, request.task_id, at).values
+        execution = await _with_heartbeats(asyncio.to_thread(self._run, request, values))
         if execution.result is None:
-            return f"done again in house, it failed: {execution.detail}"
+            return f"repeated by the platform, it failed: {execution.detail}"
         quality = execution.result.quality
-        if handed_in.quality is None or abs(handed_in.quality - quality) > QUALITY_TOLERANCE:
-            return f"expected a quality of {quality:g}, as done again in house, but {handed_in.quality} was claimed"
+        if claimed.quality is None or abs(claimed.quality - quality) > QUALITY_TOLERANCE:
+            return f"expected a quality of {quality:g}, as the platform measured it, but {claimed.quality} was claimed"
         return None
 
     def _execute(self, order: WorkOrder, at: datetime) -> Settlement:
@@ -86,10 +87,11 @@ class TaskWork:
                 record_assignments(session, resolution.assignments, self._platform.observatory.interval_s)
         execution = self._run(request, resolution.values)
         result = execution.result
+        failure = f"{execution.failure}: {execution.detail}"[:2_000]
         settlement = Settlement(
             request=request,
             ending=TaskEnding.DONE if result else TaskEnding.FAILED,
-            reason=f"done by {order.award.agent_id}" if result else f"{execution.failure}: {execution.detail}"[:2_000],
+            reason=f"done by {order.award.agent_id}" if result else failure,
             started_at=at,
             at=at + timedelta(seconds=execution.duration_s),
             duration_s=execution.duration_s,
@@ -103,19 +105,17 @@ class TaskWork:
         with self._database.transaction() as session:
             return settle(session, settlement, self._platform.observatory.interval_s)
 
-    def _values(self, request: TaskRequest, at: datetime) -> dict[str, Value]:
-        return self._resolver.resolve_task(request.task_type, request.task_id, at).values
-
     def _run(self, request: TaskRequest, values: dict[str, Value]) -> Execution:
         key = self._limits[request.task_type]
-        return self._runner.run(
-            request.task_type, request.payload, values, float(values[key]) if key else DEFAULT_LIMIT_S
-        )
+        limit_s = float(values[key]) if key else DEFAULT_LIMIT_S
+        return self._runner.run(request.task_type, request.payload, values, limit_s)
 
 
-async def _beating(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for work in a thread, and tell the server meanwhile that this worker lives."""
-    working = asyncio.ensure_future(work)
-    while not (await asyncio.wait([working], timeout=BEAT_S))[0]:
+async def _with_heartbeats(work: Coroutine[Any, Any, T]) -> T:
+    """Await work in a thread, with heartbeats meanwhile, so that the server notices soon when this worker dies."""
+    future = asyncio.ensure_future(work)
+    while True:
+        done, _ = await asyncio.wait([future], timeout=HEARTBEAT_S)
+        if done:
+            return future.result()
         activity.heartbeat()
-    return working.result()

@@ -1,7 +1,7 @@
 """Tasks: opens, awards and settles what users ask for, and keeps the task types that agents bring.
 
-A settlement is one transaction: the outcome, the payment, the standing it earned, the records and the event. Doing it
-twice finds the first one and changes nothing; so a task has one outcome and is paid once, however often workers die.
+A settlement is one transaction: the outcome, the payment, the standing it earned, the records and the event. It is
+idempotent, so a task has one outcome and is paid once, however often workers die.
 """
 
 from datetime import datetime, timedelta
@@ -108,10 +108,9 @@ def _reward(session: Session, settlement: Settlement, agent_id: str) -> None:
 def _announce(session: Session, settlement: Settlement) -> None:
     request, is_done = settlement.request, settlement.ending is TaskEnding.DONE
     by = f" by {settlement.agent_id}" if settlement.agent_id else ""
-    # What a type has to say at length, for who asked.
-    report = settlement.details.get("report")
     text = settlement.reason
     if is_done:
+        report = settlement.details.get("report")
         text = report if isinstance(report, str) else settlement.summary
     settled = TaskSettled(
         task_id=request.task_id,
@@ -167,21 +166,26 @@ class TaskActivities:
             briefing = self._briefing(request, duplicate=task.run_id != opening.run_id)
             task_type = next((t for t in task_types(session, self._platform) if t.name == request.task_type), None)
             if task_type is None:
-                refusal = f"expected a task type of this platform, but {request.task_type} is none"
+                refusal = f"expected a task type of this platform, but there is no {request.task_type}"
                 return briefing.model_copy(update={"refusal": refusal})
             if briefing.duplicate:
                 return briefing
             built_in = not task_type.executor
-            agents = tuple(a for a in roster(session, request.task_type) if built_in or not a.built_in)
+            agents = roster(session, request.task_type)
+            if not built_in:
+                agents = tuple(agent for agent in agents if not agent.built_in)
             if not task_type.direct:
                 check_share = self._platform.market.check_share if built_in else 0.0
-                return briefing.model_copy(update={"agents": agents, "built_in": built_in, "check_share": check_share})
-            candidates = [a for a in agents if (a.built_in if built_in else a.agent_id == task_type.executor)]
+                update = {"agents": agents, "built_in": built_in, "check_share": check_share}
+                return briefing.model_copy(update=update)
+            if built_in:
+                candidates = [agent for agent in agents if agent.built_in]
+            else:
+                candidates = [agent for agent in agents if agent.agent_id == task_type.executor]
             award = self._award_direct(session, opening, briefing, task, candidates)
             senders = () if built_in else tuple(candidates)  # a built-in agent sends nothing
-            return briefing.model_copy(
-                update={"agents": senders, "built_in": built_in, "award": award, "most_awards": 1}
-            )
+            update = {"agents": senders, "built_in": built_in, "award": award, "most_awards": 1}
+            return briefing.model_copy(update=update)
 
     def _briefing(self, request: TaskRequest, *, duplicate: bool) -> TaskBriefing:
         rules = self._platform.market
@@ -207,9 +211,10 @@ class TaskActivities:
         work_id = task_workflow_id(task.task_id)
         if task.agent_id is not None:
             return Award.model_validate(session.get_one(AwardRow, (work_id, task.agent_id)).body)
-        if (found := bidding.direct(task.task_id, candidates)) is None:
+        choice = bidding.direct(task.task_id, candidates)
+        if choice is None:
             return None
-        agent, score = found
+        agent, score = choice
         award = Award(
             cycle_id=work_id,
             agent_id=agent.agent_id,
@@ -224,7 +229,7 @@ class TaskActivities:
 
     @activity.defn
     def award_task(self, order: AwardOrder) -> Award | None:
-        """Give the task to the best bid whose agent has room, by what is known now; None where all are suspended.
+        """Give the task to the best bid whose agent has room now; None where all are suspended.
 
         While none has room it asks to be retried; the retries are not history.
         """
@@ -271,7 +276,7 @@ class TaskActivities:
         with self._database.transaction() as session:
             lock(session, f"task_type:{registration.name}")
             agent = session.get(AgentRow, registration.agent_id)
-            forgery = identity.refusal(
+            authentication_failure = identity.refusal(
                 registration,
                 registration.workflow_id,
                 registration.message_id,
@@ -279,9 +284,8 @@ class TaskActivities:
                 keys(session).get(registration.agent_id),
                 self._platform.unsigned_agents,
             )
-            if forgery is not None:
-                raise _refused(forgery)
-            taken = session.get(TaskTypeRow, registration.name)
+            if authentication_failure is not None:
+                raise _refused(authentication_failure)
             if agent is None or agent.suspended or agent.built_in:
                 raise _refused(
                     f"expected a registered agent in good standing with an executor of its own, "
@@ -289,9 +293,10 @@ class TaskActivities:
                 )
             if any(registration.name == declared.name for declared in self._platform.task_types):
                 raise _refused(f"expected a new task type, but the platform itself runs {registration.name}")
-            if taken is not None and taken.operator != agent.operator:
+            existing = session.get(TaskTypeRow, registration.name)
+            if existing is not None and existing.operator != agent.operator:
                 raise _refused(
-                    f"expected a task type of {agent.operator}, but {registration.name} is {taken.operator}'s"
+                    f"expected a task type of {agent.operator}, but {registration.name} is {existing.operator}'s"
                 )
             row = TaskTypeRow(
                 name=registration.name,

@@ -1,4 +1,4 @@
-"""What Temporal alone costs: a workflow with as many activities as a direct task has, all of them empty.
+"""The cost of Temporal alone: a workflow with as many activities as a direct task has, all of them empty.
 
 A module of its own, because the sandbox loads a workflow's module anew for each run.
 """
@@ -10,12 +10,12 @@ from temporalio import activity, workflow
 
 QUEUE = "bare"
 NAME = "Bare"
-PATIENCE = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=30)
 
 
 @activity.defn
 async def nothing() -> None:
-    """What an activity costs that does nothing."""
+    """An activity that does nothing."""
 
 
 @workflow.defn(name=NAME)
@@ -24,8 +24,8 @@ class Bare:
 
     @workflow.run
     async def run(self, number: int) -> int:
-        await workflow.execute_activity(nothing, start_to_close_timeout=PATIENCE)
-        await workflow.execute_activity(nothing, task_queue=f"{QUEUE}-tasks", start_to_close_timeout=PATIENCE)
+        await workflow.execute_activity(nothing, start_to_close_timeout=TIMEOUT)
+        await workflow.execute_activity(nothing, task_queue=f"{QUEUE}-tasks", start_to_close_timeout=TIMEOUT)
         return number
 
 

@@ -1,11 +1,11 @@
-"""Plays whole cycles with the real parts: how often do the six agents and the rule get the fix promoted?
+"""Runs whole cycles with the real parts: how often do the six agents and the rule promote the fix?
 
     python -m benchmarks.cycles [--json] [--cycles 50]
     python -m benchmarks.cycles --record          times real research tasks anew, into benchmarks/durations.json
 
 Server, worker, workflow, agents, rules and databases are the product's, one database and task queue for each cycle, on
-the demo's declaration with its windows shortened to about a second. Only the work is not done again: its duration is
-drawn from those recorded, and cut at the limit that the resolver gives the task. The limit is the recorded median, as
+the demo's declaration with its windows shortened to about a second. Only the work is simulated: its duration is drawn
+from those recorded, and cut at the limit that the resolver gives the task. The limit is the recorded median, as
 in the demo. Progress goes to standard error.
 """
 
@@ -16,7 +16,6 @@ import json
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -37,7 +36,7 @@ from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
-from benchmarks.output import own_stdout
+from benchmarks.output import note, own_stdout
 from benchmarks.scenario import OTHER, PARAMETER, RESEARCH, declaration
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, workflow_id
@@ -56,12 +55,12 @@ from workflows.plugin import plugin
 SEED = 20_261_122
 RECORDED = Path(__file__).with_name("durations.json")
 TASKS_RECORDED = 300
-# What the demo has seen of research by the time it detects, at a median limit and two research tasks in three.
+# As many research tasks as the demo has recorded when it detects the fault.
 TASKS_BEFORE = 60
 # Few: every cycle has a worker, six agents and traffic of its own, all in this process.
 AT_ONCE = 2
 CYCLE_TIMEOUT_S = 120.0
-# Between two tasks: few finish between two looks at the counters, as in the demo.
+# Between two tasks, so that few finish between two evaluations, as in the demo.
 PAUSE_S = 0.02
 WINDOWS = {
     "bid_window_s": 4.0,
@@ -71,10 +70,6 @@ WINDOWS = {
     "counter_poll_s": 0.1,
     "bake_window_s": 0.5,
 }
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ async def play(temporal: Client, empty: Path, recorded: Sequence[float], number:
 
 
 def empty_database(path: Path) -> Path:
-    """A migrated database without a row. Once for all cycles: Alembic migrates one database at a time in a process."""
+    """A migrated database without a row, made once: Alembic migrates one database at a time in a process."""
     with contextlib.closing(Database(f"sqlite:///{path}")) as database:
         migrate(database)
     return path
@@ -152,8 +147,11 @@ async def _play(temporal: Client, database: Database, recorded: Sequence[float],
     for agent in ROSTER:
         register_agent(database, agent.agent_id, agent.operator, now)
     research = [work.outcome(f"old-{n}", limit_s, before) for n in range(TASKS_BEFORE)]
-    others = [o.model_copy(update={"task_id": f"other-{n}", "task_type": OTHER, "failure": None, "duration_s": 0.1})
-              for n, o in enumerate(research[: TASKS_BEFORE // 2])]  # fmt: skip
+    fields = {"task_type": OTHER, "failure": None, "duration_s": 0.1}
+    others = [
+        outcome.model_copy(update=fields | {"task_id": f"other-{number}"})
+        for number, outcome in enumerate(research[: TASKS_BEFORE // 2])
+    ]
     with database.transaction() as session:
         record_outcomes(session, research + others, platform.observatory.interval_s)
     anomaly = Anomaly(
@@ -170,7 +168,7 @@ async def _play(temporal: Client, database: Database, recorded: Sequence[float],
     client = NautilusClient(temporal, queue)
     async with worker(temporal, database, platform, Settings(), queue):
         agents = asyncio.create_task(
-            run_agents(client, ROSTER, every_s=0.4, mine=lambda task: task.workflow_id == cycle)
+            run_agents(client, ROSTER, every_s=0.4, may_visit=lambda task: task.workflow_id == cycle)
         )
         tasks = asyncio.create_task(asyncio.to_thread(traffic, database, platform, work, done))
         try:
@@ -190,7 +188,7 @@ async def play_all(cycles: int) -> dict[str, Any]:
     proposers, tasks = Counter[str](), list[int]()
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def one(number: int) -> None:
+    async def play_one(number: int) -> None:
         async with turns:
             result = await play(temporal, empty, recorded, number)
         assert result.end is not None
@@ -212,7 +210,7 @@ async def play_all(cycles: int) -> dict[str, Any]:
             # A group: when one fails, the others end before their server does.
             async with asyncio.TaskGroup() as group:
                 for number in range(cycles):
-                    group.create_task(one(number))
+                    group.create_task(play_one(number))
     return {
         "cycles": cycles,
         "promoted": endings[Ending.PROMOTED.value],

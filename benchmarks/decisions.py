@@ -1,20 +1,19 @@
-"""Measures the decision rule beside its alternatives, and beside the bound that nobody beats.
+"""Measures the decision rule against its alternatives, and against the bound that no test beats.
 
     python -m benchmarks.decisions [--json] [--quick]
 
-Whole experiments are played task by task with a look after each: many at once in numpy, on the product's own bets,
-factors and thresholds. `replayed` then feeds a sample of them to `rules.decision.decide` after every single task and
-fails on the first difference, so what is measured is what the product does. Wald's SPRT knows both true rates and is
-calibrated in the same run to size .05 and power .9; no test of that size and power needs fewer tasks on average.
+Whole experiments are simulated task by task with an evaluation after each: many at once in numpy, on the product's own
+bets, factors and thresholds. `replayed` then feeds a sample of them to `rules.decision.decide` after every single task
+and fails on the first difference, so that the figures are those of the product. Wald's SPRT knows both true rates and
+is calibrated in the same run to size .05 and power .9; no test of that size and power needs fewer tasks on average.
 Seeds are in the output, progress goes to standard error.
 """
 
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from timeit import repeat
 from typing import Any
@@ -22,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.alternatives import Floats, Ints, looked, peers, sprt, ten_a_side, z_score
+from benchmarks.output import note, print_table
 from rules import calibration, decision
 from rules.decision import decide, promotion_bets
 from schema.messages.experiment import ArmCounts, Decision, StratumCounts
 from schema.messages.experiment import DecisionRule as Rule
 
-Floats = NDArray[Any]
-Ints = NDArray[Any]
-Per = float | Floats  # one value, or one per task
+Bets = tuple[calibration.Bet, ...]
+Per = float | Floats  # a value for all tasks, or for each
 
 SEED = 420_261_122
 ANSWERS = list(Decision)
@@ -41,10 +41,6 @@ HORIZONS = {
     (0.90, 0.93): ((7_500, 9_000, 12_000), (4_000, 4_350, 4_700)),
 }
 FOREVER = {(0.67, 0.94): 3_000, (0.67, 0.77): 12_000, (0.90, 0.93): 40_000}
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class Played:
 
     def share(self, answer: Decision, within: int | None = None) -> float:
         """Share of the experiments that came to this answer, at most `within` tasks after the start."""
-        found = self.answer == ANSWERS.index(answer)
-        return float(np.mean(found if within is None else found & (self.stop <= within)))
+        matches = self.answer == ANSWERS.index(answer)
+        return float(np.mean(matches if within is None else matches & (self.stop <= within)))
 
 
 def play(
@@ -83,26 +79,11 @@ def play(
     smallest = calibration.smallest_bet(design.baseline_rate, design.minimum_effect)
     up, down = len(promising), len(promising) + len(worst)
     strata = {float(s): i for i, s in enumerate(sorted(set(shares.tolist())))}
-    factors, assignment = [], []
-    n = np.arange(tasks + 1)
-    weight = decision.SRM_WEIGHT
-    for s in strata:
-        # columns: treatment success, treatment failure, control success, control failure
-        harm = np.array(calibration.log_factors(worst, 1 - s))[:, [2, 3, 0, 1]]
-        rows = [np.array(calibration.log_factors(promising, s)), harm, np.array(calibration.log_factors(smallest, s))]
-        factors.append(np.exp(np.concatenate(rows)).T.copy())
-        assignment.append(
-            [_lgamma(weight * q + n) - math.lgamma(weight * q) - n * math.log(q) for q in (s, 1 - s)]
-            + [_lgamma(weight + n) - math.lgamma(weight)]
-        )
+    factors = [_factors(promising, worst, smallest, s) for s in strata]
+    srm_terms = [_srm_terms(s, tasks) for s in strata]
     # Q tilts the arms of each experiment by one of the bets, drawn by weight; outcomes keep their law
     _, lower, upper = np.array(promising).T[:, rng.choice(up, reps, p=[b[0] for b in promising])]
-    empty = ArmCounts(tasks=0, successes=0)
-    threshold = math.exp(
-        decision.promotion_log_threshold(
-            design, [StratumCounts(treatment_share=s, control=empty, treatment=empty) for s in strata]
-        )
-    )
+    threshold = _threshold(design, strata)
     e = np.tile([b[0] for b in (*promising, *worst, *smallest)], (reps, 1))
     alive = np.arange(reps)
     treated_so_far, seen = np.zeros((len(strata), reps), int), np.zeros(len(strata), int)
@@ -115,8 +96,7 @@ def play(
         draw = rng.random((2, alive.size))
         if tilted:
             succeeded = draw[1] < controls[i]
-            a, b = (np.where(succeeded, p[alive], 1 - p[alive]) for p in (lower, upper))
-            treated = draw[0] < shares[i] * b / (shares[i] * b + (1 - shares[i]) * a)
+            treated = draw[0] < _tilted_share(shares[i], succeeded, lower[alive], upper[alive])
         else:
             treated = draw[0] < shares[i]
             succeeded = draw[1] < np.where(treated, treatments[i], controls[i])
@@ -126,15 +106,13 @@ def play(
         treated_so_far[stratum] += treated
         seen[stratum] += 1
         log_srm = sum(
-            a[treated_so_far[k]] + b[seen[k] - treated_so_far[k]] - c[seen[k]] for k, (a, b, c) in enumerate(assignment)
+            a[treated_so_far[k]] + b[seen[k] - treated_so_far[k]] - c[seen[k]] for k, (a, b, c) in enumerate(srm_terms)
         )
-        now = np.full(alive.size, -1)
-        # the last that applies wins: the precedence of decide() from the bottom up
-        now[e[:, -1] <= design.beta / (1 - design.alpha)] = ANSWERS.index(Decision.FUTILE)
         promise = e[:, :up].sum(1)
-        now[promise >= threshold] = ANSWERS.index(Decision.PROMOTE)
-        now[e[:, up:down].sum(1) >= 1 / design.harm_alpha] = ANSWERS.index(Decision.HARMFUL)
-        now[log_srm >= math.log(decision.SRM_THRESHOLD)] = ANSWERS.index(Decision.INVALID)
+        arms_so_far = [(treated_so_far[k], seen[k] - treated_so_far[k]) for k in np.flatnonzero(seen)]
+        has_enough = np.min(arms_so_far, axis=(0, 1)) >= design.minimum_tasks
+        promotes = has_enough & (promise >= threshold)
+        now = _answers(design, promotes, harm=e[:, up:down].sum(1), futility=e[:, -1], log_srm=log_srm)
         ended = now >= 0
         if ended.any():
             answer[alive[ended]], stop[alive[ended]] = now[ended], i + 1
@@ -143,6 +121,44 @@ def play(
             if not alive.size:
                 break
     return Played(answer, stop, log_e, arms, outcomes)
+
+
+def _factors(promising: Bets, worst: Bets, smallest: Bets, share: float) -> Floats:
+    """What each bet is multiplied by after a treatment success or failure, a control success or failure."""
+    harm = np.array(calibration.log_factors(worst, 1 - share))[:, [2, 3, 0, 1]]
+    promotion, futility = (np.array(calibration.log_factors(bets, share)) for bets in (promising, smallest))
+    factors: Floats = np.exp(np.concatenate([promotion, harm, futility])).T.copy()
+    return factors
+
+
+def _threshold(design: Rule, shares: Iterable[float]) -> float:
+    empty = ArmCounts(tasks=0, successes=0)
+    strata = [StratumCounts(treatment_share=share, control=empty, treatment=empty) for share in shares]
+    return math.exp(decision.promotion_log_threshold(design, strata))
+
+
+def _tilted_share(share: float, succeeded: NDArray[np.bool_], lower: Floats, upper: Floats) -> Floats:
+    """The probability of the treatment given the outcome, under the bet on a rate of `lower` against `upper`."""
+    control, treatment = (np.where(succeeded, rate, 1 - rate) for rate in (lower, upper))
+    tilted: Floats = share * treatment / (share * treatment + (1 - share) * control)
+    return tilted
+
+
+def _srm_terms(share: float, tasks: int) -> list[Floats]:
+    """The terms of the sample ratio evidence by the number of treated tasks, of others, and of all."""
+    n, weight = np.arange(tasks + 1), decision.SRM_WEIGHT
+    arms = [_lgamma(weight * q + n) - math.lgamma(weight * q) - n * math.log(q) for q in (share, 1 - share)]
+    return [*arms, _lgamma(weight + n) - math.lgamma(weight)]
+
+
+def _answers(design: Rule, promotes: NDArray[np.bool_], *, harm: Floats, futility: Floats, log_srm: Floats) -> Ints:
+    """What decide() would answer; the last that applies wins, which is its precedence from the bottom up."""
+    answers = np.full(promotes.size, -1)
+    answers[futility <= design.beta / (1 - design.alpha)] = ANSWERS.index(Decision.FUTILE)
+    answers[promotes] = ANSWERS.index(Decision.PROMOTE)
+    answers[harm >= 1 / design.harm_alpha] = ANSWERS.index(Decision.HARMFUL)
+    answers[log_srm >= math.log(decision.SRM_THRESHOLD)] = ANSWERS.index(Decision.INVALID)
+    return answers
 
 
 def tilt(design: Rule, rate: Per, *, tasks: int, reps: int, seed: int, share: Per = 0.5) -> tuple[float, float]:
@@ -160,29 +176,29 @@ def _lgamma(x: Floats) -> Floats:
 
 
 def replayed(design: Rule, played: Played, share: Per = 0.5) -> int:
-    """Feed the recorded experiments to decide() after every task; the number of looks that agreed, or an error."""
+    """Feed the recorded experiments to decide() after every task; the number of evaluations, which all agreed."""
     looks = 0
     tasks = played.treated.shape[1]
     shares = np.broadcast_to(np.asarray(share, float), tasks)
     for r in range(len(played.treated)):
         counts: dict[float, list[int]] = {float(s): [0, 0, 0, 0] for s in sorted(set(shares.tolist()))}
         for i in range(int(played.stop[r])):
-            arm = counts[float(shares[i])]
-            at = 2 if played.treated[r, i] else 0
-            arm[at] += 1
-            arm[at + 1] += int(played.succeeded[r, i])
+            first = 2 if played.treated[r, i] else 0
+            counts[float(shares[i])][first] += 1
+            counts[float(shares[i])][first + 1] += int(played.succeeded[r, i])
             strata = [
                 StratumCounts(
                     treatment_share=s,
-                    control=ArmCounts(tasks=c[0], successes=c[1]),
-                    treatment=ArmCounts(tasks=c[2], successes=c[3]),
+                    control=ArmCounts(tasks=control, successes=control_successes),
+                    treatment=ArmCounts(tasks=treatment, successes=treatment_successes),
                 )
-                for s, c in counts.items()
+                for s, (control, control_successes, treatment, treatment_successes) in counts.items()
+                if control + treatment
             ]
             expected = ANSWERS[played.answer[r]] if i + 1 == played.stop[r] else Decision.CONTINUE
-            came = decide(design, strata).decision
-            if came is not expected:
-                raise AssertionError(f"expected {expected} from decide() after task {i + 1}, but {came} came")
+            decided = decide(design, strata).decision
+            if decided is not expected:
+                raise AssertionError(f"expected {expected} from decide() after task {i + 1}, but {decided} came")
             looks += 1
     return looks
 
@@ -192,167 +208,6 @@ def upper_99(share: float, n: int) -> float:
     z2 = 2.3263**2
     centre = share + z2 / (2 * n)
     return float((centre + math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))) / (1 + z2 / n))
-
-
-# --- the bound: Wald's SPRT that knows both rates -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sprt:
-    log_upper: float
-    log_lower: float
-    size: float
-    power: float
-    tasks: float
-    tasks_no_effect: float
-
-
-def sprt(a: float, b: float, *, reps: int, seed: int) -> Sprt:
-    """Wald 1945, against the least favourable null (both arms at the mean rate), 50/50; its two bounds are moved until
-    the size at rate a in both arms is .05 and the power .9. Size by importance sampling, as in rules.calibration."""
-    m = (a + b) / 2
-    step = np.log([b / m, (1 - b) / (1 - m), a / m, (1 - a) / (1 - m)])
-    effect = np.array([b, 1 - b, a, 1 - a]) / 2
-    none = np.array([a, 1 - a, a, 1 - a]) / 2
-    tilted = none * np.exp(step)  # the likelihood ratio of this law to `none` is the SPRT's own
-
-    def walk(law: Floats, upper: float, lower: float) -> tuple[NDArray[np.bool_], Floats, Ints]:
-        rng = np.random.default_rng(seed)
-        edges = np.cumsum(law)[:3]
-        llr, alive = np.zeros(reps), np.arange(reps)
-        final, stop = np.zeros(reps), np.zeros(reps, int)
-        i = 0
-        while alive.size:
-            i += 1
-            llr = llr + step[np.searchsorted(edges, rng.random(alive.size))]
-            ended = (llr >= upper) | (llr <= lower)
-            if ended.any():
-                final[alive[ended]], stop[alive[ended]] = llr[ended], i
-                alive, llr = alive[~ended], llr[~ended]
-        return final >= upper, final, stop
-
-    upper, lower = math.log(0.9 / 0.05), math.log(0.1 / 0.95)
-    for _ in range(4):
-        crossed, final, _ = walk(tilted, upper, lower)
-        size = float(np.mean(crossed * np.exp(-final)))
-        found, _, stop = walk(effect, upper, lower)
-        power = float(found.mean())
-        best = Sprt(upper, lower, size, power, float(stop.mean()), float(walk(none, upper, lower)[2].mean()))
-        upper, lower = upper + math.log(size / 0.05), lower + math.log(0.1 / (1 - power))
-    return best
-
-
-# --- the alternatives, from counts ----------------------------------------------------------------------------------
-
-
-def z_score(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
-    """Pooled two-sample z of the rate difference; 0 while an arm is empty or nothing varies."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = (sc + st) / (nc + nt)
-        z = (st / nt - sc / nc) / np.sqrt(pooled * (1 - pooled) * (1 / nc + 1 / nt))
-    return np.asarray(np.nan_to_num(z, posinf=0, neginf=0))
-
-
-def growthbook(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
-    """GrowthBook's sequential test (asymptotic confidence sequence, tuning 5,000, two-sided .05), as a ratio: at 1 the
-    lower end of the interval of the difference leaves 0. gbstats/frequentist/tests.py; Waudby-Smith et al. 2021."""
-    alpha, tuning = 0.05, 5_000
-    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuning
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pc, pt = sc / nc, st / nt
-        # sample variances with n - 1, as theirs
-        variance = pc * (1 - pc) / (nc - 1) + pt * (1 - pt) / (nt - 1)
-        n = nc + nt
-        half = np.sqrt(variance * n) * np.sqrt(
-            2 * (n * rho2 + 1) / (n * n * rho2) * np.log(np.sqrt(n * rho2 + 1) / alpha)
-        )
-        ratio = (pt - pc) / half
-    ratio[(nc < 2) | (nt < 2)] = 0  # no variance yet
-    return np.asarray(np.nan_to_num(ratio, posinf=0, neginf=0))
-
-
-def ten_a_side(nc: Ints, sc: Ints, nt: Ints, st: Ints) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        difference = st / nt - sc / nc
-    return np.where((nc >= 10) & (nt >= 10) & (difference >= 0.05), 1.0, 0.0)
-
-
-Statistic = Callable[[Ints, Ints, Ints, Ints], Floats]
-
-
-def looked(
-    statistic: Statistic, looks: dict[int, float], a: float, b: float, *, reps: int, seed: int, share: float = 0.5
-) -> tuple[float, float, Ints]:
-    """Promote when the statistic reaches its bound at one of the looks (tasks -> bound): share, mean tasks, stops."""
-    rng = np.random.default_rng(seed)
-    nc, sc, nt, st = (np.zeros(reps, int) for _ in range(4))
-    alive, stop, found = np.arange(reps), np.full(reps, max(looks)), np.zeros(reps, bool)
-    before = 0
-    for tasks, bound in looks.items():
-        treated = rng.binomial(tasks - before, share, alive.size)
-        control = tasks - before - treated
-        before = tasks
-        nc, sc = nc + control, sc + rng.binomial(control, a)
-        nt, st = nt + treated, st + rng.binomial(treated, b)
-        reached = statistic(nc, sc, nt, st) >= bound
-        if reached.any():
-            found[alive[reached]], stop[alive[reached]] = True, tasks
-            alive, nc, sc, nt, st = (x[~reached] for x in (alive, nc, sc, nt, st))
-            if not alive.size:
-                break
-    return float(found.mean()), float(stop.mean()), stop
-
-
-def obrien_fleming(seed: int) -> float:
-    """The constant of the 5-look O'Brien-Fleming bounds C sqrt(5 / k) at one-sided .05, from simulated normal walks."""
-    steps = np.random.default_rng(seed).standard_normal((400_000, 5)).cumsum(1) / math.sqrt(5)
-    return float(np.quantile(steps.max(1), 0.95))
-
-
-def fixed_n(a: float, b: float) -> int:
-    z, m = 1.6449, (a + b) / 2
-    each = (z * math.sqrt(2 * m * (1 - m)) + 1.2816 * math.sqrt(a * (1 - a) + b * (1 - b))) ** 2 / (b - a) ** 2
-    return 2 * math.ceil(each)
-
-
-def peers(a: float, b: float, bound: Sprt, *, reps: int, seed: int) -> list[dict[str, Any]]:
-    n = fixed_n(a, b)
-    c = obrien_fleming(seed)
-    # inflation 1.03: Jennison & Turnbull 2000, table 2.4
-    five = {round(1.03 * n * k / 5): c * math.sqrt(5 / k) for k in range(1, 6)}
-    every = max(1, n // 400)
-    long = dict.fromkeys(range(every, 12 * n, every), 1.0)
-    _, _, stops = looked(growthbook, long, a, b, reps=reps, seed=seed)
-    horizon = int(np.quantile(stops, 0.9))
-    if horizon >= max(long):
-        note(f"expected GrowthBook's power .9 within {max(long)} tasks, but it was not reached")
-    upto = {k: 1.0 for k in long if k <= max(horizon, every)}
-    methods: list[tuple[str, Statistic, dict[int, float]]] = [
-        ("fixed-N z, one look", z_score, {n: 1.6449}),
-        ("fixed-N z, peeked every 10", z_score, {**dict.fromkeys(range(10, n, 10), 1.6449), n: 1.6449}),
-        (f"GrowthBook sequential, default tuning, every {every}", growthbook, upto),
-        ("O'Brien-Fleming, 5 looks", z_score, five),
-        ("10 a side and 5 points, one look", ten_a_side, {100: 1.0}),
-    ]
-    rows = []
-    for name, statistic, looks in methods:
-        power, tasks, _ = looked(statistic, looks, a, b, reps=reps, seed=seed)
-        size, no_effect, _ = looked(statistic, looks, a, a, reps=reps, seed=seed + 1)
-        rows.append(
-            {
-                "method": name,
-                "horizon": max(looks),
-                "false_promotion": size,
-                "power": power,
-                "tasks": tasks,
-                "ratio": tasks / bound.tasks,
-                "ratio_no_effect": no_effect / bound.tasks_no_effect,
-            }
-        )
-    return rows
-
-
-# --- the sections ---------------------------------------------------------------------------------------------------
 
 
 def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
@@ -375,22 +230,22 @@ def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
                 note(f"efficiency {a} -> {b}: {name}, {horizon}")
                 design = Rule(baseline_rate=a, predicted_rate=b, minimum_effect=effect, max_tasks=horizon)
                 tasks = horizon or FOREVER[a, b]
-                found = play(design, a, b, tasks=tasks, reps=reps, seed=seed + 1)
-                if found.share(Decision.PROMOTE) >= 0.9:
+                effective = play(design, a, b, tasks=tasks, reps=reps, seed=seed + 1)
+                if effective.share(Decision.PROMOTE) >= 0.9:
                     break
             none = play(design, a, a, tasks=tasks, reps=reps, seed=seed + 2)
             if horizon is None:
                 # open-ended like every method: to the horizon at which its power is .9
-                stops = np.sort(found.stop[found.answer == ANSWERS.index(Decision.PROMOTE)])
+                stops = np.sort(effective.stop[effective.answer == ANSWERS.index(Decision.PROMOTE)])
                 tasks = int(stops[min(math.ceil(0.9 * reps), len(stops)) - 1])
             rows.append(
                 {
                     "method": name,
                     "horizon": tasks,
                     "false_promotion": none.share(Decision.PROMOTE, tasks),
-                    "power": found.share(Decision.PROMOTE, tasks),
-                    "tasks": float(np.minimum(found.stop, tasks).mean()),
-                    "ratio": float(np.minimum(found.stop, tasks).mean()) / bound.tasks,
+                    "power": effective.share(Decision.PROMOTE, tasks),
+                    "tasks": float(np.minimum(effective.stop, tasks).mean()),
+                    "ratio": float(np.minimum(effective.stop, tasks).mean()) / bound.tasks,
                     "ratio_no_effect": float(np.minimum(none.stop, tasks).mean()) / bound.tasks_no_effect,
                 }
             )
@@ -401,7 +256,7 @@ def efficiency(reps: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
-    """No effect, a look after every task: known horizon at rates around the baseline, then open-ended under drift."""
+    """No effect, evaluated after each task: known horizon at rates around the baseline, then open-ended under drift."""
     rows = []
 
     def row(name: str, design: Rule, rate: Per, tasks: int, seed: int, share: Per = 0.5) -> None:
@@ -442,7 +297,7 @@ def false_promotion(reps: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def harmful(reps: int) -> list[dict[str, Any]]:
-    """How often a change is promoted that is 5 points worse, or does nothing."""
+    """How often a change is promoted that is 5 points worse, or has no effect."""
     rows = []
     for baseline, predicted, smallest in ((0.67, 0.94, 0.05), (0.93, 0.97, 0.02)):
         for n in (100, 500, 2_000):
@@ -481,7 +336,7 @@ def wrong_predictions(reps: int, quick: bool) -> list[dict[str, Any]]:
     for i, off in enumerate((-10, 0, 20) if quick else (-10, -5, 0, 5, 10, 15, 20)):
         note(f"wrong prediction: {off:+} points")
         design = Rule(baseline_rate=0.67, predicted_rate=round(0.79 + off / 100, 4), minimum_effect=0.02, max_tasks=n)
-        found = play(design, 0.67, 0.79, tasks=n, reps=reps, seed=SEED + 3_000 + i)
+        effective = play(design, 0.67, 0.79, tasks=n, reps=reps, seed=SEED + 3_000 + i)
         none = play(design, 0.67, 0.67, tasks=n, reps=reps, seed=SEED + 3_100 + i)
         size = none.share(Decision.PROMOTE)
         rows.append(
@@ -490,8 +345,8 @@ def wrong_predictions(reps: int, quick: bool) -> list[dict[str, Any]]:
                 "predicted": design.predicted_rate,
                 "false_promotion": size,
                 "upper_99": upper_99(size, reps),
-                "power": found.share(Decision.PROMOTE),
-                "tasks": float(found.stop.mean()),
+                "power": effective.share(Decision.PROMOTE),
+                "tasks": float(effective.stop.mean()),
                 "horizon": n,
             }
         )
@@ -499,7 +354,7 @@ def wrong_predictions(reps: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def verification(keep: int) -> int:
-    """Looks at which the vectorised play and decide() agreed: every look of `keep` experiments in five settings."""
+    """How many evaluations of the vectorised play agreed with decide(): all of `keep` experiments in five settings."""
     note("verification against decide()")
     ramp = np.repeat([0.1, 0.3, 0.5], 100)
     looks = 0
@@ -518,12 +373,12 @@ def verification(keep: int) -> int:
 
 
 def promises(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each bound of the issue, what was measured, and whether it held; None where a quick run is too small to tell."""
-    found: list[dict[str, Any]] = []
+    """Each bound of the issue, what was measured, and whether it held; None where a quick run is too small for it."""
+    rows: list[dict[str, Any]] = []
 
     def promise(text: str, value: float, bound: float, *, sharp: bool = True) -> None:
         held = None if report["quick"] and not sharp else bool(value <= bound)
-        found.append({"promise": text, "measured": value, "bound": bound, "held": held})
+        rows.append({"promise": text, "measured": value, "bound": bound, "held": held})
 
     worst = max(report["false_promotion"], key=lambda r: r["importance_sampled"])
     name = f"{worst['case']}, {worst['tasks']} tasks"
@@ -551,7 +406,7 @@ def promises(report: dict[str, Any]) -> list[dict[str, Any]]:
         promise(f"tasks over SPRT under no effect, {section['effect']}", known["ratio_no_effect"], 1.25)
     wrong = max(report["wrong_predictions"], key=lambda r: r["upper_99"])
     promise("false promotion with a wrong prediction, 99% upper bound", wrong["upper_99"], 0.055, sharp=False)
-    return found
+    return rows
 
 
 def cost() -> dict[str, float]:
@@ -563,15 +418,6 @@ def cost() -> dict[str, float]:
     decision_s = min(repeat(lambda: decide(rule, strata), number=100, repeat=5)) / 100
     interval_s = min(repeat(lambda: verdict.interval, number=5, repeat=5)) / 5
     return {"decision_us": round(1e6 * decision_s, 1), "interval_us": round(1e6 * interval_s, 1)}
-
-
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}")
-    heads = list(rows[0])
-    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    widths = [max(len(h), *(len(c[i]) for c in cells)) for i, h in enumerate(heads)]
-    for line in [heads, *cells]:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
 
 
 def main() -> None:

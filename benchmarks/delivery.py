@@ -1,10 +1,10 @@
-"""Kill the dispatcher over and over while events flow to a webhook that fails a third of the time.
+"""Kills the dispatcher 20 times while it delivers events to a webhook that fails a third of the time.
 
     python -m benchmarks.delivery [--quick] [--json]
 
 10,000 events about 200 subjects go through the outbox of a real platform to a receiver on this machine that verifies
 every signature and fails a third of the time: by a status, a dropped connection or silence, before or after it has
-taken what came. The worker, which runs the dispatcher, is killed 20 times (SIGKILL), at even steps of the way, and
+recorded the event. The worker, which runs the dispatcher, is killed 20 times (SIGKILL), at even steps of the way, and
 started again. Every event must arrive, in order within its subject; what arrives twice has the same id.
 """
 
@@ -30,23 +30,24 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from activities.database import Database, migrate
 from activities.event_bus import start_bus
 from activities.events import emit, undelivered
-from benchmarks.output import own_stdout
-from benchmarks.phases import WORKER, Processes, Temporal, note, platform_in
+from benchmarks.output import note, own_stdout
+from benchmarks.phases import platform_in
+from benchmarks.processes import WORKER, Processes, Temporal
 from schema.declaration import read_platform
 from schema.messages.events import MetaTaskOpened
 from schema.wire import EventType
 from starter.stack import connect
 
 SECRET_ENV, SECRET = "NAUTILUS_BENCHMARK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-# Long enough for a machine that does other things, too: a late answer is a failure that nobody has planned.
+# Long enough for a busy machine: a late response would be a failure that was not planned.
 TIMEOUT_S = 2.0
-# Events that a transaction announces; several, because a change often has more than one consequence.
+# Events of one transaction; several, because a change often announces more than one.
 PER_TRANSACTION = 20
 PATIENCE_S = 1_800.0
 
 
 class Receiver:
-    """A webhook receiver on a local port. `taken` is what it took, by subject, each id once and in order."""
+    """A webhook receiver on a local port. `taken` are the ids it accepted, by subject, each once and in order."""
 
     def __init__(self, failing: float = 1 / 3, slow_s: float = 2 * TIMEOUT_S, secret: str = SECRET) -> None:
         self.taken: dict[str, list[str]] = defaultdict(list)
@@ -54,7 +55,7 @@ class Receiver:
         self.url = ""
         self._ids: set[str] = set()
         self._failing = failing
-        self._dice = random.Random(7)
+        self._random = random.Random(7)
         self._slow_s = slow_s
         self._signer = Webhook(secret)
 
@@ -64,37 +65,37 @@ class Receiver:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Receiver"]:
-        server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
         async with server:
             yield self
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A killed sender leaves half a request, or is not there for the answer.
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A killed sender leaves half a request, or closes before the response.
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
                 headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head)}
                 body = await reader.readexactly(int(headers["content-length"]))
-                status = await self._answer(headers, body)
+                status = await self._respond(headers, body)
                 if status is None:
                     break
                 writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode())
                 await writer.drain()
         writer.close()
 
-    async def _answer(self, headers: dict[str, str], body: bytes) -> str | None:
-        """The status line of an answer; None to hang up."""
+    async def _respond(self, headers: dict[str, str], body: bytes) -> str | None:
+        """The status line of the response; None to close the connection."""
         self.posts += 1
         try:
             self._signer.verify(body, headers)
         except WebhookVerificationError:
             self.forged += 1
             return "401 Unauthorized"
-        if self._dice.random() >= self._failing:
+        if self._random.random() >= self._failing:
             self._take(body)
             return "204 No Content"
-        match self._dice.randrange(5):
+        match self._random.randrange(5):
             case 0:
                 return "500 Internal Server Error"
             case 1:
@@ -120,7 +121,7 @@ class Receiver:
 
 
 def names(events: int, subjects: int) -> list[tuple[str, str]]:
-    """The subject and the key of each event, in the order in which they happen."""
+    """The subject and the key of each event, in order."""
     return [(f"subject-{n % subjects}", f"{n // subjects:05}:{n % subjects}") for n in range(events)]
 
 
@@ -137,7 +138,7 @@ def _announce(database: Database, happening: list[tuple[str, str]]) -> None:
 
 
 def judged(receiver: Receiver, happening: list[tuple[str, str]]) -> dict[str, int]:
-    """What arrived, against what was announced."""
+    """Compare what arrived with what was announced."""
     expected: dict[str, list[str]] = defaultdict(list)
     for subject, key in happening:
         expected[subject].append(f"{EventType.META_TASK_OPENED.value}:{key}")
@@ -191,13 +192,13 @@ async def run(home: Path, events: int, subjects: int, kills: int) -> dict[str, A
             await asyncio.sleep(0.01)
         await announcing
         seconds = round(time.perf_counter() - started, 1)
-        # What arrived is also known to have: nothing stays behind, and nothing more comes.
+        # Wait until every arrival is recorded: a late retry would be a duplicate.
         while undelivered(database) and time.perf_counter() - started < PATIENCE_S:
             await asyncio.sleep(0.1)
         return judged(receiver, happening) | {"kills": killed, "seconds": seconds}
 
 
-def kept(report: dict[str, Any]) -> bool:
+def as_promised(report: dict[str, Any]) -> bool:
     return not (report["missing"] or report["out_of_order"] or report["bad_signatures"])
 
 
@@ -214,7 +215,7 @@ def main() -> None:
         print(json.dumps(report))
     else:
         print("\n".join(f"{name:>15}  {value}" for name, value in report.items()))
-    sys.exit(0 if kept(report) else 1)
+    sys.exit(0 if as_promised(report) else 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo [--json] [--idle 20] [--busy 20] [--fresh 10] [--out FILE]
 
-Every run is the command that a newcomer types, a process of its own. `busy` runs beside one spinning process for each
+Every run is the command of the README, in a process of its own. `busy` runs beside one spinning process for each
 processor. `fresh` clones this checkout's last commit, builds an environment of its own with `make setup`, and runs the
 demo as the first thing in it, with the system's file cache dropped where the system allows it. Seconds are the demo's
 own, after set-up. A promotion that takes longer than 110 s counts as slow. Progress goes to standard error; with
@@ -15,24 +15,21 @@ import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import note
+
 ROOT = Path(__file__).parent.parent
 LOADS = ("idle", "busy", "fresh")
 LONGEST_S = 110.0
-# A run that hangs is a failed run, and must not stop the others.
+# A run that hangs has failed, and must not stop the others.
 RUN_TIMEOUT_S = 600.0
 SETUP_TIMEOUT_S = 1_800.0
 RATES = ("healthy", "during", "after")
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def spin() -> None:
@@ -42,7 +39,7 @@ def spin() -> None:
 
 
 @contextlib.contextmanager
-def burning() -> Iterator[None]:
+def busy_processors() -> Iterator[None]:
     """A spinning process for each processor."""
     burners = [multiprocessing.Process(target=spin, daemon=True) for _ in range(os.cpu_count() or 1)]
     for burner in burners:
@@ -56,7 +53,7 @@ def burning() -> Iterator[None]:
 
 
 def run_demo(root: Path, load: str) -> dict[str, Any]:
-    """One demo in the checkout `root`, which has its environment; what a failed one printed last is its outcome."""
+    """One demo in the checkout `root`, with its own environment; the reason of a failure is its last line."""
     started = time.monotonic()
     command = [str(root / ".venv/bin/nautilus"), "demo", "--json"]
     try:
@@ -98,7 +95,7 @@ def run(load: str) -> dict[str, Any]:
         case "idle":
             return run_demo(ROOT, load)
         case "busy":
-            with burning():
+            with busy_processors():
                 return run_demo(ROOT, load)
         case "fresh":
             return run_fresh()

@@ -1,4 +1,4 @@
-"""Submits a file of direct tasks, kills submitter and worker twice, and counts: nothing lost, nothing done twice.
+"""Submits a file of direct tasks, kills submitter and worker twice, and counts what was lost or done twice.
 
     python -m benchmarks.direct [--json] [--quick]
 
@@ -32,7 +32,7 @@ from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.parameters import declare_parameters
 from benchmarks import bare as bare_workflow
-from benchmarks.output import own_stdout
+from benchmarks.output import note, own_stdout
 from schema import wire
 from schema.declaration import read_platform
 from schema.messages.tasks import TaskRequest, task_workflow_id
@@ -60,7 +60,7 @@ AT_ONCE = 32
 
 
 class Process:
-    """A process of ours that is killed and started again."""
+    """A child process that is killed and started again."""
 
     def __init__(self, environment: dict[str, str], log: Path, *arguments: str) -> None:
         self._start: Callable[[], subprocess.Popen[bytes]] = lambda: subprocess.Popen(
@@ -128,7 +128,7 @@ async def measure(tasks: int, batches: int, batch: int) -> dict[str, Any]:
 
 
 async def interleaved(client: Client, batches: int, batch: int) -> tuple[float, dict[str, float]]:
-    market, took = NautilusClient(client), {"direct": [0.0], "bare": [0.0]}
+    market, seconds = NautilusClient(client), {"direct": [0.0], "bare": [0.0]}
 
     async def direct(name: str) -> None:
         request = TaskRequest(task_id=f"turn-{name}", task_type="monte_carlo", payload=PAYLOAD | {"seed": 1})
@@ -143,20 +143,20 @@ async def interleaved(client: Client, batches: int, batch: int) -> tuple[float, 
             started = time.perf_counter()
             await at_once([work(f"{turn}-{number}") for number in range(batch)])
             if turn:  # the first turn warms both up
-                took[kind].append(time.perf_counter() - started)
-        note(f"turn {turn} of {batches}: " + ", ".join(f"{kind} {times[-1]:.1f} s" for kind, times in took.items()))
-    rates = {f"{kind}_per_s": round(batch / statistics.median(times[1:]), 1) for kind, times in took.items()}
-    return round(sum(took["bare"]) / sum(took["direct"]), 3), rates
+                seconds[kind].append(time.perf_counter() - started)
+        note(f"turn {turn} of {batches}: " + ", ".join(f"{kind} {times[-1]:.1f} s" for kind, times in seconds.items()))
+    rates = {f"{kind}_per_s": round(batch / statistics.median(times[1:]), 1) for kind, times in seconds.items()}
+    return round(sum(seconds["bare"]) / sum(seconds["direct"]), 3), rates
 
 
 async def at_once(work: list[Coroutine[Any, Any, None]]) -> None:
-    turns = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
 
-    async def one(each: Coroutine[Any, Any, None]) -> None:
-        async with turns:
-            await each
+    async def in_slot(coroutine: Coroutine[Any, Any, None]) -> None:
+        async with slots:
+            await coroutine
 
-    await asyncio.gather(*(one(each) for each in work))
+    await asyncio.gather(*map(in_slot, work))
 
 
 async def killed(
@@ -187,7 +187,7 @@ async def killed(
     await until(lambda: outcomes() >= tasks, submitter, 3_600)
     await until(lambda: submitter.process.poll() == 0, submitter, 600)
     seconds = time.perf_counter() - started
-    # Whatever still runs may settle once more; that it does not is the promise.
+    # A task that still runs could settle twice within this time; none may.
     await asyncio.sleep(5)
     settled = "SELECT count(*) FROM event WHERE type = 'task.settled'"
     paid = "SELECT count(*) FROM transfer WHERE reference LIKE 'reward:%'"
@@ -209,10 +209,6 @@ async def killed(
         "seconds": round(seconds, 1),
         "per_s": round(tasks / seconds, 1),
     }
-
-
-def note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.history [--json]
 
-Server, worker, workflow, resolver, recorder and database are the product's. An experiment is kept undecided by one rule
-alone: no arm may promote before it has as many tasks as the smaller one of N gets. The change is a good one, so nothing
-else decides before; and the cut is exact, because assignment is a hash of experiment and task. Every cycle gets the
-same messages, one after the other. Progress goes to standard error.
+Server, worker, workflow, resolver, recorder and database are the product's. One rule keeps an experiment undecided: its
+minimum of tasks is what the smaller arm gets of N tasks, which is known exactly because assignment is a hash of
+experiment and task. The change is a good one, so no other rule decides earlier. Every cycle gets the same messages, one
+after the other. Progress goes to standard error.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
-from benchmarks.output import own_stdout
-from benchmarks.phases import LIMIT_S, note, outcome, platform_in, task_id, the_anomaly
+from benchmarks.output import note, own_stdout
+from benchmarks.phases import LIMIT_S, outcome, platform_in, task_id, the_anomaly
 from benchmarks.scenario import PARAMETER, RESEARCH
 from rules.assignment import variant
 from rules.design import EVEN
@@ -46,7 +46,7 @@ from worker import worker
 
 SIZES = (100, 10_000, 100_000)
 AGENTS = ("ada", "bob", "cyd", "dee")
-# Far beyond every horizon here, so that all cycles are judged by the same threshold, 1 / alpha.
+# Far beyond every size, so that all cycles have the same threshold, 1 / alpha.
 MAX_TASKS = 1_000_000
 LONGER_S = 2.0
 TASKS_BEFORE, FIRST_OLD = 300, 1_000_000
@@ -61,7 +61,7 @@ def smaller_arm(experiment_id: str, tasks: int) -> int:
 
 
 def feed(database: Database, platform: Platform, tasks: int) -> None:
-    """Run N tasks through resolver and recorder, as a platform does, in batches as large as they come."""
+    """Run N tasks through resolver and recorder, as a platform does."""
     with (
         ParameterResolver(database, platform) as resolver,
         Recorder(database, platform.observatory.interval_s, batch=BATCH) as recorder,
@@ -108,7 +108,7 @@ async def _play(temporal: Client, database: Database, platform: Platform, tasks:
             id=cycle,
             task_queue=queue,
         )
-        await talk(client, cycle, platform, observed)
+        await send_messages(client, cycle, observed)
         started = time.perf_counter()
         await asyncio.to_thread(feed, database, platform, tasks)
         feeding = time.perf_counter() - started
@@ -127,7 +127,7 @@ async def _play(temporal: Client, database: Database, platform: Platform, tasks:
     }
 
 
-async def talk(client: NautilusClient, cycle: str, platform: Platform, observed: Counts) -> None:
+async def send_messages(client: NautilusClient, cycle: str, observed: Counts) -> None:
     """Bids, a proposal and ballots up to the experiment, one after the other."""
     first = AGENTS[0]
     await _reach(client, cycle, Phase.BIDDING)

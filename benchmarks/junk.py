@@ -1,10 +1,10 @@
-"""Sends 20,000 junk signals into a running cycle on a server with its default settings: it still ends, nothing is lost.
+"""Sends 20,000 junk signals to a cycle on a server with default settings: does it end, and is no message lost?
 
     python -m benchmarks.junk [--json] [--signals 20000] [--senders 16]
 
 Junk is a wrong payload, a wrong number of arguments, a name that no cycle knows, and now and then a string of nearly a
 quarter of a megabyte. Two agents bid before it, two in the middle, two after it; then the cycle goes on to its vote.
-What the server makes of the flood is counted: how often it refused a signal for a moment, how many runs the cycle took.
+The report counts how often the server refused a signal for a moment, and how many runs the cycle took.
 Progress goes to standard error.
 """
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,13 +32,14 @@ from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
-from benchmarks.output import own_stdout
-from benchmarks.phases import LIMIT_S, TASKS_BEFORE, note, outcome, platform_in, the_anomaly
+from benchmarks.output import note, own_stdout
+from benchmarks.phases import LIMIT_S, TASKS_BEFORE, outcome, platform_in, the_anomaly
 from benchmarks.scenario import PARAMETER
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
 from schema.messages.market import Bid
-from schema.messages.observatory import Counts
+from schema.messages.observatory import Anomaly, Counts
+from schema.messages.platform import Platform
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.settings import Settings
 from starter.client import NautilusClient, Refused
@@ -49,10 +51,10 @@ AGENTS = ("ada", "bob", "cyd", "dee", "eve", "fay")
 WINDOWS = {"bid_window_s": 600.0, "proposal_window_s": 600.0, "voting_window_s": 600.0}
 # The server warns at 256 KB and refuses at 2 MB; one in EVERY_HUGE signals is this long.
 HUGE, EVERY_HUGE = "x" * 240_000, 500
-# A refused signal is sent again: a sender that gives up at the first "busy" is not a flood.
+# A refused signal is sent again: a sender that gives up at the first refusal is not a flood.
 TRIES, PAUSE_S = 200, 0.05
 REACH_TIMEOUT_S = 300.0
-# What a server says to a sender that is too fast, or while it closes a run to continue it.
+# The errors for a sender that is too fast, or while the server closes a run to continue it.
 FULL = "exceeded workflow execution limit for signal events"
 BUSY = frozenset({RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED})
 
@@ -83,14 +85,18 @@ def junk(number: int) -> tuple[str, list[Any]]:
             return f"no_such_signal_{number % 97}", [number]
 
 
+def is_busy(error: RPCError) -> bool:
+    return error.status in BUSY or error.message == FULL
+
+
 async def send(handle: WorkflowHandle[Any, Any], number: int, flood: Flood) -> None:
-    """Send one, again and again while the server says that it is busy."""
+    """Send one signal, again while the server is busy."""
     name, arguments = junk(number)
     for _ in range(TRIES):
         try:
             await handle.signal(name, args=arguments)
         except RPCError as error:
-            if error.status not in BUSY and error.message != FULL:
+            if not is_busy(error):
                 raise
             flood.refusals[f"{error.status.name}: {error.message}"] += 1
             await asyncio.sleep(PAUSE_S)
@@ -116,31 +122,27 @@ async def pour(handle: WorkflowHandle[Any, Any], numbers: range, senders: int, f
 async def bid(client: NautilusClient, cycle: str, agents: tuple[str, ...], signalled: bool) -> None:
     """Bid by update and, so that both ways are tried, by signal."""
     for agent in agents:
-        word = Bid(message_id=f"bid-{agent}", agent_id=agent, price=10 + len(agent), eta_s=5)
+        message = Bid(message_id=f"bid-{agent}", agent_id=agent, price=10 + len(agent), eta_s=5)
         if signalled:
-            await client.signal(cycle, wire.PLACE_BID, word)
+            await client.signal(cycle, wire.PLACE_BID, message)
         else:
-            await _patiently(client.place_bid, cycle, word)
+            await _with_retries(client.place_bid, cycle, message)
 
 
-async def _patiently(send_word: Any, cycle: str, word: Any) -> None:
+async def _with_retries(send_message: Callable[[str, Bid], Awaitable[object]], cycle: str, message: Bid) -> None:
     for attempt in itertools.count(1):
         try:
-            await send_word(cycle, word)
+            await send_message(cycle, message)
         except RPCError as error:
-            if (error.status not in BUSY and error.message != FULL) or attempt == TRIES:
+            if not is_busy(error) or attempt == TRIES:
                 raise
             await asyncio.sleep(PAUSE_S)
         else:
             return
 
 
-async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict[str, Any]:
-    """The cycle, the flood, and the rest of the story."""
-    declared = await asyncio.to_thread(platform_in, home / "platform")
-    platform = declared.model_copy(update={"cycle": declared.cycle.model_copy(update=WINDOWS)})
-    database = Database(f"sqlite:///{home / 'nautilus.db'}")
-    await asyncio.to_thread(migrate, database)
+def failing_platform(database: Database, platform: Platform) -> Anomaly:
+    """Declare parameters and agents, and record tasks that fail."""
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     for agent in AGENTS:
@@ -149,7 +151,16 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
     with database.transaction() as session:
         record_outcomes(session, before, platform.observatory.interval_s)
     observed = Counts(tasks=len(before), successes=sum(o.failure is None for o in before))
-    anomaly = the_anomaly(now - timedelta(seconds=2 * platform.observatory.interval_s), observed)
+    return the_anomaly(now - timedelta(seconds=2 * platform.observatory.interval_s), observed)
+
+
+async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict[str, Any]:
+    """A cycle that is flooded while agents bid, up to its end."""
+    declared = await asyncio.to_thread(platform_in, home / "platform")
+    platform = declared.model_copy(update={"cycle": declared.cycle.model_copy(update=WINDOWS)})
+    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    await asyncio.to_thread(migrate, database)
+    anomaly = failing_platform(database, platform)
     cycle = f"{workflow_id(anomaly.subject)}:junk"
     client, flood = NautilusClient(temporal), Flood()
     request = CycleRequest(request_id="junk", anomaly=anomaly)
@@ -168,8 +179,8 @@ async def play(temporal: Client, home: Path, signals: int, senders: int) -> dict
             seconds = time.perf_counter() - started
             await bid(client, cycle, AGENTS[4:5], signalled=True)
             await bid(client, cycle, AGENTS[5:], signalled=False)
-            note("the flood is over; the story goes on")
-            await _finish(client, cycle, observed)
+            note("the flood is over; the cycle goes on")
+            await _finish(client, cycle, anomaly.observed)
             result: CycleResult = await asyncio.wait_for(client.result(cycle), REACH_TIMEOUT_S)
             runs, failures = await _runs(temporal, cycle)
         missing = sorted(set(AGENTS) - set(result.status.bids))
@@ -233,7 +244,7 @@ async def _reach(client: NautilusClient, cycle: str, phase: Phase) -> None:
 
 
 async def _runs(temporal: Client, cycle: str) -> tuple[list[int], dict[str, int]]:
-    """The number of history events of every run of the cycle, the first one first; and why workflow tasks failed."""
+    """The number of history events of each run of the cycle, oldest first; and the causes of failed workflow tasks."""
     lengths: list[int] = []
     failures = Counter[str]()
     run_id: str | None = (await temporal.get_workflow_handle(cycle).describe()).run_id
@@ -262,7 +273,7 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=20_000)
     parser.add_argument("--senders", type=int, default=16)
     arguments = parser.parse_args()
-    # One line for each junk signal is the worker's log, and not this report.
+    # The worker would log a line for each junk signal.
     logging.getLogger("temporalio.workflow").setLevel(logging.ERROR)
     report = asyncio.run(flood_one(arguments.signals, arguments.senders))
     if arguments.json:

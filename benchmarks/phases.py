@@ -1,20 +1,17 @@
-"""Kills each process in each phase of a cycle: does it still end, promoted once and paid once?
+"""Kills each process in each phase of a cycle: is it still promoted once and paid once?
 
     python -m benchmarks.phases [--json] [--phase voting] [--killed worker]
 
 Server, worker and agents are real processes, started as an operator starts them and killed with SIGKILL; then the same
-command is run again, on the same files. Tasks last as long as a log-normal draw says, and are cut at the limit that the
-resolver gives them. One run more takes the database away for a minute, with a lock held longer than any writer waits.
+command is run again, on the same files. The duration of a task is drawn from a log-normal distribution, and cut at the
+limit that the resolver gives it. One more run locks the database for a minute, which is longer than any writer waits.
 Progress goes to standard error.
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +19,7 @@ import threading
 import time
 import tomllib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,7 +37,8 @@ from activities.assignments import counters
 from activities.database import Database, migrate
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
-from benchmarks.output import own_stdout
+from benchmarks.output import note, own_stdout
+from benchmarks.processes import AGENTS, WORKER, Processes, Temporal
 from benchmarks.scenario import PARAMETER, RESEARCH, declaration
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
@@ -53,18 +51,16 @@ from starter import keys
 from starter.agents.roster import ROSTER
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
-from starter.server import Server, dev_server, free_port
 from starter.stack import connect, register_own
 
-ROOT = Path(__file__).parent.parent
 # The article's fault: a third of the tasks would last longer than the limit; 99% end within 2.5 times of it.
 LIMIT_S, MEDIAN_S, SPREAD = 1.0, 0.8, 0.5
-# Few before the experiment: what all the agents can explain, and none doubts the distribution of.
+# Few before the experiment: every agent can fit their distribution, and no test rejects the fit.
 TASKS_BEFORE, TASKS_PER_S, TESTED_TASKS_PER_S = 100, 5, 60
-# Steps through the quantiles, so that no unlucky draw makes an agent wait for more records: half a minute a time.
+# Steps through the quantiles, because after an unlucky draw an agent waits half a minute for more records.
 GOLDEN = (math.sqrt(5) - 1) / 2
-# Windows close early when everybody has spoken; nobody may be too late because its process was killed: a worker's
-# sticky queue is given up after 10 s, an activity that it was running after 30.
+# Windows close early when all messages are in; none may be too late because a process was killed: a worker's sticky
+# queue times out after 10 s, an activity that it was running after 30.
 WINDOWS: Mapping[str, float] = {
     "bid_window_s": 25.0,
     "proposal_window_s": 45.0,
@@ -91,84 +87,13 @@ PHASES = (
     Phase.PROMOTING,
     Phase.WATCHING,
 )
-WORKER, AGENTS, SERVER, DATABASE = "worker", "agents", "server", "database"
+SERVER, DATABASE = "server", "database"
 RUNS = [(phase, killed) for phase in PHASES for killed in (WORKER, AGENTS, SERVER)] + [(Phase.EXPERIMENT, DATABASE)]
-COMMANDS = {WORKER: ["worker.py"], AGENTS: ["-m", "starter", "agent", "run", "--every-s", "0.5"]}
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-class Temporal:
-    """The embedded server with its database file; it can be killed and started again on the same ports and file."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._ports = free_port(), free_port()
-        self._running = AsyncExitStack()
-
-    async def start(self) -> Server:
-        return await self._running.enter_async_context(dev_server(self._home, *self._ports))
-
-    async def kill(self) -> None:
-        os.kill(child_with(f"--port\0{self._ports[0]}\0"), signal.SIGKILL)
-        await self.stop()
-
-    async def stop(self) -> None:
-        await self._running.aclose()
-
-
-def child_with(arguments: str) -> int:
-    """The process of ours that was started with these arguments (as /proc has them, NUL after each)."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and arguments in (entry / "cmdline").read_text():
-                return int(entry.name)
-    raise RuntimeError(f"expected a child process with {arguments!r}, but there is none")
-
-
-class Processes:
-    """Worker and agents as an operator starts them, by name; a killed one is started again by the same command."""
-
-    def __init__(self, server: Server, logs: Path) -> None:
-        self._logs = logs
-        self._server = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": wire.NAMESPACE}
-        self._home: dict[str, str] = {}
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def use(self, home: Path) -> None:
-        """What is started from now on works for the platform in `home`."""
-        self._home = {
-            "NAUTILUS_HOME": str(home),
-            "NAUTILUS_PLATFORM": str(home / "platform.toml"),
-            "NAUTILUS_DATABASE_URL": "",
-        }
-
-    def start(self, name: str) -> None:
-        environment = os.environ | self._server | self._home
-        with self.log(name).open("ab") as sink:
-            self._running[name] = subprocess.Popen(
-                [sys.executable, *COMMANDS[name]], cwd=ROOT, env=environment, stdout=sink, stderr=sink
-            )
-
-    def log(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
-
-    def kill(self, name: str) -> None:
-        process = self._running.pop(name)
-        process.kill()
-        process.wait()
-
-    def kill_all(self) -> None:
-        for name in list(self._running):
-            self.kill(name)
 
 
 @dataclass
 class Scene:
-    """One cycle and all that it needs, on a database of its own."""
+    """A cycle, with its own database and the processes that serve it."""
 
     home: Path
     subject: str
@@ -180,18 +105,18 @@ class Scene:
 
 
 def platform_in(home: Path, windows: Mapping[str, float] = WINDOWS) -> Platform:
-    """Make `home`, with the demo's declaration with short windows as the file that worker and agents read."""
+    """Make `home`; worker and agents read its declaration, the demo's with short windows."""
     home.mkdir()
-    written = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
-    written += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in windows.items())
+    content = declaration(LIMIT_S).partition("\n[traffic]")[0].partition("\n[cycle]")[0]
+    content += "\n[cycle]\n" + "".join(f"{name} = {value}\n" for name, value in windows.items())
     # Other benchmarks use this platform with agents that have no keys.
-    written = f"unsigned_agents = true\n{written}"
-    (home / "platform.toml").write_text(written)
-    return Platform.model_validate(tomllib.loads(written))
+    content = f"unsigned_agents = true\n{content}"
+    (home / "platform.toml").write_text(content)
+    return Platform.model_validate(tomllib.loads(content))
 
 
 def outcome(number: int, limit_s: float, at: datetime) -> TaskOutcome:
-    """A task that would last as long as a log-normal says, by its number, and is cut at its limit."""
+    """A task with the duration of its number in a log-normal distribution, cut at its limit."""
     z = NormalDist().inv_cdf((0.5 + number * GOLDEN) % 1)
     duration_s = MEDIAN_S * math.exp(SPREAD * z)
     return TaskOutcome(
@@ -226,7 +151,7 @@ def traffic(database: Database, platform: Platform, done: threading.Event) -> No
 
 
 def the_anomaly(onset: datetime, observed: Counts) -> Anomaly:
-    """Research fails: what the Observatory would have raised."""
+    """The anomaly that the Observatory would raise for failing research tasks."""
     return Anomaly(
         anomaly_id=f"success_rate:{RESEARCH}@{onset.isoformat()}",
         metric="success_rate",
@@ -240,7 +165,7 @@ def the_anomaly(onset: datetime, observed: Counts) -> Anomaly:
 
 
 def failing_platform(database: Database, platform: Platform, home: Path) -> Anomaly:
-    """Declare, register and record what was before: a third of the research tasks ran into their limit."""
+    """Declare, register and record the past, in which a third of the research tasks ran into their limit."""
     now = datetime.now(UTC)
     before = now - timedelta(seconds=3)
     declare_parameters(database, platform, now)
@@ -308,12 +233,12 @@ async def reached(scene: Scene, phase: Phase) -> None:
 
 
 def entered(event: HistoryEvent) -> Sequence[str]:
-    """The phase that an event says the cycle has entered, if any."""
+    """The phase that the cycle enters with this event, if any."""
     changed = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
     if wire.PHASE not in changed:
         return ()
-    found: list[str] = default_converter().payload_converter.from_payloads([changed[wire.PHASE]])
-    return found
+    phases: list[str] = default_converter().payload_converter.from_payloads([changed[wire.PHASE]])
+    return phases
 
 
 def _await_tasks(scene: Scene) -> None:
@@ -321,20 +246,20 @@ def _await_tasks(scene: Scene) -> None:
     cycle_id = f"{scene.subject}#1"
     while True:
         with scene.database.reading() as session:
-            arms = [arm for s in counters(session, cycle_id) for arm in (s.control, s.treatment)]
-        if sum(arm.tasks for arm in arms) >= TASKS_IN_AN_EXPERIMENT:
+            strata = counters(session, cycle_id)
+        if sum(stratum.control.tasks + stratum.treatment.tasks for stratum in strata) >= TASKS_IN_AN_EXPERIMENT:
             return
         time.sleep(0.05)
 
 
 @asynccontextmanager
-async def task_type_held(scene: Scene, wanted: bool) -> AsyncIterator[None]:
+async def task_type_locked(scene: Scene, wanted: bool) -> AsyncIterator[None]:
     """Another cycle experiments on the task type, so that ours has to queue."""
     if not wanted:
         yield
         return
     with scene.database.transaction() as session:
-        session.add(TaskTypeLockRow(task_type=RESEARCH, cycle_id="somebody-else#1"))
+        session.add(TaskTypeLockRow(task_type=RESEARCH, cycle_id="another-cycle#1"))
     try:
         yield
     finally:
@@ -357,10 +282,10 @@ def lock_database(path: Path, seconds: float) -> None:
 async def play(
     temporal: Temporal, client: Client, processes: Processes, home: Path, phase: Phase, killed: str
 ) -> dict[str, Any]:
-    """Kill one thing in one phase, start it again, and see how the cycle ends."""
+    """Kill one process in one phase, start it again, and report how the cycle ends."""
     started = time.perf_counter()
     async with scene(home, client, processes, f"{phase.value}-{killed}") as on_stage:
-        async with task_type_held(on_stage, phase is Phase.QUEUED):
+        async with task_type_locked(on_stage, phase is Phase.QUEUED):
             await asyncio.wait_for(reached(on_stage, phase), END_TIMEOUT_S)
             note(f"{phase.value}: killing {killed}")
             await _kill(killed, temporal, on_stage)
@@ -368,9 +293,9 @@ async def play(
                 await asyncio.sleep(2)
         result = None
         try:
-            result = await asyncio.wait_for(_ending(on_stage.handle), END_TIMEOUT_S)
+            result = await asyncio.wait_for(on_stage.handle.result(), END_TIMEOUT_S)
         except TimeoutError:
-            await on_stage.handle.terminate("the benchmark waited in vain")
+            await on_stage.handle.terminate("the benchmark timed out")
         report = {"phase": phase.value, "killed": killed} | judged(on_stage.database, result)
         if killed == DATABASE:
             report["errors_of_the_store"] = on_stage.processes.log(WORKER).read_text().count("database is locked")
@@ -390,12 +315,8 @@ async def _kill(killed: str, temporal: Temporal, scene: Scene) -> None:
             scene.processes.start(name)
 
 
-async def _ending(handle: WorkflowHandle[Any, CycleResult]) -> CycleResult:
-    return await handle.result()
-
-
 def judged(database: Database, result: CycleResult | None) -> dict[str, Any]:
-    """How often a cycle promoted and paid, by the records and not by what it says of itself."""
+    """How often a cycle promoted and paid, by the records and not by its own result."""
     kinds = [entry.kind for entry in ledger.entries(database)]
     with database.reading() as session:
         # The bonus and the forecast are paid beside the reward; each has a reference of its own.
@@ -411,7 +332,7 @@ def judged(database: Database, result: CycleResult | None) -> dict[str, Any]:
 
 
 def as_promised(run: dict[str, Any]) -> bool:
-    """Whether a run ended as every run must: promoted once, paid once, one chain."""
+    """Whether the cycle was promoted once and paid once, on one chain."""
     once = run["promotions"] == run["payments"] == run["endings"] == 1
     return bool(run["ended"] and run["ledger_ok"] and once)
 

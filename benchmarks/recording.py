@@ -1,4 +1,4 @@
-"""What roll-ups cost and what they save: recording beside a plain insert, and a snapshot over ten times the outcomes.
+"""Measures what roll-ups cost and save: recording against a plain insert, and a snapshot over ten times the outcomes.
 
     python -m benchmarks.recording [--json] [--quick]
 
@@ -30,7 +30,7 @@ from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.observatory import ObservatoryActivities
 from activities.recording import record_outcomes
-from benchmarks.phases import note
+from benchmarks.output import note
 from schema.messages.observatory import FailureKind, TaskOutcome
 from schema.messages.platform import Platform, TaskTypeDeclaration
 from schema.tables.observatory import OutcomeRow
@@ -46,7 +46,7 @@ PLATFORM = Platform(task_types=tuple(TaskTypeDeclaration(name=name) for name in 
 
 
 def outcomes(count: int, start: datetime, every_s: float) -> list[TaskOutcome]:
-    """A platform's outcomes as they come, of four types, by twenty agents."""
+    """Outcomes of four task types by twenty agents."""
     random = Random(SEED)
     made = []
     for number in range(count):
@@ -123,7 +123,7 @@ def recordings(home: Path, count: int) -> dict[str, Any]:
 
 
 def seed(path: Path, tasks_per_hour: int, hours: int) -> Database:
-    """A database whose every hour before END is like the last: that one is recorded, the others are copied from it.
+    """A database in which every hour before END is like the last one, which is recorded; the others are copied from it.
 
     Outcomes and roll-ups are copied alike, so they belong together.
     """
@@ -136,7 +136,7 @@ def seed(path: Path, tasks_per_hour: int, hours: int) -> Database:
     starts = (END - timedelta(hours=n) for n in range(hours, 1, -1))
     database.engine.dispose()
     with closing(sqlite3.connect(path)) as connection:
-        # A seed that is cut off is thrown away: it needs no journal.
+        # An interrupted seed is thrown away: it needs no journal.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-200000"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("CREATE TEMP TABLE hour (n INTEGER PRIMARY KEY, name TEXT)")
@@ -209,8 +209,8 @@ def main() -> None:
         for name, part in report.items():
             print(f"{name}: {part}")
     recorded = min(part["ratio"] for part in report["recording"].values())  # type: ignore[attr-defined]
-    looked = max(report["snapshot"][f"ratio_{way}"] for way in ("longer", "busier"))  # type: ignore[index]
-    sys.exit(0 if recorded >= 0.5 and looked <= 1.5 else 1)
+    snapshot = max(report["snapshot"][f"ratio_{way}"] for way in ("longer", "busier"))  # type: ignore[index]
+    sys.exit(0 if recorded >= 0.5 and snapshot <= 1.5 else 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How fast a parameter resolves beside OpenFeature's SDK with its in-memory provider: same work, same run.
+"""Measures how fast a parameter resolves, against OpenFeature's SDK with its in-memory provider, in the same run.
 
     python -m benchmarks.resolve [--json]
 
 Both answer the same question for the same units: half of them get the new value, by the same hash of experiment and
-unit. Rounds alternate, so that a noisy machine disturbs both alike; the ratio is of the medians of the rounds.
+unit. Rounds alternate, so that a noisy machine affects both alike; the ratio is of the medians of the rounds.
 """
 
 import argparse
@@ -110,15 +110,15 @@ def main() -> None:
         now = datetime.now(UTC)
         declare_parameters(database, platform(), now)
         ExperimentActivities(database, platform()).open_experiment(design(), now)
-        theirs = openfeature_client()
+        openfeature = openfeature_client()
         with ParameterResolver(database, platform()) as resolver:
 
-            def ours(unit: str) -> object:
+            def nautilus(unit: str) -> object:
                 return resolver.resolve(KEY, unit)
 
-            if any(ours(unit) != theirs(unit) for unit in UNITS[:2_000]):
-                raise SystemExit("expected the same answers of both, but they differ")
-            rounds = [(timed(ours), timed(theirs)) for _ in range(ROUNDS)]
+            if any(nautilus(unit) != openfeature(unit) for unit in UNITS[:2_000]):
+                raise SystemExit("expected the same values of both, but they differ")
+            rounds = [(timed(nautilus), timed(openfeature)) for _ in range(ROUNDS)]
         database.close()
     own, other = (statistics.median(column) for column in zip(*rounds, strict=True))
     result = {"nautilus_us": round(own, 3), "openfeature_us": round(other, 3), "ratio": round(other / own, 2)}

@@ -1,8 +1,8 @@
-"""Prints how much product code there is, and fails where a file or a function is too long to read.
+"""Counts the lines of product code, and fails where a file or a function is too long to read.
 
     python -m benchmarks.size
 
-A code line has something of the program on it: blanks, comments, docstrings and imports do not count.
+Blank lines, comments, docstrings and imports do not count.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PRODUCT = ("workflows", "activities", "rules", "schema", "starter", "simulation", "worker.py")
 LONGEST_FILE, LONGEST_FUNCTION = 450, 50
-NOTHING = {
+NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
     tokenize.NEWLINE,
@@ -38,21 +38,21 @@ def lines_of(node: ast.AST) -> set[int]:
 
 def uncounted(tree: ast.AST) -> set[int]:
     """The lines of imports and docstrings."""
-    found: set[int] = set()
+    lines: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            found |= lines_of(node)
+            lines |= lines_of(node)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and ast.get_docstring(node):
-                found |= lines_of(first)
-    return found
+                lines |= lines_of(first)
+    return lines
 
 
 def code_lines(text: str, tree: ast.AST) -> int:
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in NOTHING:
+        if token.type not in NOT_CODE:
             lines |= set(range(token.start[0], token.end[0] + 1))
     return len(lines - uncounted(tree))
 
@@ -63,10 +63,14 @@ def main() -> int:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         total += code_lines(text, tree)
-        if (length := len(text.splitlines())) > LONGEST_FILE:
+        length = len(text.splitlines())
+        if length > LONGEST_FILE:
             too_long.append(f"{path}: {length} lines, of at most {LONGEST_FILE}")
         for node in ast.walk(tree):
-            if isinstance(node, Function) and (length := len(lines_of(node))) > LONGEST_FUNCTION:
+            if not isinstance(node, Function):
+                continue
+            length = len(lines_of(node))
+            if length > LONGEST_FUNCTION:
                 too_long.append(f"{path}:{node.lineno} {node.name}: {length} lines, of at most {LONGEST_FUNCTION}")
     print(f"product code: {total:,} lines, without blanks, comments, docstrings and imports")
     print("\n".join(too_long) or f"no file over {LONGEST_FILE} lines, no function over {LONGEST_FUNCTION}")

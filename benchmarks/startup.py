@@ -1,12 +1,12 @@
-"""How much CPU a command takes to start and answer, beside importing the libraries that such a command line has.
+"""Measures the CPU time that a command takes to start and answer, against importing the libraries of a command line.
 
     python -m benchmarks.startup [--runs N] [--json]
 
-The home is made by the product's own code, with a database and a Temporal server that run as an operator's do. Rounds
-go through all commands, so that a noisy machine disturbs all alike; a ratio is of the medians. Exit code 1 where
-`--help`, or a command that reads the database by itself, takes more than 2.5 times the baseline. What needs the ORM
-(`agent list`, `report`) or Temporal's client (`cycle list`, `tasks list`) is shown without a bound, beside importing
-SQLAlchemy or that client, which alone takes more.
+The home is made by the product's own code, with a database and a Temporal server as an operator has them. Each round
+runs all commands, so that a noisy machine affects all alike; a ratio is of the medians. Exit code 1 where `--help`, or
+a command that reads the database without the ORM, takes more than 2.5 times the baseline. A command that needs the ORM
+(`agent list`, `report`) or Temporal's client (`cycle list`, `tasks list`) is shown without a bound, with the time of
+importing SQLAlchemy or that client, which alone takes more.
 """
 
 import argparse
@@ -72,7 +72,7 @@ task_types = ["research_synthesis"]
 
 
 class Cost(NamedTuple):
-    """Of one run of a process, in seconds; CPU is user and system time together."""
+    """The cost of one process, in seconds; CPU is user and system time together."""
 
     cpu_s: float
     wall_s: float
@@ -123,9 +123,9 @@ def run(arguments: tuple[str, ...], environment: Mapping[str, str]) -> Cost:
 
 
 def measure(environment: Mapping[str, str], rounds: int) -> dict[str, Cost]:
-    """The medians of each command, by its words."""
+    """The median cost of each command."""
     calls: dict[str, tuple[str, ...]] = {"baseline": BASELINE}
-    calls |= {f"nautilus {words}": ("-m", "starter", *words.split()) for words in (*BOUNDED, *SHOWN)}
+    calls |= {f"nautilus {line}": ("-m", "starter", *line.split()) for line in (*BOUNDED, *SHOWN)}
     calls |= {f"python -c '{statement}'": ("-c", statement) for statement in LIBRARIES}
     costs = defaultdict[str, list[Cost]](list)
     for number in range(rounds + 1):
@@ -134,8 +134,8 @@ def measure(environment: Mapping[str, str], rounds: int) -> dict[str, Cost]:
             if number:  # the first round writes byte code and warms the disk's cache
                 costs[command].append(cost)
     return {
-        command: Cost(statistics.median(c.cpu_s for c in every), statistics.median(c.wall_s for c in every))
-        for command, every in costs.items()
+        command: Cost(statistics.median(c.cpu_s for c in runs), statistics.median(c.wall_s for c in runs))
+        for command, runs in costs.items()
     }
 
 
@@ -157,7 +157,7 @@ def main() -> None:
         furnish(Path(folder))
         costs = asyncio.run(measured(Path(folder), arguments.runs))
     baseline_s = costs.pop("baseline").cpu_s
-    bounded = {f"nautilus {words}" for words in BOUNDED}
+    bounded = {f"nautilus {line}" for line in BOUNDED}
     commands = [
         {
             "command": command,

@@ -1,4 +1,4 @@
-"""Says which variant a unit gets: a hash, so that every process agrees without asking, and no unit changes its mind.
+"""Decides which variant a unit gets: a hash, so that all processes agree without messages, and no unit changes arms.
 
 Exactly the `fractional` operation (v2) of OpenFeature's flagd, so that other evaluators give the same answer. Python's
 own `hash()` is salted per process and must never be used here.
@@ -22,7 +22,7 @@ def bucket(key: str, total_weight: int) -> int:
 
 
 def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
-    """What gives a unit of an experiment its variant, with the ranges worked out once; None for the others.
+    """The function that gives a unit its variant, or None to one that is not exposed; its ranges are computed once.
 
     At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text,
     flag key, then unit; a growing share only ever moves units to the treatment. Control fills the ring from its start
@@ -46,9 +46,9 @@ def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Cal
 
 def variant(experiment_id: str, unit_id: str, treatment_share: float) -> Variant:
     """The variant of a unit when all units take part."""
-    name = assigner(experiment_id, 1.0, treatment_share)(unit_id)
-    assert name is not None
-    return name
+    assigned = assigner(experiment_id, 1.0, treatment_share)(unit_id)
+    assert assigned is not None
+    return assigned
 
 
 def _weight(share: float, name: str) -> int:

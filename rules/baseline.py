@@ -1,13 +1,14 @@
 """What is normal of a series: its rate by hour of the week, from the days before a guard gap.
 
 A finer pattern is believed as far as the hours differ by more than chance (empirical Bayes): with one rate for all,
-a night job would alarm every night; with every hour's own, a week is too little to know them.
+a nightly job would alarm every night; with every hour's own, a week is too little to know them.
 
-Must never: learn from the spans it is told to leave out, or make up a normal from too few tasks.
+Must never: learn from the excluded spans, or make up a normal from too few tasks.
 """
 
 import math
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter, mul
@@ -22,7 +23,7 @@ DAY_S, WEEK_S, HOURS = 86_400, 604_800, 168  # the last: hours in a week
 PRIOR_TASKS = 100  # weight of the coarser level in the finer one, and the fewest tasks that make a baseline
 TURN = [2 * math.pi * hour / 24 for hour in range(24)]
 WAVES = ([1.0] * 24, [math.sin(t) for t in TURN], [math.cos(t) for t in TURN])
-PRODUCTS = [[[a * b for a, b in zip(one, other, strict=True)] for other in WAVES] for one in WAVES]
+PRODUCTS = [[list(map(mul, first, second)) for second in WAVES] for first in WAVES]
 START = attrgetter("start")
 Span = tuple[Instant, Instant]
 
@@ -55,13 +56,14 @@ def baseline(
     end = at - timedelta(seconds=rules.guard_s)
     first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
     last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
-    busy = [i for i in track[first:last] if i.counts.tasks and not any(a <= i.start < b for a, b in excluded)]
+    busy = [interval for interval in track[first:last] if interval.counts.tasks]
+    busy = [interval for interval in busy if not _is_within(excluded, interval.start)]
     tasks, successes = [0] * HOURS, [0] * HOURS
     for interval in busy:
-        at, found = interval.start.astimezone(UTC), interval.counts
-        hour = at.weekday() * 24 + at.hour
-        tasks[hour] += found.tasks
-        successes[hour] += found.successes
+        start = interval.start.astimezone(UTC)
+        hour = start.weekday() * 24 + start.hour
+        tasks[hour] += interval.counts.tasks
+        successes[hour] += interval.counts.successes
     counts = Counts(tasks=sum(tasks), successes=sum(successes))
     if counts.tasks < PRIOR_TASKS:
         return None
@@ -69,24 +71,34 @@ def baseline(
     # A perfect week must not make one failure impossible.
     rates = [smoothed(counts.successes, counts.tasks)]
     if span_s >= 2 * DAY_S:
-        n, k = ([sum(hours[hour::24]) for hour in range(24)] for hours in (tasks, successes))
-        rates = _shrunk(n, k, _daily_wave(n, k, rates[0]))
+        daily_tasks = [sum(tasks[hour::24]) for hour in range(24)]
+        daily_successes = [sum(successes[hour::24]) for hour in range(24)]
+        rates = _shrunk(daily_tasks, daily_successes, _daily_wave(daily_tasks, daily_successes, rates[0]))
     if span_s >= WEEK_S - DAY_S / 2:
         rates = _shrunk(tasks, successes, rates * 7)
     normal = Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
-    fits = ((i, i.counts.tasks, rate_at(rates, i.start)) for i in busy)
-    parts = ((i.start.toordinal(), i.counts.successes - n * p, n * p * (1 - p)) for i, n, p in fits)
-    return normal._replace(dispersion=dispersion(parts)) if clustered else normal
+    if not clustered:
+        return normal
+    deviations = []
+    for interval in busy:
+        rate = rate_at(rates, interval.start)
+        expected = interval.counts.tasks * rate
+        deviations.append((interval.start.toordinal(), interval.counts.successes - expected, expected * (1 - rate)))
+    return normal._replace(dispersion=dispersion(deviations))
 
 
-def dispersion(parts: Iterable[tuple[int, float, float]], patterns: int = 1) -> float:
+def _is_within(spans: Iterable[Span], at: datetime) -> bool:
+    return any(begin <= at < end for begin, end in spans)
+
+
+def dispersion(parts: Sequence[tuple[int, float, float]], patterns: int = 1) -> float:
     """How many times more than by chance counts vary, by themselves or by the day: of (day, deviation, variance).
 
     Bursts that last make days differ by more than hours do: a CUSUM's tail follows the variance of long sums.
     """
-    parts, days = list(parts), dict[int, float]()
+    days = defaultdict[int, float](float)
     for day, deviation, _ in parts:
-        days[day] = days.get(day, 0.0) + deviation
+        days[day] += deviation
     most = max(sum(d * d for _, d, _ in parts), sum(d * d for d in days.values()))
     fitted = len(days) / max(1, len(days) - patterns)  # patterns of the day were fitted to the same days
     return max(1.0, fitted * most / max(sum(v for _, _, v in parts), 1e-9))
@@ -95,23 +107,24 @@ def dispersion(parts: Iterable[tuple[int, float, float]], patterns: int = 1) -> 
 def _daily_wave(tasks: Sequence[int], successes: Sequence[int], rate: float) -> list[float]:
     """The rate as one sine of the day: ridge regression weighted by tasks, by Gauss-Seidel."""
     weights = [[sum(map(mul, tasks, products)) for products in row] for row in PRODUCTS]
-    misses = [k - n * rate for n, k in zip(tasks, successes, strict=True)]
-    pulls, sizes = [sum(map(mul, misses, wave)) for wave in WAVES], [0.0, 0.0, 0.0]
+    residuals = [k - n * rate for n, k in zip(tasks, successes, strict=True)]
+    targets, coefficients = [sum(map(mul, residuals, wave)) for wave in WAVES], [0.0, 0.0, 0.0]
     for _ in range(6):  # the waves are nearly orthogonal
-        for i, prior in enumerate((1, PRIOR_TASKS, PRIOR_TASKS)):
-            others = sum(weights[i][j] * sizes[j] for j in range(3) if j != i)
-            sizes[i] = (pulls[i] - others) / (weights[i][i] + prior)
-    mean, sine, cosine = sizes
+        for i, penalty in enumerate((1, PRIOR_TASKS, PRIOR_TASKS)):
+            others = sum(weights[i][j] * coefficients[j] for j in range(3) if j != i)
+            coefficients[i] = (targets[i] - others) / (weights[i][i] + penalty)
+    mean, sine, cosine = coefficients
     fit = (rate + mean + sine * s + cosine * c for _, s, c in zip(*WAVES, strict=True))
     return [min(max(f, rate / 2), (1 + rate) / 2) for f in fit]
 
 
 def _shrunk(tasks: Sequence[int], successes: Sequence[int], coarse: Sequence[float]) -> list[float]:
     """Each hour's own rate, as far as the hours differ from the coarser fit by more than chance (empirical Bayes)."""
-    surprise = sum((k - n * p) ** 2 / (n * p * (1 - p)) for n, k, p in zip(tasks, successes, coarse, strict=True) if n)
-    hours = sum(1 for n in tasks if n)
-    if surprise <= hours + 2 * math.sqrt(2 * hours):
+    hours = list(zip(tasks, successes, coarse, strict=True))
+    chi_square = sum((k - n * p) ** 2 / (n * p * (1 - p)) for n, k, p in hours if n)
+    busy_hours = sum(1 for n in tasks if n)
+    if chi_square <= busy_hours + 2 * math.sqrt(2 * busy_hours):
         return list(coarse)
-    # E[surprise] = hours + sum(n) / weight, where weight = p (1 - p) / the variance between hours.
-    weight = max(PRIOR_TASKS, sum(tasks) / (surprise - hours))
-    return [(k + weight * p) / (n + weight) for n, k, p in zip(tasks, successes, coarse, strict=True)]
+    # E[chi_square] = busy_hours + sum(n) / weight, where weight = p (1 - p) / the variance between hours.
+    weight = max(PRIOR_TASKS, sum(tasks) / (chi_square - busy_hours))
+    return [(k + weight * p) / (n + weight) for n, k, p in hours]

@@ -1,11 +1,11 @@
 """Bidding: who gets a task, a platform's own or a user's.
 
-Price never decides alone. A bid is scored by what may be hoped of it: the agent's record on that task type, shrunken
-towards everybody's and never the raw ratio of two tasks, plus some standard errors. That is optimism in the face of
-uncertainty (Lai & Robbins 1985; Kaufmann, Cappe & Garivier 2012): who is little known is tried, who fails is tried ever
-less, and no rng are needed. Work in progress counts as a result to come, so that tasks awarded together do not all try
-the same agent. Then quality, standing, price, speed and load, each from 0 to 1, and a head start for an agent on trial.
-Ties go by a hash of task and agent, so that no name is favoured for ever.
+Price never decides alone. A bid is scored by an upper confidence bound: the agent's record on that task type, shrunken
+towards the market's and never the raw ratio of two tasks, plus some standard errors. That is optimism in the face of
+uncertainty (Lai & Robbins 1985; Kaufmann, Cappe & Garivier 2012): an agent with few results is tried, one that fails is
+tried ever less, and no random numbers are needed. Work in progress counts as a result to come, so that tasks awarded
+together do not all try the same agent. Then quality, standing, price, speed and load, each from 0 to 1, and a head
+start for an agent on trial. Ties go by a hash of task and agent, so that no name is always favoured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from schema.messages.market import Agent, Bid, RankedBid
 
 TRACK_WEIGHT, QUALITY_WEIGHT, STANDING_WEIGHT = 0.60, 0.12, 0.08
 PRICE_WEIGHT, SPEED_WEIGHT, LOAD_WEIGHT = 0.12, 0.04, 0.04
-# How many imaginary results, as good as everybody's, stand beside an agent's own.
+# How many imaginary results, as good as the market's, are added to an agent's own.
 PRIOR_RESULTS = 2.0
 # Standard errors of the upper confidence bound. By simulation (tests/test_bidding.py): fewer settle on the agent that
 # chance favoured first.
@@ -30,7 +30,7 @@ TRIAL_RESULTS, TRIAL_HEAD_START = 18, 0.5
 
 
 def refusal(bid: Bid, agents: Mapping[str, Agent], reward: int) -> str | None:
-    """Say why a bid cannot stand, or None when it can."""
+    """Why a bid is refused, or None."""
     agent = agents.get(bid.agent_id)
     if agent is None:
         return f"expected an agent that was registered when the task opened, but {bid.agent_id} came"
@@ -94,15 +94,16 @@ def rank(task_id: str, bids: Sequence[Bid], agents: Mapping[str, Agent], reward:
         )
         return RankedBid(bid=bid, score=score, reason=reason)
 
-    return tuple(sorted((ranked(bid) for bid in bids), key=lambda r: (-r.score, _tie_break(task_id, r.bid.agent_id))))
+    scored = [ranked(bid) for bid in bids]
+    return tuple(sorted(scored, key=lambda r: (-r.score, _tie_break(task_id, r.bid.agent_id))))
 
 
 def direct(task_id: str, agents: Sequence[Agent]) -> tuple[Agent, float] | None:
-    """Who gets a task that is awarded without a window, and the score: by standing and load; None where nobody may."""
-    scores = {a: a.standing / (1 + a.load) for a in agents if not a.suspended}
+    """The agent for a task that is awarded without a window, and its score: by standing and load; None without any."""
+    scores = {agent: agent.standing / (1 + agent.load) for agent in agents if not agent.suspended}
     if not scores:
         return None
-    best = min(scores, key=lambda a: (-scores[a], _tie_break(task_id, a.agent_id)))
+    best = min(scores, key=lambda agent: (-scores[agent], _tie_break(task_id, agent.agent_id)))
     return best, scores[best]
 
 

@@ -14,7 +14,7 @@ def refusal(
     baseline_rate: float,
     minimum_effect: float,
 ) -> str | None:
-    """Say why a proposal cannot be put to the vote, or None when it can.
+    """Why a proposal cannot be put to the vote, or None.
 
     `task_type` is what the cycle is about (empty: the whole platform); `baseline_rate` and `minimum_effect` are shares
     of good tasks, 0 to 1.
@@ -31,8 +31,9 @@ def refusal(
         return f"expected a parameter that may be tuned, but {declared.key} is only observed"
     if proposal.base_version != state.version:
         return f"expected base version {state.version} of {declared.key}, but {proposal.base_version} came"
-    if (wrong := declared.refusal(proposal.value)) is not None:
-        return f"{declared.key}: {wrong}"
+    value_refusal = declared.refusal(proposal.value)
+    if value_refusal is not None:
+        return f"{declared.key}: {value_refusal}"
     if proposal.value == state.value:
         return f"expected a change of {declared.key}, but {proposal.value!r} is its value already"
     if isinstance(proposal.value, int | float) and isinstance(state.value, int | float):

@@ -1,26 +1,27 @@
 """Fixes, before the first task, what an experiment bets and how much those bets must win to promote.
 
-A bet is a pair of rates; `rules.decision` multiplies their factors. Ville's threshold 1 / alpha pays for looking for
-ever. With the horizon known it is smaller: the least c with P(max over n <= N of E_n >= c) at most 95% of alpha, at the
-worst of three true rates, because a calibrated threshold is exact only for the rate it was made for; the margin keeps
-it honest between them. Futility is not counted on (not binding): a person may go on after a futile look.
+A bet is a pair of rates; `rules.decision` multiplies their factors. Ville's threshold 1 / alpha pays for an
+endless experiment. With the horizon known it is smaller: the least c with P(max over n <= N of E_n >= c) at most 95% of
+alpha, at the worst of three true rates, because a calibrated threshold is exact only for the rate it was made for; the
+margin keeps it honest between them. Futility is not counted on (not binding): a person may go on after it.
 
 Importance sampling (Siegmund, "Importance sampling in the Monte Carlo study of sequential tests", 1976): E is the
 likelihood ratio of Q, "rate p, arms tilted by the bets", to P, "no effect at rate p", so P(E reaches c) is the mean
-under Q of 1 / E at the crossing. Q crosses often: a thousand paths tell what a hundred thousand would under P. Seeded
-and cached, so the same design has the same threshold for ever. No clock, no IO.
+under Q of 1 / E at the crossing. Q crosses often: a thousand paths are as precise as a hundred thousand under P. Seeded
+and cached, so the same design always has the same threshold. No clock, no IO.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from math import inf, log
+from math import log
 from random import Random
 
 # (weight, control rate a, treatment rate b) with a <= b; the weights of a mixture sum to 1.
 Bet = tuple[float, float, float]
 
-# A bet on certainty is ruined by one exception: stay a fiftieth of the way off 0 and 1, and these never at all.
+# A bet on certainty is ruined by one exception: bets stay a fiftieth of the way off 0 and 1, and never reach them.
 CERTAINTY = 1 / 50
 NEARLY_NEVER = 1e-4
 # Enough effects between the smallest and the largest that no true one is far from a bet; each costs a microsecond.
@@ -32,7 +33,7 @@ SEED = 20_261_122
 MARGIN = 0.95  # of alpha: .0475 for .05, which leaves room for two standard errors of the simulation
 RATE_SHIFTS = (-0.05, 0.0, 0.05)
 PATHS = 1_000
-# A microsecond or two a step: some five seconds cold. Long horizons get fewer paths, and where too few, 1 / alpha.
+# A microsecond or two a step: some five seconds cold. Long horizons get fewer paths; with too few it is 1 / alpha.
 STEPS = 3_000_000
 FEWEST_PATHS = 100
 LONGEST_HORIZON = 100_000  # beyond it a path could take minutes, and the horizon hardly binds
@@ -53,7 +54,7 @@ def promising_bets(baseline_rate: float, predicted_rate: float, minimum_effect: 
 
 @lru_cache(maxsize=1024)
 def smallest_bet(baseline_rate: float, minimum_effect: float) -> tuple[Bet, ...]:
-    """The smallest effect worth having, against none: what futility gives up on."""
+    """The smallest effect worth having, against no effect: a futile experiment gives up on it."""
     return (_bet(1.0, baseline_rate, baseline_rate + minimum_effect),)
 
 
@@ -79,10 +80,9 @@ def calibrated_log_threshold(bets: tuple[Bet, ...], rate: float, alpha: float, m
     """Log of the least threshold for `max_tasks` at 50/50, never above ln(1 / alpha); under 15 s cold."""
     if max_tasks > LONGEST_HORIZON:
         return -log(alpha)
-    worst = max(
-        _least_threshold(_maxima(bets, shifted, 1 / alpha, max_tasks), MARGIN * alpha)
-        for shifted in {min(max(rate + shift, 0.001), 0.999) for shift in RATE_SHIFTS}
-    )
+    true_rates = {min(max(rate + shift, 0.001), 0.999) for shift in RATE_SHIFTS}
+    paths_by_rate = (_maxima(bets, true_rate, 1 / alpha, max_tasks) for true_rate in true_rates)
+    worst = max(_least_threshold(paths, MARGIN * alpha) for paths in paths_by_rate)
     return log(min(worst, 1 / alpha))
 
 
@@ -101,7 +101,8 @@ def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) ->
     rng = Random(SEED)
     # Odds of the arm given the outcome, at 50/50: treatment or control after a success, the same after a failure.
     arms = [(b / (a + b), a / (a + b), (1 - b) / (2 - a - b), (1 - a) / (2 - a - b)) for _, a, b in bets]
-    odds = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
+    # Of each bet, where on [0, 1) its outcomes end: the columns of `factors` in their order, the last one at 1.
+    outcomes = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
     factors = [[2 * p for p in column] for column in zip(*arms, strict=True)]
     weights = [weight for weight, _, _ in bets]
     ends = list(accumulate(weights))
@@ -110,14 +111,14 @@ def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) ->
     while len(paths) < PATHS and steps < STEPS / len(RATE_SHIFTS):
         # The golden ratio spreads any number of paths over the bets by their weights, better than rng would.
         place = len(paths) * 0.6180339887498949 % 1.0 * ends[-1]
-        first, second, third = odds[next(j for j, end in enumerate(ends) if place <= end)]
+        outcome_ends = outcomes[bisect_left(ends, place)]
         e, maxima = weights, [1.0]
         for _ in range(max_tasks):
-            u = rng.random()
-            factor = factors[0 if u < first else 1 if u < second else 2 if u < third else 3]
+            factor = factors[bisect_right(outcome_ends, rng.random())]
             e = [x * f for x, f in zip(e, factor, strict=True)]
             steps += 1
-            if (total := sum(e)) > maxima[-1]:
+            total = sum(e)
+            if total > maxima[-1]:
                 maxima.append(total)
                 if total >= ceiling:
                     break
@@ -130,6 +131,12 @@ def _least_threshold(paths: Sequence[Sequence[float]], level: float) -> float:
     low, high = 1.0, max(maxima[-1] for maxima in paths)
     for _ in range(40):
         c = (low + high) / 2
-        reached = sum(1 / next((e for e in maxima if e >= c), inf) for maxima in paths)
+        reached = sum(_inverse_at_crossing(maxima, c) for maxima in paths)
         low, high = (c, high) if reached > level * len(paths) else (low, c)
     return high
+
+
+def _inverse_at_crossing(maxima: Sequence[float], c: float) -> float:
+    """1 / E where a path first reaches `c`; 0 where it never does."""
+    crossing = bisect_left(maxima, c)
+    return 1 / maxima[crossing] if crossing < len(maxima) else 0.0

@@ -1,6 +1,6 @@
 """Chain: what makes the ledger evidence. Each entry's digest covers the entry and the digest before it.
 
-SHA-256 over canonical JSON (RFC 8785). Whoever keeps one digest outside can show that nothing before it was changed or
+SHA-256 over canonical JSON (RFC 8785). One digest that is kept elsewhere shows that nothing before it was changed or
 removed (Haber & Stornetta 1991).
 """
 
@@ -19,7 +19,7 @@ def digest(*, sequence: int, key: str, kind: str, subject: str, at: str, body: s
 
 
 def first_break(entries: Iterable[Mapping[str, Any]]) -> str | None:
-    """Say where a chain, oldest entry first, is broken; None where it holds.
+    """Where a chain, oldest entry first, is broken; None where it holds.
 
     Each entry has the keyword arguments of `digest` and its stored `digest`.
     """

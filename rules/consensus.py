@@ -50,7 +50,7 @@ def _cap(sums: Sequence[float], share: float) -> float:
 
 
 def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, rules: CycleRules) -> Tally:
-    """Count `ballots` (by agent id, all the electorate's) and say whether any open ballot could still matter."""
+    """Count `ballots` (by agent id, all the electorate's); decided once no open ballot can change the result."""
     weights = capped_weights(voters, rules.operator_weight_cap)
     counts = dict.fromkeys(Choice, 0)
     cast = dict.fromkeys(Choice, 0.0)

@@ -1,9 +1,9 @@
-"""Decides an experiment - promote, stop or go on - from nothing but counts, after every task if one likes.
+"""Decides an experiment - promote, stop or go on - from nothing but counts, as often as after every task.
 
 The rule is an exact randomisation e-process: an always-valid test that assumes only that the share of tasks sent to the
-treatment is known. It stays valid under looking after every task, under drift of the task mix and, with one stratum per
-share, under a changing share. Around it: the same object with the arms swapped (the harm monitor, and the monitor of
-every guardrail: `harm_evidence`), a futility stop, a sequential test of the assignment itself, and an interval. No
+treatment is known. It stays valid when evaluated after every task, under drift of the task mix and, with one stratum
+per share, under a changing share. Around it: the same object with the arms swapped (the harm monitor, and the monitor
+of every guardrail: `harm_evidence`), a futility stop, a sequential test of the assignment itself, and an interval. No
 clock, no rng (`rules.calibration` has seeded ones), no IO; it never decides on a mean.
 
 Sources: Wald, "Sequential tests of statistical hypotheses", 1945; Ville, "Etude critique de la notion de collectif",
@@ -30,7 +30,7 @@ from schema.messages.experiment import Decision, DecisionRule, StratumCounts
 # treatment share; treatment successes, treatment failures, control successes, control failures
 ArmTally = tuple[float, int, int, int, int]
 
-# Fewer than one sound experiment in a thousand is called broken (Ville), however often one looks.
+# Fewer than one sound experiment in a thousand is called broken (Ville), however often it is evaluated.
 SRM_THRESHOLD = 1_000.0
 # Prior weight of the assignment test: concentrated within some five points of the share, where real faults lie.
 SRM_WEIGHT = 100.0
@@ -58,19 +58,19 @@ class Verdict:
 
 
 def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: bool = False) -> Verdict:
-    """Read all counts so far and say what to do; evaluate as often as you like, it costs some 35 microseconds.
+    """The decision from all counts so far; evaluate as often as you like, it costs some 35 microseconds.
 
     Invalid (the assignment is broken) beats harmful, promote, futile and inconclusive, in this order. `max_tasks` is
     judged on finished tasks: at it the answer is never continue. A verdict may come earlier; with all tasks assigned
     and fewer finished the answer is continue while the pending ones may still decide. Assign no more than `max_tasks`:
     beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds: decide in an activity.
 
-    Say `extended` once `max_tasks` was raised after the start: a calibrated threshold c is not always-valid, and who
-    extends because of the evidence so far promotes a no-op with probability up to alpha (1.95 - .95 alpha c) (what was
-    spent by then, and Ville for what was left).
+    Pass `extended` once `max_tasks` was raised after the start: a calibrated threshold c is not always-valid, and an
+    extension because of the evidence so far promotes a no-op with probability up to alpha (1.95 - .95 alpha c) (what
+    was spent by then, and Ville for what was left).
     """
     strata = tuple(strata)
-    found = _Evidence(
+    evidence = _Evidence(
         log_e=log_evidence(promotion_bets(design), [_tally(s, pending_treated_succeed=False) for s in strata]),
         log_threshold=promotion_log_threshold(design, strata, extended=extended),
         log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
@@ -82,19 +82,19 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     )
     effect = rate_difference(strata)
     finished = sum(s.finished for s in strata)
-    decision, why = _conclusion(design, strata, finished, found)
+    decision, why = _conclusion(design, strata, finished, evidence)
     reason = f"{decision} after {finished} tasks"
     if design.max_tasks:
         reason += f" of {design.max_tasks}"
     if effect is not None:
         reason += f" at a difference of {100 * effect:+.1f} points"
     return Verdict(
-        decision=decision, reason=f"{reason}: {why}", effect=effect, design=design, strata=strata, **found._asdict()
+        decision=decision, reason=f"{reason}: {why}", effect=effect, design=design, strata=strata, **evidence._asdict()
     )
 
 
 class _Evidence(NamedTuple):
-    """All that a decision rests on, under the names that a verdict has for it."""
+    """What a decision rests on, under the names of a verdict's fields."""
 
     log_e: float
     log_threshold: float
@@ -104,30 +104,31 @@ class _Evidence(NamedTuple):
 
 
 def _conclusion(
-    design: DecisionRule, strata: Sequence[StratumCounts], finished: int, found: _Evidence
+    design: DecisionRule, strata: Sequence[StratumCounts], finished: int, evidence: _Evidence
 ) -> tuple[Decision, str]:
-    """The decision and why."""
+    """The decision and its reason."""
     fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
-    held = "" if fewest >= design.minimum_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
+    has_enough_tasks = fewest >= design.minimum_tasks
+    shortage = "" if has_enough_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
     # Ville 1939: a nonnegative supermartingale that starts at 1 ever reaches 1 / alpha with probability <= alpha.
     harm_threshold = -log(design.harm_alpha)
     # Wald 1945: give up on the effect at likelihood ratio beta / (1 - alpha).
     futility_bound = log(design.beta / (1 - design.alpha))
-    evidence = f"evidence e = {_e(found.log_e)}"
-    if found.srm_e >= SRM_THRESHOLD:
-        why = f"the assignment departs from its share, e = {found.srm_e:.3g} >= {SRM_THRESHOLD:g}"
+    e_value, threshold = f"evidence e = {_e(evidence.log_e)}", _e(evidence.log_threshold)
+    if evidence.srm_e >= SRM_THRESHOLD:
+        why = f"the assignment departs from its share, e = {evidence.srm_e:.3g} >= {SRM_THRESHOLD:g}"
         return Decision.INVALID, why
-    if found.log_e_harm >= harm_threshold:
-        return Decision.HARMFUL, f"evidence of harm e = {_e(found.log_e_harm)} reached {_e(harm_threshold)}"
-    if found.log_e >= found.log_threshold and not held:
-        return Decision.PROMOTE, f"{evidence} reached {_e(found.log_threshold)}"
-    if found.log_e_smallest <= futility_bound:
-        worth = f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having,"
-        odds = f"are {_e(found.log_e_smallest)} times as likely as none, at most {_e(futility_bound)}"
-        return Decision.FUTILE, f"{worth} {odds}"
+    if evidence.log_e_harm >= harm_threshold:
+        return Decision.HARMFUL, f"evidence of harm e = {_e(evidence.log_e_harm)} reached {_e(harm_threshold)}"
+    if evidence.log_e >= evidence.log_threshold and has_enough_tasks:
+        return Decision.PROMOTE, f"{e_value} reached {threshold}"
+    if evidence.log_e_smallest <= futility_bound:
+        effect = f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having,"
+        odds = f"are {_e(evidence.log_e_smallest)} times as likely as none, at most {_e(futility_bound)}"
+        return Decision.FUTILE, f"{effect} {odds}"
     if design.max_tasks is not None and finished >= design.max_tasks:
-        return Decision.INCONCLUSIVE, f"{evidence} of {_e(found.log_threshold)} at the end{held}"
-    return Decision.CONTINUE, f"{evidence} of {_e(found.log_threshold)} needed{held}"
+        return Decision.INCONCLUSIVE, f"{e_value} of {threshold} at the end{shortage}"
+    return Decision.CONTINUE, f"{e_value} of {threshold} needed{shortage}"
 
 
 def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[ArmTally]) -> float:
@@ -157,7 +158,7 @@ def assignment_evidence(strata: Sequence[StratumCounts]) -> float:
     """e-value against "tasks were assigned with the stated share", on assigned tasks, finished or pending.
 
     Lindon & Malek 2022: Dirichlet-multinomial marginal likelihood over the multinomial likelihood, the prior centred
-    on the share; strata multiply. A martingale while the assignment is sound, so it too bears a look after every task.
+    on the share; strata multiply. A martingale while the assignment is sound, so it too is valid after every task.
     """
     log_e = 0.0
     for s in strata:
@@ -245,14 +246,13 @@ def _tally(stratum: StratumCounts, *, pending_treated_succeed: bool | None) -> A
     assigned tasks; Ville's inequality holds for that process, so it holds here. For harm, the reverse.
     """
     t, c = stratum.treatment, stratum.control
-    good, bad = pending_treated_succeed is True, pending_treated_succeed is False
-    return (
-        stratum.treatment_share,
-        t.successes + t.pending * good,
-        t.tasks - t.successes + t.pending * bad,
-        c.successes + c.pending * bad,
-        c.tasks - c.successes + c.pending * good,
-    )
+    ts, tf = t.successes, t.tasks - t.successes
+    cs, cf = c.successes, c.tasks - c.successes
+    if pending_treated_succeed is True:
+        ts, cf = ts + t.pending, cf + c.pending
+    elif pending_treated_succeed is False:
+        tf, cs = tf + t.pending, cs + c.pending
+    return stratum.treatment_share, ts, tf, cs, cf
 
 
 def _swapped(tally: ArmTally) -> ArmTally:
@@ -263,7 +263,9 @@ def _swapped(tally: ArmTally) -> ArmTally:
 def _log_mean(bets: Sequence[Bet], logs: Sequence[float]) -> float:
     """ln sum_j w_j exp(log_j), without overflow."""
     top = max(logs)
-    return top if top == -inf else top + log(fsum(bet[0] * exp(x - top) for bet, x in zip(bets, logs, strict=True)))
+    if top == -inf:
+        return top
+    return top + log(fsum(weight * exp(x - top) for (weight, _, _), x in zip(bets, logs, strict=True)))
 
 
 def _e(log_e: float) -> str:

@@ -9,7 +9,7 @@ from schema.messages.observatory import Counts
 from schema.messages.platform import CycleRules, Parameter, Risk
 from schema.messages.proposals import Proposal
 
-# What the rules of the game say about every experiment, under the same names.
+# The fields that a cycle's rules set for every experiment, under the same names.
 RULED = set(CycleRules.model_fields) & set(ExperimentDesign.model_fields)
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
 EVEN = 0.5
@@ -75,7 +75,7 @@ def breaks_something(design: ExperimentDesign, reading: Reading) -> bool:
 
 
 def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:
-    """The watch after a promotion: the old value stays with a share of the tasks, and only harm is looked for."""
+    """The watch after a promotion: the old value stays with a share of the tasks, and only harm is tested for."""
     return design.model_copy(
         update={
             "experiment_id": f"{design.experiment_id}.watch",

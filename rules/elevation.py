@@ -13,12 +13,12 @@ from schema.messages.observatory import Anomaly
 from schema.messages.platform import ElevationRules, JobClass, ScheduleDeclaration
 from schema.messages.schedules import Budget, Elevation
 
-# Temporal's own: 1 goes before everything else.
+# Temporal's priority key: 1 goes before everything else.
 FIRST = 1
 # Nine runs of ten fit into a budget of this quantile; the tenth has the headroom.
 QUANTILE = 0.9
 HEADROOM = 2.0
-# What is open, off by so much in all (30 points of a rate), is as urgent as it gets: the budget doubles.
+# Open anomalies that depart by so much in all (30 points of a rate) are as urgent as it gets: the budget doubles.
 URGENT_GAP = 0.3
 # Budgets are whole steps of this, so that a snapshot does not change every schedule by a fraction of a second.
 BUDGET_STEP_S = 5.0
@@ -47,13 +47,14 @@ def interval_s(declared: int, elevated: bool, rules: ElevationRules) -> int:
 
 
 def urgency(anomalies: Sequence[Anomaly], health: float | None) -> float:
-    """0 to 1: how severe what is open is, by how far it is off from what is usual; or how low the health is.
+    """0 to 1: how severe the open anomalies are, by how far they depart from the usual; or how low the health is.
 
-    What has nothing to be compared with, as when no data comes, counts as off by all.
+    An anomaly without a baseline, such as silence, counts as the largest departure.
     """
     gap = 0.0
     for anomaly in anomalies:
-        observed, usual = anomaly.observed.rate, anomaly.baseline.rate if anomaly.baseline else None
+        observed = anomaly.observed.rate
+        usual = anomaly.baseline.rate if anomaly.baseline else None
         gap += 1.0 if observed is None or usual is None else abs(observed - usual)
     return max(min(1.0, gap / URGENT_GAP), 1 - (health or 0.0) / 100)
 
@@ -74,7 +75,8 @@ def budget(
     urgent = urgency(anomalies, health)
     wanted_s = math.ceil(usual_s * HEADROOM * (1 + urgent) / BUDGET_STEP_S) * BUDGET_STEP_S
     runs = f"{QUANTILE:.0%} of {len(durations_s)} runs took up to {usual_s:.1f} s"
-    open_now = f"{len(anomalies)} anomalies open, health {'unknown' if health is None else f'{health:.0f}'}"
+    health_now = "unknown" if health is None else f"{health:.0f}"
+    open_now = f"{len(anomalies)} anomalies open, health {health_now}"
     return Budget(
         seconds=min(max(wanted_s, declared.least_budget_s), declared.most_budget_s),
         reason=f"auto: {runs}; urgency {urgent:.0%} ({open_now})",

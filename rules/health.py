@@ -37,12 +37,13 @@ def health(
     """Weigh the five parts; rates, quality and fill are 0 to 1, agents and throughput are shares of what is expected.
 
     Give rates over a trailing window that holds tasks in any ordinary hour: one quiet hour is no loss of measurement.
-    More than expected counts as all of it, and an expectation of none is met by any; a market with nothing to fill is
+    More than expected counts as all of it, and any number meets an expectation of 0; a market with nothing to fill is
     measured, and 1. `known_parts` are those that this platform has ever measured: a platform that rates no quality is
-    judged by the rest, but nothing leaves the set by falling silent. Raises ValueError on a measurement that cannot be,
-    because it could be read as health, and on a part that has no weight.
+    judged by the rest, but nothing leaves the set by falling silent. Raises ValueError on an impossible
+    measurement, because it could be read as health, and on a part that has no weight.
     """
-    if unknown := set(known_parts) - WEIGHTS.keys():
+    unknown = set(known_parts) - WEIGHTS.keys()
+    if unknown:
         raise ValueError(f"expected parts among {', '.join(WEIGHTS)}, but {', '.join(sorted(unknown))} came")
     measured = {
         "success": success_rate,
@@ -61,7 +62,7 @@ def health(
     if not parts:
         return Health(score=None, missing=missing, reason="nothing was measured")
     # Not the last known value: an old good one would outlive the platform. Not a reweighting of the rest either: that
-    # raises the score of whoever stops measuring what is going badly.
+    # raises the score of a platform that stops measuring what is going badly.
     whole = sum(WEIGHTS[name] for name in counted)
     score = 100 * sum(WEIGHTS[name] * value for name, value in parts.items()) / whole
     shown = ", ".join(f"{name} {value:.0%}" for name, value in parts.items())

@@ -1,9 +1,9 @@
 """Identity: whether a message is of the agent that it names, and meant for the run that received it.
 
-An agent is an Ed25519 key (RFC 8032). It signs the canonical JSON (RFC 8785) of what it says and where it says it, so
-that no signature is worth anything in another place: another workflow, kind of message, name, or an earlier run under
-the same workflow id. docs/identity.md has the format with golden vectors. Keys come from whoever calls; a key that came
-with the message would prove nothing.
+An agent is an Ed25519 key (RFC 8032). It signs the canonical JSON (RFC 8785) of its message and where it is sent, so
+that no signature is valid in another place: another workflow, kind of message, name, or an earlier run under the same
+workflow id. docs/identity.md has the format with golden vectors. The caller supplies the key; one that is sent with the
+message would prove nothing.
 """
 
 import base64
@@ -52,21 +52,21 @@ def signed_bytes(message: AgentMessage, workflow_id: str, context: str, kind: st
     )
 
 
-def key_of(agent_id: str, agents: Iterable[Agent | Voter], read_again: Mapping[str, str] | None) -> str | None:
-    """The key of one of `agents`: as it was read again after a change, or as they had it. None for a stranger."""
+def key_of(agent_id: str, agents: Iterable[Agent | Voter], current_keys: Mapping[str, str] | None) -> str | None:
+    """The key of one of `agents`: of `current_keys`, read after a change, or its own. None for an unknown one."""
     agent = next((agent for agent in agents if agent.agent_id == agent_id), None)
-    if agent is None or read_again is None:
+    if agent is None or current_keys is None:
         return agent.public_key if agent else None
-    return read_again.get(agent_id)
+    return current_keys.get(agent_id)
 
 
 def refusal(
     message: AgentMessage, workflow_id: str, context: str, kind: str, public_key: str | None, unsigned_allowed: bool
 ) -> str | None:
-    """Why a message cannot be taken for a word of the agent it names, or None.
+    """Why a message cannot be accepted as from the agent that it names, or None.
 
     `public_key` is the agent's, REVOKED, or None for an agent that never had one: only such an agent may be allowed to
-    go unsigned, or anybody could speak for one that signs.
+    go unsigned, or any sender could act as one that signs.
     """
     agent = message.agent_id
     if public_key == REVOKED:
@@ -74,7 +74,7 @@ def refusal(
     if public_key is None:
         if unsigned_allowed and message.signature is None:
             return None
-        return f"expected an agent with a registered key, but there is none of {agent}"
+        return f"expected an agent with a registered key, but {agent} has none"
     if message.signature is None:
         return f"expected a message signed by {agent}, but this one is not signed"
     try:

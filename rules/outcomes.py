@@ -1,4 +1,4 @@
-"""Whether a report of a task can be true: what contradicts itself or comes from the future is no fact.
+"""Whether a report of a task can be true: what contradicts itself or lies in the future is no fact.
 
 Must never: read a clock, or repair what was reported.
 """
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from schema.messages.observatory import TaskOutcome
 
-# Clocks of two machines differ by seconds where they are kept, and by some minutes where nobody looks.
+# Clocks of two machines differ by seconds where they are kept, and by some minutes where they are not.
 CLOCK_SKEW = timedelta(minutes=5)
 # A duration is measured by another clock than the two instants, which may be rounded to seconds.
 ROUNDING_S, ROUNDING_SHARE = 1.0, 0.01

@@ -32,7 +32,7 @@ from schema.messages.memory import (
 )
 from schema.messages.observatory import Counts, Interval
 
-# What is learned from is imported by who learns: `nautilus memory list` only reads.
+# Only learning needs these: `nautilus memory list` starts faster without them.
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleEnd
     from schema.messages.experiment import ExperimentDesign
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 HALF_LIFE = timedelta(days=60)
 # Six half-lives: what has not been seen for a year is forgotten.
 NEGLIGIBLE = 2.0**-6
-# More would be evidence older than a hundred nights.
+# Older evidence than that of the last hundred nightly runs is dropped.
 MOST_OBSERVATIONS = 100
 Z95 = NormalDist().inv_cdf(0.975)
 # A verdict is a whole experiment with error rates of its own, and an hour of the week has passed its own test: one
@@ -61,18 +61,19 @@ def weight(at: datetime, now: datetime) -> float:
 
 def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, tuple[float, float]] | None:
     """The mean effect and its 95 % interval, wider where effects differ more than chance (DerSimonian & Laird 1986)."""
-    known = [(o.effect, o.error**2, weight(o.at, now)) for o in observations if o.effect is not None and o.error]
-    if not known:
+    effects = [(o.effect, o.error**2, weight(o.at, now)) for o in observations if o.effect is not None and o.error]
+    if not effects:
         return None
-    precision = math.fsum(1 / v for _, v, _ in known)
-    mean = math.fsum(e / v for e, v, _ in known) / precision
-    spread = math.fsum((e - mean) ** 2 / v for e, v, _ in known) - (len(known) - 1)
-    scale = precision - math.fsum(1 / v**2 for _, v, _ in known) / precision
-    between = max(0.0, spread / scale) if len(known) > 1 else 0.0
-    weights = [w / (v + between) for _, v, w in known]
-    effect = math.fsum(w * e for w, (e, _, _) in zip(weights, known, strict=True)) / math.fsum(weights)
-    variance = math.fsum(w * w * (v + between) for w, (_, v, _) in zip(weights, known, strict=True))
-    half = Z95 * math.sqrt(variance) / math.fsum(weights)
+    precision = math.fsum(1 / v for _, v, _ in effects)
+    mean = math.fsum(e / v for e, v, _ in effects) / precision
+    spread = math.fsum((e - mean) ** 2 / v for e, v, _ in effects) - (len(effects) - 1)
+    scale = precision - math.fsum(1 / v**2 for _, v, _ in effects) / precision
+    between = max(0.0, spread / scale) if len(effects) > 1 else 0.0
+    weighted = [(w / (v + between), e, v + between) for e, v, w in effects]
+    total = math.fsum(w for w, _, _ in weighted)
+    effect = math.fsum(w * e for w, e, _ in weighted) / total
+    variance = math.fsum(w * w * v for w, _, v in weighted)
+    half = Z95 * math.sqrt(variance) / total
     # A difference of rates is never more than everything.
     return effect, (max(-1.0, effect - half), min(1.0, effect + half))
 
@@ -81,7 +82,7 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
 
 
 def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom) -> Learned | None:
-    """What a finished cycle says about its change; None where no experiment spoke.
+    """What a finished cycle shows of its change; None where no experiment gave evidence.
 
     A vote, a person's veto or a broken assignment is no evidence of what a change does.
     """
@@ -106,18 +107,18 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom) -> Lea
         return None
     # The standard error that the always-valid interval stands for: too wide rather than too narrow.
     low, high = reading.interval or (0.0, 0.0)
-    known = reading.effect is not None and low < high
-    seen = Observation(
+    is_measured = reading.effect is not None and low < high
+    observation = Observation(
         source=end.cycle_id,
         at=end.at,
         support=support,
         against=against,
-        effect=reading.effect if known else None,
-        error=(high - low) / (2 * Z95) if known else None,
+        effect=reading.effect if is_measured else None,
+        error=(high - low) / (2 * Z95) if is_measured else None,
         ending=end.ending.value,
     )
     change = Change.of(design.parameter, design.control, design.treatment)
-    return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [seen]
+    return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [observation]
 
 
 class _Hour(NamedTuple):
@@ -133,12 +134,12 @@ class _Hour(NamedTuple):
 
 
 def weekly_lows(
-    metric: str, task_type: str, intervals: Iterable[Interval], known: Collection[int] = ()
+    metric: str, task_type: str, intervals: Iterable[Interval], known_hours: Collection[int] = ()
 ) -> list[Learned]:
     """The hours of the week (UTC) whose success rate lies below the rest of their weeks beyond chance.
 
-    All 168 are looked at, so each is tested at alpha / 168. An hour must pass without its worst week too: an incident
-    is not a habit. `known` hours are told whatever they show, so that they can be contradicted.
+    All 168 are tested, so each is tested at alpha / 168. An hour must pass without its worst week too: an incident is
+    not a habit. `known_hours` are reported whatever they show, so that they can be contradicted.
     """
     hours: dict[datetime, list[Counts]] = defaultdict(list)
     weeks: dict[datetime, list[Counts]] = defaultdict(list)
@@ -154,18 +155,19 @@ def weekly_lows(
         if counts.tasks and rest.tasks:
             table[start.weekday() * 24 + start.hour].append(_Hour(start, counts, rest))
     symptom = Symptom(metric=metric, task_type=task_type)
-    return [
-        (Claim(kind=PatternKind.WEEKLY_LOW, symptom=symptom, hour=hour), [_in_one_week(one) for one in seen])
-        for hour, seen in sorted(table.items())
-        if hour in known or _is_low(seen)
-    ]
+    lows: list[Learned] = []
+    for hour, samples in sorted(table.items()):
+        if hour in known_hours or _is_low(samples):
+            claim = Claim(kind=PatternKind.WEEKLY_LOW, symptom=symptom, hour=hour)
+            lows.append((claim, [_in_one_week(sample) for sample in samples]))
+    return lows
 
 
 def _week(at: datetime) -> datetime:
     return at.replace(hour=0) - timedelta(days=at.weekday())
 
 
-def _is_low(seen: Sequence[_Hour]) -> bool:
+def _is_low(samples: Sequence[_Hour]) -> bool:
     """Whether an hour is low beyond chance, its worst week left out.
 
     The weeks' rates differ; below its mean their sum has a lighter tail than the binomial of their mean rate (Hoeffding
@@ -173,21 +175,22 @@ def _is_low(seen: Sequence[_Hour]) -> bool:
     """
     from rules.series import binomial_tail
 
-    rest = sorted(seen, key=lambda one: one.counts.successes - one.counts.tasks * one.expected)[1:]
-    counts = Counts.total([one.counts for one in rest])
+    rest = sorted(samples, key=lambda hour: hour.counts.successes - hour.counts.tasks * hour.expected)[1:]
+    counts = Counts.total(hour.counts for hour in rest)
     if not counts.tasks:
         return False
-    rate = math.fsum(one.counts.tasks * one.expected for one in rest) / counts.tasks
+    rate = math.fsum(hour.counts.tasks * hour.expected for hour in rest) / counts.tasks
     return binomial_tail(counts.successes, counts.tasks, rate) <= WEEKLY_ALPHA / HOURS_OF_WEEK
 
 
-def _in_one_week(one: _Hour) -> Observation:
-    rate, usual = smoothed(one.counts.successes, one.counts.tasks), one.expected
-    below = one.counts.successes * one.rest.tasks < one.counts.tasks * one.rest.successes
-    variance = rate * (1 - rate) / one.counts.tasks + usual * (1 - usual) / one.rest.tasks
+def _in_one_week(hour: _Hour) -> Observation:
+    counts, rest = hour.counts, hour.rest
+    rate, usual = smoothed(counts.successes, counts.tasks), hour.expected
+    below = counts.successes * rest.tasks < counts.tasks * rest.successes
+    variance = rate * (1 - rate) / counts.tasks + usual * (1 - usual) / rest.tasks
     return Observation(
-        source=one.start.isoformat(),
-        at=one.start,
+        source=hour.start.isoformat(),
+        at=hour.start,
         support=int(below),
         against=int(not below),
         effect=rate - usual,
@@ -198,8 +201,7 @@ def _in_one_week(one: _Hour) -> Observation:
 def skill(metric: str, task_type: str, agent_id: str, source: str, at: datetime, counts: Counts) -> Learned:
     """An agent's successes in some of its tasks of one type."""
     claim = Claim(kind=PatternKind.SKILL, symptom=Symptom(metric=metric, task_type=task_type), agent_id=agent_id)
-    seen = Observation(source=source, at=at, support=counts.successes, against=counts.tasks - counts.successes)
-    return claim, [seen]
+    return claim, [Observation(source=source, at=at, support=counts.successes, against=counts.tasks - counts.successes)]
 
 
 # ---- what is remembered
@@ -213,64 +215,76 @@ def merge(remembered: Mapping[str, Memory], learned: Iterable[Learned], now: dat
     """
     merged = dict(remembered)
     for claim, observations in learned:
-        old = merged.get(claim.pattern_id)
-        by_source = {o.source: o for o in (*(old.observations if old else ()), *observations)}
+        earlier = merged[claim.pattern_id].observations if claim.pattern_id in merged else ()
+        by_source = {o.source: o for o in (*earlier, *observations)}
         newest = sorted(by_source.values(), key=lambda o: (o.at, o.source))[-MOST_OBSERVATIONS:]
         merged[claim.pattern_id] = Memory(claim=claim, observations=tuple(newest))
-    return {key: m for key, m in merged.items() if weight(m.observations[-1].at, now) >= NEGLIGIBLE}
+    return {key: memory for key, memory in merged.items() if weight(memory.observations[-1].at, now) >= NEGLIGIBLE}
+
+
+class _Weighed(NamedTuple):
+    """The observations of a memory, counted by what they are worth now."""
+
+    support: float
+    against: float
 
 
 def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]:
     """Every pattern as it stands `now`. An agent is compared with the others on its task type."""
     counts = {key: _weighed(memory, now) for key, memory in remembered.items()}
-    everybody: dict[Symptom, list[tuple[float, float]]] = defaultdict(list)
+    skills: dict[Symptom, list[_Weighed]] = defaultdict(list)
     for key, memory in remembered.items():
         if memory.claim.kind is PatternKind.SKILL:
-            everybody[memory.claim.symptom].append(counts[key])
-    found = {}
+            skills[memory.claim.symptom].append(counts[key])
+    judged = {}
     for key, memory in remembered.items():
         reference: float | None = 0.5
         if memory.claim.kind is PatternKind.SKILL:
-            all_of_it = everybody[memory.claim.symptom]
-            succeeded, failed = (math.fsum(c[i] for c in all_of_it) - counts[key][i] for i in (0, 1))
-            reference = succeeded / (succeeded + failed) if succeeded + failed > 1e-9 else None
-        found[key] = _pattern(key, memory, counts[key], reference, now)
-    return found
+            reference = _share_of_others(skills[memory.claim.symptom], counts[key])
+        judged[key] = _pattern(key, memory, counts[key], reference, now)
+    return judged
 
 
-def _weighed(memory: Memory, now: datetime) -> tuple[float, float]:
+def _weighed(memory: Memory, now: datetime) -> _Weighed:
     weights = [(weight(o.at, now), o) for o in memory.observations]
-    return math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights)
+    return _Weighed(math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights))
 
 
-def _pattern(key: str, memory: Memory, counts: tuple[float, float], reference: float | None, now: datetime) -> Pattern:
-    claim, seen, (support, against) = memory.claim, memory.observations, counts
+def _share_of_others(agents: Sequence[_Weighed], own: _Weighed) -> float | None:
+    """The success rate of all agents but one; None where no other did any."""
+    support = math.fsum(agent.support for agent in agents) - own.support
+    against = math.fsum(agent.against for agent in agents) - own.against
+    return support / (support + against) if support + against > 1e-9 else None
+
+
+def _pattern(key: str, memory: Memory, counts: _Weighed, reference: float | None, now: datetime) -> Pattern:
+    claim, observations, (support, against) = memory.claim, memory.observations, counts
     low, high = wilson(support, support + against, SETTLED[claim.kind])
     state = PatternState.CONTESTED
     if reference is not None and not low <= reference <= high:
         state = PatternState.SUPPORTED if low > reference else PatternState.REFUTED
-    effect, effect_interval = pooled(seen, now) or (None, None)
+    effect, effect_interval = pooled(observations, now) or (None, None)
     pattern = Pattern(
         pattern_id=key,
         claim=claim,
         state=state,
         text="",
-        successes=sum(o.support for o in seen),
+        successes=sum(o.support for o in observations),
         # What ended without a verdict was tried too.
-        tries=sum(max(1, o.support + o.against) for o in seen),
+        tries=sum(max(1, o.support + o.against) for o in observations),
         support=support,
         against=against,
         interval=(low, high),
         reference=reference,
         effect=effect,
         effect_interval=effect_interval,
-        first_seen=seen[0].at,
-        last_seen=seen[-1].at,
+        first_seen=observations[0].at,
+        last_seen=observations[-1].at,
     )
-    return pattern.model_copy(update={"text": _sentence(pattern, seen)})
+    return pattern.model_copy(update={"text": _sentence(pattern, observations)})
 
 
-def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
+def _sentence(pattern: Pattern, observations: Sequence[Observation]) -> str:
     """The claim and its evidence; effects in points."""
     claim, times = pattern.claim, f"{pattern.successes} of {pattern.tries}"
     symptom = f"{claim.symptom.metric} of {claim.symptom.task_type}"
@@ -282,16 +296,17 @@ def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
         case PatternKind.REMEDY:
             assert claim.change is not None
             cause = f" failing by {claim.symptom.failure}" if claim.symptom.failure else ""
-            failed = Counter(o.ending for o in seen if not o.support)
-            endings = f" ({', '.join(f'{n} {ending}' for ending, n in sorted(failed.items()))})" if failed else ""
-            return f"{claim.change.text} mended {symptom}{cause} {times} times{endings}{effect}"
+            failed = Counter(o.ending for o in observations if not o.support)
+            endings = ", ".join(f"{count} {ending}" for ending, count in sorted(failed.items()))
+            others = f" ({endings})" if endings else ""
+            return f"{claim.change.text} fixed {symptom}{cause} {times} times{others}{effect}"
         case PatternKind.WEEKLY_LOW:
             assert claim.hour is not None
             day = f"{day_name[claim.hour // 24]} {claim.hour % 24:02d}:00"
             return f"{symptom} lay below the rest of the week on {day} UTC {times} times{effect}"
         case PatternKind.SKILL:
             low, high = pattern.interval
-            others = "nobody else did any" if pattern.reference is None else f"the others in {pattern.reference:.0%}"
+            others = "no other agent did any" if pattern.reference is None else f"the others in {pattern.reference:.0%}"
             tasks = f"{times} tasks of {claim.symptom.task_type} [{low:.0%}, {high:.0%}]"
             return f"{claim.agent_id} succeeded in {tasks}, {others}"
 
@@ -299,40 +314,40 @@ def _sentence(pattern: Pattern, seen: Sequence[Observation]) -> str:
 def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:
     """What is new, what has changed and what is forgotten; what can be done first, then what is settled.
 
-    Single tasks and weeks move counts every night: of them only another state is news.
+    Single tasks and weeks move counts with every nightly run: of them only another state is news.
     """
-    news = [("forgotten", p) for key, p in before.items() if key not in after]
-    for key, p in after.items():
+    changes = [("forgotten", pattern) for key, pattern in before.items() if key not in after]
+    for key, pattern in after.items():
         was = before.get(key)
         if was is None:
-            news.append((f"new, {p.state.value}", p))
-        elif was.state is not p.state:
-            news.append((f"changed, {was.state.value} -> {p.state.value}", p))
-        elif p.claim.kind is PatternKind.REMEDY and was.tries != p.tries:
-            news.append((f"tried again, {p.state.value}", p))
-    news.sort(
-        key=lambda n: (n[1].claim.kind is not PatternKind.REMEDY, n[1].state is PatternState.CONTESTED, n[0], n[1].text)
-    )
-    lines = [f"{what}: {p.text}" for what, p in news[:LINES_OF_A_LESSON]]
-    rest = [f"and {len(news) - len(lines)} more"] if len(news) > len(lines) else []
-    return Lesson(at=at, text="\n".join([*lines, *rest])[:2_000] or "nothing new")
+            changes.append((f"new, {pattern.state.value}", pattern))
+        elif was.state is not pattern.state:
+            changes.append((f"changed, {was.state.value} -> {pattern.state.value}", pattern))
+        elif pattern.claim.kind is PatternKind.REMEDY and was.tries != pattern.tries:
+            changes.append((f"tried again, {pattern.state.value}", pattern))
+
+    def rank(change: tuple[str, Pattern]) -> tuple[bool, bool, str, str]:
+        what, p = change
+        return p.claim.kind is not PatternKind.REMEDY, p.state is PatternState.CONTESTED, what, p.text
+
+    changes.sort(key=rank)
+    lines = [f"{what}: {pattern.text}" for what, pattern in changes[:LINES_OF_A_LESSON]]
+    if len(changes) > len(lines):
+        lines.append(f"and {len(changes) - len(lines)} more")
+    return Lesson(at=at, text="\n".join(lines)[:2_000] or "nothing new")
 
 
 def relevant(patterns: Iterable[Pattern], metric: str, task_type: str, most: int) -> tuple[Pattern, ...]:
     """What an investigator ought to know: of the same metric, of its own task type first, then the weightiest.
 
-    Of other task types only what mended them. Who is good at it comes last: a crowd must not hide what can be done.
+    Of other task types only what fixed them. Skills of agents go last: many agents must not hide what can be done.
     """
 
     def rank(p: Pattern) -> tuple[bool, bool, bool, float, str]:
         kind, own = p.claim.kind, p.claim.symptom.task_type == task_type
-        of_agents, remedy = kind is PatternKind.SKILL, kind is PatternKind.REMEDY
-        return of_agents, not own, not remedy, -(p.support + p.against), p.pattern_id
+        is_skill, is_remedy = kind is PatternKind.SKILL, kind is PatternKind.REMEDY
+        return is_skill, not own, not is_remedy, -(p.support + p.against), p.pattern_id
 
-    about = [
-        p
-        for p in patterns
-        if p.claim.symptom.metric == metric
-        and (p.claim.kind is PatternKind.REMEDY or p.claim.symptom.task_type == task_type)
-    ]
+    about = [p for p in patterns if p.claim.symptom.metric == metric]
+    about = [p for p in about if p.claim.kind is PatternKind.REMEDY or p.claim.symptom.task_type == task_type]
     return tuple(sorted(about, key=rank)[:most])

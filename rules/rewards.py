@@ -2,7 +2,7 @@
 
 Everything is in whole credits and bounded by what the operator declares. The price is paid for a promotion; the bonus
 grows with the improvement that is beyond doubt; a forecast earns its logarithmic score, whatever the ending, so that
-nothing pays better than saying what one believes (Good 1952).
+nothing pays better than an honest forecast (Good 1952).
 """
 
 from datetime import datetime
@@ -58,8 +58,8 @@ def improvement_bonus(reading: Reading | None, most: int) -> int:
 def forecast_pay(design: ExperimentDesign | None, reading: Reading | None, stake: int) -> int:
     """The score of the predicted rate on the treatment's tasks against the baseline's, from -stake to stake.
 
-    The mean log likelihood ratio of a task: best, in expectation, for who predicts the true rate. Nothing is learnt
-    about a forecast before both sides have finished tasks, and nothing paid.
+    The mean log likelihood ratio of a task: best, in expectation, for a forecast of the true rate. Nothing is
+    known of a forecast before both arms have finished tasks, and nothing paid.
     """
     if design is None or reading is None or not reading.treatment.tasks or not reading.control.tasks:
         return 0
@@ -74,7 +74,7 @@ def forecast_score(predicted: float, baseline: float, rate: float) -> float:
 
 
 def result_of(ending: Ending) -> AwardResult | None:
-    """The result that moves the proposer's standing; None where the ending says nothing about its proposal."""
+    """The result that moves the proposer's standing; None where the ending is no evidence about its proposal."""
     match ending:
         case Ending.PROMOTED:
             return AwardResult.PROMOTED

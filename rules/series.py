@@ -17,7 +17,7 @@ SLIGHT, CLEAR, OUTAGE = 0.05, 0.10, 1.0  # departures to watch for; `departed` c
 # What each may spend of the budget. Together more than all of it: they see the same tasks, so that what alarms one has
 # mostly alarmed another, and the clear ones spend little of theirs (benchmarks.detection counts them together).
 DROPS = {SLIGHT: 0.9, CLEAR: 0.2, OUTAGE: 0.1}
-KNOWN_S = 3 * 86_400  # a baseline of less takes the shape of a day for a slight departure
+SLIGHT_BASELINE_S = 3 * 86_400  # a shorter baseline takes the shape of a day for a slight departure
 FLOOR = 0.0  # the key of the CUSUM that watches the absolute floor, beside those of the departures
 FITTED = 2  # times p (1 - p) / n is the baseline's variance: 1 in sums of whole days, 3 (mean, sine, cosine) in an hour
 CLOSING = math.log(100)  # an alarm closes at odds of 100 to 1 for health: hysteresis against its own threshold
@@ -43,9 +43,9 @@ SLOW_SHARE = Metric("slow_share", (1,))  # its "successes" are the tasks slower 
 METRICS = (  # the first to alarm on a task type explains the later ones
     SUCCESS_RATE,
     SLOW_SHARE,
-    Metric("duration_share", (1,)),  # slower than the baseline's median: what becomes of mean completion time
+    Metric("duration_share", (1,)),  # slower than the baseline's median: stands for the mean completion time
     Metric("low_quality_share", (1,)),  # of the rated tasks, under the baseline's lower quartile
-    Metric("high_cost_share", (1,)),  # dearer than the baseline's p95
+    Metric("high_cost_share", (1,)),  # costlier than the baseline's p95
     Metric("market_fill_rate", (-1,), clustered=True),  # awarded of opened
     Metric("active_agents", (-1,), clustered=True),  # those that did something, of those registered
     # More tasks are demand; what that harms has a metric of its own.
@@ -61,11 +61,12 @@ class DetectorSettings(NamedTuple):
     series_count: int = 1
 
 
-Cells = Mapping[str, tuple[Counts, Baseline | None]]  # one interval of a series: its task type, or a platform's types
+Cell = tuple[Counts, Baseline | None]  # one interval of a task type
+Cells = Mapping[str, Cell]  # one interval of a series: its task type, or a platform's types
 
 
 class Cusum(Message):
-    """One CUSUM since its last zero: a log likelihood ratio, or the successes that lack to the floor."""
+    """One CUSUM since its last zero: a log likelihood ratio, or how many successes are missing to the floor."""
 
     score: float = 0.0
     since: Instant | None = None
@@ -73,7 +74,7 @@ class Cusum(Message):
 
 
 class Alarm(Message):
-    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to come back to, frozen, by task type."""
+    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to return to, frozen, by task type."""
 
     anomaly: Anomaly
     cause: float = FLOOR
@@ -96,6 +97,11 @@ class Series(Message):
 
 
 ZERO, NEW = Cusum(), Series()  # frozen: made once
+
+
+def subject_of(metric: str, name: str) -> str:
+    """The key of a series, as `Anomaly.subject`; the platform's name is empty."""
+    return f"{metric}:{name or PLATFORM}"
 
 
 def log_ratio(tasks: float, successes: float, null: float, alternative: float) -> float:
@@ -135,7 +141,7 @@ def binomial_tail(successes: int, tasks: int, rate: float) -> float:
 
 
 def step(name: str, state: Series, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
-    """Judge one interval of a series: `alarm` before and after tells whether one was raised or is over.
+    """Judge one interval of a series: an `alarm` that is new was raised, one that is gone is over.
 
     An interval without tasks changes nothing: it is no evidence of health. Of several CUSUMs that are over their
     thresholds, the furthest raises.
@@ -180,7 +186,7 @@ def _departures(metric: Metric) -> Iterable[tuple[float, float]]:
 
 def _judged(delta: float, cells: Cells, settings: DetectorSettings) -> list[tuple[Counts, Baseline]]:
     """The task types that can be judged: those with a baseline, for a slight departure one that is long enough."""
-    intervals = KNOWN_S / settings.rules.interval_s if abs(delta) == SLIGHT else 0.0
+    intervals = SLIGHT_BASELINE_S / settings.rules.interval_s if abs(delta) == SLIGHT else 0.0
     judged = []
     for counts, normal in cells.values():
         if normal is not None and normal.counts.tasks >= normal.tasks_per_interval * intervals:
@@ -241,59 +247,68 @@ def _alarmed(
     name: str, state: Series, cause: float, start: datetime, cells: Cells, settings: DetectorSettings
 ) -> Series:
     """The series with the alarm that one of its CUSUMs raises."""
-    found, floor = state.cusums[cause], settings.rules.success_floor
-    known = {one: normal for one, (_, normal) in cells.items() if normal is not None}
-    usual = Counts.total(normal.counts for normal in known.values()) if known else None
+    cusum = state.cusums[cause]
+    baselines = {task_type: normal for task_type, (_, normal) in cells.items() if normal is not None}
+    usual = Counts.total(normal.counts for normal in baselines.values()) if baselines else None
+    healthy = {task_type: normal.rates for task_type, normal in baselines.items()}
     if cause == FLOOR:
         # Over once the rate is credibly above the floor: half-way between the two is the turning point.
-        healthy: dict[str, tuple[float, ...]] = {one: (departed(floor, SLIGHT),) for one in cells}
-        why = f"{found.score:.0f} short of the floor of {floor:.0%}, beyond chance"
-    else:
-        healthy = {one: normal.rates for one, normal in known.items()}
-        why = f"against {usual.rate if usual else 0:.1%} in the baseline; log likelihood ratio {found.score:.1f}"
-    counts = found.counts
-    seen = f"{counts.rate or 0:.1%} ({counts.successes} of {counts.tasks})"
-    if settings.metric.volume:
-        seen = f"{counts.successes} tasks"
-        why = f"where {counts.tasks - counts.successes} were usual; log likelihood ratio {found.score:.1f}"
-    reason = f"{settings.metric.name} {seen} since onset, {why}"
+        healthy = dict.fromkeys(cells, (departed(settings.rules.success_floor, SLIGHT),))
+    reason = _reason(cause, cusum, usual, settings)
     end = start + timedelta(seconds=settings.rules.interval_s)
-    anomaly = anomaly_of(settings.metric.name, name, start, end, found, usual, reason)
-    dispersion = max((normal.dispersion for normal in known.values()), default=1.0)
-    return state.model_copy(
-        update={"alarm": Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)}
-    )
+    anomaly = anomaly_of(settings.metric.name, name, start, end, cusum, usual, reason)
+    dispersion = max((normal.dispersion for normal in baselines.values()), default=1.0)
+    alarm = Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)
+    return state.model_copy(update={"alarm": alarm})
+
+
+def _reason(cause: float, cusum: Cusum, usual: Counts | None, settings: DetectorSettings) -> str:
+    """What was observed since the onset, and against what it was judged."""
+    counts = cusum.counts
+    observed = f"{counts.rate or 0:.1%} ({counts.successes} of {counts.tasks})"
+    evidence = f"log likelihood ratio {cusum.score:.1f}"
+    if settings.metric.volume:
+        observed = f"{counts.successes} tasks"
+        evidence = f"where {counts.tasks - counts.successes} were usual; {evidence}"
+    elif cause == FLOOR:
+        evidence = f"{cusum.score:.0f} short of the floor of {settings.rules.success_floor:.0%}, beyond chance"
+    else:
+        evidence = f"against {usual.rate if usual else 0:.1%} in the baseline; {evidence}"
+    return f"{settings.metric.name} {observed} since onset, {evidence}"
 
 
 def anomaly_of(
-    metric: str, name: str, raised: datetime, at: datetime, found: Cusum, usual: Counts | None, why: str
+    metric: str, name: str, raised: datetime, at: datetime, cusum: Cusum, usual: Counts | None, reason: str
 ) -> Anomaly:
     return Anomaly(
-        anomaly_id=f"{metric}:{name or PLATFORM}#{raised:%Y-%m-%dT%H:%M:%SZ}",
+        anomaly_id=f"{subject_of(metric, name)}#{raised:%Y-%m-%dT%H:%M:%SZ}",
         metric=metric,
         task_type=name if name != PLATFORM else "",
-        onset=found.since or raised,
+        onset=cusum.since or raised,
         detected_at=at,
-        observed=found.counts,
+        observed=cusum.counts,
         baseline=usual,
-        reason=why,
+        reason=reason,
     )
 
 
 def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
     """Close the alarm when health is likelier than the departure, by enough.
 
-    The departure is half of the one seen when it was raised, between the slight and the clear one: chance helped
-    to raise it, and what is likelier than too large a departure need not be health. No type says more than that it is
-    well, or half as much that it is not: once most of a platform is well again, the rest is no longer its alarm.
+    The departure is half of the one observed when it was raised, between the slight and the clear one: chance helped
+    to raise it, and what is likelier than too large a departure need not be health. The evidence of each type is
+    bounded, that against health at half of that for it: once most of a platform is well again, the rest is no longer
+    its alarm.
     """
     usual, delta = alarm.anomaly.baseline, -SLIGHT
     if alarm.cause != FLOOR and usual is not None:
-        seen = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
-        delta = math.copysign(min(max(SLIGHT, seen / 2), CLEAR), alarm.cause)
+        departure = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
+        delta = math.copysign(min(max(SLIGHT, departure / 2), CLEAR), alarm.cause)
     recovery = dict(alarm.recovery)
-    for name in alarm.healthy.keys() & cells.keys():
-        counts, rate = cells[name][0], rate_at(alarm.healthy[name], start)
+    for name, (counts, _) in cells.items():
+        if name not in alarm.healthy:
+            continue
+        rate = rate_at(alarm.healthy[name], start)
         gain = log_ratio(counts.tasks, counts.successes, departed(rate, delta), rate) / alarm.dispersion
         recovery[name] = min(CLOSING, max(-CLOSING / 2, recovery.get(name, 0.0) + gain))
     if sum(recovery.values()) < CLOSING:
@@ -301,17 +316,22 @@ def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, setting
     return healthy_again(state, alarm, start, settings.rules)
 
 
+def restarted(state: Series) -> Series:
+    """The series without its alarm and without the evidence so far."""
+    return state.model_copy(update={"alarm": None, "cusums": {}})
+
+
 def healthy_again(state: Series, alarm: Alarm, end: datetime, rules: ObservatoryRules) -> Series:
     """The series without its alarm. No baseline learns from the episode."""
     oldest = end - timedelta(seconds=rules.baseline_s + rules.guard_s)
-    episodes = (*(e for e in state.episodes if e[1] > oldest), (alarm.anomaly.onset, end))
-    return state.model_copy(update={"alarm": None, "cusums": {}, "episodes": episodes})
+    recent = [(onset, over) for onset, over in state.episodes if over > oldest]
+    return restarted(state).model_copy(update={"episodes": (*recent, (alarm.anomaly.onset, end))})
 
 
 def dismiss(state: Series, at: datetime, rules: ObservatoryRules) -> Series:
     """The series after a person has closed its alarm: what is still wrong is raised anew, once the evidence is enough.
 
-    Silence needs no evidence but its length, and would be raised at once: it stays known until tasks come again.
+    Silence needs no evidence but its length, and would be raised at once: it stays open until tasks arrive again.
     """
     if state.alarm is None or state.alarm.anomaly.metric == SILENCE:
         return state

@@ -1,9 +1,9 @@
-"""Episodes in a plain file of a user's own history: what `nautilus detect --file` tells.
+"""Episodes in a plain file of a user's own history: what `nautilus detect --file` reports.
 
 Rates are judged by the platform's own CUSUMs, both ways. Values without a denominator are judged by Gaussian CUSUMs
 (Page 1954) of their ranks among the usual ones at that time of the week: a rank has the same chances whatever the
-values look like, so skew and heavy tails raise no false alarms. In a file nobody closes alarms: a level that settles,
-and outlasts the baseline's window, becomes the new normal.
+values look like, so skew and heavy tails raise no false alarms. No person closes the alarms of a file: a level that
+settles, and outlasts the baseline's window, becomes the new normal.
 """
 
 import math
@@ -18,19 +18,20 @@ from statistics import NormalDist, fmean, median
 from typing import NamedTuple, TypeVar
 
 from rules.baseline import HOURS, WEEK_S, Baseline, baseline
-from rules.series import BUDGET, CLOSING, SLIGHT, DetectorSettings, Metric, Series, step
+from rules.series import BUDGET, CLOSING, SLIGHT, Alarm, DetectorSettings, Metric, Series, step
 from schema.messages.observatory import Counts, Interval
 from schema.messages.platform import ObservatoryRules
 
 MINIMUM_ROWS, MOST_ROWS, FOUR_WEEKS = 30, 10_000, timedelta(weeks=4)  # of what is normal; the most is a week of minutes
-# How often a week an hour of the pattern comes, how many weeks it takes to know it, and the hour of the pattern.
-PATTERNS: tuple[tuple[int, float, Callable[[int], int]], ...] = (
-    (7, 0.9, lambda hour: hour % 24),
-    (2, 0.9, lambda hour: hour % 24 + 24 * (hour >= 120)),
-    (1, 3.5, lambda hour: hour),
+SATURDAY = 120  # the hour of the week at which it begins
+# How often a week an hour of the pattern recurs, how many weeks it takes to learn it, and its name by hour of the week.
+PATTERNS: tuple[tuple[int, float, Sequence[tuple[bool, int]]], ...] = (
+    (7, 0.9, [(False, hour % 24) for hour in range(HOURS)]),
+    (2, 0.9, [(hour >= SATURDAY, hour % 24) for hour in range(HOURS)]),
+    (1, 3.5, [(False, hour) for hour in range(HOURS)]),
 )
 WATCHED = (-3.0, -1.0, 1.0, 3.0)  # shifts to watch for, in standard deviations of a normal rank
-SPARED = 0.3  # of the budget: a file's normal is estimated from less than a platform's
+BUDGET_SHARE = 0.3  # what is spent of the budget: a file's normal is estimated from less than a platform's
 NORMAL = NormalDist()
 AT = itemgetter(0)
 Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
@@ -53,8 +54,10 @@ class SeriesAlarm(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What was found in how many rows that hold data, and how many of these could be judged: the others came before
-    enough was known of what is normal. Nothing judged is not the same as no alarm."""
+    """The alarms in `rows` that hold data, of which `judged` could be judged.
+
+    The others precede enough of what is normal. Nothing judged is not the same as no alarm.
+    """
 
     alarms: list[SeriesAlarm]
     rows: int = 0
@@ -71,34 +74,42 @@ def detect_rates(rows: Iterable[tuple[datetime, int, int]], watch: Watch[tuple[d
     settings = DetectorSettings(Metric("rate", (-1, 1)), rules)
     track = [Interval(start=at, counts=Counts(tasks=tasks, successes=k)) for at, k, tasks in rows]
     window, refit = timedelta(seconds=rules.baseline_s + rules.guard_s), timedelta(hours=6)
-    state, found, judged = Series(), list[SeriesAlarm](), 0
+    state, alarms, judged = Series(), list[SeriesAlarm](), 0
     normal: Baseline | None = None
-    fitted = settled = rows[0][0]  # when the one and the other were last asked
+    first_at, _, _ = rows[0]
+    fitted_at = checked_at = first_at
     for i, (at, _, _) in enumerate(watch(rows)):
         open_since = state.alarm.anomaly.onset if state.alarm else None
-        if open_since and at - max(open_since, settled - window) > window:
-            settled = at + refit
+        if open_since and at - max(open_since, checked_at - window) > window:
+            checked_at = at + refit
             if _settled_rate(track[bisect_left(rows, at - window, key=AT) : i]):
-                state, open_since, normal = Series(episodes=((rows[0][0], at - window),)), None, None
-        if not open_since and (normal is None or at - fitted >= refit):
-            normal, fitted = baseline(at, track, rules, state.episodes), at
-        judged += track[i].counts.tasks > 0 and (open_since or normal) is not None
+                state, open_since, normal = Series(episodes=((first_at, at - window),)), None, None
+        if not open_since and (normal is None or at - fitted_at >= refit):
+            normal, fitted_at = baseline(at, track, rules, state.episodes), at
+        if track[i].counts.tasks and (open_since or normal):
+            judged += 1
         state = step("", state, at, {"": (track[i].counts, normal)}, settings)
         if open_since and state.alarm is None:
             normal = None
-        if not open_since and (alarm := state.alarm) is not None:
-            anomaly, direction = alarm.anomaly, Direction.DOWN if alarm.cause < 0 else Direction.UP
-            size = (anomaly.observed.rate or 0.0) - ((anomaly.baseline and anomaly.baseline.rate) or 0.0)
-            found.append(SeriesAlarm(at, anomaly.onset, direction, size, anomaly.reason))
-    return Judged(found, with_data, judged)
+        if not open_since and state.alarm is not None:
+            alarms.append(_rate_alarm(at, state.alarm))
+    return Judged(alarms, with_data, judged)
+
+
+def _rate_alarm(at: datetime, alarm: Alarm) -> SeriesAlarm:
+    anomaly = alarm.anomaly
+    usual = anomaly.baseline.rate if anomaly.baseline else None
+    direction = Direction.DOWN if alarm.cause < 0 else Direction.UP
+    size = (anomaly.observed.rate or 0.0) - (usual or 0.0)
+    return SeriesAlarm(at, anomaly.onset, direction, size, anomaly.reason)
 
 
 class _Usual(NamedTuple):
-    """What is normal of a value: its level by hour of the week, and how far from it the rows were, in order."""
+    """What is normal of a value: its level by hour of the week, and the rows' distances from it, sorted."""
 
     levels: list[float]
     distances: list[float]
-    memory: float = 0.0  # correlation of a row's rank with that of the row before
+    autocorrelation: float = 0.0  # of a row's rank with that of the row before
 
     def level(self, at: datetime) -> float:
         """Between two full hours it is between their levels, or every hour would begin with a jump."""
@@ -111,44 +122,44 @@ class _Usual(NamedTuple):
         rank = (bisect_left(self.distances, distance) + bisect_right(self.distances, distance)) / 2
         return NORMAL.inv_cdf(min(max(rank, 0.5), rows - 0.5) / rows)
 
-    def news(self, score: float, last: float) -> float:
-        """What is new in a row after the one before; its standard deviation is 1."""
-        return (score - self.memory * last) / math.sqrt(1 - self.memory**2)
+    def innovation(self, score: float, previous: float) -> float:
+        """What a row's score adds to the one before; its standard deviation is 1."""
+        return (score - self.autocorrelation * previous) / math.sqrt(1 - self.autocorrelation**2)
 
 
 def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
-    """Median by hour of the day, by weekday and weekend, by hour of the week: each where it foretells the rows better.
+    """Median by hour of the day, by weekday and weekend, by hour of the week: each where it predicts the rows better.
 
-    With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): finer
-    must win in spite of that. None below MINIMUM_ROWS.
+    With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): a finer
+    pattern must win in spite of that. None below MINIMUM_ROWS.
     """
     if len(rows) < MINIMUM_ROWS:
         return None
     levels = [median(value for _, value in rows)] * HOURS
     distances = [value - levels[0] for _, value in rows]
     slots = [(at.weekday() * 24 + at.hour + (at.minute >= 30)) % HOURS for at, _ in rows]
-    weeks = (rows[-1][0] - rows[0][0]) / timedelta(weeks=1)
-    for a_week, least, pattern in PATTERNS:
-        repeats = a_week * weeks
-        if weeks < least:
+    weeks = (AT(rows[-1]) - AT(rows[0])) / timedelta(weeks=1)
+    for per_week, fewest_weeks, pattern in PATTERNS:
+        if weeks < fewest_weeks:
             break
-        groups: dict[int, list[float]] = defaultdict(list)
+        groups = defaultdict[tuple[bool, int], list[float]](list)
         for slot, distance in zip(slots, distances, strict=True):
-            groups[pattern(slot)].append(distance)
+            groups[pattern[slot]].append(distance)
         medians = {hour: median(group) for hour, group in groups.items()}
-        honest = math.sqrt((repeats + 1) / (repeats - 1))
-        finer = [honest * (d - medians[pattern(slot)]) for slot, d in zip(slots, distances, strict=True)]
+        repeats = per_week * weeks
+        correction = math.sqrt((repeats + 1) / (repeats - 1))
+        finer = [correction * (d - medians[pattern[slot]]) for slot, d in zip(slots, distances, strict=True)]
         if fmean(map(abs, finer)) < 0.9 * fmean(map(abs, distances)):
-            levels = [level + medians.get(pattern(hour), 0.0) for hour, level in enumerate(levels)]
+            levels = [level + medians.get(hour, 0.0) for level, hour in zip(levels, pattern, strict=True)]
             distances = finer
     usual = _Usual(levels, sorted(distances))
     scores = [usual.score(d) for d in distances]
-    follows = sum(a * b for a, b in pairwise(scores)) / (sum(z * z for z in scores) or 1.0)
-    return usual._replace(memory=min(0.95, max(0.0, follows)))
+    autocorrelation = sum(a * b for a, b in pairwise(scores)) / (sum(z * z for z in scores) or 1.0)
+    return usual._replace(autocorrelation=min(0.95, max(0.0, autocorrelation)))
 
 
 class _Episode(NamedTuple):
-    """An alarm that is open: `size` is its lasting shift in what is new, `recovery` the evidence against it."""
+    """An alarm that is open: `size` is its lasting shift of the innovations, `recovery` the evidence against it."""
 
     onset: datetime
     size: float
@@ -159,9 +170,9 @@ def detect_values(rows: Iterable[tuple[datetime, float]], watch: Watch[tuple[dat
     """Episodes in rows of (timestamp, value); a value that is NaN or infinite is no data.
 
     Normal is learnt from the four weeks before the guard gap (60 rows where they are longer), without past episodes. A
-    week of them comes first, or a quarter of a shorter file: nobody knows a weekend who has not seen one.
+    week of them is learnt from before any row is judged, or a quarter of a shorter file: a weekend has its own levels.
     """
-    rows = [row for row in _in_order(rows) if math.isfinite(row[1])]
+    rows = [(at, value) for at, value in _in_order(rows) if math.isfinite(value)]
     if not rows:
         return Judged([])
     detector = _ValueDetector(rows)
@@ -171,7 +182,7 @@ def detect_values(rows: Iterable[tuple[datetime, float]], watch: Watch[tuple[dat
 
 
 class _ValueDetector:
-    """CUSUMs of what is new in each row; an open episode waits for the evidence that it is over."""
+    """CUSUMs of the innovation of each row; an open episode waits for the evidence that it is over."""
 
     def __init__(self, rows: Sequence[tuple[datetime, float]]) -> None:
         rules = _rules_for([at for at, _ in rows])
@@ -182,8 +193,8 @@ class _ValueDetector:
         self.reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
         self.refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
         # 0.2 is the peak of the crossings in `series.threshold`.
-        self.limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * SPARED)), CLOSING)
-        first, last = rows[0][0], rows[-1][0]
+        self.limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * BUDGET_SHARE)), CLOSING)
+        first, last = AT(rows[0]), AT(rows[-1])
         self.begin_at = first + min(self.window, (last - first) / 4)
         self.fitted_at = self.checked_at = first
         self.sums = [0.0] * len(WATCHED)
@@ -207,22 +218,22 @@ class _ValueDetector:
         if self.usual is None:
             return
         self.judged += 1
-        new = self.usual.news(self.scores[-1], self.scores[-2])
+        innovation = self.usual.innovation(self.scores[-1], self.scores[-2])
         if self.episode is not None:
-            self._recover(self.episode, new)
+            self._recover(self.episode, innovation)
             return
-        strongest = self._advance(i, new, self.usual)
+        strongest = self._advance(i, innovation, self.usual)
         if self.sums[strongest] >= self.limit:
             self._raise(i, strongest, self.usual)
 
     def _settle(self, episode: _Episode, i: int) -> None:
         """A level that stays where it is becomes the new normal, and the episode is over."""
-        at = self.rows[i][0]
+        at = AT(self.rows[i])
         if at - max(episode.onset, self.checked_at - self.window) <= self.window:
             return
         self.checked_at = at + self.refit
         recent = list(self.rows[bisect_left(self.rows, at - self.window, key=AT) : i])
-        if _settled([number for _, number in recent]):
+        if _settled([value for _, value in recent]):
             self.healthy, self.episode, self.usual = recent, None, None
 
     def _learn(self, at: datetime) -> None:
@@ -233,35 +244,35 @@ class _ValueDetector:
         self.usual = _usual(self.healthy[max(first, end - MOST_ROWS) : end])
         self.fitted_at = at
 
-    def _recover(self, episode: _Episode, new: float) -> None:
-        recovery = max(0.0, episode.recovery - episode.size * new + episode.size**2 / 2)
+    def _recover(self, episode: _Episode, innovation: float) -> None:
+        recovery = max(0.0, episode.recovery - episode.size * innovation + episode.size**2 / 2)
         if recovery < self.limit:
             self.episode = episode._replace(recovery=recovery)
         else:
             self.episode = self.usual = None
 
-    def _advance(self, i: int, new: float, usual: "_Usual") -> int:
+    def _advance(self, i: int, innovation: float, usual: _Usual) -> int:
         """Advance every CUSUM by one row; returns the number of the strongest."""
         error = 1.9 / math.sqrt(len(usual.distances))  # one and a half standard errors of a median
         for c, shift in enumerate(WATCHED):
             if not self.sums[c]:
                 self.onsets[c] = i
-            self.sums[c] = max(0.0, self.sums[c] + shift * new - abs(shift) * error - shift * shift / 2)
+            self.sums[c] = max(0.0, self.sums[c] + shift * innovation - abs(shift) * error - shift * shift / 2)
         return max(range(len(WATCHED)), key=self.sums.__getitem__)
 
-    def _raise(self, i: int, c: int, usual: "_Usual") -> None:
+    def _raise(self, i: int, c: int, usual: _Usual) -> None:
         since = self.rows[self.onsets[c] : i + 1]
-        onset, direction = since[0][0], Direction.UP if WATCHED[c] > 0 else Direction.DOWN
+        onset, direction = AT(since[0]), Direction.UP if WATCHED[c] > 0 else Direction.DOWN
         observed = fmean(value for _, value in since)
         expected = fmean(usual.level(at) for at, _ in since)
         reason = (
             f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
             f"log likelihood ratio {self.sums[c]:.1f}, alarm at {self.limit:.1f}"
         )
-        self.alarms.append(SeriesAlarm(self.rows[i][0], onset, direction, observed - expected, reason))
-        # Half of what a lasting shift shows in what is new: chance helped to raise it, and must not close it.
+        self.alarms.append(SeriesAlarm(AT(since[-1]), onset, direction, observed - expected, reason))
+        # Half of what a lasting shift shows in the innovations: chance helped to raise it, and must not close it.
         score = fmean(self.scores[self.onsets[c] :])
-        size = min(1.5, max(0.5, abs(usual.news(score, score)) / 2))
+        size = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
         self.episode = _Episode(onset, math.copysign(size, WATCHED[c]))
         self.sums = [0.0] * len(WATCHED)
         del self.healthy[-len(since) :]
@@ -269,18 +280,19 @@ class _ValueDetector:
 
 def _settled(values: Sequence[float]) -> bool:
     """Whether a level stays where it is: what still moves is the same episode, and no new normal."""
-    halves = values[: len(values) // 2], values[len(values) // 2 :]
-    if not halves[0]:
+    first, second = values[: len(values) // 2], values[len(values) // 2 :]
+    if not first:
         return False
-    before, after = map(median, halves)
-    scatter = fmean([abs(v - before) for v in halves[0]] + [abs(v - after) for v in halves[1]])
+    before, after = median(first), median(second)
+    scatter = fmean([abs(value - before) for value in first] + [abs(value - after) for value in second])
     return abs(after - before) <= 0.75 * scatter
 
 
 def _settled_rate(track: Sequence[Interval]) -> bool:
     """The same of a rate: its halves differ by less than the smallest departure that is watched for, or by chance."""
     half = len(track) // 2
-    before, after = (Counts.total(i.counts for i in part) for part in (track[:half], track[half:]))
+    before = Counts.total(interval.counts for interval in track[:half])
+    after = Counts.total(interval.counts for interval in track[half:])
     if before.rate is None or after.rate is None:
         return False
     rate = Counts.total([before, after]).rate or 0.0
@@ -289,13 +301,14 @@ def _settled_rate(track: Sequence[Interval]) -> bool:
 
 
 def _in_order(rows: Iterable[Row]) -> list[Row]:
-    """By time. Of rows with one timestamp the last counts: a correction comes after what it corrects."""
-    found = {row[0]: row for row in rows}
-    return [found[at] for at in sorted(found)]
+    """By time. Of rows with one timestamp the last counts: a correction follows what it corrects."""
+    by_time = {AT(row): row for row in rows}
+    return [by_time[at] for at in sorted(by_time)]
 
 
 def _rules_for(times: Sequence[datetime]) -> ObservatoryRules:
     """The width of a row is the median step; a short file gets a guard gap of an eighth of itself."""
-    width_s = max(1, round(median((b - a).total_seconds() for a, b in pairwise(times)))) if times[1:] else 3_600
-    span_s = (times[-1] - times[0]).total_seconds() if times else 0.0
+    steps_s = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
+    width_s = max(1, round(median(steps_s or [3_600])))
+    span_s = (times[-1] - times[0]).total_seconds()
     return ObservatoryRules(interval_s=width_s, guard_s=int(min(86_400, span_s / 8)))

@@ -1,10 +1,10 @@
-"""Standing: what an agent's results make of its word, and when it may no longer bid.
+"""Standing: how far an agent is trusted, by its results, and when it may no longer bid.
 
 A moving average of results between 0 and 1, as in the article's source, that drifts back to a newcomer's while an agent
-is idle. An agent is suspended for a run of failures (standing), or when its results say that it succeeds half as often
-as everybody else on the same tasks: a running log likelihood ratio (Wald 1945) whose credit for past successes is
-limited, so that an agent which was good once is found too. Who does well at some task type is left to it, and stops
-winning the others. A suspended agent comes back on probation, after a declared time.
+is idle. An agent is suspended for a run of failures (standing), or when its results show that it succeeds half as often
+as the other agents on the same tasks: a running log likelihood ratio (Wald 1945) whose credit for past successes is
+limited, so that an agent which was good once is found too. One that does well at some task type may go on with it, and
+stops winning the others. A suspended agent comes back on probation, after a declared time.
 """
 
 from enum import StrEnum
@@ -16,15 +16,15 @@ from schema.messages.market import Agent, AwardResult, Record
 NEWCOMER_STANDING = 0.5
 # A fifth of the way to each result: about ten results decide, and no single one.
 LEARNING_RATE = 0.2
-# Below five results a standing says little: neither trust nor probation follows from it.
+# Below five results a standing means little: neither trust nor probation follows from it.
 NEWCOMER_RESULTS = 5
-# Who comes back is on probation, and one success away from its end.
+# An agent that returns is on probation, and one success away from its end.
 RETURN_STANDING = 0.25
 # Of new agents as good as the others, at most one in 20 is ever suspended before it has earned credit (Ville 1939).
 SUSPENSION_LIMIT = log(20)
 # A good name is worth as much again.
 CREDIT_LIMIT = log(20)
-# Where nearly everybody succeeds, one failure must not weigh like proof.
+# Where nearly all succeed, one failure must not weigh like proof.
 USUAL_AT_MOST, USUAL_AT_LEAST = 0.85, 0.1
 
 
@@ -43,7 +43,7 @@ VOTE_WEIGHT = {
     Tier.PROBATION: 0.5,
     Tier.SUSPENDED: 0.0,
 }
-# How many awards at a time: who is little known cannot fail at much before its first results are in.
+# How many awards at a time: a new agent cannot fail at much before its first results are in.
 MOST_AWARDS = {
     Tier.TRUSTED: 16,
     Tier.ESTABLISHED: 8,
@@ -81,7 +81,7 @@ def after(standing: float, result: AwardResult) -> float:
 def failure_log_ratio_after(failure_log_ratio: float, result: AwardResult, others: Record) -> float:
     """The evidence, in nats, that the agent does half as well as the `others` on this task type, after one more result.
 
-    An idea that did not help says nothing about the agent; it is the platform that is hard to improve.
+    A proposal that did not help is no evidence about the agent; it is the platform that is hard to improve.
     """
     if result is AwardResult.USELESS:
         return failure_log_ratio
@@ -97,7 +97,7 @@ def decayed(value: float, rest: float, idle_s: float, half_life_s: float) -> flo
 
 
 def tier(agent: Agent) -> Tier:
-    """Where an agent stands."""
+    """The tier of an agent."""
     if agent.suspended:
         return Tier.SUSPENDED
     if agent.attempts < NEWCOMER_RESULTS:

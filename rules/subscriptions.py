@@ -1,4 +1,4 @@
-"""Subscriptions: who gets which events, and when what failed is tried again. The whole routing table, on one screen.
+"""Subscriptions: who gets which events, and when a failed delivery is retried. The whole routing table, on one screen.
 
 Built in are `cycles`, which starts an improvement cycle for an anomaly, and `keys`, which has running cycles and tasks
 read the agents' keys again; webhooks and notifications are declared in `platform.toml`. Every subscriber has a cursor
@@ -14,7 +14,7 @@ from schema.messages.platform import Platform
 from schema.wire import EventType
 
 CYCLES, KEYS = "cycles", "keys"
-# What a person is told by a target that does not say what it wants: alarms, verdicts, their consequences, reports.
+# What a notification gets that names no events: alarms, verdicts, their consequences, reports.
 FOR_PEOPLE = frozenset(
     {
         EventType.ANOMALY_DETECTED,
@@ -64,7 +64,7 @@ def accepts(subscription: Subscription, event: Event) -> bool:
     """Whether this event, of a type that is subscribed to, is meant for the subscriber."""
     match read(event):
         case TaskSettled(notify=notify) if subscription.address:
-            return notify == subscription.address  # a report goes to who asked for it
+            return notify == subscription.address  # a report goes to the requester's target
         case AnomalyDetected(attempt=attempt) if subscription.for_people:
             return attempt in (None, 1)  # later attempts are the same alarm
         case CycleEnded(ending=ending) if subscription.for_people:

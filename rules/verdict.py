@@ -52,12 +52,14 @@ def read(
     """The reading of an experiment at `at`; `extended` once its exposure was widened."""
     verdict = decide(design, strata, extended=extended)
     decision, reason = verdict.decision, verdict.reason
-    if (broken := _broken(design, strata, guards)) is not None and decision is not Decision.INVALID:
+    broken = _broken(design, strata, guards)
+    hold = _hold(design, guards, opened_at, at)
+    if broken is not None and decision is not Decision.INVALID:
         decision, reason = Decision.HARMFUL, broken
-    elif decision is Decision.PROMOTE and (hold := _hold(design, guards, opened_at, at)) is not None:
-        # Looking later is always valid.
+    elif hold is not None and decision is Decision.PROMOTE:
+        # A later evaluation is always valid.
         decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
-    both = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
+    is_complete = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
     return Reading(
         at=at,
         strata=strata,
@@ -66,7 +68,7 @@ def read(
         log_e_harm=verdict.log_e_harm,
         srm_e=min(verdict.srm_e, 1e300),
         effect=verdict.effect,
-        interval=verdict.interval if both and decision is not Decision.CONTINUE else None,
+        interval=verdict.interval if is_complete and decision is not Decision.CONTINUE else None,
         reason=reason,
         guards=guards,
         extended=extended,
@@ -75,10 +77,10 @@ def read(
 
 def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
     """The guardrail whose evidence of harm has reached its threshold (Ville 1939, level harm_alpha), or None."""
+    by_share = {stratum.treatment_share: stratum for stratum in strata}
     for guardrail in design.guardrails:
         counted = [g for g in guards if g.kind is guardrail.kind]
-        pending = {s.treatment_share: (s.control.pending, s.treatment.pending) for s in strata}
-        judged = [_guard_stratum(g, *pending[g.treatment_share]) for g in counted]
+        judged = [_guard_stratum(g, by_share[g.treatment_share]) for g in counted]
         evidence = harm_evidence(guardrail.usual, guardrail.margin, judged)
         if evidence >= -math.log(design.harm_alpha):
             control = _share(Counts.total(g.control for g in counted))
@@ -90,15 +92,20 @@ def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards:
     return None
 
 
-def _guard_stratum(g: GuardCounts, pending_control: int, pending_treatment: int) -> StratumCounts:
-    control = ArmCounts(tasks=g.control.tasks, successes=g.control.successes, pending=pending_control)
-    treatment = ArmCounts(tasks=g.treatment.tasks, successes=g.treatment.successes, pending=pending_treatment)
-    return StratumCounts(treatment_share=g.treatment_share, control=control, treatment=treatment)
+def _guard_stratum(guard: GuardCounts, stratum: StratumCounts) -> StratumCounts:
+    """The stratum with the good tasks of a guardrail in the place of the successes."""
+    control, treatment = guard.control, guard.treatment
+    return StratumCounts(
+        treatment_share=guard.treatment_share,
+        control=ArmCounts(tasks=control.tasks, successes=control.successes, pending=stratum.control.pending),
+        treatment=ArmCounts(tasks=treatment.tasks, successes=treatment.successes, pending=stratum.treatment.pending),
+    )
 
 
 def _hold(design: ExperimentDesign, guards: tuple[GuardCounts, ...], opened_at: datetime, at: datetime) -> str | None:
     """Why a promotion must wait, or None."""
-    if (ran_s := (at - opened_at).total_seconds()) < design.minimum_run_s:
+    ran_s = (at - opened_at).total_seconds()
+    if ran_s < design.minimum_run_s:
         return f"it ran {ran_s:.0f} of at least {design.minimum_run_s:g} s"
     for guardrail in design.guardrails:
         counted = [g for g in guards if g.kind is guardrail.kind]
@@ -109,4 +116,4 @@ def _hold(design: ExperimentDesign, guards: tuple[GuardCounts, ...], opened_at: 
 
 
 def _share(counts: Counts) -> str:
-    return "none" if counts.rate is None else f"{counts.rate:.0%} of {counts.tasks}"
+    return "no task" if counts.rate is None else f"{counts.rate:.0%} of {counts.tasks}"

@@ -1,4 +1,4 @@
-"""Canonical JSON: the one text of a value (RFC 8785). Whatever is hashed, signed or chained is this text."""
+"""Canonical JSON: the one text of a value (RFC 8785). Everything that is hashed, signed or chained is this text."""
 
 import hashlib
 from typing import Any

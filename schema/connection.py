@@ -1,4 +1,4 @@
-"""How a process of ours reaches Temporal: by the SDK's own configuration (temporal.toml and TEMPORAL_* variables)."""
+"""How our processes reach Temporal: by the SDK's own configuration (temporal.toml and TEMPORAL_* variables)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from schema import wire
 
-# What the SDK's error says where nothing listens.
+# In the SDK's error where nothing listens.
 UNREACHABLE = "ConnectError"
 
 
@@ -32,5 +32,5 @@ async def connect(address: str = "", **options: Any) -> Client:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether what was asked for is not there (any more). That a whole namespace is missing is another matter."""
+    """Whether the object does not exist (any more). A missing namespace is another error."""
     return isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND and "amespace" not in str(error)

@@ -1,4 +1,4 @@
-"""Reads `platform.toml`. Of each mistake: the line, the key, what was expected, what came; all of them at once."""
+"""Reads `platform.toml`. Reports all mistakes at once: line, key, what was expected, what came."""
 
 import json
 import re
@@ -23,7 +23,7 @@ KINDS = ("bool", "int", "float", "str")
 
 
 class Problem(NamedTuple):
-    """One mistake. `line` is None where it has none, as of a file that is not there."""
+    """One mistake. `line` is None for one of the file as a whole."""
 
     line: int | None
     key: str
@@ -65,7 +65,8 @@ def read_platform(path: Path, pace: Pace | None = None) -> Platform:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = int(at[1]) if (at := re.search(r"at line (\d+)", str(error))) else text.count("\n") + 1
+        position = re.search(r"at line (\d+)", str(error))
+        line = int(position[1]) if position else text.count("\n") + 1
         raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
     paced = _paced(content, pace)
     try:
@@ -76,7 +77,7 @@ def read_platform(path: Path, pace: Pace | None = None) -> Platform:
 
 
 def _validated(content: Mapping[str, Any]) -> Platform:
-    # Strict, by way of JSON: text is not a number, but the words of an enum are text.
+    # Strict, by way of JSON: text is not a number, but the values of an enum are text.
     return Platform.model_validate_json(json.dumps(content, default=str), strict=True)
 
 
@@ -93,14 +94,16 @@ def _paced(content: Mapping[str, Any], pace: Pace | None) -> dict[str, Any]:
 
 def _all_errors(content: Mapping[str, Any], error: ValidationError) -> list[ErrorDetails]:
     """The errors, and those that show once unknown keys are gone: a table that has some is not judged as a whole."""
-    errors, known = error.errors(), deepcopy(dict(content))
-    for unknown in (details["loc"] for details in errors if details["type"] == "extra_forbidden"):
-        table: Any = known
-        for part in unknown[:-1]:
-            table = table[part]
-        del table[unknown[-1]]
+    errors, without_unknown = error.errors(), deepcopy(dict(content))
+    for details in errors:
+        if details["type"] == "extra_forbidden":
+            *parents, key = details["loc"]
+            table: Any = without_unknown
+            for parent in parents:
+                table = table[parent]
+            del table[key]
     try:
-        _validated(known)
+        _validated(without_unknown)
     except ValidationError as rest:
         errors += rest.errors()
     return errors
@@ -111,16 +114,16 @@ def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetai
     lines = lines_by_path(text)
 
     def line(path: Sequence[str | int]) -> int | None:
-        """The line of what is there, or of the table that it is missing in."""
-        known = (lines.get(tuple(path[:length])) for length in range(len(path), 0, -1))
-        return next((number for number in known if number), None)
+        """The line of the key, or of the table that it is missing in."""
+        numbers = (lines.get(tuple(path[:length])) for length in range(len(path), 0, -1))
+        return next(filter(None, numbers), None)
 
     problems: dict[tuple[str | int, ...], Problem] = {}
     for details in errors:
         path = details["loc"]
         if path and path[-1] in KINDS and details["type"] != "extra_forbidden":
             path = path[:-1]
-        if path:  # what does not fit together comes below, all of it
+        if path:  # references between tables are checked below, all of them
             problems.setdefault(
                 path, Problem(line(_culprit(path, details, lines)), _key(path), _message(details, path))
             )
@@ -137,8 +140,10 @@ def _culprit(
     path: tuple[str | int, ...], details: ErrorDetails, lines: Mapping[tuple[str | int, ...], int]
 ) -> tuple[str | int, ...]:
     """The path of the key that a message about a whole table names first."""
-    words = re.findall(r"\w+", details["msg"]) if details["type"] == "value_error" else ()
-    return next(((*path, word) for word in words if (*path, word) in lines), path)
+    if details["type"] != "value_error":
+        return path
+    named = [(*path, word) for word in re.findall(r"\w+", details["msg"])]
+    return next(filter(lines.__contains__, named), path)
 
 
 def _message(details: ErrorDetails, path: Sequence[str | int]) -> str:
@@ -165,27 +170,30 @@ def _message(details: ErrorDetails, path: Sequence[str | int]) -> str:
 
 
 def _meant(path: Sequence[str | int]) -> str:
-    """The key that somebody may have meant by an unknown one: of its own table, or of another."""
+    """The known key that is nearest to an unknown one: of its own table, or of another."""
     model: type[BaseModel] | None = Platform
     for part in path[:-1]:
         if isinstance(part, str) and model is not None:
             model = _model_in(model.model_fields[part].annotation)
     own = _keys_of(model)
-    sections = {
-        key: name for name, field in Platform.model_fields.items() for key in _keys_of(_model_in(field.annotation))
-    }
+    sections = dict[str, str]()
+    for name, field in Platform.model_fields.items():
+        sections |= dict.fromkeys(_keys_of(_model_in(field.annotation)), name)
     near = get_close_matches(str(path[-1]), [*own, *sections], n=1)
     if not near:
         return ""
-    return f"; did you mean {near[0]}?" if near[0] in own else f"; did you mean {near[0]} of {sections[near[0]]}?"
+    (key,) = near
+    return f"; did you mean {key}?" if key in own else f"; did you mean {key} of {sections[key]}?"
 
 
 def _keys_of(model: type[BaseModel] | None) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()] if model is not None else []
+    if model is None:
+        return []
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model of a table, or of the tables in an array."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,7 +1,7 @@
 """What is wrong with a message that does not validate, in one line: which field, what was expected, what came.
 
-pydantic's own account has several lines for each field, and an address. Whoever sends a message, by whatever way, reads
-this instead.
+pydantic's own report has several lines for each field, and a URL. The sender of a message, by whatever way, reads this
+instead.
 """
 
 import re
@@ -20,7 +20,7 @@ class Unreadable(ValueError):
 
 
 def wrong_number(came: int) -> str:
-    """Of arguments: every message is one."""
+    """The mistake in a number of arguments: every message is one."""
     return f"expected one argument, a JSON object, but {came} came"
 
 
@@ -29,7 +29,7 @@ def in_one_line(error: ValidationError) -> str:
     wrong: dict[str, str] = {}
     missing: list[str] = []
     for detail in error.errors(include_url=False):
-        several_kinds = detail["loc"][-1:] != () and detail["loc"][-1] in KINDS
+        several_kinds = detail["loc"] != () and detail["loc"][-1] in KINDS
         path = detail["loc"][:-1] if several_kinds else detail["loc"]
         field = ".".join(str(part) or "''" for part in path)  # a field may have the empty name
         if detail["type"] == "missing":
@@ -40,8 +40,10 @@ def in_one_line(error: ValidationError) -> str:
     lines = list(wrong.values())
     if missing:
         lines.append(f"{', '.join(missing)}: expected a value, but none came")
-    more = [f"and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
-    return " ".join("; ".join([*lines[:MOST_SHOWN], *more]).split())
+    shown = lines[:MOST_SHOWN]
+    if len(lines) > MOST_SHOWN:
+        shown.append(f"and {len(lines) - MOST_SHOWN} more")
+    return " ".join("; ".join(shown).split())
 
 
 def _mistake(detail: ErrorDetails, expected: str) -> str:

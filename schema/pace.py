@@ -1,4 +1,4 @@
-"""Paces: other defaults for the same rules, by one word. What `platform.toml` sets itself goes first.
+"""Paces: sets of defaults for the same rules. What `platform.toml` sets itself takes precedence.
 
 At trial pace a person sees a whole cycle of a platform within ten minutes, at a few tasks a second. How sure a verdict
 must be is the same at every pace; only how long anything waits differs.
@@ -16,7 +16,7 @@ class Pace(StrEnum):
 # By section of `platform.toml`. What is not here is as in production.
 TRIAL: Mapping[str, Mapping[str, int]] = {
     "cycle": {
-        "bid_window_s": 30,  # agents look every two seconds, and a person has time to watch
+        "bid_window_s": 30,  # agents scan every two seconds, and a person has time to watch
         "proposal_window_s": 60,  # an agent asks for a diagnosis first, and a language model takes its time
         "voting_window_s": 60,
         "late_quorum_extension_s": 15,
@@ -25,7 +25,7 @@ TRIAL: Mapping[str, Mapping[str, int]] = {
         "minimum_run_s": 30,  # three intervals
         "pending_cutoff_s": 300,  # an outcome that is missing counts as a failure: longer than a task takes
         "counter_poll_s": 2,
-        "approval_window_s": 1_800,  # a person is about, but may be at lunch
+        "approval_window_s": 1_800,  # a person is near, but may be at lunch
         "bake_window_s": 90,  # some tens of tasks on the old value, at a holdback of a tenth
         "retry_cooldown_s": 30,
     },
@@ -40,7 +40,7 @@ TRIAL: Mapping[str, Mapping[str, int]] = {
         "guard_s": 60,  # a baseline begins when it has passed: a longer one would delay the first detection
         "floor_window_s": 600,
     },
-    "elevation": {"least_interval_s": 10},  # between two looks there is nothing new before an interval has ended
+    "elevation": {"least_interval_s": 10},  # nothing is new before an interval has ended
 }
 
 # Seconds between the runs of a job, by its id in the cron registry.

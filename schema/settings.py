@@ -10,10 +10,10 @@ from schema.pace import Pace
 
 
 class Settings(BaseModel):
-    """`home` holds the embedded server's files and, unless `database_url` says otherwise, the SQLite database.
+    """`home` holds the embedded server's files and, unless `database_url` is set, the SQLite database.
 
-    `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages, without
-    one from the corpus of this machine. An empty variable counts as none.
+    `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages; without
+    one, from the corpus of this machine. An empty variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -27,7 +27,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """`home` is NAUTILUS_HOME, and so on; what is given in code comes first."""
+        """`home` is NAUTILUS_HOME, and so on; what is given in code takes precedence."""
         variables = {name: os.environ.get(f"NAUTILUS_{name.upper()}") for name in cls.model_fields}
         return {name: value for name, value in variables.items() if value} | given
 
@@ -37,7 +37,7 @@ class Settings(BaseModel):
         return self.database_url or f"sqlite:///{(self.home / 'nautilus.db').resolve()}"
 
     def variables(self) -> dict[str, str]:
-        """These settings as a process takes them that was started elsewhere; empty is what overrides nothing."""
+        """These settings for a process that starts in another folder; an empty one overrides nothing."""
         fields = type(self).model_fields
         own = {name: "" if value == fields[name].default else str(value) for name, value in self}
         own |= {"home": str(self.home.resolve()), "platform": str(self.platform.resolve())}

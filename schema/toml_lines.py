@@ -1,6 +1,6 @@
-"""Which line of a TOML text a key stands on. `tomllib` reads the text and forgets; this reads it again for the lines.
+"""Which line of a TOML text a key stands on. `tomllib` keeps no lines; this reads the text again for them.
 
-Only for text that `tomllib` has taken: what is wrong in the TOML itself has its line from there. A path is what
+Only for text that `tomllib` accepts: its own errors have a line. A path is what
 pydantic calls a location: keys, and the indices of arrays.
 """
 
@@ -48,7 +48,7 @@ class _Scanner:
     def _header(self) -> Path:
         """A table's path: on its way, the name of an array of tables means the last of them."""
         line, is_array = self._line(), self._text.startswith("[[", self._at)
-        self._at += 1 + is_array
+        self._at += 2 if is_array else 1
         *parents, name = self._keys()
         table: Path = ()
         for parent in parents:
@@ -62,7 +62,7 @@ class _Scanner:
             table = (*table, self._lengths[table] - 1)
             self._lines[table] = line
         self._skip(_SPACE)
-        self._at += 1 + is_array
+        self._at += 2 if is_array else 1
         return table
 
     def _pair(self, table: Path) -> None:
@@ -95,7 +95,7 @@ class _Scanner:
                 self._skip(_SCALAR)
 
     def _ended(self, bracket: str) -> bool:
-        """Go on to the next element, or over the closing bracket: which of them."""
+        """Skip to the next element, or over the closing bracket; whether it was the bracket."""
         self._skip(_BLANK)
         if self._text[self._at] == ",":
             self._at += 1
@@ -106,22 +106,23 @@ class _Scanner:
         return True
 
     def _keys(self) -> list[str]:
-        """A dotted key; quotes are the TOML reader's."""
+        """A dotted key; `tomllib` reads the quoted parts."""
         keys = []
         self._skip(_SPACE)
-        while (found := _KEY.match(self._text, self._at)) is not None:
-            self._at = found.end()
-            word = found.group()
-            keys.append(word if word[0] not in "\"'" else tomllib.loads(f"key = {word}")["key"])
-            if (dot := _DOT.match(self._text, self._at)) is None:
+        while (match := _KEY.match(self._text, self._at)) is not None:
+            self._at = match.end()
+            key = match.group()
+            keys.append(tomllib.loads(f"key = {key}")["key"] if key.startswith(('"', "'")) else key)
+            dot = _DOT.match(self._text, self._at)
+            if dot is None:
                 break
             self._at = dot.end()
         return keys
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
-        found = pattern.match(self._text, self._at)
-        assert found is not None, f"expected TOML that tomllib takes, at line {self._line()}"
-        self._at = found.end()
+        match = pattern.match(self._text, self._at)
+        assert match is not None, f"expected TOML that tomllib accepts, at line {self._line()}"
+        self._at = match.end()
 
     def _line(self) -> int:
         return bisect_right(self._ends, self._at - 1) + 1

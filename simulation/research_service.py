@@ -1,11 +1,11 @@
-"""A remote service to practise on: real retrieval over the corpus of this machine, with a remote service's moods.
+"""A simulated remote service: real retrieval over the corpus of this machine, with the latency of a remote service.
 
     python -m simulation.research_service --port 8901 [--median-s .3 --slower-after-s 30 --slower-by 1.6]
 
-What it answers is computed; when it answers is drawn for each request from a log-normal distribution, seeded, and
-waited for. The answer is ready long before, so how fast or busy this machine is hardly shows. Some time after the first
-search every answer takes longer, as happens to remote services, and nobody is told. `activities.task_types.library`
-states what is asked and answered; `GET /state` tells a person how many searches came, and since when it is slower.
+The results are computed; the latency of each response is drawn from a seeded log-normal distribution. The results are
+ready long before, so the speed and load of this machine hardly show. Some time after the first search every response
+takes longer, without notice, as happens to remote services. `activities.task_types.library` documents requests and
+responses; `GET /state` shows how many searches came, and since when the service is slower.
 """
 
 import json
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +31,12 @@ from schema.messages.platform import ResearchService
 
 log = structlog.get_logger()
 
-# Of one request: a round of 40 sub-questions with 200 sentences each takes some 4 MB.
+# A round of 40 sub-questions with 200 sentences each takes about 4 MB.
 LARGEST_REQUEST_BYTES = 16_000_000
 
 
 class AnsweringTime:
-    """How long answers take, and how many were given. Safe to use from several threads. `clock` counts seconds."""
+    """Draws how long responses take, and counts searches. Safe to use from several threads. `clock` counts seconds."""
 
     def __init__(self, declared: ResearchService, clock: Callable[[], float] = time.monotonic) -> None:
         self._declared = declared
@@ -47,26 +48,30 @@ class AnsweringTime:
         self._slower_at: datetime | None = None
 
     def draw_s(self) -> float:
-        """Seconds that the next answer takes, counted from the request."""
+        """Seconds that the next response takes, counted from the request."""
         declared = self._declared
         with self._lock:
             now = self._clock()
-            self._first_at = now if self._first_at is None else self._first_at
+            if self._first_at is None:
+                self._first_at = now
             self._searches += 1
-            slower_after_s = declared.slower_after_s
-            if slower_after_s is not None and now - self._first_at >= slower_after_s and self._slower_at is None:
+            if self._slower_at is None and self._is_slower_after(now - self._first_at):
                 self._slower_at = datetime.now(UTC)
                 log.info("research_service.slower", times=declared.slower_by)
             seconds = self._random.lognormvariate(math.log(declared.median_s), declared.sigma)
             return seconds * (declared.slower_by if self._slower_at else 1.0)
 
+    def _is_slower_after(self, elapsed_s: float) -> bool:
+        slower_after_s = self._declared.slower_after_s
+        return slower_after_s is not None and elapsed_s >= slower_after_s
+
     def state(self) -> dict[str, Any]:
-        """The searches so far, and the instant since which answers take longer."""
+        """The number of searches so far, and since when responses take longer."""
         return {"searches": self._searches, "slower_at": self._slower_at.isoformat() if self._slower_at else None}
 
 
 class ResearchHandler(BaseHTTPRequestHandler):
-    """Answers one request. `library`, `vocabulary` and `pace` are the server's."""
+    """Handles one request. `library`, `vocabulary` and `pace` are the server's."""
 
     server: "ResearchServer"
 
@@ -80,7 +85,7 @@ class ResearchHandler(BaseHTTPRequestHandler):
                 self._reply(404, {"error": f"expected /vocabulary, /state or /search, but {self.path} came"})
 
     def do_POST(self) -> None:
-        asked_at = time.monotonic()
+        received_at = time.monotonic()
         if self.path != "/search":
             self._reply(404, {"error": f"expected a search at /search, but {self.path} came"})
             return
@@ -88,18 +93,18 @@ class ResearchHandler(BaseHTTPRequestHandler):
         if not size.isdecimal() or int(size) > LARGEST_REQUEST_BYTES:
             self._reply(413, {"error": f"expected at most {LARGEST_REQUEST_BYTES} bytes, but {size or 'no size'} came"})
             return
-        due_at = asked_at + self.server.pace.draw_s()
+        due_at = received_at + self.server.pace.draw_s()
         try:
-            asked = json.loads(self.rfile.read(int(size)))
-            searches = [Search(one["query"], one["most"], one["without"]) for one in asked["searches"]]
-            answers = self.server.library.retrieve(searches, once=asked["once"])
+            body = json.loads(self.rfile.read(int(size)))
+            searches = [Search(search["query"], search["most"], search["without"]) for search in body["searches"]]
+            results = self.server.library.retrieve(searches, once=body["once"])
         except (ValueError, TypeError, LookupError) as error:
             self._reply(400, {"error": f"expected searches with query, most and without, but {error!r}"})
             return
-        passage_ids = {passage_id for answer in answers for passage_id in answer}
-        passages = {i: self.server.library.passage(i)._asdict() for i in sorted(passage_ids)}
+        passage_ids = sorted(set(chain.from_iterable(results)))
+        passages = {passage_id: self.server.library.passage(passage_id)._asdict() for passage_id in passage_ids}
         time.sleep(max(0.0, due_at - time.monotonic()))
-        self._reply(200, {"answers": answers, "passages": passages})
+        self._reply(200, {"answers": results, "passages": passages})
 
     def _reply(self, status: int, document: Any) -> None:
         content = json.dumps(document).encode()
@@ -107,18 +112,18 @@ class ResearchHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked was cut off at a limit meanwhile
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client was killed at its limit meanwhile
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: a line for each request would be most of the log."""
+        """Log nothing: a line for each request would be most of the log."""
 
 
 class ResearchServer(ThreadingHTTPServer):
     """Listens on loopback; each request has a thread of its own. Use as a context manager."""
 
     daemon_threads = True
-    request_queue_size = 128  # whoever asks while the machine is busy waits, and is not refused
+    request_queue_size = 128  # while the machine is busy, clients wait and are not refused
 
     def __init__(self, port: int, corpus: Corpus, declared: ResearchService) -> None:
         self.library = LocalLibrary(corpus)

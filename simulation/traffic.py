@@ -1,15 +1,15 @@
-"""A platform to practise on: runs real tasks of the installed types, as an operator's own platform would.
+"""Simulated traffic: runs real tasks of the installed types, as an operator's own platform would.
 
     python -m simulation.traffic
 
-For each task it resolves the parameters, notes the assignment, runs the work in a process that is killed at the
-resolved limit, and records how it went. It knows nothing of anomalies, cycles or agents.
+For each task it resolves the parameters, records the assignment, runs the work in a process that is killed at the
+resolved limit, and records the outcome. It knows nothing of anomalies, cycles or agents.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from itertools import islice
 from time import monotonic
@@ -29,12 +29,12 @@ from starter.platform.resolver import ParameterResolver
 
 log = structlog.get_logger()
 
-# A task type without a declared limit gets this one: nothing runs for ever.
+# The limit of a task type without a declared one: no task runs for ever.
 DEFAULT_LIMIT_S = 3_600.0
 
 
-class Practice:
-    """Runs tasks through the platform's door; safe to call from several threads."""
+class SimulatedPlatform:
+    """Runs tasks through the resolver and the recorder; safe to call from several threads."""
 
     def __init__(
         self,
@@ -75,11 +75,11 @@ def paced(
 ) -> None:
     """Call `work` with (task type, task id) as often as declared, at most `traffic.concurrency` at a time.
 
-    Where the machine is too slow for it, tasks start later: none is left out. Ends when told to stop or after `most`
-    tasks; what `work` raises ends it too.
+    Where the machine is too slow, tasks start later and none is left out. Ends when `stopping` is set or after `most`
+    tasks; an exception of `work` ends it too.
     """
     free = threading.Semaphore(traffic.concurrency)
-    running: list[Future[None]] = []
+    running: set[Future[None]] = set()
     with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
         for number, (task_type, at) in enumerate(islice(_due(traffic.per_second, monotonic()), most)):
             if stopping.wait(max(0.0, at - monotonic())):
@@ -87,27 +87,24 @@ def paced(
             free.acquire()
             future = pool.submit(work, task_type, f"{task_type}-{series}-{number}")
             future.add_done_callback(lambda _: free.release())
-            running = [f for f in running if not _done(f)] + [future]
+            done, running = wait({*running, future}, timeout=0)
+            for ended in done:
+                ended.result()
     for future in running:
         future.result()
 
 
-def _done(future: Future[None]) -> bool:
-    """Whether a task is through; raises what it raised."""
-    return future.done() and future.result() is None
-
-
 def _due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str, float]]:
-    """Task types with the instant each is due (seconds, monotonic clock), in order, evenly spaced, for ever."""
+    """Endless task types with the instant each is due (seconds, monotonic clock), in order and evenly spaced."""
     next_at = {name: started + 1 / rate for name, rate in per_second.items() if rate > 0}
     while next_at:
-        name = min(next_at, key=lambda n: (next_at[n], n))
+        name = min(next_at, key=lambda task_type: (next_at[task_type], task_type))
         yield name, next_at[name]
         next_at[name] += 1 / per_second[name]
 
 
 def run(settings: Settings, stopping: threading.Event) -> None:
-    """Keep the declared traffic up until told to stop."""
+    """Run the declared traffic until `stopping` is set."""
     platform = declared_platform(settings)
     if platform.traffic is None:
         raise ValueError(f"{settings.platform}: traffic: expected a declaration of what to run, but there is none")
@@ -119,15 +116,16 @@ def run(settings: Settings, stopping: threading.Event) -> None:
         Recorder(database, platform.observatory.interval_s) as recorder,
     ):
         log.info("traffic.started", per_second=dict(platform.traffic.per_second))
-        practice = Practice(platform, runner, types, resolver, recorder)
-        paced(platform.traffic, stopping, uuid4().hex[:8], practice.run_task)
+        simulated = SimulatedPlatform(platform, runner, types, resolver, recorder)
+        paced(platform.traffic, stopping, uuid4().hex[:8], simulated.run_task)
     database.close()
 
 
 def wanted_types(traffic: Traffic) -> dict[str, TaskType]:
     """The installed task types that `traffic` runs; raises ValueError for one that is not installed."""
     types = installed()
-    if missing := sorted(traffic.per_second.keys() - types.keys()):
+    missing = sorted(traffic.per_second.keys() - types.keys())
+    if missing:
         raise ValueError(f"traffic.per_second: expected installed task types, but {missing[0]} is not one")
     return {name: types[name] for name in traffic.per_second}
 

@@ -32,11 +32,11 @@ COMMANDS = {
     ),
     "init": Entry(
         "declaration",
-        "Write a commented platform.toml for your own platform; asks where there is a terminal and nothing was said.",
+        "Write a commented platform.toml for your own platform; without options it asks, where there is a terminal.",
     ),
     "check": Entry(
         "declaration",
-        "Say everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.",
+        "Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.",
     ),
     "up": Entry(
         "running", "Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."
@@ -59,7 +59,7 @@ COMMANDS = {
     "outcomes": Entry("outcomes", "Outcomes of tasks."),
     "schedules": Entry("schedules", "Jobs: what runs when, and with what budget."),
     "events": Entry("events", "Events: the outbox, its subscribers and their dead letters."),
-    "memory": Entry("memory", "What the nights have learned."),
+    "memory": Entry("memory", "What the nightly job has learned."),
     "report": Entry(
         "report",
         "What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json.",
@@ -108,7 +108,7 @@ def nautilus() -> None:
 
 
 def main(*arguments: str) -> None:
-    """Run a command, that of the process unless one is given; what a person can mend is one line and exit code 1."""
+    """Run a command, that of the process unless one is given; what a person can fix is one line and exit code 1."""
     try:
         app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
     except KeyboardInterrupt:
@@ -132,7 +132,7 @@ def console(*arguments: str) -> NoReturn:
     except SystemExit as end:
         code = end.code
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # its reader has closed it
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 

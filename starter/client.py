@@ -1,4 +1,4 @@
-"""The small client: all that an agent needs, over Temporal alone. Built-in agents enter by this door too.
+"""The small client: all that an agent needs, over Temporal alone. Built-in agents use it too.
 
 It signs what it sends, with the key file that NAUTILUS_AGENT_KEY names or the keys that it was given.
 
@@ -51,18 +51,18 @@ from schema.mistakes import in_one_line
 if TYPE_CHECKING:
     from starter.keys import AgentKey
 
-# What the server says of a run that has had 10,000 signals, and how long to wait for the next run.
+# The server's error for a run that has had 10,000 signals, and how long to wait for the next run.
 FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 
 Result = TypeVar("Result", bound=BaseModel)
 Sent = TypeVar("Sent", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
-# Where a message goes: a workflow id, or a status, which also says what run a signature must name: one request less.
+# Where a message goes: a workflow id, or a status, which also has the run that a signature must name: one request less.
 To = str | CycleStatus | TaskStatus
 
 
 class Refused(Exception):
-    """The cycle did not take a message; the text says what was expected."""
+    """A workflow did not accept a message; the text says what was expected."""
 
 
 class Listed(NamedTuple):
@@ -78,12 +78,12 @@ class Listed(NamedTuple):
 
     @classmethod
     def of(cls, execution: WorkflowExecution) -> Self:
-        def shown(name: str) -> str:
+        def attribute(name: str) -> str:
             return execution.typed_search_attributes.get(SearchAttributeKey.for_keyword(name), "")
 
-        task_type, phase, agent_id = shown(wire.TASK_TYPE) or PLATFORM_META, shown(wire.PHASE), shown(wire.AGENT)
-        opened, outcome, parameter = execution.start_time, shown(wire.OUTCOME), shown(wire.PARAMETER)
-        return cls(execution.id, task_type, phase, agent_id, opened, outcome, parameter)
+        task_type, phase = attribute(wire.TASK_TYPE) or PLATFORM_META, attribute(wire.PHASE)
+        agent_id, outcome, parameter = map(attribute, (wire.AGENT, wire.OUTCOME, wire.PARAMETER))
+        return cls(execution.id, task_type, phase, agent_id, execution.start_time, outcome, parameter)
 
 
 def opening(proposal: Proposal, key: "AgentKey | None") -> CycleRequest:
@@ -101,14 +101,19 @@ def registration(message: TypeRegistration, key: "AgentKey") -> TypeRegistration
 
 
 @contextmanager
-def _found(expected: str) -> Iterator[None]:
-    """Where there is no such workflow, Refused says what was expected."""
+def _refused_if_missing(expected: str) -> Iterator[None]:
+    """Raise Refused, with what was expected, where there is no such workflow."""
     try:
         yield
     except RPCError as error:
         if connection.is_missing(error):
             raise Refused(expected) from None
         raise
+
+
+def _cause(error: WorkflowFailureError) -> BaseException | None:
+    """What made a workflow fail: of a failed activity, the activity's own error."""
+    return error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
 
 
 class NautilusClient:
@@ -126,7 +131,7 @@ class NautilusClient:
         Raises ConnectionError where no server answers, and KeyFileError.
         """
         if not signers and (file := os.environ.get("NAUTILUS_AGENT_KEY")):
-            from starter import keys  # and cryptography with it, which nobody needs who signs nothing
+            from starter import keys  # and cryptography with it, which a client that does not sign need not load
 
             signers = (keys.read(Path(file)),)
         return cls(await connection.connect(data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
@@ -156,8 +161,8 @@ class NautilusClient:
         return (await self.temporal.count_workflows(query)).count
 
     async def status(self, cycle: str) -> CycleStatus:
-        """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is none."""
-        with _found(f"expected a cycle, but there is no workflow {cycle}"):
+        """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is no such cycle."""
+        with _refused_if_missing(f"expected a cycle, but there is no workflow {cycle}"):
             status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
         return status
 
@@ -174,25 +179,25 @@ class NautilusClient:
 
     async def place_bid(self, cycle: To, bid: Bid, wait: bool = True) -> Receipt | None:
         """Offer to investigate. Waiting (an update) raises Refused; else see `signal`."""
-        return await self._say(cycle, wire.PLACE_BID, bid, wait)
+        return await self._send(cycle, wire.PLACE_BID, bid, wait)
 
     async def submit_proposal(self, cycle: To, proposal: Proposal, wait: bool = True) -> Receipt | None:
         """Hand in the awarded proposal. Waiting (an update) raises Refused; else see `signal`."""
-        return await self._say(cycle, wire.SUBMIT_PROPOSAL, proposal, wait)
+        return await self._send(cycle, wire.SUBMIT_PROPOSAL, proposal, wait)
 
     async def cast_ballot(self, cycle: To, ballot: Ballot, wait: bool = True) -> Receipt | None:
         """Vote on the open proposal. Waiting (an update) raises Refused; else see `signal`."""
-        return await self._say(cycle, wire.CAST_BALLOT, ballot, wait)
+        return await self._send(cycle, wire.CAST_BALLOT, ballot, wait)
 
     async def signal(self, cycle: To, name: str, message: Sent) -> None:
-        """Send without waiting, even while no worker runs; `receipts` tells later what became of it.
+        """Send without waiting, even while no worker runs; `receipts` has the outcome later.
 
-        A run that a flood has filled takes no more until the cycle continues as new: then this tries again.
+        A run that a flood has filled accepts no more until the cycle continues as new: this tries again until then.
         """
         cycle, message = await self._signed(cycle, name, message)
         for pause_s in FULL_PAUSES_S:
             try:
-                with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
+                with _refused_if_missing(f"expected a cycle or a task that runs, but {cycle} does not"):
                     await self._handle(cycle).signal(name, message)
             except RPCError as error:
                 if FULL not in error.message:
@@ -202,17 +207,17 @@ class NautilusClient:
                 return
         raise Refused(f"expected {cycle} to continue as new, but it is full of messages")
 
-    async def _say(self, cycle: To, name: str, message: Sent, wait: bool) -> Receipt | None:
+    async def _send(self, to: To, name: str, message: Sent, wait: bool) -> Receipt | None:
         if wait:
-            workflow, signed = await self._signed(cycle, name, message)
-            return await self._send(workflow, name, signed)
-        await self.signal(cycle, name, message)
+            workflow, signed = await self._signed(to, name, message)
+            return await self._update(workflow, name, signed)
+        await self.signal(to, name, message)
         return None
 
     async def submit_task(self, request: TaskRequest) -> bool:
         """Ask the market for a task; False where the same was submitted before.
 
-        Raises Refused where the id is that of a task which was asked for otherwise: the first one stands.
+        Raises Refused where the id is that of a different task: the first one stands.
         """
         task_type = SearchAttributePair(SearchAttributeKey.for_keyword(wire.TASK_TYPE), request.task_type)
         try:
@@ -228,9 +233,8 @@ class NautilusClient:
             )
         except WorkflowAlreadyStartedError:
             before = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
-            if differs := [
-                name for name in TaskRequest.model_fields if getattr(before, name) != getattr(request, name)
-            ]:
+            differs = [name for name in TaskRequest.model_fields if getattr(before, name) != getattr(request, name)]
+            if differs:
                 came = f"another {' and another '.join(differs)} came"
                 raise Refused(
                     f"expected {request.task_id} as it was submitted before, which stands, but {came}; take another id"
@@ -239,8 +243,8 @@ class NautilusClient:
         return True
 
     async def task_status(self, task: str) -> TaskStatus:
-        """Where a task stands; `task` is its workflow id. Raises Refused where there is none."""
-        with _found(f"expected a task, but there is no workflow {task}"):
+        """Where a task stands; `task` is its workflow id. Raises Refused where there is no such task."""
+        with _refused_if_missing(f"expected a task, but there is no workflow {task}"):
             status: TaskStatus = await self._handle(task).query(wire.STATUS, result_type=TaskStatus)
         return status
 
@@ -249,12 +253,12 @@ class NautilusClient:
         return await self._end(task, TaskStatus, "task")
 
     async def heartbeat(self, task: To, beat: Heartbeat, wait: bool = True) -> Receipt | None:
-        """Say that one's executor is at work. Waiting (an update) raises Refused; else see `signal`."""
-        return await self._say(task, wire.HEARTBEAT, beat, wait)
+        """Report that one's executor is at work. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._send(task, wire.HEARTBEAT, beat, wait)
 
     async def submit_result(self, task: To, result: WorkResult, wait: bool = True) -> Receipt | None:
         """Hand in the awarded task. Waiting (an update) raises Refused; else see `signal`."""
-        return await self._say(task, wire.SUBMIT_RESULT, result, wait)
+        return await self._send(task, wire.SUBMIT_RESULT, result, wait)
 
     async def register_type(self, message: TypeRegistration) -> TaskTypeListing:
         """Add a task type that one's own executor does; it can be submitted and bid on at once. Raises Refused."""
@@ -269,20 +273,20 @@ class NautilusClient:
                 result_type=TaskTypeListing,
             )
         except WorkflowFailureError as error:
-            cause = error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
+            cause = _cause(error)
             if isinstance(cause, ApplicationError):
                 raise Refused(cause.message) from None
             raise
         return listing
 
     async def receipts(self, cycle: str) -> list[Receipt]:
-        """What became of the latest messages to a cycle or a task. Raises Refused where there is none."""
-        with _found(f"expected a cycle or a task, but there is no workflow {cycle}"):
-            found: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
-        return found
+        """What became of the latest messages to a cycle or a task. Raises Refused where there is no such workflow."""
+        with _refused_if_missing(f"expected a cycle or a task, but there is no workflow {cycle}"):
+            receipts: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
+        return receipts
 
     async def open_cycle(self, proposal: Proposal) -> str:
-        """Open a cycle at the vote, with a proposal of one's own; its workflow id. `result` tells how it ended.
+        """Open a cycle at the vote, with a proposal of one's own; its workflow id. `result` has how it ended.
 
         Raises Refused where a cycle is open on another proposal for this parameter.
         """
@@ -298,10 +302,10 @@ class NautilusClient:
                 static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
             )
         except WorkflowAlreadyStartedError:
-            there = (await self._started_with(cycle, CycleRequest)).request_id
-            if there != request.request_id:
+            other = (await self._started_with(cycle, CycleRequest)).request_id
+            if other != request.request_id:
                 raise Refused(
-                    f"expected no open cycle on {request.subject}, but {there} has one; wait for its end"
+                    f"expected no open cycle on {request.subject}, but {other} has one; wait for its end"
                 ) from None
         return cycle
 
@@ -313,7 +317,7 @@ class NautilusClient:
             act = Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds, exposure=exposure)
         except ValidationError as error:
             raise Refused(in_one_line(error)) from None
-        return await self._send(cycle, kind, act)
+        return await self._update(cycle, kind, act)
 
     async def result(self, cycle: str) -> CycleResult:
         """Wait for the end of a cycle. Raises Refused where it was terminated, or could not begin."""
@@ -321,65 +325,66 @@ class NautilusClient:
 
     async def _end(self, workflow: str, kind: type[Result], name: str) -> Result:
         try:
-            with _found(f"expected a {name}, but there is no workflow {workflow}"):
+            with _refused_if_missing(f"expected a {name}, but there is no workflow {workflow}"):
                 result: Result = await self.temporal.get_workflow_handle(workflow, result_type=kind).result()
         except WorkflowFailureError as error:
-            cause = error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
+            cause = _cause(error)
             reason = cause.message if isinstance(cause, ApplicationError) else cause
             raise Refused(f"expected a {name} that comes to an end of its own, but {workflow}: {reason}") from None
         return result
 
     async def follow(self, cycle: str, every_s: float = 1.0) -> AsyncIterator[CycleStatus]:
         """Each new state of a cycle until it has ended."""
-        seen: CycleStatus | None = None
-        while seen is None or seen.phase is not Phase.ENDED:
+        last: CycleStatus | None = None
+        while last is None or last.phase is not Phase.ENDED:
             status = await self.status(cycle)
-            if status != seen:
-                seen = status
+            if status != last:
+                last = status
                 yield status
             else:
                 await asyncio.sleep(every_s)
 
     async def _started_with(self, workflow: str, kind: type[Result]) -> Result:
-        """What a workflow was started with, from its history: neither a worker nor its end is waited for."""
+        """What a workflow was started with, from its history: this waits neither for a worker nor for its end."""
         async for event in self._handle(workflow).fetch_history_events(page_size=1):
-            asked = event.workflow_execution_started_event_attributes.input.payloads[:1]
-            (request,) = await self.temporal.data_converter.decode(asked, [kind])
+            payloads = event.workflow_execution_started_event_attributes.input.payloads[:1]
+            (request,) = await self.temporal.data_converter.decode(payloads, [kind])
             return cast(Result, request)
         raise Refused(f"expected a workflow {workflow}, but it has no history")
 
     async def first_run(self, cycle: str) -> str:
-        """The id of the first run of what goes on under this workflow id: what a signature is good for."""
-        with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
+        """The id of the first run of what runs under this workflow id: a signature is valid for it only."""
+        with _refused_if_missing(f"expected a cycle or a task that runs, but {cycle} does not"):
             return (await self._handle(cycle).describe()).raw_info.first_run_id
 
     async def _signed(self, to: To, kind: str, message: Sent) -> tuple[str, Sent]:
         """The workflow id, and the message signed for the run that the status shows, or else for the current one."""
-        cycle = to if isinstance(to, str) else to.workflow_id
-        if (key := self._key_of(message)) is None:
-            return cycle, message
+        workflow = to if isinstance(to, str) else to.workflow_id
+        key = self._key_of(message)
+        if key is None:
+            return workflow, message
         run_id = await self.first_run(to) if isinstance(to, str) else to.run_id
         try:
-            return cycle, key.sign(message, cycle, run_id, kind)
+            return workflow, key.sign(message, workflow, run_id, kind)
         except ValueError as error:
             raise Refused(f"expected a message that can be signed, but {error}") from None
 
     def _key_of(self, message: AgentMessage) -> "AgentKey | None":
-        """None where this client signs nothing, or somebody has signed. Raises Refused for a stranger's word."""
+        """None where this client signs nothing, or the message is signed. Raises Refused where it has no such key."""
         if not self._keys or message.signature is not None:
             return None
         if message.agent_id not in self._keys:
-            have = ", ".join(self._keys)
-            raise Refused(f"expected a message of {have}, whose key this client has, but it is of {message.agent_id}")
+            agents = ", ".join(self._keys)
+            raise Refused(f"expected a message of {agents}, whose key this client has, but it is of {message.agent_id}")
         return self._keys[message.agent_id]
 
     def _handle(self, cycle: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(cycle)
 
-    async def _send(self, cycle: str, name: str, message: object) -> Receipt:
+    async def _update(self, workflow: str, name: str, message: object) -> Receipt:
         try:
-            with _found(f"expected a cycle or a task that runs, but {cycle} does not"):
-                receipt: Receipt = await self._handle(cycle).execute_update(name, message, result_type=Receipt)
+            with _refused_if_missing(f"expected a cycle or a task that runs, but {workflow} does not"):
+                receipt: Receipt = await self._handle(workflow).execute_update(name, message, result_type=Receipt)
         except WorkflowUpdateFailedError as error:
             cause = error.cause
             raise Refused(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None

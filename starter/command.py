@@ -34,23 +34,23 @@ out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=F
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def _said(text: str) -> str:
+def _not_blank(text: str) -> str:
     if not text.strip():
         raise typer.BadParameter("expected a reason, but nothing came")
     return text
 
 
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.", callback=_said)]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.", callback=_not_blank)]
 # A container has a user and often no USER.
 Who = Annotated[str, typer.Option(help="Your name, for the ledger.", default_factory=getpass.getuser)]
 
 
 class CommandError(Exception):
-    """A mistake that the person at the keyboard can mend; the message is one line."""
+    """A mistake that the person at the keyboard can fix; the message is one line."""
 
 
 def new_table(name: str, *others: str) -> "Table":
-    """What a person copies into the next command stays in one piece; the rest wraps, and nothing is cut off."""
+    """A table whose first column, which a person copies into the next command, never wraps; the rest wraps."""
     from rich import box
     from rich.table import Column, Table
 
@@ -59,12 +59,12 @@ def new_table(name: str, *others: str) -> "Table":
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document. Flushed here, where a closed pipe is an answer and not a complaint at the exit."""
+    """Print one JSON document. Flushed here, where a closed pipe is an error that we handle, and not at the exit."""
     print(json.dumps(_plain(document), ensure_ascii=False), flush=True)  # noqa: T201
 
 
 def _plain(document: Any) -> Any:
-    """What JSON can carry: messages and named tuples are objects with their fields."""
+    """A document of JSON's types: messages and named tuples become objects with their fields."""
     if hasattr(document, "model_dump"):
         return document.model_dump(mode="json")
     if hasattr(document, "_asdict"):
@@ -72,7 +72,7 @@ def _plain(document: Any) -> Any:
     if isinstance(document, Mapping):
         return {name: _plain(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
-        return [_plain(each) for each in document]
+        return [_plain(item) for item in document]
     return document.isoformat() if isinstance(document, datetime) else document
 
 
@@ -85,15 +85,15 @@ def answer(as_json: bool, document: Any, in_words: Callable[[], object]) -> None
 
 
 def answer_rows(as_json: bool, rows: Sequence[T], columns: Columns[T], none: str) -> None:
-    """One JSON document of all rows, or a table with a cell for each column; `none` says why there is no row."""
+    """One JSON document of all rows, or a table with a cell for each column, or `none` where there is no row."""
 
-    def table() -> None:
-        shown = new_table(*columns)
+    def print_table() -> None:
+        table = new_table(*columns)
         for row in rows:
-            shown.add_row(*(str(cell(row)) for cell in columns.values()))
-        out.print(shown if rows else none, soft_wrap=not rows)
+            table.add_row(*(str(cell(row)) for cell in columns.values()))
+        out.print(table if rows else none, soft_wrap=not rows)
 
-    answer(as_json, rows, table)
+    answer(as_json, rows, print_table)
 
 
 async def status_of(
@@ -101,7 +101,7 @@ async def status_of(
 ) -> S:
     """The status of a cycle or task: of one that has ended from its result, which needs no worker.
 
-    `running` and `ended` are asked with a client and the workflow's id. Raises CommandError where there is no answer.
+    `running` and `ended` get a client and the workflow's id. Raises CommandError where there is no answer.
     """
     import asyncio
 
@@ -134,9 +134,9 @@ async def status_of(
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, bytes, int]]:
-    """Each line that holds something: its number, its text, and how many bytes of the file it takes.
+    """Each line that is not blank: its number, its text, and how many bytes of the file it takes.
 
-    A byte-order mark and line ends, of whatever kind, are no part of the text.
+    A byte-order mark and line ends of any kind are not part of the text.
     """
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -146,15 +146,15 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes, int]]:
 
 
 def log_beside() -> None:
-    """Have what is logged in this process go to standard error: standard output is the answer's."""
+    """Log to standard error in this process: standard output is for the answer."""
     import structlog
 
-    # Asked for at each line: what captures standard error may change.
+    # Looked up at each line: a test may replace standard error.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Do asynchronous work to its end, to Ctrl-C, or to SIGTERM: either way what it started is stopped in order."""
+    """Run asynchronous work to its end, to Ctrl-C, or to SIGTERM: in each case what it started is stopped in order."""
     import asyncio
     import signal
     import threading
@@ -165,7 +165,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         task = asyncio.current_task()
         assert task is not None
         # Python dies of SIGTERM at once, and the processes of a platform, each of a session of its own, would live on.
-        if threading.current_thread() is threading.main_thread():  # no other can hear of signals
+        if threading.current_thread() is threading.main_thread():  # no other thread receives signals
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 

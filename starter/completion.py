@@ -1,6 +1,6 @@
-"""Shell completion of what only a platform knows: anomalies, cycles, tasks, parameters, agents, ...
+"""Shell completion of a platform's own names: anomalies, cycles, tasks, parameters, agents, ...
 
-A completion is asked for while a person types: it answers within a second or not at all, and never with an error.
+A shell completes while a person types: this answers within a second or not at all, and never with an error.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ BREAKS = ":=@"
 
 
 def _offered(read: Callable[[], Iterable[str]]) -> list[str]:
-    """What `read` finds in time; it is left behind, as a daemon, where it takes longer."""
-    found: list[str] = []
+    """What `read` returns in time; where it takes longer, its thread is left behind as a daemon."""
+    names: list[str] = []
 
     def read_all() -> None:
-        # Whatever it is, a traceback in the line that somebody types would be worse.
+        # No error is worth a traceback in the line that a person types.
         with contextlib.suppress(Exception):
-            found.extend(read())
+            names.extend(read())
 
     reader = threading.Thread(target=read_all, daemon=True)
     reader.start()
     reader.join(PATIENCE_S)
-    return found[:MOST]
+    return names[:MOST]
 
 
 def parameters(incomplete: str) -> list[str]:
@@ -52,7 +52,7 @@ def subscribers(incomplete: str) -> list[str]:
 
 
 def task_types(incomplete: str) -> list[str]:
-    """The declared ones; those that agents have brought are for the market to list."""
+    """The declared ones; those that agents have brought are listed by the market."""
     from schema.declaration import declared_platform
 
     return _offered(lambda: [declared.name for declared in declared_platform().task_types])
@@ -87,11 +87,11 @@ def memories(incomplete: str) -> list[str]:
 
 
 def cycles(incomplete: str) -> list[str]:
-    """By their subjects, or as workflow ids where somebody begins one."""
+    """By their subjects, or as workflow ids where a person has begun to type one."""
     from schema import wire
 
-    found = _workflows(wire.IMPROVEMENT_CYCLE)
-    return [_bare(workflow) for workflow in found] + (found if incomplete else [])
+    workflow_ids = _workflows(wire.IMPROVEMENT_CYCLE)
+    return [_bare(workflow) for workflow in workflow_ids] + (workflow_ids if incomplete else [])
 
 
 def tasks(incomplete: str) -> list[str]:
@@ -117,7 +117,7 @@ def _bare(workflow: str) -> str:
 
 
 class _WholeWords(BashComplete):
-    """Bash takes `cycle:x` for three words: they are put together, and what it has already is left out of the answer.
+    """Bash takes `cycle:x` for three words: this joins them, and leaves out of the answer what is typed already.
 
     The same as `__ltrim_colon_completions` of bash-completion, which not every machine has.
     """
@@ -126,11 +126,11 @@ class _WholeWords(BashComplete):
         words = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
         whole: list[str] = []
         for word in words:
-            begins = not whole or not (re.fullmatch(f"[{BREAKS}]+", word) or whole[-1][-1:] in (*BREAKS,))
-            if begins:
-                whole.append(word)
-            else:
+            goes_on = re.fullmatch(f"[{BREAKS}]+", word) or (whole and whole[-1][-1:] in (*BREAKS,))
+            if whole and goes_on:
                 whole[-1] += word
+            else:
+                whole.append(word)
         return whole[1:-1], whole[-1]
 
     def format_completion(self, item: CompletionItem) -> str:

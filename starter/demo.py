@@ -1,4 +1,4 @@
-"""The demo: the article's story on this machine, with real tasks, a real fault and nobody's help.
+"""The demo: the article's story on this machine, with real tasks, a real fault and no person's help.
 
 Research asks a remote service for its passages, which `simulation.research_service` stands for. The platform is healthy
 until the service becomes slower, as remote services do: then about a third of all tasks are cut off at their limit.
@@ -44,7 +44,7 @@ from workflows.page import percent
 
 PLATFORM = Path(__file__).with_name("demo.toml")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Each is several times what it takes on a machine with other work to do; who waits sees all along what is going on.
+# Each is several times what it takes on a machine with other work to do; the narration shows progress meanwhile.
 FAULT_TIMEOUT_S = 120.0
 DETECTION_TIMEOUT_S = 180.0
 CYCLE_TIMEOUT_S = 300.0
@@ -108,11 +108,11 @@ async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | No
 
 @asynccontextmanager
 async def _everything(narration: Narration, settings: Settings) -> AsyncIterator[Stack]:
-    narration.say("A platform of research and option pricing. Research asks a remote service for what it reads.")
+    narration.report("A platform of research and option pricing. Research asks a remote service for what it reads.")
     async with AsyncExitStack() as entered:
         with narration.waiting("starting the research service, Temporal, a worker, six agents, and the traffic"):
             stack = await entered.enter_async_context(running(settings, Ports(free_port(), free_port(), embedded=True)))
-        narration.say(f"everything runs; Temporal web UI: {stack.web_ui}")
+        narration.report(f"everything runs; Temporal web UI: {stack.web_ui}")
         yield stack
 
 
@@ -125,12 +125,12 @@ async def _until_the_fault(narration: Narration, stack: Stack) -> datetime:
             if state["slower_at"] is not None:
                 slower_at = datetime.fromisoformat(state["slower_at"])
                 break
-            show(f"healthy so far: {_said(healthy)}")
+            show(f"healthy so far: {_formatted(healthy)}")
             await asyncio.sleep(POLL_S)
         else:
             raise TimeoutError(f"expected {FAULT_TIMEOUT_S:g} s of searches to be enough, but the service is as it was")
-    narration.say(f"healthy: {_said(healthy)}")
-    narration.say("now the research service becomes slower; nobody tells the agents")
+    narration.report(f"healthy: {_formatted(healthy)}")
+    narration.report("now the research service becomes slower; the agents are not notified")
     return slower_at
 
 
@@ -141,10 +141,9 @@ async def _until_detected(narration: Narration, client: NautilusClient, stack: S
     """
     with narration.waiting("tasks run into their limit") as show:
         for _ in _attempts(DETECTION_TIMEOUT_S):
-            cycles = [e async for e in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'")]
-            if cycles:
-                return cycles[0].id
-            show(f"since the service is slower: {_said(_counts(stack, since))}")
+            async for cycle in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'"):
+                return cycle.id
+            show(f"since the service is slower: {_formatted(_counts(stack, since))}")
             await asyncio.sleep(POLL_S)
     raise TimeoutError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
@@ -156,7 +155,7 @@ async def _until_ended(narration: Narration, client: NautilusClient, stack: Stac
         for _ in _attempts(CYCLE_TIMEOUT_S):
             status = await client.status(cycle)
             for line in status.story[lines_shown:]:
-                narration.say(line)
+                narration.report(line)
             lines_shown = len(status.story)
             if status.phase is Phase.ENDED:
                 return await client.result(cycle)
@@ -166,7 +165,7 @@ async def _until_ended(narration: Narration, client: NautilusClient, stack: Stac
 
 
 def _attempts(timeout_s: float) -> Iterator[None]:
-    """As many turns as fit in `timeout_s`; whoever takes them pauses in between."""
+    """As many turns as fit in `timeout_s`; the caller pauses in between."""
     deadline = monotonic() + timeout_s
     while monotonic() < deadline:
         yield
@@ -182,13 +181,13 @@ def _counts(stack: Stack, since: datetime, until: datetime | None = None) -> Cou
         return counts_of_started(session, since, until)
 
 
-def _said(counts: Counts) -> str:
+def _formatted(counts: Counts) -> str:
     return f"{counts.successes} of {counts.tasks} tasks succeed ({percent(counts)})"
 
 
 def _failure(expected: str, stack: Stack, platform: Platform, home: Path) -> str:
     """One line: what was expected, what was seen of each task type, what to try, where the logs are."""
-    seen: list[str] = []
+    observed: list[str] = []
     defaults = {parameter.key: parameter.default for parameter in platform.parameters}
     with stack.database.reading() as session:
         for name, track in rollups(session, EPOCH, datetime.now(UTC)).items():
@@ -196,10 +195,11 @@ def _failure(expected: str, stack: Stack, platform: Platform, home: Path) -> str
             durations = measures(whole)
             limit = next((t.timeout_parameter for t in platform.task_types if t.name == name), None)
             quantiles = f"median {durations.p50_duration_s or 0:.2f} s, p95 {durations.p95_duration_s or 0:.2f} s"
-            seen.append(f"{name}: {_said(whole.counts)}, {quantiles} against a limit of {defaults.get(limit or '')} s")
+            limit_s = defaults.get(limit or "")
+            observed.append(f"{name}: {_formatted(whole.counts)}, {quantiles} against a limit of {limit_s} s")
     return (
-        f"{expected}; seen: {'; '.join(seen) or 'no task at all'}. Try again, on a machine with less other work if the "
-        f"tasks are few or the prices take seconds. The logs are in {home}"
+        f"{expected}; seen: {'; '.join(observed) or 'no task at all'}. Try again, on a machine with less other work if "
+        f"the tasks are few or the prices take seconds. The logs are in {home}"
     )
 
 
@@ -247,14 +247,16 @@ async def _summary(
     if broken is not None:
         raise DemoError(f"expected a ledger that holds, but {broken}")
     design, reading, tally = status.design, end.reading if end else None, status.tally
-    before = design.baseline if design else status.anomaly.observed if status.anomaly else Counts()
+    anomaly = status.anomaly
+    observed = anomaly.observed if anomaly else Counts()
+    before = design.baseline if design else observed
     return {
         "outcome": status.ending.value if status.ending else "none",
         "workflow_id": cycle,
         "run_id": described.run_id,
         "web_ui": page_url(stack.web_ui, cycle, described.run_id),
-        "metric": status.anomaly.metric if status.anomaly else None,
-        "task_type": status.anomaly.task_type if status.anomaly else None,
+        "metric": anomaly.metric if anomaly else None,
+        "task_type": anomaly.task_type if anomaly else None,
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,

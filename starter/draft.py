@@ -1,4 +1,4 @@
-"""The draft of a `platform.toml` for an operator's own platform: from what they say, or from past outcomes.
+"""The draft of a `platform.toml` for an operator's own platform: from their options, or from past outcomes.
 
 A draft never guesses quietly: what it derives stands in the file with the numbers that it was derived from. Rates and
 durations set windows, bounds and the floor; how sure a verdict must be is never derived.
@@ -35,11 +35,11 @@ SYNTAX = (
 UNITS = {"_s": "s", "_ms": "ms"}
 # One proposal may go a fifth of the way from bound to bound: some steps to anywhere, none across everything.
 STEPS = 5
-# The fewest tasks that say something of a type's rate or durations.
+# The fewest tasks from which a type's rate or durations can be estimated.
 ENOUGH_TASKS = 50
-# So many tasks in one interval tell a drop to two thirds within some intervals.
+# With this many tasks an interval, a drop to two thirds is detected within some intervals.
 TASKS_PER_INTERVAL = 20
-# Shorter ones would be many to read and to keep: roll-ups are kept for more than a year.
+# Shorter intervals would be many to read and to keep: roll-ups are kept for more than a year.
 INTERVALS_S = (300, 900, 3_600)
 
 
@@ -49,7 +49,7 @@ class DraftError(ValueError):
 
 @dataclass
 class TypeHistory:
-    """What past outcomes say of one task type; durations are counted, not kept, however long the file is."""
+    """The past outcomes of one task type; durations are counted, not kept, however long the file is."""
 
     tasks: int = 0
     successes: int = 0
@@ -74,7 +74,7 @@ class TypeHistory:
 
     @property
     def is_mostly_cut_off(self) -> bool:
-        """Whether most failures are of the limit: a fault that a cycle can mend, and no reason for a lower floor."""
+        """Whether most failures are of the limit: a fault that a cycle can fix, and no reason for a lower floor."""
         return 2 * self.cut_off_s.total() >= self.tasks - self.successes
 
     @property
@@ -95,26 +95,28 @@ class Draft(NamedTuple):
 def drafted(
     task_types: Sequence[str], parameters: Sequence[str], histories: Mapping[str, TypeHistory], pace: Pace
 ) -> Draft:
-    """A draft of what somebody said and, of what they did not say, of what past outcomes show; raises DraftError."""
+    """A draft of what the operator declared; past outcomes fill in the rest. Raises DraftError."""
     for name in task_types:
         if task_types.count(name) > 1:
             raise DraftError(f"--task-type {name}: expected every task type once, but it came twice")
     names = [*histories, *(name for name in task_types if name not in histories)]
-    found = {}
+    by_key: dict[str, Parameter] = {}
     for text in parameters:
-        one = parameter(text, names)
-        if one.key in found:
-            raise DraftError(f"--parameter {text}: expected every parameter once, but {one.key} came twice")
-        found[one.key] = one
+        declared = parameter(text, names)
+        if declared.key in by_key:
+            raise DraftError(f"--parameter {text}: expected every parameter once, but {declared.key} came twice")
+        by_key[declared.key] = declared
     reasons = dict[str, str]()
     for name, history in histories.items():
-        limit = _limit(name, history)
-        if limit is not None and limit[0].key not in found:
-            found[limit[0].key], reasons[limit[0].key] = limit
-    observatory, cycle, why = _rules_for(histories, pace)
-    return Draft(
-        tuple(task_type(name, found) for name in names), tuple(found.values()), observatory, cycle, reasons | why
-    )
+        derived = _limit(name, history)
+        if derived is None:
+            continue
+        limit, reason = derived
+        if limit.key not in by_key:
+            by_key[limit.key], reasons[limit.key] = limit, reason
+    observatory, cycle, rule_reasons = _rules_for(histories, pace)
+    types = tuple(task_type(name, by_key) for name in names)
+    return Draft(types, tuple(by_key.values()), observatory, cycle, reasons | rule_reasons)
 
 
 def task_type(name: str, keys: Iterable[str] = ()) -> TaskTypeDeclaration:
@@ -140,7 +142,8 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         raise DraftError(
             f"--parameter {text}: expected a task type before the point or after an @ ({known}), but {unknown[0]} came"
         )
-    fields = {"key": key, "task_types": types, "unit": next((u for end, u in UNITS.items() if key.endswith(end)), "")}
+    unit = next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
+    fields = {"key": key, "task_types": types, "unit": unit}
     try:
         return Parameter.model_validate(fields | _values(key, default, bounds))
     except ValidationError as error:
@@ -157,7 +160,8 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
     if not bounds:
         return {"kind": ParameterKind.BOOLEAN, "default": {"true": True, "false": False}[default.lower()]}
     if ".." not in bounds:
-        return {"kind": ParameterKind.CHOICE, "default": default, "choices": [one.strip() for one in bounds.split("|")]}
+        choices = [choice.strip() for choice in bounds.split("|")]
+        return {"kind": ParameterKind.CHOICE, "default": default, "choices": choices}
     minimum, _, maximum = bounds.partition("..")
     numbers = (default, minimum, maximum)
     is_whole = all(re.fullmatch(r"[+-]?\d+", number.strip()) for number in numbers)
@@ -182,48 +186,47 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
 
 
 def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
-    """The limit of a type, as its outcomes show it, and why; None where too few succeeded to say."""
+    """The limit of a type, as its outcomes show it, and the reason; None where too few succeeded."""
     middle, late = (quantile(history.durations, share) for share in (0.5, 0.99))
     if middle is None or late is None or history.successes < ENOUGH_TASKS:
         return None
     usual_s, slow_s = value(middle), value(late)
-    seen = f"half of the successes took under {usual_s:.3g} s, 99% under {slow_s:.3g} s"
+    reason = f"half of the successes took under {usual_s:.3g} s, 99% under {slow_s:.3g} s"
     if history.cut_off_s:
         [(default, _)] = history.cut_off_s.most_common(1)
-        seen += f"; {history.cut_off_s.total():,} of {history.tasks:,} were cut off, most of them at {default:g} s"
+        reason += f"; {history.cut_off_s.total():,} of {history.tasks:,} were cut off, most of them at {default:g} s"
     else:
         default = _rounded(3 * slow_s)
-        seen += "; none was cut off: three times that, because your limit is not known"
+        reason += "; none was cut off: three times that, because your limit is not known"
     default = max(default, 0.001)
-    least, most = min(_rounded(usual_s), default / 2), max(10 * default, _rounded(10 * slow_s))
     limit = Parameter(
         key=f"{name}.timeout_s",
         kind=ParameterKind.FLOAT,
         default=default,
-        minimum=least,
-        maximum=most,
+        minimum=min(_rounded(usual_s), default / 2),
+        maximum=max(10 * default, _rounded(10 * slow_s)),
         largest_change=_rounded(2 * default),
         unit="s",
         description=f"a {name} task is cut off after this long",
         task_types=(name,),
     )
-    return limit, seen
+    return limit, reason
 
 
 def _rules_for(
     histories: Mapping[str, TypeHistory], pace: Pace
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """The rules of looking and of experiments that differ from the defaults, with their reasons by `section.key`.
+    """The rules of detection and experiments that differ from the defaults, with their reasons by `section.key`.
 
-    At trial pace windows are the pace's: what is derived would go before them.
+    At trial pace the windows are the pace's: derived ones would override them.
     """
     observatory, cycle, reasons = dict[str, Any](), dict[str, Any](), dict[str, str]()
-    # What hardly ever comes must not set the windows of everything.
-    known = {name: history for name, history in histories.items() if history.tasks >= ENOUGH_TASKS} or histories
-    if not known:
+    # A type with hardly any tasks must not set the windows of all.
+    frequent = {name: history for name, history in histories.items() if history.tasks >= ENOUGH_TASKS} or histories
+    if not frequent:
         return observatory, cycle, reasons
     defaults, rules = ObservatoryRules(), CycleRules()
-    per_day = {name: _per_day(history) for name, history in known.items()}
+    per_day = {name: _per_day(history) for name, history in frequent.items()}
     everything, rarest = sum(per_day.values()), min(per_day, key=lambda name: per_day[name])
     few = f"{rarest} has {per_day[rarest]:,.3g} tasks a day"
     if pace is not Pace.TRIAL:
@@ -241,13 +244,14 @@ def _rules_for(
     if per_day[rarest] < defaults.floor_window_tasks:
         observatory["floor_window_tasks"] = 20
         reasons["observatory.floor_window_tasks"] = f"{few}: {defaults.floor_window_tasks} would be more than a day"
-    worst = min(known, key=lambda name: known[name].rate)
-    if known[worst].rate < defaults.success_floor + 0.05 and not known[worst].is_mostly_cut_off:
-        observatory["success_floor"] = max(0.05, round(known[worst].rate - 0.1, 2))
+    worst = min(frequent, key=lambda name: frequent[name].rate)
+    history = frequent[worst]
+    if history.rate < defaults.success_floor + 0.05 and not history.is_mostly_cut_off:
+        observatory["success_floor"] = max(0.05, round(history.rate - 0.1, 2))
         reasons["observatory.success_floor"] = (
-            f"{worst} succeeds at {known[worst].rate:.0%}, and {defaults.success_floor:.0%} would be a standing anomaly"
+            f"{worst} succeeds at {history.rate:.0%}, and {defaults.success_floor:.0%} would be a standing anomaly"
         )
-    longest_s = max(history.longest_s for history in known.values())
+    longest_s = max(history.longest_s for history in frequent.values())
     patience_s = TRIAL["cycle"]["pending_cutoff_s"] if pace is Pace.TRIAL else rules.pending_cutoff_s
     if 3 * longest_s > patience_s:
         cycle["pending_cutoff_s"] = _rounded(3 * longest_s)
@@ -260,12 +264,12 @@ def _rules_for(
 def _per_day(history: TypeHistory) -> float:
     assert history.first is not None
     assert history.last is not None
-    # A file of one hour says nothing of a day: at least that much is taken for its span.
+    # The span is taken to be an hour at least: a rate of a shorter file would say little of a day.
     return history.tasks * DAY_S / max((history.last - history.first).total_seconds(), 3_600)
 
 
 def _rounded(number: float) -> float:
-    """Two significant digits: more would look as if they were known."""
+    """Two significant digits: more would suggest a precision that there is not."""
     return float(f"{number:.2g}")
 
 
@@ -279,7 +283,7 @@ EXAMPLE = """\
 # minimum = 10.0
 # maximum = 600.0
 # largest_change = 120.0    # per proposal
-# risk = "low"              # of high risk: fewer tasks take part, and two thirds of the votes are needed
+# risk = "low"              # at high risk, fewer tasks take part, and two thirds of the votes are needed
 # task_types = ["{name}"]
 """
 
@@ -288,7 +292,7 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     """The file, with a comment on each section and the reason beside each value that was derived."""
     lines = [
         "# What Nautilus watches and may tune on this platform. Agents can tune nothing else, and never this file.",
-        "# `nautilus check` says what is wrong in it, and what it declares.",
+        "# `nautilus check` reports what is wrong in it, and what it declares.",
         "",
         f"# How far the platform goes by itself: {MODES}.",
         f'mode = "{mode}"',
@@ -301,15 +305,15 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     for declaration in draft.task_types:
         lines += ["[[task_types]]", *_pairs(declaration.model_dump(mode="json", exclude_defaults=True)), ""]
     lines += ["# What agents may tune: within the bounds, and by no more than largest_change per proposal."]
-    for one in draft.parameters:
-        lines += [f"# {draft.reasons[one.key]}."] if one.key in draft.reasons else []
-        fields = one.model_dump(mode="json", exclude_defaults=True) | {"risk": one.risk.value}
-        if one.kind is ParameterKind.INTEGER:
+    for parameter in draft.parameters:
+        lines += [f"# {draft.reasons[parameter.key]}."] if parameter.key in draft.reasons else []
+        fields = parameter.model_dump(mode="json", exclude_defaults=True) | {"risk": parameter.risk.value}
+        if parameter.kind is ParameterKind.INTEGER:
             fields |= {key: int(fields[key]) for key in ("minimum", "maximum", "largest_change")}
         lines += ["[[parameters]]", *_pairs(fields), ""]
     if not draft.parameters:
         lines += [EXAMPLE.format(name=draft.task_types[0].name)]
-    lines += _section("observatory", "When it looks, and what it calls bad", draft.observatory, draft.reasons)
+    lines += _section("observatory", "When it measures, and what it calls bad", draft.observatory, draft.reasons)
     if (interval_s := draft.observatory.get("interval_s")) is not None:
         lines += ["# Each interval is judged when it has ended.", "[[schedules]]"]
         lines += [*_pairs({"id": JobId.METRICS_SNAPSHOT.value, "every_s": interval_s, "budget_s": 30}), ""]
@@ -319,16 +323,20 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
 
 def _section(name: str, what: str, values: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     if not values:
-        return [f"# {what}: the defaults of the pace, unless you say otherwise here.", f"# [{name}]", ""]
-    pairs = (f"{pair}  # {reasons[f'{name}.{key}']}" for key in values for pair in _pairs({key: values[key]}))
+        return [f"# {what}: the defaults of the pace, unless they are set here.", f"# [{name}]", ""]
+    pairs = [f"{_pair(key, item)}  # {reasons[f'{name}.{key}']}" for key, item in values.items()]
     return [f"# {what}.", f"[{name}]", *pairs, ""]
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[str]:
+    return [_pair(key, item) for key, item in fields.items()]
+
+
+def _pair(key: str, item: Any) -> str:
     # Text, numbers, truth and lists of text are written alike in JSON and in TOML.
-    return [f"{key} = {json.dumps(item, ensure_ascii=False)}" for key, item in fields.items()]
+    return f"{key} = {json.dumps(item, ensure_ascii=False)}"
 
 
 def sets_windows(draft: Draft) -> bool:
-    """Whether the file sets windows itself, which go before those of the trial pace."""
+    """Whether the file sets windows itself, which override those of the trial pace."""
     return any(draft.observatory.keys() & TRIAL["observatory"].keys()) or "max_tasks" in draft.cycle

@@ -12,12 +12,12 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-# Long enough not to flood a log, short enough that nobody takes the work for dead.
+# Long enough not to flood a log, short enough that the work does not look dead.
 LINE_EVERY_S = 10.0
 
 
 class Narration:
-    """Tells on `console` what happens and what is waited for."""
+    """Shows on `console` what happens and what is waited for."""
 
     def __init__(self, console: Console, line_every_s: float = LINE_EVERY_S) -> None:
         self.console = console
@@ -25,8 +25,8 @@ class Narration:
         self._started_at = monotonic()
         self._last_line_at = self._started_at
 
-    def say(self, text: str) -> None:
-        """One step of the story, which stays."""
+    def report(self, text: str) -> None:
+        """Print one step of the story, which stays."""
         self._last_line_at = monotonic()
         if not self.console.is_terminal:
             text = f"[{self._last_line_at - self._started_at:5.0f} s] {text}"
@@ -43,16 +43,16 @@ class Narration:
             return
         waited_for = [text]
         over = threading.Event()
-        # A thread: what is waited for may be an import or a start-up, during which nobody calls.
-        speaker = threading.Thread(target=self._speak_until, args=(over, waited_for), name="narration", daemon=True)
-        speaker.start()
+        # A thread: what is waited for may be an import or a start-up, which makes no calls meanwhile.
+        reporter = threading.Thread(target=self._report_until, args=(over, waited_for), name="narration", daemon=True)
+        reporter.start()
         try:
             yield lambda new_text: waited_for.__setitem__(0, new_text)
         finally:
             over.set()
-            speaker.join()
+            reporter.join()
 
-    def _speak_until(self, over: threading.Event, waited_for: list[str]) -> None:
+    def _report_until(self, over: threading.Event, waited_for: list[str]) -> None:
         while not over.wait(max(0.0, self._last_line_at + self._line_every_s - monotonic())):
             if monotonic() - self._last_line_at >= self._line_every_s:
-                self.say(f"... {waited_for[0]}")
+                self.report(f"... {waited_for[0]}")

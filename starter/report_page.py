@@ -1,6 +1,6 @@
 """The report as one self-contained page: no script, no request, and a policy that forbids both.
 
-The template escapes all that it shows: whatever agents and people wrote can only ever be text. Their words are isolated
+The template escapes all that it shows: what agents and people wrote can only ever be text. Their words are isolated
 (`bdi`), so that right-to-left writing stays where it is, and cut to what a person reads.
 """
 
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ from schema.messages.observatory import Counts, Interval
 from schema.messages.report import ExperimentRecord, Report
 
 HERE = Path(__file__).parent
-# What is read of somebody's words; the ledger has all of them.
+# The characters shown of a text by an agent or a person; the ledger has all of it.
 LONGEST = 400
-# Beyond e = a million in either direction the eye learns nothing more.
+# Beyond e = a million in either direction a chart shows nothing more.
 MOST_LOG_E = 14.0
 
 Points = Sequence[tuple[float, float]]
@@ -34,18 +35,18 @@ Ticks = Sequence[tuple[float, str]]
 
 
 class Mark(NamedTuple):
-    """Something that happened at `x`, with a sign and the words for it."""
+    """Something that happened at `x`, with a sign and a description."""
 
     x: float
     kind: str
     sign: str
-    says: str
+    description: str
 
 
 class Chart(NamedTuple):
     """Lines and bands in the data's own units; `across` and `up` are what the axes span, within fixed margins."""
 
-    says: str
+    description: str
     width: int
     height: int
     across: tuple[float, float]
@@ -111,11 +112,11 @@ def page(facts: Report) -> str:
     )
 
 
-# ---- what the template says
+# ---- the template's filters
 
 
 def words(foreign: str) -> Markup:
-    """What somebody wrote: one line, isolated, and cut. A name stays in one piece where there is room for it."""
+    """What an agent or a person wrote: one line, isolated, and cut. A name stays in one piece where there is room."""
     line = one_line(foreign, LONGEST)
     return Markup('<bdi class="{}">{}</bdi>').format("words" if " " in line or len(line) > 44 else "name", line)
 
@@ -146,39 +147,36 @@ def points(difference: float) -> str:
 
 def rates(facts: Report, name: str, track: Sequence[Interval], width: int, height: int, dates: int) -> Chart:
     """The success rate of a task type, or of the platform, in its 95 % band, broken where nothing was recorded."""
-    # One scale for all, or the eye compares what cannot be compared.
-    lowest = min((wilson(i.counts.successes, i.counts.tasks)[0] for t in facts.tracks.values() for i in t), default=0)
-    low = math.floor(min(lowest, 0.6) * 5) / 5
-    runs: list[list[Interval]] = []
-    for one in track:
-        near = runs and (one.start - runs[-1][-1].start).total_seconds() <= 1.5 * facts.interval_s
-        runs[-1].append(one) if near else runs.append([one])
-    # From the first record on: a young platform is no empty fortnight.
+    # One scale for all charts, because a reader compares them.
+    low = math.floor(min(_lowest_bound(facts), 0.6) * 5) / 5
+    # From the first record on: before it, a young platform has nothing to show.
     since = min((t[0].start for t in facts.tracks.values() if t), default=facts.since)
     until = facts.until.timestamp()
 
     def line(run: list[Interval], figures: Sequence[float]) -> list[tuple[float, float]]:
         """Through the middles, from the first interval's start to the last one's end."""
-        starts = [one.start.timestamp() for one in run]
+        starts = [interval.start.timestamp() for interval in run]
         middles = [start + facts.interval_s / 2 for start in starts]
         at = [min(x, until) for x in (starts[0], *middles, starts[-1] + facts.interval_s)]
         return list(zip(at, [figures[0], *figures, figures[-1]], strict=True))
 
     lines, bands = [], []
-    for run in runs:
-        lows, highs = zip(*(wilson(one.counts.successes, one.counts.tasks) for one in run), strict=True)
-        lines.append(line(run, [one.counts.rate or 0.0 for one in run]))
+    for run in _unbroken(track, facts.interval_s):
+        intervals = [wilson(interval.counts.successes, interval.counts.tasks) for interval in run]
+        lows, highs = zip(*intervals, strict=True)
+        lines.append(line(run, [interval.counts.rate or 0.0 for interval in run]))
         bands.append(line(run, highs) + line(run, lows)[::-1])
     marks = []
     for number, change in enumerate(reversed(facts.changes), 1):
         if not name or name in change.task_types:
             kind, sign = ("rollback", "▼") if change.rolled_back else ("promotion", "▲")
-            made, at = change.promotion, max(change.at, since).timestamp()
-            says = f"{number}: {made.parameter} {swap(change.before, made.value)}, {change.at:%d %b %H:%M}"
-            marks.append(Mark(at, kind, f"{sign}{number}", says))
+            promotion, at = change.promotion, max(change.at, since).timestamp()
+            values = swap(change.before, promotion.value)
+            text = f"{number}: {promotion.parameter} {values}, {change.at:%d %b %H:%M}"
+            marks.append(Mark(at, kind, f"{sign}{number}", text))
     kinds = [mark.kind for mark in marks]
     span = facts.until - since
-    form = "%H:%M" if span <= timedelta(days=1) else "%d %b"
+    date_format = "%H:%M" if span <= timedelta(days=1) else "%d %b"
     ticks = [since + span * n / (dates - 1) for n in range(dates)]
     return Chart(
         f"Success rate of {name or 'the platform'} in intervals of {lasted(facts.interval_s)}; "
@@ -186,7 +184,7 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
         *(width, height),
         across=(since.timestamp(), until),
         up=(low, 1.0),
-        x_ticks=[(date.timestamp(), f"{date:{form}}") for date in ticks],
+        x_ticks=[(date.timestamp(), f"{date:{date_format}}") for date in ticks],
         y_ticks=[(n / 5, f"{n / 5:.0%}") for n in range(round(5 * low), 6)],
         dashed=facts.success_floor,
         lines=lines,
@@ -195,10 +193,29 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
     )
 
 
+def _lowest_bound(facts: Report) -> float:
+    """The lowest bound of any band on the page."""
+    counts = [interval.counts for interval in chain(*facts.tracks.values())]
+    return min((low for low, _ in (wilson(c.successes, c.tasks) for c in counts)), default=0)
+
+
+def _unbroken(track: Sequence[Interval], interval_s: float) -> list[list[Interval]]:
+    """The intervals in runs; where nothing was recorded between two, another run begins."""
+    runs: list[list[Interval]] = []
+    for interval in track:
+        if runs and (interval.start - runs[-1][-1].start).total_seconds() <= 1.5 * interval_s:
+            runs[-1].append(interval)
+        else:
+            runs.append([interval])
+    return runs
+
+
 def evidence(record: ExperimentRecord) -> Chart:
     """How the evidence grew with the tasks, against the threshold that suffices whatever the horizon."""
     design: ExperimentDesign = record.design
-    enough, logs, tasks = math.log(1 / design.alpha), [log_e for _, log_e in record.evidence], record.evidence[-1][0]
+    enough = math.log(1 / design.alpha)
+    tasks, _ = record.evidence[-1]
+    logs = [log_e for _, log_e in record.evidence]
     return Chart(
         f"Running evidence: e = {math.exp(min(700.0, logs[-1])):.3g} after {tasks} tasks; "
         f"{1 / design.alpha:.0f} suffices for any horizon, a calibrated threshold may be lower.",

@@ -53,20 +53,20 @@ class Server:
 def binary() -> Path:
     """The `temporal` executable: the wheel puts it beside this environment's scripts, where PATH may not look."""
     beside = Path(sysconfig.get_path("scripts")) / "temporal"
-    found = beside if beside.exists() else shutil.which("temporal")
-    if found is None:
+    executable = beside if beside.exists() else shutil.which("temporal")
+    if executable is None:
         raise ServerError("expected the temporal executable, but it is not installed; run `make setup`")
-    return Path(found)
+    return Path(executable)
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, below those that the system gives to whoever connects somewhere."""
+    """A port that is free now, below those that the system gives to outgoing connections."""
     return next(port for port in random.sample(range(20_000, 32_768), 1_000) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was closed a moment ago is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
         with contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return True
@@ -78,10 +78,10 @@ async def dev_server(
     home: Path, port: int, ui_port: int, database_file: bool = True, options: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
-    for wanted in (port, ui_port):
-        if not _is_free(wanted):
-            # A server that cannot listen dies, but the one that is there already would answer for it.
-            raise ServerError(f"expected a free port for the Temporal server, but something listens on {wanted}")
+    for number in (port, ui_port):
+        if not _is_free(number):
+            # A server that cannot listen dies, but the one that listens already would answer for it.
+            raise ServerError(f"expected a free port for the Temporal server, but something listens on {number}")
     log = home / "temporal.log"
     arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
     arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
@@ -132,7 +132,7 @@ async def retain(client: Client) -> None:
 
 
 async def prepare(client: Client) -> None:
-    """Make our namespace, its retention and the search attributes exist; doing it twice is doing it once."""
+    """Make our namespace, its retention and the search attributes exist; idempotent."""
     try:
         await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
     except RPCError as error:
@@ -143,11 +143,11 @@ async def prepare(client: Client) -> None:
         await client.workflow_service.register_namespace(
             RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
         )
-    known = await _once_listed(client)
+    listed = await _search_attributes(client)
     missing = {
         name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
         for name in wire.SEARCH_ATTRIBUTES
-        if name not in known.custom_attributes
+        if name not in listed.custom_attributes
     }
     if missing:
         await client.operator_service.add_search_attributes(
@@ -155,8 +155,8 @@ async def prepare(client: Client) -> None:
         )
 
 
-async def _once_listed(client: Client) -> ListSearchAttributesResponse:
-    """The search attributes, once the whole server has heard of the namespace: some seconds after it was made."""
+async def _search_attributes(client: Client) -> ListSearchAttributesResponse:
+    """The search attributes, once every part of the server knows the namespace: some seconds after it was made."""
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while True:
         try:

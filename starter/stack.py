@@ -79,7 +79,7 @@ async def connect(server: Server) -> Client:
 async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     """Set everything up and run it for the length of the context.
 
-    The server is the one that the SDK's configuration names, else (or where `ports` insist) the embedded one.
+    The server is the one that the SDK's configuration names, else (or where `ports.embedded`) the embedded one.
     """
     platform = declared_platform(settings)
     wanted = cron.jobs(platform)
@@ -105,13 +105,12 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         register_own(database, settings.home, now)
         await cron.apply(client, wanted)
         await start_bus(client, database, platform)
-        # Asked here, because the worker has the same environment, and a person looks at this terminal.
-        wrong = await asyncio.to_thread(mistakes, platform)
+        # Checked here, because the worker has the same environment, and a person reads this terminal.
+        delivery_mistakes = await asyncio.to_thread(mistakes, platform)
         environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
-        every_s = f"{agents_every_s(platform):g}"
         commands = {
             "worker": ["-m", "starter", "worker"],
-            "agents": ["-m", "starter", "agent", "run", "--every-s", every_s],
+            "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
         }
         if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
@@ -120,7 +119,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         for name, command in commands.items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
-        yield Stack(client, database, server.web_ui, environment, platform.pace, wrong, settings.resolver_refresh_s)
+        refresh_s = settings.resolver_refresh_s
+        yield Stack(client, database, server.web_ui, environment, platform.pace, delivery_mistakes, refresh_s)
 
 
 @asynccontextmanager
@@ -164,14 +164,14 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def agents_every_s(platform: Platform) -> float:
-    """Seconds between the agents' own looks: several in the shortest window. The autonomy scan comes on top."""
+    """Seconds between the agents' own scans: several in the shortest window. The autonomy scan comes on top."""
     rules = platform.cycle
     windows = (rules.bid_window_s, rules.proposal_window_s, rules.voting_window_s, platform.market.bid_window_s)
     return min(30.0, max(1.0, min(windows) / 15))
 
 
 def register_own(database: Database, home: Path, at: datetime) -> None:
-    """Give each built-in agent its key and let it in: our own agents are the one thing that `up` vouches for.
+    """Register each built-in agent with its key: they are the only agents that `up` registers.
 
     Raises ValueError where a key in force is not the one in `home`: another installation uses this database.
     """

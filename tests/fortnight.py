@@ -220,7 +220,7 @@ class Fortnight:
             return
         yield
         if plan is None or anomaly.metric != "success_rate":
-            self._end(cycle_id, request.subject, Ending.NO_BIDS, "nobody bid on the meta-task")
+            self._end(cycle_id, request.subject, Ending.NO_BIDS, "no agent bid on the meta-task")
             return
         award = Award(
             cycle_id=cycle_id,

@@ -445,7 +445,7 @@ async def improved(
         request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
         await client.temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
         running = asyncio.create_task(
-            run_agents(client, agents, every_s=0.2, mine=lambda task: task.workflow_id == cycle)
+            run_agents(client, agents, every_s=0.2, may_visit=lambda task: task.workflow_id == cycle)
         )
         platform_runs = asyncio.create_task(asyncio.to_thread(traffic))
         try:
@@ -471,7 +471,7 @@ async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
         failing = [builders.outcome(f"t-{n}", n % 2 > 0, now - timedelta(seconds=5)) for n in range(90)]
         record_outcomes(session, failing, 1)
     client = NautilusClient(temporal, task_queue)
-    watcher = watching.Watcher(client, ROSTER, mine=lambda listed: listed.workflow_id in (stalled, healthy))
+    watcher = watching.Watcher(client, ROSTER, may_visit=lambda listed: listed.workflow_id in (stalled, healthy))
 
     async def bids() -> int:
         while not {stalled, healthy} <= {listed.workflow_id for listed in await client.meta_tasks(Phase.BIDDING)}:

@@ -124,7 +124,7 @@ MISTAKES = {
     "a dead letter that is none": (
         ("events", "drop", "cycles", "7", "--why", "w", "--who", "me"),
         {},
-        "expected a dead letter, but 7 of cycles is none",
+        "expected a dead letter, but 7 of cycles is not one",
     ),
     "a subscriber that is none": (("events", "redrive", "nope", "--all"), {}, "expected a subscriber (cycles"),
     "no word on what to redrive": (("events", "redrive"), {}, "expected exactly one of --subject and --all"),
@@ -261,7 +261,7 @@ def test_a_bad_line_is_named_and_nothing_is_imported(
     assert about_the_line.startswith(f"{file}:2: ")
     assert says in about_the_line
     assert about_the_file == (
-        f"nautilus: {file}: expected an outcome in every line, but one line is none; nothing was taken"
+        f"nautilus: {file}: expected an outcome in every line, but one line does not hold one; nothing was taken"
     )
     assert imported(home) == set()
 
@@ -275,7 +275,7 @@ def test_all_bad_lines_are_counted_and_twenty_are_shown(nautilus: Callable[..., 
     *shown, last = complaint.splitlines()
     assert code == 1
     assert [text.split(": ")[0] for text in shown] == [f"{file}:{number}" for number in range(2, 22)]
-    assert "but 30 lines are none, of which the first 20 are above; nothing was taken" in last
+    assert "but 30 lines do not hold one, of which the first 20 are above; nothing was taken" in last
     assert imported(home) == set()
 
 
@@ -531,7 +531,7 @@ def test_a_dead_letter_is_shown_whole_and_can_be_redriven_or_given_up(
     given_up = nautilus("events", "drop", "webhook:audit", str(sequence), "--why", "gone", "--who", "olga")
 
     assert f"webhook:audit {sequence}  task.opened  {subject}  dead since 2026-11-22 12:00, 3 attempts: " in shown
-    assert given_up == (0, f"webhook:audit will not have event {sequence}, and the ledger says so\n", "")
+    assert given_up == (0, f"webhook:audit will not receive event {sequence}; the ledger has an entry\n", "")
     assert nautilus("events", "dead")[1] == "no dead letters\n"
     assert nautilus("events", "redrive", "--subject", subject)[1] == "no dead letters there\n"
 

@@ -14,7 +14,8 @@ from temporalio.client import Client
 
 from activities import ledger
 from activities.database import Database
-from benchmarks.phases import WINDOWS, WORKER, Processes, Scene, Temporal, as_promised, judged, reached, scene
+from benchmarks.phases import WINDOWS, Scene, as_promised, judged, reached, scene
+from benchmarks.processes import WORKER, Processes, Temporal
 from schema import wire
 from schema.messages.cycle import Phase
 from schema.messages.ledger import EntryKind

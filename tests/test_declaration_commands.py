@@ -68,7 +68,7 @@ def test_check_reports_every_mistake_with_file_and_line_and_ends_with_code_1(
         "platform.toml:9: parameters.0.units: expected a known key, but 'units' came; did you mean unit?",
         "platform.toml:11: parameters.0: expected a minimum below a maximum, "
         "because nothing may be tuned without bounds",
-        "2 problems; nothing runs with this file before it is mended",
+        "2 problems; nothing runs with this file before it is fixed",
     ]
 
 
@@ -109,7 +109,7 @@ def test_check_of_a_valid_file_says_what_it_declares(nautilus: Callable[..., Sai
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ('[[task_types]]\nname = "summary"\n', "task type summary has no parameter, so no cycle can mend it"),
+        ('[[task_types]]\nname = "summary"\n', "task type summary has no parameter, so no cycle can fix it"),
         # Inside the last table: a parameter of high risk. 2 x 20 tasks at an exposure of a tenth.
         ('risk = "high"\n', "10% of its tasks take part in an experiment, so a verdict takes 400 to 20,000 tasks"),
         (
@@ -211,8 +211,8 @@ def test_init_writes_over_nothing_unless_it_is_forced(nautilus: Callable[..., Sa
         ((*SAID, "--parameter", "research.n=5:9..1"), "expected a minimum below a maximum"),
         ((*SAID, "--parameter", "research.N=5:1..9"), "--parameter research.N=5:1..9: key: "),
         (("--from", "nowhere.jsonl"), "nowhere.jsonl: expected a file of outcomes"),
-        (("--from", "bad.jsonl"), "bad.jsonl: expected an outcome in every line, but one line is none"),
-        (("--from", "empty.jsonl"), "empty.jsonl: expected outcomes, but there is none in it"),
+        (("--from", "bad.jsonl"), "bad.jsonl: expected an outcome in every line, but one line does not hold one"),
+        (("--from", "empty.jsonl"), "empty.jsonl: expected outcomes, but the file has none"),
     ],
 )
 def test_init_says_in_one_line_what_it_cannot_declare_and_writes_nothing(

@@ -177,7 +177,7 @@ def test_an_alarm_of_a_platform_ends_with_the_last_type_it_was_about() -> None:
     assert alarm.subject == "success_rate:platform"
     assert still_there == []
     assert watch.closed[0] == (CHANGE_H + 13, alarm.anomaly_id)
-    assert watch.reasons[0] == "gone, which is no recovery: no task of a, b, c within a whole baseline"
+    assert watch.reasons[0] == "retired, not recovered: no task of a, b, c within a whole baseline"
 
 
 @pytest.mark.parametrize("last", ["failing", "silent"])
@@ -195,7 +195,7 @@ def test_the_alarms_of_a_type_that_is_gone_for_good_close_after_a_whole_baseline
     assert [anomaly.subject for _, anomaly in watch.raised] == expected
     assert open_until_then == []
     assert sorted(closed for _, closed in watch.closed) == sorted(raised)
-    assert set(watch.reasons) == {"gone, which is no recovery: no task of a within a whole baseline"}
+    assert set(watch.reasons) == {"retired, not recovered: no task of a within a whole baseline"}
 
 
 def test_the_silence_of_a_whole_platform_closes_by_itself_only_when_tasks_come() -> None:
@@ -480,10 +480,10 @@ def test_on_day_one_a_rate_of_80_is_not_under_the_floor() -> None:
     assert [day_one(0.8, seed) for seed in range(30)] == [None] * 30
 
 
-@pytest.mark.parametrize("mended", [90, 400])  # 400: the bad tasks are still in the window, and must not raise again
-def test_on_day_one_the_anomaly_of_the_floor_closes_once_the_type_is_mended(mended: int) -> None:
+@pytest.mark.parametrize("fixed", [90, 400])  # 400: the bad tasks are still in the window, and must not raise again
+def test_on_day_one_the_anomaly_of_the_floor_closes_once_the_type_is_fixed(fixed: int) -> None:
     watch = Watch(ObservatoryRules(interval_s=5)).run(
-        mended + 160, {"a": until(mended, 0.5, 0.94), "b": always(0.93)}, tasks=1, looks_from=0
+        fixed + 160, {"a": until(fixed, 0.5, 0.94), "b": always(0.93)}, tasks=1, looks_from=0
     )
 
     [(raised_at, anomaly)] = watch.raised
@@ -491,7 +491,7 @@ def test_on_day_one_the_anomaly_of_the_floor_closes_once_the_type_is_mended(mend
     assert anomaly.subject == "success_rate:a"
     assert closed == anomaly.anomaly_id
     assert raised_at < 80
-    assert mended < closed_at < mended + 150
+    assert fixed < closed_at < fixed + 150
 
 
 def test_the_floor_cannot_be_judged_on_fewer_tasks_than_its_window() -> None:

@@ -391,7 +391,7 @@ def test_the_points_of_small_order_are_all_there() -> None:
 def test_a_forgery_cannot_take_the_place_of_the_message_it_forges() -> None:
     state = CycleState(request=CycleRequest(request_id="r", anomaly=builders.anomaly()))
 
-    receipts.add(state, wire.PLACE_BID, receipts.NOBODY, "b-1", "forged")
+    receipts.add(state, wire.PLACE_BID, receipts.UNAUTHENTICATED, "b-1", "forged")
 
     assert receipts.find(state, wire.PLACE_BID, "ada", "b-1") is None
 
@@ -401,7 +401,7 @@ def test_a_flood_of_forgeries_does_not_wash_out_what_agents_want_to_read() -> No
 
     receipts.add(state, wire.PLACE_BID, "ada", "b-1", None)
     for number in range(2 * receipts.LIMIT):
-        receipts.add(state, wire.PLACE_BID, receipts.NOBODY, f"x-{number}", "forged")
+        receipts.add(state, wire.PLACE_BID, receipts.UNAUTHENTICATED, f"x-{number}", "forged")
 
     assert len(state.receipts) == receipts.LIMIT
     assert receipts.find(state, wire.PLACE_BID, "ada", "b-1") is not None

@@ -356,7 +356,7 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
 
     assert ended.settlement is not None
     assert (ended.settlement.ending, ended.settlement.failure) == (TaskEnding.FAILED, FailureKind.INVALID_RESULT)
-    assert "as done again in house, but 0.1 was claimed" in ended.settlement.reason
+    assert "as the platform measured it, but 0.1 was claimed" in ended.settlement.reason
     assert stage.balances("ann") == [0]
 
 

@@ -426,7 +426,7 @@ def test_a_proposal_cites_what_mended_the_like_and_voters_say_that_they_remember
 
     assert proposal.parameter == f"build.{LIMIT}"
     assert "raising ask.timeout_s" in proposal.root_cause
-    assert "mended success_rate of ask failing by timeout 1 of 1 times" in proposal.root_cause
+    assert "fixed success_rate of ask failing by timeout 1 of 1 times" in proposal.root_cause
     assert proposal.evidence[-1].figures == {"times_mended": 1.0, "times_tried": 1.0}
     approved = [ballot for ballot in ballots if ballot.choice is Choice.APPROVE]
     assert len(approved) >= 3

@@ -17,7 +17,7 @@ def test_without_a_terminal_every_step_is_a_line_with_its_second() -> None:
     written = io.StringIO()
     narration = Narration(Console(file=written, width=40))
 
-    narration.say("a step that is longer than forty columns stays one line [bold]")
+    narration.report("a step that is longer than forty columns stays one line [bold]")
 
     assert len(lines_of(written)) == 1
     assert re.fullmatch(r"\[ +\d+ s\] a step that .* stays one line \[bold\]", lines_of(written)[0])
@@ -40,7 +40,7 @@ def test_what_is_said_breaks_the_silence_too() -> None:
     narration = Narration(Console(file=written), line_every_s=30)
 
     with narration.waiting("nothing is due yet"):
-        narration.say("a step")
+        narration.report("a step")
 
     assert len(lines_of(written)) == 1
 
@@ -51,7 +51,7 @@ def test_on_a_terminal_nothing_of_the_waiting_stays() -> None:
 
     with narration.waiting("[/not markup] is waited for") as show:
         show("[/and] this too")
-    narration.say("a step")
+    narration.report("a step")
 
     assert lines_of(written)[-1].endswith("a step")
     assert "[" not in lines_of(written)[-1].replace("\x1b[", "")

@@ -25,14 +25,14 @@ DAY = timedelta(days=1)
 MONDAY = datetime.fromisoformat("2026-09-28T00:00:00+00:00")
 
 
-def verdict(mended: bool | None, at: datetime = NOW, effect: float | None = None, source: str = "") -> Observation:
+def verdict(fixed: bool | None, at: datetime = NOW, effect: float | None = None, source: str = "") -> Observation:
     """One experiment on the doubling; None ended without a verdict."""
-    ending = {True: "promoted", False: "futile", None: "inconclusive"}[mended]
+    ending = {True: "promoted", False: "futile", None: "inconclusive"}[fixed]
     return Observation(
         source=source or at.isoformat(),
         at=at,
-        support=mended is True,
-        against=mended is False,
+        support=fixed is True,
+        against=fixed is False,
         effect=effect,
         error=None if effect is None else 0.03,
         ending=ending,
@@ -40,7 +40,7 @@ def verdict(mended: bool | None, at: datetime = NOW, effect: float | None = None
 
 
 def verdicts(text: str, at: datetime = NOW) -> list[Observation]:
-    """A row of experiments, oldest first: + mended, - did not, ? undecided."""
+    """A row of experiments, oldest first: + fixed, - did not, ? undecided."""
     meaning = {"+": True, "-": False, "?": None}
     return [verdict(meaning[sign], at - n * timedelta(hours=1)) for n, sign in enumerate(reversed(text))][::-1]
 
@@ -286,7 +286,7 @@ def test_a_pattern_says_what_was_done_how_often_it_helped_and_by_how_much() -> N
     seen = [verdict(True, NOW - n * DAY, 0.24) for n in range(3)]
 
     assert judged(seen).text == (
-        "raising research_synthesis.timeout_s to about 2 times mended success_rate of research_synthesis failing by "
+        "raising research_synthesis.timeout_s to about 2 times fixed success_rate of research_synthesis failing by "
         "timeout 3 of 3 times, +24 points [+21, +27]"
     )
     assert "2 of 4 times (1 futile, 1 inconclusive)" in judged(verdicts("++-?")).text
@@ -380,7 +380,7 @@ def test_an_agent_without_others_is_better_than_nobody() -> None:
     (alone,) = judge(merge({}, [work("ada", 100, 98)], NOW), NOW).values()
 
     assert (alone.state, alone.reference) == (PatternState.CONTESTED, None)
-    assert alone.text.endswith("nobody else did any")
+    assert alone.text.endswith("no other agent did any")
 
 
 # ---- lessons

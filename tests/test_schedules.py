@@ -267,7 +267,7 @@ async def test_health_says_when_it_will_first_know(client: Client, database: Dat
     paused = await health(client, tmp_path)
 
     assert nowhere.endswith(
-        "none was taken yet; the schedule metrics_snapshot is not there: `nautilus schedules apply` creates it"
+        "none was taken yet; there is no schedule metrics_snapshot: `nautilus schedules apply` creates it"
     )
     assert re.search(r"none was taken yet; the next is taken at \d\d:01:00 UTC, in [1-9][0-9.]* (s|min)$", later)
     assert "the schedule metrics_snapshot is paused" in paused
@@ -529,7 +529,7 @@ async def test_a_scan_without_an_agents_process_says_so_and_does_not_fail(client
         report = await run_job(client, wire.AUTONOMY_SCAN, JobId.AUTONOMY_SCAN, 3)
 
     assert not report.exceeded
-    assert report.notes == ("nobody scanned: expected the agents' process on nautilus-agents, but none answers",)
+    assert report.notes == ("no agent scanned: expected the agents' process on nautilus-agents, but none answers",)
 
 
 @pytest.mark.parametrize(

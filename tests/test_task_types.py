@@ -115,7 +115,7 @@ def test_a_distribution_adds_a_task_type_that_runs_at_once(tmp_path: Path, monke
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("raise SystemError('bad day')", "SystemError: bad day"),
         ("class Type: name = 'broken'", "expected name, Payload, prepare, run and sample"),
-        (PLUGIN.format(class_name="Type", name="another"), "the class calls itself 'another'"),
+        (PLUGIN.format(class_name="Type", name="another"), "the class has the name 'another'"),
     ],
 )
 def test_a_broken_plug_in_is_one_line_and_takes_nobody_down(
@@ -230,7 +230,7 @@ def test_the_parameter_sets_how_much_is_read(research: ResearchSynthesis) -> Non
 
 
 def test_a_question_the_corpus_knows_nothing_about_has_no_answer(research: ResearchSynthesis) -> None:
-    with pytest.raises(InvalidResult, match="says nothing"):
+    with pytest.raises(InvalidResult, match="but the corpus has none"):
         research.run(ResearchQuestion(question="Zxqvw kjhgf?", breadth=1, depth=1), {})
 
 

@@ -140,8 +140,9 @@ async def test_a_file_that_asks_otherwise_for_a_task_of_old_names_the_line_and_s
     [
         (("submit", "monte_carlo", "--file", "tasks.jsonl"), "expected either a task type or --file"),
         (("submit", "--file", "tasks.jsonl", "--id", "one"), "and not with --file"),  # of many tasks it would be lost
-        (("submit", "--file", "/dev/stdin"), "expected a file of tasks, but /dev/stdin is none"),  # read once only
-        (("submit", "--file", "nowhere.jsonl"), "expected a file of tasks, but nowhere.jsonl is none"),
+        # A pipe can be read once only.
+        (("submit", "--file", "/dev/stdin"), "expected a file of tasks, but /dev/stdin is not a file"),
+        (("submit", "--file", "nowhere.jsonl"), "expected a file of tasks, but nowhere.jsonl is not a file"),
         (("show", "cycle:success_rate:x"), "cycle:success_rate:x is a cycle; see `nautilus cycle`"),
     ],
 )

@@ -16,7 +16,7 @@ from workflows.calls import BUGS, PATIENT, SHORT, call
 
 @workflow.defn(name=wire.AUTONOMY_SCAN, failure_exception_types=BUGS)
 class AutonomyScan:
-    """Ask the in-house agents to scan the market now. They live in a process of their own, with its own queue."""
+    """Ask the built-in agents to scan the market now. They run in a process of their own, with its own queue."""
 
     @workflow.init
     def __init__(self, job: JobRequest) -> None:
@@ -37,7 +37,7 @@ class AutonomyScan:
                 self._agents,
                 result_type=Scan,
                 task_queue=wire.AGENTS_QUEUE,
-                # A process that does not take it soon is not there.
+                # A process that does not start it soon is not running.
                 schedule_to_start_timeout=timedelta(seconds=self._job.budget_s / 3),
                 start_to_close_timeout=SHORT,
                 retry_policy=PATIENT,
@@ -45,7 +45,7 @@ class AutonomyScan:
             )
         except ActivityError as error:
             if isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START:
-                return f"nobody scanned: expected the agents' process on {wire.AGENTS_QUEUE}, but none answers"
+                return f"no agent scanned: expected the agents' process on {wire.AGENTS_QUEUE}, but none answers"
             raise
         scanned = f"{scan.agents} agents visited {scan.cycles} open cycles and {scan.tasks} tasks"
         return f"{scanned}, and sent {scan.messages} messages"

@@ -23,7 +23,7 @@ LONGEST_NOTE = 2_000
 
 
 class Step(NamedTuple):
-    """One step of a job: what it is called in the report, and what takes it. It returns a note, or None."""
+    """One step of a job: its name in the report, and what takes it, which returns a note or None."""
 
     name: str
     take: Callable[[], Awaitable[str | None]]
@@ -47,7 +47,7 @@ async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
             )
 
     working = asyncio.create_task(work())
-    # Nobody awaits a step that is left: its end is looked at here.
+    # Nothing awaits a step that is left: its error is retrieved here, or asyncio would complain.
     working.add_done_callback(lambda task: None if task.cancelled() else task.exception())
     try:
         with suppress(TimeoutError):
@@ -75,6 +75,6 @@ async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
     return report
 
 
-def _show(report: JobReport, stands: str) -> None:
-    lines = [f"**{report.job_id}**: {stands}", "", *(f"* done: {name}" for name in report.done)]
+def _show(report: JobReport, state: str) -> None:
+    lines = [f"**{report.job_id}**: {state}", "", *(f"* done: {name}" for name in report.done)]
     workflow.set_current_details("\n".join([*lines, *(f"* {note}" for note in report.notes)]))

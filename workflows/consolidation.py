@@ -13,13 +13,13 @@ from schema.messages.schedules import JobReport, JobRequest
 from workflows.budget import Step, within_budget
 from workflows.calls import BUGS, call
 
-# Six events each: a run stays far from the size that Temporal warns of. What is left is dropped in the next night.
+# Six events each: a run stays far from the size that Temporal warns of. What is left is dropped in the next run.
 MOST_DELETIONS = 500
 
 
 @workflow.defn(name=wire.CONSOLIDATION, failure_exception_types=BUGS)
 class Consolidation:
-    """Learn first: nothing is dropped before it was read. Dropping comes last, because only it can take all night."""
+    """Learn first: nothing is dropped before it was read. Dropping comes last, because only it can take hours."""
 
     @workflow.run
     async def run(self, job: JobRequest) -> JobReport:
@@ -34,7 +34,7 @@ class Consolidation:
         return lesson.text
 
     async def _report(self) -> str:
-        text: str = await call(ReportActivities.publish, workflow.now(), summary="tell what the day has changed")
+        text: str = await call(ReportActivities.publish, workflow.now(), summary="report what the day has changed")
         return text
 
     async def _expire(self) -> str:

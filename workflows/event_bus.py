@@ -21,7 +21,7 @@ class EventBus:
     """Delivers until its history grows long, then continues as new: the cursor is in the database, nothing is lost.
 
     One call works for some time and waits for as long as it takes, so that history hardly grows with events.
-    It ends when nobody declares its subscriber any more; declared again, that one goes on where it stopped.
+    It ends when its subscriber is declared no more; declared again, delivery goes on where it stopped.
     """
 
     @workflow.run

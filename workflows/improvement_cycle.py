@@ -102,7 +102,7 @@ class ImprovementCycle(Shell):
         self._enter(Phase.BIDDING, state.briefing.rules.bid_window_s)
         await self._until(lambda: windows.bids_complete(state), "bids close")
         if not state.bids:
-            raise StoryOver(Ending.NO_BIDS, "nobody bid on the meta-task")
+            raise StoryOver(Ending.NO_BIDS, "no agent bid on the meta-task")
         agents = {agent.agent_id: agent for agent in state.briefing.agents}
         bids = tuple(state.bids.values())
         state.ranked = list(bidding.rank(state.briefing.cycle_id, bids, agents, state.briefing.rules.reward))
@@ -110,7 +110,7 @@ class ImprovementCycle(Shell):
         self._note(f"{len(bids)} bids; best is {best.bid.agent_id} ({best.score:.2f}: {best.reason})")
 
     async def _collect_proposal(self) -> None:
-        """Award to the best bid; who misses the deadline loses standing and the next one is awarded."""
+        """Award to the best bid; an agent that misses the deadline loses standing, and the next bid is awarded."""
         state = self._state
         while state.proposal is None:
             if not state.ranked:
@@ -170,9 +170,7 @@ class ImprovementCycle(Shell):
         if state.parameter.mode is Mode.RECOMMEND:
             await self._await_approval()
         self._enter(Phase.PROMOTING, state.briefing.rules.approval_window_s)
-        thawed, _ = await self._poll(
-            ExperimentActivities.await_thaw, design.parameter, summary="nobody keeps it frozen"
-        )
+        thawed, _ = await self._poll(ExperimentActivities.await_thaw, design.parameter, summary="wait for its thaw")
         if not thawed:
             raise StoryOver(Ending.ESCALATED, f"the evidence is for the change, but {design.parameter} stayed frozen")
         promotion = self._swap(design.base_version, design.treatment, state.verdict.reason)
@@ -230,10 +228,10 @@ class ImprovementCycle(Shell):
         if not briefing.baseline.tasks:
             raise StoryOver(Ending.ESCALATED, "no outcome was recorded since the onset, so nothing could be judged")
         if anomaly is not None and anomaly.metric in get_args(Aim) and anomaly.task_type not in briefing.objectives:
-            raise StoryOver(Ending.ESCALATED, f"nothing before the onset tells what {anomaly.metric} should be")
+            raise StoryOver(Ending.ESCALATED, f"nothing before the onset shows what {anomaly.metric} should be")
 
     def _adopt(self, proposal: Proposal) -> None:
-        """An agent opened the cycle with a proposal of its own: it is held to the same bounds."""
+        """An agent opened the cycle with a proposal of its own: the same bounds apply."""
         if (refusal := windows.out_of_bounds(self._state, proposal)) is not None:
             raise StoryOver(Ending.INVALID, refusal)
         if all(proposal.agent_id != agent.agent_id for agent in self._state.briefing.agents):
@@ -299,10 +297,10 @@ class ImprovementCycle(Shell):
 
     async def _hold_if_paused(self, design: ExperimentDesign) -> None:
         """Hold an experiment whose turn came during a pause; the pause may end while that is being written."""
-        state, held = self._state, False
-        while held != self._on_hold:
-            held = self._on_hold
-            await call(ExperimentActivities.expose, design.experiment_id, state.exposure, held, summary="hold")
+        state, recorded_hold = self._state, False
+        while recorded_hold != self._on_hold:
+            recorded_hold = self._on_hold
+            await call(ExperimentActivities.expose, design.experiment_id, state.exposure, recorded_hold, summary="hold")
         if self._on_hold:
             state.paused_at = workflow.now()  # the time in the queue is no time of the experiment's
 
@@ -344,7 +342,7 @@ class ImprovementCycle(Shell):
         self._enter(Phase.APPROVAL, state.briefing.rules.approval_window_s)
         await self._until(lambda: state.approval is not None, "a person promotes")
         if state.approval is None:
-            raise StoryOver(Ending.ESCALATED, "the evidence is for the change, but nobody promoted it in time")
+            raise StoryOver(Ending.ESCALATED, "the evidence is for the change, but no person promoted it in time")
 
     def _swap(self, expected_version: int, value: Any, reason: str) -> Promotion:
         return Promotion(
@@ -364,7 +362,7 @@ class ImprovementCycle(Shell):
     pause = steering(wire.PAUSE, "Hold the cycle; its deadlines wait.")
     resume = steering(wire.RESUME, "Let a paused cycle go on.")
     abort = steering(wire.ABORT, "End the cycle.")
-    veto = steering(wire.VETO, "Reject the proposal, whatever the vote or the evidence says.")
+    veto = steering(wire.VETO, "Reject the proposal, whatever the result of the vote or the experiment.")
     extend = steering(wire.EXTEND, "Move the open deadline by some seconds.")
     promote = steering(wire.PROMOTE, "Promote what the evidence recommends (mode recommend).")
     widen = steering(wire.WIDEN, "Let a larger share of the tasks take part in the experiment.")
@@ -372,10 +370,10 @@ class ImprovementCycle(Shell):
     @workflow.query(name=wire.STATUS, description="Where the cycle stands.")
     def status(self) -> CycleStatus:
         info, state = workflow.info(), self._state
-        shown = dict(state) | {"receipts": {}}
+        fields = dict(state) | {"receipts": {}}
         if state.opened is not None:
-            shown["opened"] = state.opened.model_copy(update={"agents": ()})
-        return CycleStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **shown)
+            fields["opened"] = state.opened.model_copy(update={"agents": ()})
+        return CycleStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **fields)
 
     @property
     def _awaits_messages(self) -> bool:
@@ -447,4 +445,5 @@ class ImprovementCycle(Shell):
 
     @property
     def _metric(self) -> str:
-        return self._state.request.anomaly.metric if self._state.request.anomaly else "success_rate"
+        anomaly = self._state.request.anomaly
+        return anomaly.metric if anomaly else "success_rate"

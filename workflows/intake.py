@@ -30,7 +30,7 @@ from schema.mistakes import in_one_line, wrong_number
 from workflows import receipts
 from workflows.calls import call
 
-# A flood of junk must not become a flood of log lines, nor cost a workflow task its time: thousands may come in one.
+# A flood of junk must not become a flood of log lines, nor use up a workflow task's time: thousands may come in one.
 # The count is in the status.
 LOGGED_REFUSALS = 100
 
@@ -41,7 +41,7 @@ S = TypeVar("S", bound=BaseModel)
 def opened_with(request_type: type[M], state_type: type[S], request: object, carried: S | None) -> tuple[S, str | None]:
     """The state that a workflow begins with, and why it cannot begin: raised in a constructor, the SDK would warn.
 
-    Only a run that continues another may carry a state: a forged one would promote what nobody voted on or tested.
+    Only a run that continues another may carry a state: a forged one would promote a change without vote or test.
     """
     if carried is not None and workflow.info().continued_run_id is not None:
         return carried, None
@@ -92,7 +92,7 @@ def steering(kind: str, description: str) -> Any:
 
 
 class Intake:
-    """Receives the messages of agents. A subclass says which fail authentication, refuses some, accepts the rest."""
+    """Receives the messages of agents. A subclass authenticates them, refuses some and accepts the rest."""
 
     _state: CycleState | TaskState
     # Why it cannot begin; the plugin lets it run only where this is None.
@@ -132,7 +132,7 @@ class Intake:
 
     @workflow.signal(name=wire.RELOAD_KEYS, description="An agent's key has changed: read the keys again.")
     async def reload_keys(self) -> None:
-        """Anybody may send this: it only makes the workflow read the keys, and many at once are read once."""
+        """Any client may send this: it only makes the workflow read the keys, once for many at a time."""
         self._keys_changed = True
         await workflow.wait_condition(self._has_opened)
         async with self._reading_keys:
@@ -168,7 +168,7 @@ class Intake:
             self.refuse_signal(kind, error)
             with suppress(ValueError):  # a message without an id gets no receipt
                 numbered = converter.from_payload(raw.payload, Numbered)
-                receipts.keep(self._state, kind, receipts.NOBODY, numbered.message_id, str(error))
+                receipts.keep(self._state, kind, receipts.UNAUTHENTICATED, numbered.message_id, str(error))
             return
         await self._receive(kind, message)
 
@@ -187,7 +187,7 @@ class Intake:
         # A message may arrive before the first step of the story: it must not be lost for being early.
         await workflow.wait_condition(self._has_opened)
         if (failure := self._authentication_failure(kind, message)) is not None:
-            return receipts.add(self._state, kind, receipts.NOBODY, message.message_id, failure)
+            return receipts.add(self._state, kind, receipts.UNAUTHENTICATED, message.message_id, failure)
         earlier = receipts.find(self._state, kind, message.agent_id, message.message_id)
         if earlier is not None:
             return earlier

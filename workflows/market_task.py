@@ -1,9 +1,9 @@
-"""The market task: one workflow from what a user asks to what it came to, and what that was worth.
+"""The market task: one workflow from a user's request to its result, its price and its effect on standing.
 
-Open, await bids, award, wait for the work, settle. The work is done in house, in the winner's name, or by the winner's
-own executor, which must not fall silent: silence forfeits, costs standing and a penalty, and the next best bid is
-awarded. A direct type has no window: it is awarded as it opens. Every wait has a deadline, every ending is settled in
-one transaction, and nothing anybody sends can stop a task. The workflow id is made from the task's own: a task that is
+Open, await bids, award, wait for the work, settle. The platform does the work itself, in the winner's name, or the
+winner's own executor does, which must not fall silent: silence forfeits, costs standing and a penalty, and the next
+best bid is awarded. A direct type has no window: it is awarded as it opens. Every wait has a deadline, every ending is
+settled in one transaction, and no message can stop a task. The workflow id is made from the task's own: a task that is
 submitted twice is done once.
 """
 
@@ -80,7 +80,7 @@ class MarketTask(Shell):
             await self._award()
             assert state.award is not None
             if state.award.built_in:
-                await self._work_in_house()
+                await self._run_built_in_executor()
             else:
                 await self._wait_for_the_executor()
 
@@ -96,7 +96,7 @@ class MarketTask(Shell):
         if state.briefing.refusal:
             raise StoryOver(TaskEnding.REFUSED, state.briefing.refusal)
         if not state.briefing.agents and state.award is None:
-            raise StoryOver(TaskEnding.NO_BIDS, "no agent is there that could do it")
+            raise StoryOver(TaskEnding.NO_BIDS, "there is no agent that could do it")
 
     async def _await_bids(self) -> None:
         state = self._state
@@ -106,35 +106,35 @@ class MarketTask(Shell):
         await self._until(self._bids_complete, "bids close")
         state.bids_closed = True
         if not state.bids:
-            raise StoryOver(TaskEnding.NO_BIDS, "nobody bid on the task")
+            raise StoryOver(TaskEnding.NO_BIDS, "no agent bid on the task")
 
     async def _award(self) -> None:
         """Give the task to the best bid that is left, as soon as its agent has room for it."""
         state = self._state
         if state.award is not None:
             return
-        left = tuple(bid for bid in state.bids.values() if bid.agent_id not in state.missed)
-        if not left or len(state.missed) >= state.briefing.most_awards:
+        remaining = tuple(bid for bid in state.bids.values() if bid.agent_id not in state.missed)
+        if not remaining or len(state.missed) >= state.briefing.most_awards:
             if not state.missed:
                 raise StoryOver(TaskEnding.NO_BIDS, "no bidder is left whose key is in force")
             raise StoryOver(TaskEnding.NO_RESULT, f"{', '.join(state.missed)} handed in nothing in time")
         self._enter(TaskPhase.AWARDING, state.briefing.award_window_s)
         order = AwardOrder(
             request=state.request,
-            bids=left,
+            bids=remaining,
             price=state.briefing.price,
             at=workflow.now(),
             result_window_s=state.briefing.result_window_s,
             built_in=state.briefing.built_in,
         )
-        _, award = await self._poll(TaskActivities.award_task, order, summary=f"award to one of {len(left)}")
+        _, award = await self._poll(TaskActivities.award_task, order, summary=f"award to one of {len(remaining)}")
         if award is None:
             raise StoryOver(TaskEnding.NO_BIDS, "no bidder had room for the task, or all have been suspended")
         state.award, state.awarded_at, state.last_message_at = award, workflow.now(), None
         self._note(f"awarded to {award.agent_id} for {award.price} credits: {award.reason}")
 
-    async def _work_in_house(self) -> None:
-        """The platform does the work in the winner's name; what does it also settles it, in one go."""
+    async def _run_built_in_executor(self) -> None:
+        """The platform does the work in the winner's name; the same activity settles it, in one transaction."""
         state = self._state
         assert state.award is not None
         self._enter(TaskPhase.EXECUTING)
@@ -142,7 +142,7 @@ class MarketTask(Shell):
         _, state.settlement = await self._await_activity(work, "the work is done")
 
     async def _wait_for_the_executor(self) -> None:
-        """The winner's own executor has it: it beats, and hands in before the deadline; or the next one gets it."""
+        """The winner's own executor beats and hands in before the deadline, or the next best bid is awarded."""
         state = self._state
         assert state.award is not None
         self._enter(TaskPhase.EXECUTING, state.briefing.result_window_s)
@@ -161,13 +161,13 @@ class MarketTask(Shell):
     # ---- steps of the story
 
     async def _check(self, result: WorkResult) -> str | None:
-        """Do some of what is handed in again in house; nobody outside knows which. Returns how it differs, or None."""
+        """Repeat a random share of what is handed in, to compare; returns how this one differs, or None."""
         state = self._state
         if workflow.random().random() >= state.briefing.check_share:
             return None
         check = self._work(TaskWork.check, state.request, result, summary="do it again, to compare")
         difference: str | None = await check
-        self._note(difference or "done again in house, with the same result")
+        self._note(difference or "done again by the platform, with the same result")
         return difference
 
     async def _pass_on_the_award(self) -> None:
@@ -187,7 +187,7 @@ class MarketTask(Shell):
         state.award, state.deadline = None, None
 
     async def _settle(self, ending: TaskEnding, reason: str, failure: FailureKind | None = None) -> None:
-        """Settle what was not done in house. Who has the award answers only for what it handed in."""
+        """Settle what the platform did not do itself. The awarded agent answers only for what it handed in."""
         state, result, now = self._state, self._state.result, workflow.now()
         is_done = ending is TaskEnding.DONE
         is_answered = ending in (TaskEnding.DONE, TaskEnding.FAILED)
@@ -207,7 +207,7 @@ class MarketTask(Shell):
             details=result.details if result and is_answered else {},
         )
         self._enter(TaskPhase.SETTLING)
-        # What stands may be another: the work may have been settled while a person aborted it.
+        # The recorded settlement may be another: the work may have been settled while a person aborted it.
         state.settlement = await call(TaskActivities.settle_task, settlement, summary=f"{ending.value}: settle")
 
     def _work(
@@ -224,7 +224,7 @@ class MarketTask(Shell):
             summary=summary,
         )
 
-    # ---- messages: the same names as a cycle's, and what an executor outside says
+    # ---- messages: the same names as a cycle's, and those of an external executor
 
     heartbeat, heartbeat_signal = message_handlers(wire.HEARTBEAT, Heartbeat, "The executor is at work.")
     submit_result, submit_result_signal = message_handlers(
@@ -244,10 +244,10 @@ class MarketTask(Shell):
     @workflow.query(name=wire.STATUS, description="Where the task stands.")
     def status(self) -> TaskStatus:
         info, state = workflow.info(), self._state
-        shown = dict(state) | {"receipts": {}}
+        fields = dict(state) | {"receipts": {}}
         if state.opened is not None and state.phase is not TaskPhase.BIDDING:
-            shown["opened"] = state.opened.model_copy(update={"agents": ()})
-        return TaskStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **shown)
+            fields["opened"] = state.opened.model_copy(update={"agents": ()})
+        return TaskStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **fields)
 
     def _accept(self, message: AgentMessage) -> None:
         state = self._state
@@ -280,16 +280,17 @@ class MarketTask(Shell):
 
     def _refusal(self, message: AgentMessage) -> str | None:
         """Why a message cannot be accepted now, or None."""
-        state, phase = self._state, f"but {self._state.request.task_id} is in phase {self._state.phase.value}"
+        state = self._state
+        but = f"but {state.request.task_id} is in phase {state.phase.value}"
         if isinstance(message, Bid):
             if state.phase is not TaskPhase.BIDDING or not state.window_open:
-                return f"expected a task that awaits bids, {phase}"
+                return f"expected a task that awaits bids, {but}"
             if message.agent_id in state.bids:
                 return f"expected one bid of {message.agent_id}, but it has bid already"
             agents = {agent.agent_id: agent for agent in state.briefing.agents}
             return bidding.refusal(message, agents, state.briefing.price)
         if state.phase is not TaskPhase.EXECUTING or state.award is None or state.award.built_in:
-            return f"expected a task that an executor outside is at, {phase}"
+            return f"expected a task that an external executor works on, {but}"
         if message.agent_id != state.award.agent_id:
             holder = state.award.agent_id
             return f"expected a message of {holder}, who has the award, but {message.agent_id} sent one"
@@ -305,7 +306,7 @@ class MarketTask(Shell):
 
     @property
     def _due_at(self) -> datetime | None:
-        """The deadline, or when an executor outside has been silent for too long."""
+        """The deadline, or when an external executor has been silent for too long."""
         state = self._state
         if state.phase is not TaskPhase.EXECUTING or state.deadline is None or state.last_message_at is None:
             return state.deadline
@@ -317,7 +318,7 @@ class MarketTask(Shell):
 
     def _entered(self) -> None:
         state = self._state
-        # A direct task is listed once, when it has ended: nobody waits for its phases.
+        # A direct task is listed once, when it has ended: no agent waits for its phases.
         if state.phase is not TaskPhase.ENDED and state.briefing.award is not None:
             return
         attributes = {wire.PHASE: state.phase.value}

@@ -1,6 +1,6 @@
 """Page: where a cycle stands, as a person reads it in the Temporal web UI (markdown) and in the result.
 
-`page.md.jinja` has the words; this module has what they are made from. Called on every change and in queries: a pure
+`page.md.jinja` is the template; this module computes what it shows. Called on every change and in queries: a pure
 function of the status, and bounded. What agents and people wrote is shown as plain text of bounded length: a proposal
 must not be able to draw its own tally or link elsewhere.
 """
@@ -42,7 +42,7 @@ MEANS_GOOD = {
     GuardrailKind.WELL_RATED: "rated at least {:.3g}",
     GuardrailKind.CHEAP: "at a cost of at most {:.3g}",
 }
-# What an act says besides who and why.
+# The fields of an act besides who and why.
 EXTRA = {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}
 MOST_FIGURES = 8
 _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
@@ -50,7 +50,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
 def render(status: CycleStatus) -> str:
     """The page of one cycle: where it stands first, then the facts, what a person can do, and the story."""
-    # Anybody may start a workflow under any id; a line that a person pastes into a shell must quote it.
+    # Any client may start a workflow under any id; a line that a person pastes into a shell must quote it.
     workflow = f"--workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
     namespace = f"--namespace {wire.NAMESPACE}"
     return _PAGE.render(
@@ -71,7 +71,7 @@ def render(status: CycleStatus) -> str:
 
 
 def plain(text: str) -> str:
-    """Somebody's words as one line of text that means nothing to markdown, at most LONGEST characters of them."""
+    """A text by an agent or a person as one line without markdown, cut to LONGEST characters."""
     words = " ".join(text.split())
     if len(words) > LONGEST:
         words = words[: LONGEST - 1] + "…"

@@ -1,8 +1,8 @@
 """The plugin that every client and worker of this system uses: converter, safe messages, sandbox pass-through.
 
-What a bad signal does by default is worse than it looks: one with the wrong number of arguments fails the workflow task
-for ever. The interceptor lets no exception of a signal out; it counts it on the workflow instead. Who sends an update
-that cannot be read gets one line back, and neither a dump of the validation nor the name of a Python function.
+By default a signal with the wrong number of arguments fails the workflow task for ever. The interceptor lets no
+exception of a signal out; it counts it on the workflow instead. The sender of an update that cannot be read gets one
+line back, and neither a dump of the validation nor the name of a Python function.
 """
 
 import inspect
@@ -38,12 +38,12 @@ PASS_THROUGH = (
     *("cryptography", "rfc8785"),
 )
 
-# What Python says of a workflow that was started with another number of arguments.
+# Python's error for a workflow that was started with another number of arguments.
 MISCALLED = re.compile(r"__init__\(\) (missing|takes .* but (?P<given>\d+))")
 
 
 class OneLineConverter(PydanticPayloadConverter):
-    """Reads JSON into messages, and raises Unreadable for what is none."""
+    """Reads JSON into messages, and raises Unreadable for what is not one."""
 
     def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
         try:
@@ -52,22 +52,23 @@ class OneLineConverter(PydanticPayloadConverter):
             raise Unreadable(in_one_line(error)) from None
         except KeyError:
             encodings = ", ".join(encoding.decode() for encoding in self.converters)
-            came = ", ".join(payload.metadata.get("encoding", b"none").decode(errors="replace") for payload in payloads)
-            raise Unreadable(f"expected one of the encodings {encodings}, but {came} came") from None
-        for value, wanted in zip(values, type_hints or (), strict=False):
-            # Null and bytes have encodings of their own, which nothing validates.
-            if inspect.isclass(wanted) and issubclass(wanted, BaseModel) and not isinstance(value, wanted):
+            received = [payload.metadata.get("encoding", b"none").decode(errors="replace") for payload in payloads]
+            raise Unreadable(f"expected one of the encodings {encodings}, but {', '.join(received)} came") from None
+        for value, hint in zip(values, type_hints or (), strict=False):
+            # Null and bytes have encodings of their own, which no model validates.
+            if inspect.isclass(hint) and issubclass(hint, BaseModel) and not isinstance(value, hint):
                 came = "nothing" if value is None else type(value).__name__
-                raise Unreadable(f"expected a JSON object ({wanted.__name__}), but {came} came")
+                raise Unreadable(f"expected a JSON object ({hint.__name__}), but {came} came")
         return values
 
 
 class OneLineFailures(DefaultFailureConverter):
-    """Who starts a workflow with what it cannot read is told that, and not which code has read it."""
+    """Reports arguments that a workflow cannot read to its starter, without the code that tried to."""
 
     def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
-        if isinstance(exception, TypeError) and (miscalled := MISCALLED.search(str(exception))):
-            given = int(miscalled["given"] or 1) - 1  # less itself
+        miscalled = MISCALLED.search(str(exception)) if isinstance(exception, TypeError) else None
+        if miscalled is not None:
+            given = int(miscalled["given"] or 1) - 1  # less `self`
             exception = ApplicationError(wrong_number(given), type=Unreadable.__name__, non_retryable=True)
         if isinstance(exception.__cause__, Unreadable):  # the SDK's "Failed decoding arguments"
             exception = ApplicationError(str(exception.__cause__), type=Unreadable.__name__, non_retryable=True)
@@ -83,9 +84,10 @@ class _SafeMessages(WorkflowInboundInterceptor):
             inspect.signature(input.run_fn).bind(None, *input.args)
         except TypeError:
             fits = False
-        if not fits:  # not in the handler: a cause would tell of Python
+        if not fits:  # not in the handler: the TypeError would be sent as the cause
             _refuse_arguments(workflow.info().workflow_type, input.args)
-        if (start_error := getattr(workflow.instance(), "start_error", None)) is not None:
+        start_error = getattr(workflow.instance(), "start_error", None)
+        if start_error is not None:
             raise ApplicationError(start_error, type=Unreadable.__name__, non_retryable=True)
         return await super().execute_workflow(input)
 
@@ -98,7 +100,7 @@ class _SafeMessages(WorkflowInboundInterceptor):
     async def handle_signal(self, input: HandleSignalInput) -> None:
         try:
             await super().handle_signal(input)
-        except Exception as error:  # noqa: BLE001  (anybody can send anything; nothing of it may stop a cycle)
+        except Exception as error:  # noqa: BLE001  (any client can send anything; no signal may stop a cycle)
             reason = _reason(input, error)
             refuse = getattr(workflow.instance(), "refuse_signal", None)
             if refuse is not None:
@@ -107,12 +109,12 @@ class _SafeMessages(WorkflowInboundInterceptor):
                 workflow.logger.warning(f"signal {input.signal} refused: {reason}")
 
 
-def _refuse_arguments(name: str, came: Sequence[Any]) -> NoReturn:
-    raise ApplicationError(wrong_number(len(came)), type=name)
+def _refuse_arguments(name: str, arguments: Sequence[Any]) -> NoReturn:
+    raise ApplicationError(wrong_number(len(arguments)), type=name)
 
 
 def _reason(input: HandleSignalInput, error: Exception) -> str:
-    """One line for whoever sent it."""
+    """One line for its sender."""
     if isinstance(error, TypeError) and len(input.args) != 1:
         return wrong_number(len(input.args))
     return " ".join(str(error).split()) or type(error).__name__

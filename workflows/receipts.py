@@ -3,8 +3,8 @@
 from schema.messages.story import Receipt, StoryState
 
 LIMIT = 500
-# The sender where authentication failed: no agent's name, so that a forged message takes no real one's place.
-NOBODY = ""
+# The sender where authentication failed: no agent's name, so that a forged message does not take a real one's place.
+UNAUTHENTICATED = ""
 
 
 def find(state: StoryState, kind: str, sender: str, message_id: str) -> Receipt | None:
@@ -29,9 +29,9 @@ def keep(state: StoryState, kind: str, sender: str, message_id: str, refusal: st
 
 
 def _least_useful(state: StoryState) -> str:
-    """The oldest of nobody's first: a flood of forged messages must not wash out what agents want to read."""
+    """The oldest unauthenticated one first: a flood of forged messages must not displace what agents want to read."""
     for key, receipt in state.receipts.items():
-        if receipt.sender == NOBODY:
+        if receipt.sender == UNAUTHENTICATED:
             return key
     return next(iter(state.receipts))
 

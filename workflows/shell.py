@@ -30,7 +30,7 @@ class StoryOver(Exception):
 
 
 class Shell(Intake):
-    """Runs a story. A subclass says what stops it, what its page shows, and under what it is listed."""
+    """Runs a story. A subclass defines what stops it, what its page shows, and under what it is listed."""
 
     @abstractmethod
     def _raise_if_stopped(self) -> None:
@@ -114,7 +114,7 @@ class Shell(Intake):
         self, handle: workflow.ActivityHandle[Any], summary: str, even_on_hold: bool = False
     ) -> tuple[bool, Any]:
         """(True, the activity's result), or (False, None) at the deadline."""
-        # Nobody awaits an abandoned activity: its error is retrieved here, or asyncio would complain.
+        # Nothing awaits an abandoned activity: its error is retrieved here, or asyncio would complain.
         handle.add_done_callback(lambda task: None if task.cancelled() else task.exception())
         try:
             await self._until(handle.done, f"deadline: {summary}", even_on_hold)

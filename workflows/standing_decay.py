@@ -1,4 +1,4 @@
-"""Standing decay: nightly, lets who was suspended long enough come back, and moves who was idle towards a newcomer."""
+"""Standing decay: nightly, restores agents after a suspension, and moves idle ones towards a newcomer's standing."""
 
 from temporalio import workflow
 

@@ -29,11 +29,11 @@ def authentication_failure(
 ) -> str | None:
     """Why this is not proved to be a message of the agent that it names, or None.
 
-    The keys are those that the cycle knows, never the message's own.
+    The keys are those in the cycle's state, never the message's own.
     """
     agents: list[Agent | Voter] = list(state.briefing.agents)
     if isinstance(message, Ballot) and state.electorate is not None:
-        # The electorate's first. An agent without a vote is told that, and not that it is unknown.
+        # The electorate's first. An agent without a vote is refused for that, and not as unknown.
         agents = [*state.electorate.voters, *agents]
     key = identity.key_of(message.agent_id, agents, state.current_keys)
     return identity.refusal(message, workflow_id, run_id, kind, key, state.briefing.unsigned_agents)
@@ -44,9 +44,8 @@ def use_keys(state: CycleState, keys: dict[str, str]) -> list[str]:
 
     What was accepted stands, but the meta-task is not awarded to an agent whose key was revoked.
     """
-    before = (
-        {a.agent_id: a.public_key for a in state.briefing.agents} if state.current_keys is None else state.current_keys
-    )
+    opening_keys = {agent.agent_id: agent.public_key for agent in state.briefing.agents}
+    before = opening_keys if state.current_keys is None else state.current_keys
     state.current_keys = keys
     revoked = {agent_id for agent_id, key in keys.items() if key == identity.REVOKED}
     if state.ranked is None:
@@ -139,7 +138,7 @@ def _ballot_refusal(state: CycleState, ballot: Ballot) -> str | None:
 
 
 def _cast(state: CycleState, ballot: Ballot, now: datetime) -> None:
-    """Count a ballot. A quorum met late extends the vote once, so that nobody is outvoted in the last second."""
+    """Count a ballot. A quorum met late extends the vote once, so that no agent is outvoted in the last second."""
     assert state.deadline is not None
     had_quorum = state.counted.quorum
     state.ballots[ballot.agent_id] = ballot
@@ -182,7 +181,7 @@ def apply(state: CycleState, kind: str, act: Act, now: datetime) -> None:
         case wire.RESUME:
             assert state.paused_at is not None
             if state.deadline is not None:
-                # The pause is not held against anybody's time.
+                # The deadline waits while the cycle is paused.
                 state.deadline += now - state.paused_at
             state.paused_at = None
         case wire.ABORT:

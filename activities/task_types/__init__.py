@@ -2,8 +2,8 @@
 
 A task type is a plug-in: a distribution declares a class under the entry-point group `nautilus.task_types`, and the
 platform can run tasks of that type at once. A plug-in that cannot be loaded is reported in one line that names its
-distribution, and never takes the others down. Nothing here imports a library for numbers: each type loads its own, in
-the process that runs its tasks.
+distribution, and does not affect the others. Nothing here imports a numeric library: each type loads its own, in the
+process that runs its tasks.
 """
 
 from collections.abc import Mapping
@@ -24,19 +24,19 @@ log = structlog.get_logger(__name__)
 
 
 class InvalidResult(Exception):
-    """The work ended, and what it found does not hold. The message is the reason."""
+    """The work ended, but its result does not hold. The message is the reason."""
 
 
 class TaskPayload(BaseModel):
-    """What one task is asked to do. Strict: a task that was misunderstood must fail, and not do something else."""
+    """The parameters of one task. Strict: a payload that is misread must fail, and not run as something else."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class TaskResult(BaseModel):
-    """What a task found. `quality` is 0 to 1 and computed from the work; `details` must be JSON.
+    """The result of a task. `quality` is 0 to 1 and computed from the work; `details` must be JSON.
 
-    A `report` in it is what is sent to who asked for the task; the summary otherwise.
+    The requester is sent `details["report"]` where there is one, and the summary otherwise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,46 +54,45 @@ class TaskType(Protocol):
 
     @property
     def Payload(self) -> type[BaseModel]:
-        """The model of what a task is asked to do, frozen and strict; in an implementation, a class attribute."""
+        """The model of a payload, frozen and strict; in an implementation, a class attribute."""
 
     def prepare(self, cache: Path, /) -> None:
-        """Load, or build under `cache`, what many tasks share. Called once, before any task of the process tree."""
+        """Load, or build under `cache`, what tasks share. Called once, before any task of the process tree."""
 
     def run(self, payload: Any, parameters: Mapping[str, Value], /) -> TaskResult:
         """Do the work for a `Payload`; deterministic. Raises InvalidResult when the result does not hold."""
 
     def sample(self, unit_id: str, /) -> BaseModel:
-        """A realistic payload, always the same one for the same id: what traffic is made of."""
+        """A realistic payload for simulated traffic, always the same for the same id."""
 
 
 class Installed(NamedTuple):
-    """The task types by name, and one line for each plug-in that cannot be used."""
+    """The task types by name, and one line for each plug-in that was refused."""
 
     task_types: dict[str, TaskType]
     refused: tuple[str, ...]
 
 
 def discover() -> Installed:
-    """Load every declared task type. The order, and with it who wins a name, depends on names alone."""
-    found: dict[str, TaskType] = {}
+    """Load every declared task type. Of two that declare one name, the order of their entry points decides."""
+    task_types: dict[str, TaskType] = {}
     refused: list[str] = []
-    for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
-        origin = (
-            f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "an unknown distribution"
-        )
+    for entry_point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        name, distribution = entry_point.name, entry_point.dist
         try:
             task_type = _load(entry_point)
-            if entry_point.name in found:
-                raise TypeError(f"expected one task type of this name, but {type(found[entry_point.name])!r} has it")
-        except Exception as error:  # noqa: BLE001 - the code of strangers may raise anything, and must not stop the rest
-            refused.append(f"task type {entry_point.name} of {origin}: {type(error).__name__}: {error}")
+            if name in task_types:
+                raise TypeError(f"expected one task type of this name, but {type(task_types[name])!r} has it")
+        except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and must not stop the rest
+            origin = f"{distribution.name} {distribution.version}" if distribution else "an unknown distribution"
+            refused.append(f"task type {name} of {origin}: {type(error).__name__}: {error}")
         else:
-            found[entry_point.name] = task_type
-    return Installed(found, tuple(refused))
+            task_types[name] = task_type
+    return Installed(task_types, tuple(refused))
 
 
 def installed() -> dict[str, TaskType]:
-    """The task types that can run here, by name. What cannot is logged, a line each."""
+    """The task types that can run here, by name. Each refused plug-in is logged."""
     task_types, refused = discover()
     for reason in refused:
         log.error("task_type.refused", reason=reason)
@@ -105,12 +104,12 @@ def _load(entry_point: EntryPoint) -> TaskType:
     if not isinstance(task_type, TaskType):
         raise TypeError(f"expected name, Payload, prepare, run and sample, but {entry_point.value} lacks some")
     if task_type.name != entry_point.name:
-        raise TypeError(f"expected the entry point's name, but the class calls itself {task_type.name!r}")
+        raise TypeError(f"expected the entry point's name, but the class has the name {task_type.name!r}")
     return task_type
 
 
 def rng(name: str, unit_id: str) -> Random:
-    """A generator that depends on the task's id alone: built-in `hash()` differs from process to process."""
+    """A generator seeded by the task's id alone: built-in `hash()` differs from process to process."""
     return Random(int.from_bytes(sha256(f"{name}:{unit_id}".encode()).digest()[:8], "big"))
 
 

@@ -1,8 +1,8 @@
 """The corpus every machine has: the documentation that this Python and its installed distributions carry.
 
-Documents are cut into passages, and the passages indexed for BM25 (`bm25s`). The index lives on disk under a key made
-of what is installed; it is built once, put in place by one rename, and read by memory mapping, so that any number of
-processes share it. Nothing is imported to be read: docstrings come from the syntax tree.
+Documents are split into passages, and the passages indexed for BM25 (`bm25s`). The index is a folder whose name is a
+hash of what is installed; it is built once, put in place by one rename, and read by memory mapping, so that any number
+of processes share it. No module is imported to be read: docstrings come from the syntax tree.
 """
 
 import ast
@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1  # of the index on disk; part of its key
+FORMAT = 1  # of the index on disk; part of its hash
 PASSAGE_CHARS = 700  # a few sentences: long enough to hold a claim, short enough to be about one thing
 SHORTEST_DOCSTRING_CHARS = 120  # below that it is a label
 NOT_PROSE = re.compile(
     r"licen[cs]e|copying|authors|notice|(^|/)(tests?|data|timezonesets)/|requirements|tlds-|sql_features"
 )
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "pydoc_data"}
-SIGN = re.compile(r"[\W\d_](?<!\s)")
+NON_LETTER = re.compile(r"[\W\d_](?<!\s)")
 WORD = re.compile(r"[a-z][a-z0-9_]{2,}")
 STOP_WORDS = frozenset(
     WORD.findall("""
@@ -51,7 +51,7 @@ Progress = Callable[[str, int], None]
 
 
 class Passage(NamedTuple):
-    """A piece of one document. `source` is `distribution:document`, the place a reader can look it up."""
+    """A piece of one document. `source` is `distribution:document`, where a reader finds it."""
 
     id: int
     source: str
@@ -60,7 +60,7 @@ class Passage(NamedTuple):
 
 @cache
 def _singular(word: str) -> str:
-    """Harman's S stemmer (1991): joins plurals, and nothing else."""
+    """Harman's S stemmer (1991): removes the plural, and nothing else."""
     if word.endswith("ies") and not word.endswith(("eies", "aies")):
         return word[:-3] + "y"
     if word.endswith("es") and not word.endswith(("aes", "ees", "oes", "ses", "sses", "xes", "ches", "shes")):
@@ -93,23 +93,23 @@ class Corpus:
         return len(self._sources)
 
     def passage(self, passage_id: int) -> Passage:
-        """Read one passage from the disk's copy. Raises IndexError for an id that is not in the corpus."""
+        """Read one passage from disk. Raises IndexError for an id that is not in the corpus."""
         if not 0 <= passage_id < len(self):
             raise IndexError(f"expected a passage between 0 and {len(self) - 1}, but {passage_id} came")
         start, end = self._offsets[passage_id : passage_id + 2]
         return Passage(passage_id, self._sources[passage_id], self._text[start:end].decode("utf-8"))
 
     def weight(self, term: str) -> float:
-        """The inverse document frequency of a term; 0 where the corpus does not know it."""
+        """The inverse document frequency of a term; 0 where the corpus does not have it."""
         index = self.vocabulary.get(term)
         return 0.0 if index is None else float(self.idf[index])
 
     def retrieve(self, query: Iterable[str], count: int, without: set[int]) -> list[int]:
         """The best `count` passages for a query that are not in `without`; equal scores keep the corpus's order."""
-        known = [self.vocabulary[term] for term in query if term in self.vocabulary]
-        if not known:
+        term_ids = [self.vocabulary[term] for term in query if term in self.vocabulary]
+        if not term_ids:
             return []
-        scores = self.bm25.get_scores(known)
+        scores = self.bm25.get_scores(term_ids)
         scores[list(without)] = 0.0
         best = np.argsort(-scores, kind="stable")[:count]
         return [int(i) for i in best if scores[i] > 0.0]
@@ -121,16 +121,17 @@ def open_corpus(cache_folder: Path, progress: Progress) -> Corpus:
     `progress` is called with the stage and a count. Two processes may build at once: the first rename wins.
     """
     # An interrupted installation leaves a folder without metadata, which has no name.
-    found = sorted({(d.name, d.version): d for d in distributions() if d.read_text("METADATA")}.items())
-    key = sha256(json.dumps([FORMAT, sys.version, [name for name, _ in found]]).encode()).hexdigest()
-    folder = cache_folder / f"corpus-{key[:16]}"
+    by_version = {(d.name, d.version): d for d in distributions() if d.read_text("METADATA")}
+    versions = sorted(by_version)
+    digest = sha256(json.dumps([FORMAT, sys.version, versions]).encode()).hexdigest()
+    folder = cache_folder / f"corpus-{digest[:16]}"
     if not folder.exists():
         cache_folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
         try:
-            _build(scratch, [distribution for _, distribution in found], progress)
+            _build(scratch, [by_version[version] for version in versions], progress)
             if not folder.exists():
-                os.rename(scratch, folder)  # noqa: PTH104 - a folder made meanwhile must fail here, not be replaced
+                os.rename(scratch, folder)  # noqa: PTH104 - must fail where the folder was made meanwhile, and not replace it
         except OSError:
             if not folder.exists():
                 raise
@@ -139,7 +140,7 @@ def open_corpus(cache_folder: Path, progress: Progress) -> Corpus:
     return Corpus(folder)
 
 
-def _build(folder: Path, found: list[Distribution], progress: Progress) -> None:
+def _build(folder: Path, installed: list[Distribution], progress: Progress) -> None:
     import bm25s
 
     started = time.monotonic()
@@ -148,10 +149,10 @@ def _build(folder: Path, found: list[Distribution], progress: Progress) -> None:
     tokens: list[list[str]] = []
     seen: set[str] = set()
     with (folder / "passages.txt").open("wb") as file:
-        for source, text in _documents(found, progress):
-            for passage in _cut(text):
+        for source, text in _documents(installed, progress):
+            for passage in _split(text):
                 if passage in seen:
-                    continue  # licences and inherited docstrings come again and again
+                    continue  # licences and inherited docstrings are repeated many times
                 seen.add(passage)
                 offsets.append(offsets[-1] + file.write(passage.encode("utf-8")))
                 sources.append(source)
@@ -169,17 +170,25 @@ def _build(folder: Path, found: list[Distribution], progress: Progress) -> None:
     progress(f"built in {time.monotonic() - started:.1f} s", len(sources))
 
 
-def _documents(found: list[Distribution], progress: Progress) -> Iterator[tuple[str, str]]:
-    progress("reading distributions", len(found))
-    for distribution in found:
-        description = distribution.metadata.json.get("description")
-        if isinstance(description, str) and description.strip():
-            yield f"{distribution.name}:METADATA", description
-        for file in distribution.files or ():
-            if file.suffix in {".md", ".rst", ".txt"} and not NOT_PROSE.search(str(file).lower()):
-                path = Path(str(distribution.locate_file(file)))
-                if path.is_file():  # RECORD also lists what a packager has stripped
-                    yield f"{distribution.name}:{file}", path.read_text("utf-8", errors="replace")
+def _documents(installed: list[Distribution], progress: Progress) -> Iterator[tuple[str, str]]:
+    progress("reading distributions", len(installed))
+    for distribution in installed:
+        yield from _distribution_documents(distribution)
+    yield from _library_documents(progress)
+
+
+def _distribution_documents(distribution: Distribution) -> Iterator[tuple[str, str]]:
+    description = distribution.metadata.json.get("description")
+    if isinstance(description, str) and description.strip():
+        yield f"{distribution.name}:METADATA", description
+    for file in distribution.files or ():
+        if file.suffix in {".md", ".rst", ".txt"} and not NOT_PROSE.search(str(file).lower()):
+            path = Path(str(distribution.locate_file(file)))
+            if path.is_file():  # RECORD also lists files that a packager has removed
+                yield f"{distribution.name}:{file}", path.read_text("utf-8", errors="replace")
+
+
+def _library_documents(progress: Progress) -> Iterator[tuple[str, str]]:
     library = Path(sysconfig.get_path("stdlib"))
     modules = sorted(p for p in library.rglob("*.py") if not NOT_LIBRARY & set(p.relative_to(library).parts))
     progress("reading the standard library", len(modules))
@@ -187,18 +196,19 @@ def _documents(found: list[Distribution], progress: Progress) -> Iterator[tuple[
     if topics.is_file():  # some packagers leave it out
         for node in ast.parse(topics.read_bytes()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-                yield from ((f"python:{name}", text) for name, text in sorted(ast.literal_eval(node.value).items()))
+                for name, text in sorted(ast.literal_eval(node.value).items()):
+                    yield f"python:{name}", text
     for path in modules:
         yield from _docstrings(path, ".".join(path.relative_to(library).with_suffix("").parts))
 
 
 def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in others' modules are not ours to report
+        warnings.simplefilter("ignore")  # invalid escapes in third-party modules
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            return  # not everything that is called .py is Python of today
+            return  # a template, or Python of another version
     waiting: list[tuple[str, Documented]] = [(module, tree)]
     for name, node in waiting:
         text = ast.get_docstring(node)
@@ -209,15 +219,15 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
             waiting += [(f"{name}.{inner.name}", inner) for inner in node.body if isinstance(inner, DEFINITIONS)]
 
 
-def _cut(text: str) -> Iterator[str]:
-    """Paragraphs joined up to PASSAGE_CHARS; what is mostly signs (tables, code, links) is left out."""
+def _split(text: str) -> Iterator[str]:
+    """Paragraphs joined up to PASSAGE_CHARS; those that are no prose (tables, code, links) are left out."""
     gathered = ""
     for paragraph in [*re.split(r"\n\s*\n", text), ""]:
         clean = " ".join(paragraph.split())
         if gathered and (not clean or len(gathered) + len(clean) > PASSAGE_CHARS):
-            if len(gathered) >= 60 and len(SIGN.findall(gathered)) <= 0.25 * len(gathered):
+            if len(gathered) >= 60 and len(NON_LETTER.findall(gathered)) <= 0.25 * len(gathered):
                 yield gathered
             gathered = ""
         if clean:
-            # A longer paragraph is cut hard: a passage without a bound would be a task without a bound.
+            # A longer paragraph is truncated: the length of a task depends on the length of its passages.
             gathered = f"{gathered} {clean}".strip()[: 3 * PASSAGE_CHARS]

@@ -1,7 +1,7 @@
-"""Where research gets its passages from: the corpus on this machine, or a service that answers over HTTP.
+"""Library: the passages for research, from the corpus on this machine or from a service that answers over HTTP.
 
-A library answers several searches at once, because a remote one is asked over a network: what a request costs is mostly
-waiting. Which of the two a process uses is decided by `NAUTILUS_RESEARCH_URL`, and the results are the same.
+A library takes several searches at once, because most of the time of a remote request is waiting. The setting
+`NAUTILUS_RESEARCH_URL` decides which of the two a process uses; the results are the same.
 """
 
 import json
@@ -16,16 +16,16 @@ from schema.settings import Settings
 
 from .corpus import Corpus, Passage, open_corpus
 
-# Longer than any answer takes: what limits a task is the limit of the task.
-ANSWER_TIMEOUT_S = 600.0
-# The service is on this machine or on a private network: a proxy that the environment names is for others.
+# Longer than any response takes: a task is bounded by its own limit.
+RESPONSE_TIMEOUT_S = 600.0
+# The service is on this machine or on a private network: the proxy of the environment is not for it.
 OPENER = build_opener(ProxyHandler({}))
 
 log = structlog.get_logger(__name__)
 
 
 class Search(NamedTuple):
-    """Ask for the best `most` passages about some terms, without those that are named by their ids."""
+    """The best `most` passages for some terms, except those whose ids are in `without`."""
 
     query: Sequence[str]
     most: int
@@ -39,10 +39,10 @@ class Library(Protocol):
         """The inverse document frequency of a term; 0 where no passage has it."""
 
     def passage(self, passage_id: int, /) -> Passage:
-        """A passage that a search has found. Raises IndexError for another."""
+        """A passage that a search has returned. Raises IndexError for any other."""
 
     def retrieve(self, searches: Sequence[Search], /, once: bool = False) -> list[list[int]]:
-        """The ids that each search finds, best first; with `once`, no passage is in two of the answers."""
+        """The ids that each search returns, best first; with `once`, no passage is in two of the results."""
 
 
 class LocalLibrary:
@@ -54,17 +54,18 @@ class LocalLibrary:
         self.passage = corpus.passage
 
     def retrieve(self, searches: Sequence[Search], once: bool = False) -> list[list[int]]:
-        answers: list[list[int]] = []
-        answered: set[int] = set()
+        results: list[list[int]] = []
+        returned: set[int] = set()
         for search in searches:
-            without = answered | set(search.without) if once else set(search.without)
-            answers.append(self._corpus.retrieve(search.query, search.most, without))
-            answered.update(answers[-1])
-        return answers
+            without = returned | set(search.without) if once else set(search.without)
+            passage_ids = self._corpus.retrieve(search.query, search.most, without)
+            results.append(passage_ids)
+            returned.update(passage_ids)
+        return results
 
 
 class RemoteLibrary:
-    """A library that answers over HTTP. Raises OSError where it does not answer.
+    """A library behind HTTP. Raises OSError where the service does not answer.
 
     `GET /vocabulary` is {term: weight}. `POST /search` takes {"searches": [{"query", "most", "without"}], "once"} and
     answers {"answers": [[id]], "passages": {id: {"source", "text"}}}.
@@ -72,7 +73,7 @@ class RemoteLibrary:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._weights: Mapping[str, float] = self._ask("/vocabulary")
+        self._weights: Mapping[str, float] = self._request("/vocabulary")
         self._passages: dict[int, Passage] = {}
 
     def weight(self, term: str) -> float:
@@ -80,29 +81,30 @@ class RemoteLibrary:
 
     def passage(self, passage_id: int) -> Passage:
         if passage_id not in self._passages:
-            raise IndexError(f"expected a passage that a search has found, but {passage_id} came")
+            raise IndexError(f"expected a passage that a search has returned, but {passage_id} came")
         return self._passages[passage_id]
 
     def retrieve(self, searches: Sequence[Search], once: bool = False) -> list[list[int]]:
-        wanted = [{"query": list(s.query), "most": s.most, "without": sorted(s.without)} for s in searches]
-        answer = self._ask("/search", {"searches": wanted, "once": once})
-        for key, passage in answer["passages"].items():
+        body = [{"query": list(s.query), "most": s.most, "without": sorted(s.without)} for s in searches]
+        response = self._request("/search", {"searches": body, "once": once})
+        for key, passage in response["passages"].items():
             self._passages[int(key)] = Passage(int(key), passage["source"], passage["text"])
-        answers: list[list[int]] = answer["answers"]
-        return answers
+        results: list[list[int]] = response["answers"]
+        return results
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         content = json.dumps(body).encode() if body is not None else None
         request = Request(self._url + path, content, {"Content-Type": "application/json"})
-        with OPENER.open(request, timeout=ANSWER_TIMEOUT_S) as response:
+        with OPENER.open(request, timeout=RESPONSE_TIMEOUT_S) as response:
             return json.load(response)
 
 
 def open_library(cache: Path) -> Library:
-    """The service that the settings name, or else the corpus of this machine, built under `cache` where it is missing.
+    """The service of the settings, or else the corpus of this machine, built under `cache` where it is missing.
 
     Raises OSError where the service does not answer.
     """
-    if url := Settings().research_url:
+    url = Settings().research_url
+    if url:
         return RemoteLibrary(url)
     return LocalLibrary(open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count)))

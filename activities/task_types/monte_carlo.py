@@ -1,4 +1,4 @@
-"""Price a European call option by simulation, and hold the price against the closed form (Black & Scholes 1973).
+"""Price a European call option by simulation, and compare the price with the closed form (Black & Scholes 1973).
 
 The simulated price counts only where its standard error meets the task's target, and where it lies within 4.5 standard
 errors of the closed form: by chance alone that fails about 7 times in a million.
@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import Annotated, ClassVar
 
 import numpy as np
-from numpy import random  # which numpy loads on first use, and then each task would
+from numpy import random  # numpy loads it on first use, which would be in each task
 from pydantic import Field
 
 from schema.messages.base import Value
@@ -61,7 +61,7 @@ def simulate(option: CallOption, samples: int) -> tuple[float, float]:
 
 
 def verify(option: CallOption, price: float, error: float) -> float:
-    """The closed form, which the price agrees with. Raises InvalidResult where it does not, or is not exact enough."""
+    """The closed form. Raises InvalidResult where the price does not agree with it, or is not exact enough."""
     expected = closed_form(option)
     if error > option.target_se:
         raise InvalidResult(f"expected a standard error of at most {option.target_se:g}, but it is {error:g}")

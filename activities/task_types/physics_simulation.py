@@ -1,8 +1,8 @@
-"""Follow a star and its planets for some years, and hold the path against what physics conserves.
+"""Simulate a star and its planets for some years, and check the path against what physics conserves.
 
 Newton's equations in astronomical units, years and solar masses, integrated with the Dormand-Prince method of order 8
 (Hairer, Norsett & Wanner 1993; `scipy.integrate.solve_ivp`). No closed form exists for three bodies or more; energy and
-angular momentum are constant for any number, so a path that loses them is not a result.
+angular momentum are constant for any number, so a path that loses them is an invalid result.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy import linalg, random  # which numpy loads on first use, and then each task would
+from numpy import linalg, random  # numpy loads them on first use, which would be in each task
 from pydantic import Field
 
 from schema.messages.base import Value
@@ -20,14 +20,14 @@ from . import InvalidResult, TaskPayload, TaskResult, number, rng
 
 TOLERANCE = 1e-9  # of the integrator, relative; unless the operator declares `physics_simulation.tolerance`
 G = 4 * pi**2  # by Kepler's third law, in these units
-SPACING = 1.7  # of neighbouring orbits, about that of the solar system: stable for far longer than we look
+SPACING = 1.7  # of neighbouring orbits, about that of the solar system: stable for far longer than a task simulates
 DIGITS = 12  # of energy kept is as good as double precision gets
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class PlanetarySystem(TaskPayload):
-    """A star with planets, drawn from the seed, and the relative drift that its path may have."""
+    """A star with planets, drawn from the seed, and the relative drift that its path may have at most."""
 
     planets: Annotated[int, Field(ge=1, le=8)]
     years: Annotated[float, Field(gt=0, le=1000)]
@@ -92,18 +92,18 @@ def starting_point(system: PlanetarySystem) -> tuple[Array, Array]:
 def motion(masses: Array, state: Array) -> Array:
     """The derivative of the state under the gravity of every body on every other."""
     positions, velocities = state.reshape(2, -1, 3)
-    apart = positions[None, :] - positions[:, None]
-    cubed = np.einsum("ijk,ijk->ij", apart, apart) ** 1.5
-    np.fill_diagonal(cubed, 1.0)  # a body is at distance zero from itself, and pulls itself nowhere
-    pull = G * np.einsum("ijk,j->ik", apart / cubed[:, :, None], masses)
+    separations = positions[None, :] - positions[:, None]
+    cubed = np.einsum("ijk,ijk->ij", separations, separations) ** 1.5
+    np.fill_diagonal(cubed, 1.0)  # a body is at distance zero from itself, and does not pull itself
+    pull = G * np.einsum("ijk,j->ik", separations / cubed[:, :, None], masses)
     return np.concatenate([velocities.ravel(), pull.ravel()])
 
 
 def conserved(masses: Array, state: Array) -> Array:
     """Total energy, and the length of the total angular momentum."""
     positions, velocities = state.reshape(2, -1, 3)
-    apart = linalg.norm(positions[None, :] - positions[:, None], axis=2)
+    distances = linalg.norm(positions[None, :] - positions[:, None], axis=2)
     i, j = np.triu_indices(len(masses), 1)
-    energy = (masses * (velocities**2).sum(1)).sum() / 2 - (G * masses[i] * masses[j] / apart[i, j]).sum()
-    spin = linalg.norm((masses[:, None] * np.cross(positions, velocities)).sum(0))
-    return np.array([energy, spin])
+    energy = (masses * (velocities**2).sum(1)).sum() / 2 - (G * masses[i] * masses[j] / distances[i, j]).sum()
+    angular_momentum = linalg.norm((masses[:, None] * np.cross(positions, velocities)).sum(0))
+    return np.array([energy, angular_momentum])

@@ -1,11 +1,11 @@
-"""Answer a question from the documentation that is installed here, in sentences that can be looked up.
+"""Answer a question from the installed documentation, in sentences that cite their passage.
 
 A coordinator leads three roles. The planner finds what else the best passages talk about and asks one sub-question for
 each such aspect (RM3 relevance feedback: Lavrenko & Croft 2001, Abdul-Jaleel et al. 2004). The researcher reads the
-passages that BM25 finds for a sub-question, and searches the corpus again for each relevant sentence: what other
-documents say too has support. The reporter chooses sentences that are relevant, supported and not redundant (maximal
-marginal relevance: Carbonell & Goldstein 1998). Every claim is then looked up again in the passage it cites; a report
-that does not hold, or rests on too few documents, is not a result.
+passages that BM25 finds for a sub-question, and searches the corpus again for each relevant sentence: a sentence like
+one of another document has its support. The reporter chooses sentences that are relevant, supported and not redundant
+(maximal marginal relevance: Carbonell & Goldstein 1998). Every claim is then compared with the passage it cites; a
+report that does not hold, or cites too few documents, is an invalid result.
 
 How long a task takes is how much it reads, `breadth` times `depth` sub-questions of `passages` passages each, and how
 long its library takes to answer: once for the question and twice in each round.
@@ -28,9 +28,9 @@ from .library import Library, Search, open_library
 PASSAGES = 32  # read per sub-question, unless the operator declares `research_synthesis.passages`
 FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
 CANDIDATES = 6  # sentences that a sub-question hands to the reporter
-LONGEST_REPORT = 12  # claims: a page that a person reads
-FEWEST_SOURCES = 3  # below that it is a quotation and not a synthesis
-ALIKE = 0.2  # Jaccard similarity from which two sentences are taken to say something alike
+LONGEST_REPORT = 12  # claims: a page
+FEWEST_SOURCES = 3  # with fewer it would be a quotation and not a synthesis
+ALIKE = 0.2  # Jaccard similarity from which a sentence supports another
 RELEVANCE = 0.7  # lambda of maximal marginal relevance
 NEIGHBOURS = 12  # passages in which support for a sentence is sought
 LENGTH = 8  # words added to a sentence's length, or the shortest sentences would always be the most relevant
@@ -66,7 +66,7 @@ class SubQuestion(NamedTuple):
 
 
 class Quote(NamedTuple):
-    """A sentence as it stands in a passage. `support` counts the other documents that say something alike."""
+    """A sentence of a passage. `support` counts the other documents with a similar sentence."""
 
     text: str
     passage: int
@@ -78,7 +78,7 @@ class Quote(NamedTuple):
 
 
 class ReportedClaim(NamedTuple):
-    """A line of the report, and where it is written."""
+    """A sentence of the report, and the passage that it cites."""
 
     text: str
     passage: int
@@ -88,7 +88,7 @@ class ReportedClaim(NamedTuple):
 
 
 class ResearchSynthesis:
-    """The coordinator: plans, has the passages read, has the report written, and checks it."""
+    """The coordinator: plans, has the passages read and the report written, and verifies it."""
 
     name: ClassVar[str] = "research_synthesis"
     Payload: ClassVar[type[ResearchQuestion]] = ResearchQuestion
@@ -104,7 +104,7 @@ class ResearchSynthesis:
         question = sorted({term for term in terms(payload.question) if library.weight(term)})
         [seeds] = library.retrieve([Search(question, FEEDBACK_PASSAGES)])
         if not seeds:
-            raise InvalidResult(f"the corpus says nothing about {payload.question!r}")
+            raise InvalidResult(f"expected passages about {payload.question!r}, but the corpus has none")
         asked: list[SubQuestion] = []
         read: set[int] = set()
         findings: list[Quote] = []
@@ -112,7 +112,7 @@ class ResearchSynthesis:
             sub_questions = plan(library, question, seeds, payload.breadth, asked)
             asked += sub_questions
             findings += research(library, sub_questions, passages, read)
-            # What was found is what the next round asks about.
+            # The next round asks about the passages of the best findings.
             findings.sort(key=lambda finding: -finding.relevance)
             seeds = list(dict.fromkeys(finding.passage for finding in findings))[:FEEDBACK_PASSAGES] or seeds
         claims = report(findings, min(LONGEST_REPORT, 3 + len(asked)))
@@ -148,22 +148,22 @@ def plan(
         for term, count in Counter(words).items():
             weights[term] += count / len(words) * library.weight(term) / (1 + rank)
             spread[term] += 1
-    known = {*question, *(sub_question.aspect for sub_question in asked)}
-    # A term of several seeds is an aspect of the subject; a term of one is most often that document's own example.
-    aspects = sorted((term for term in weights if term not in known), key=lambda t: (spread[t] == 1, -weights[t], t))
+    taken = {*question, *(sub_question.aspect for sub_question in asked)}
+    # A term of several seeds is an aspect of the subject; a term of a single one is most often an example in it.
+    aspects = sorted(weights.keys() - taken, key=lambda term: (spread[term] == 1, -weights[term], term))
     return [SubQuestion(aspect, (*question, aspect)) for aspect in aspects[:breadth]]
 
 
 def research(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[Quote]:
-    """Researcher: read what nobody read yet, and note it in `read`; the best sentences on each sub-question.
+    """Researcher: read passages that are not in `read`, and add them to it; the best sentences on each sub-question.
 
-    Support is sought for as many sentences as there are passages: for every one would make a common word cost ten times
-    a rare one.
+    Support is sought for as many sentences as there are passages: for all of them, a common word would cost ten times
+    as much as a rare one.
     """
     searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
-    answers = library.retrieve(searches, once=True)
+    results = library.retrieve(searches, once=True)
     relevant: list[Quote] = []
-    for sub_question, passage_ids in zip(sub_questions, answers, strict=True):
+    for sub_question, passage_ids in zip(sub_questions, results, strict=True):
         read.update(passage_ids)
         sentences = [finding for i in passage_ids for finding in read_passage(library, sub_question, i)]
         relevant += sorted(sentences, key=lambda finding: -finding.relevance)[:passages]
@@ -173,8 +173,10 @@ def research(library: Library, sub_questions: Sequence[SubQuestion], passages: i
         support = len(supporters(library, finding, neighbours))
         supported = finding._replace(support=support, relevance=finding.relevance * (1 + support) ** 0.25)
         by_aspect[finding.aspect].append(supported)
-    best = (sorted(some, key=lambda finding: -finding.relevance)[:CANDIDATES] for some in by_aspect.values())
-    return [finding for some in best for finding in some]
+    best: list[Quote] = []
+    for quotes in by_aspect.values():
+        best += sorted(quotes, key=lambda finding: -finding.relevance)[:CANDIDATES]
+    return best
 
 
 def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -> list[Quote]:
@@ -184,7 +186,7 @@ def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -
     for text in statements(passage.text):
         words = frozenset(terms(text))
         shared = [library.weight(term) for term in sub_question.query if term in words]
-        # Times their number, as in Lucene's coordination factor: one rare word in common is often a coincidence.
+        # Lucene's coordination factor multiplies by their number: one rare word in common is often a coincidence.
         relevance = sum(shared) * len(shared) / (LENGTH + len(words))
         findings.append(Quote(text, passage_id, passage.source, sub_question.aspect, words, relevance, 0))
     return findings
@@ -196,7 +198,7 @@ def statements(text: str) -> list[str]:
 
 
 def supporters(library: Library, finding: Quote, neighbours: Iterable[int]) -> set[str]:
-    """The other documents, among the passages nearest to a sentence, with a sentence that says something alike."""
+    """The other documents, among the passages nearest to a sentence, that have a similar sentence."""
     sources: set[str] = set()
     for passage_id in neighbours:
         other = library.passage(passage_id)
@@ -207,9 +209,10 @@ def supporters(library: Library, finding: Quote, neighbours: Iterable[int]) -> s
     return sources
 
 
-def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    common = len(one & other)
-    return common / (len(one) + len(other) - common)
+def _similarity(words: frozenset[str], others: frozenset[str]) -> float:
+    """The Jaccard index."""
+    common = len(words & others)
+    return common / (len(words) + len(others) - common)
 
 
 def report(findings: Sequence[Quote], length: int) -> list[ReportedClaim]:
@@ -225,18 +228,19 @@ def report(findings: Sequence[Quote], length: int) -> list[ReportedClaim]:
         chosen.append(best)
         for i, finding in enumerate(findings):
             nearest[i] = max(nearest[i], _similarity(finding.words, findings[best].words))
-    return [ReportedClaim(f.text, f.passage, f.source, f.aspect, f.support) for f in (findings[i] for i in chosen)]
+    quotes = [findings[i] for i in chosen]
+    return [ReportedClaim(q.text, q.passage, q.source, q.aspect, q.support) for q in quotes]
 
 
 def in_full(question: str, claims: Sequence[ReportedClaim]) -> str:
-    """The report as who asked for it reads it: every claim, and where it is written."""
-    said = "\n".join(f"{claim.text} [{n}]" for n, claim in enumerate(claims, 1))
+    """The report as the requester reads it: every claim with its source."""
+    sentences = "\n".join(f"{claim.text} [{n}]" for n, claim in enumerate(claims, 1))
     sources = "\n".join(f"[{n}] {claim.source}" for n, claim in enumerate(claims, 1))
-    return f"{question}\n\n{said}\n\n{sources}"
+    return f"{question}\n\n{sentences}\n\n{sources}"
 
 
 def verify(claims: Sequence[ReportedClaim], library: Library) -> None:
-    """Read every cited passage again. Raises InvalidResult for a claim that it does not hold, or too few documents."""
+    """Read every cited passage again. Raises InvalidResult for a claim that is not in it, or too few documents."""
     for claim in claims:
         try:
             passage = library.passage(claim.passage)
@@ -244,16 +248,17 @@ def verify(claims: Sequence[ReportedClaim], library: Library) -> None:
             raise InvalidResult(f"a claim cites a passage that does not exist: {error}") from error
         if claim.text not in passage.text or claim.source != passage.source:
             raise InvalidResult(f"passage {claim.passage} of {passage.source} does not say {claim.text!r}")
-    if (sources := len({claim.source for claim in claims})) < FEWEST_SOURCES:
+    sources = len({claim.source for claim in claims})
+    if sources < FEWEST_SOURCES:
         raise InvalidResult(f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}")
 
 
 def quality(library: Library, question: Sequence[str], claims: Sequence[ReportedClaim]) -> float:
-    """0 to 1: the question's terms that the claims speak of, by weight (half), and their sources (a quarter for being
-    different documents, a quarter for being supported by others)."""
-    said = {term for claim in claims for term in terms(claim.text)}
-    asked = sum(map(library.weight, question))
-    coverage = sum(library.weight(term) for term in question if term in said) / asked
+    """0 to 1: half for the weight of the question's terms that the claims contain, a quarter for the share of different
+    sources, a quarter for the share of supported claims."""
+    covered = {term for claim in claims for term in terms(claim.text)}
+    total = sum(map(library.weight, question))
+    coverage = sum(library.weight(term) for term in question if term in covered) / total
     diversity = len({claim.source for claim in claims}) / len(claims)
     supported = sum(claim.support > 0 for claim in claims) / len(claims)
     return round(0.5 * coverage + 0.25 * diversity + 0.25 * supported, 4)

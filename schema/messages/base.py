@@ -27,15 +27,17 @@ Value = Annotated[bool | int | float | str, AfterValidator(_exact)]
 
 def format_value(value: Value | None) -> str:
     """A value of a parameter for people."""
-    return "?" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "?"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# So far that no real clock leaves them, and so near that a window before or after them is no overflow.
+# Wide enough for every real clock, and narrow enough that a window before or after them does not overflow.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def plausible(at: datetime) -> datetime:
-    """The instant; raises ValueError where no clock could say it."""
+    """The instant; raises ValueError where no clock could show it."""
     if not EARLIEST <= at < LATEST:
         raise ValueError(f"expected an instant of the years 1970 to 8999, but {at.isoformat()} came")
     return at
@@ -52,7 +54,8 @@ LARGEST_OBJECT_BYTES = 100_000
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """What JSON can carry: pydantic reads NaN here too, and would write null, which is another content."""
-    if (size := len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())) > LARGEST_OBJECT_BYTES:
+    size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    if size > LARGEST_OBJECT_BYTES:
         raise ValueError(f"expected an object of at most {LARGEST_OBJECT_BYTES} bytes of JSON, but {size} came")
     return value
 
@@ -67,7 +70,7 @@ class Message(BaseModel):
 
 
 class Numbered(Message):
-    """All that is read of a message that cannot be read, so that its sender finds a receipt."""
+    """The only field that is read of an invalid message, so that its sender finds a receipt."""
 
     message_id: Identifier
 

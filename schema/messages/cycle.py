@@ -72,7 +72,7 @@ def workflow_id(subject: str) -> str:
 
 
 class CycleOpening(Message):
-    """A run asks to become the cycle of its request."""
+    """What a run sends to become the cycle of its request."""
 
     request: CycleRequest
     workflow_id: str
@@ -84,8 +84,8 @@ class Briefing(Message):
     """What a cycle knows when it opens: frozen, so that nothing changes the rules under a running cycle.
 
     `baseline` are the affected tasks since the onset, `baselines` all by task type, `healthy` the affected ones of the
-    baseline window before it; all by the `objectives` where the metric has any (see ExperimentDesign). `duplicate` says
-    that another run has had this request.
+    baseline window before it; all by the `objectives` where the metric has any (see ExperimentDesign). `duplicate`
+    means that another run has had this request.
     """
 
     cycle_id: Identifier
@@ -100,7 +100,7 @@ class Briefing(Message):
     guardrails: tuple[Guardrail, ...] = ()
     objectives: dict[str, Guardrail] = Field(default_factory=dict)
     duplicate: bool = False
-    # A briefing that does not say is of a cycle that opened before signatures were checked, and goes on as it was.
+    # A briefing without this field is of a cycle that opened before signatures were checked, and goes on as it was.
     unsigned_agents: bool = True
     market: MarketRules = MarketRules()
 
@@ -140,9 +140,9 @@ class CycleEnd(Message):
 class CycleState(StoryState):
     """All that a cycle remembers, and what it carries over when it continues as new. Only its workflow changes it.
 
-    One window at a time is open; `phase` says which and `deadline` until when. Each step of the story fills in its
+    One window at a time is open; `phase` names it and `deadline` ends it. Each step of the story fills in its
     product, and a step whose product is there is not taken again. `tally` is where the vote stands after each ballot;
-    `voted` says that it is closed and recorded.
+    `voted` once it is closed and recorded.
     """
 
     request: CycleRequest
@@ -184,7 +184,7 @@ class CycleState(StoryState):
 
     @property
     def counted(self) -> Tally:
-        """Where the vote of a cycle that has come to it stands."""
+        """Where the vote stands, in a cycle whose vote has opened."""
         assert self.tally is not None
         return self.tally
 

@@ -1,7 +1,7 @@
 """Events: what happened, in past tense, committed with the change that it announces.
 
 Each type of event has a class with its data. `docs/events.md` is written from these classes (`python -m
-tests.events_page`): the first line of the docstring says when it happens, `about` what its subject is.
+tests.events_page`): the first line of the docstring is when it happens, `about` is its subject.
 """
 
 from typing import ClassVar, Literal
@@ -20,7 +20,7 @@ from .proposals import Proposal, Tally
 
 
 class EventData(Message):
-    """What an event says besides its envelope."""
+    """What an event carries besides its envelope."""
 
     type: ClassVar[EventType]
     about: ClassVar[str]

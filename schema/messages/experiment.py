@@ -203,7 +203,7 @@ class Promotion(Message):
 
 
 class PromotionResult(Message):
-    """`swapped` is false where somebody else had changed the parameter; `version` is the one in force now."""
+    """`swapped` is false where the parameter had been changed meanwhile; `version` is the one in force now."""
 
     swapped: bool
     version: int

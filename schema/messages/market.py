@@ -19,7 +19,7 @@ class Bid(AgentMessage):
 
 
 class Record(Message):
-    """What is known of an agent, or of everybody, on one task type. Old results count less, so these are no integers.
+    """The results of one agent, or of all, on one task type. Old results count less, so these are no integers.
 
     `quality_sum` is over `rated` of the successes, `seconds_sum` over `timed` results.
     """
@@ -35,7 +35,7 @@ class Record(Message):
 class Agent(Message):
     """An agent as the market knows it. `standing` is 0 to 1; `successes` of `attempts` are all its results.
 
-    `record` is its record on the task type at hand, `market` that of everybody. The platform does a `built_in` agent's
+    `record` is its record on the task type at hand, `market` that of all agents. The platform does a `built_in` agent's
     work in its name; every other agent brings its own executor.
     """
 
@@ -53,7 +53,7 @@ class Agent(Message):
 
 
 class RankedBid(Message):
-    """A bid with its score and why it stands where it stands."""
+    """A bid with its score, and the reason for its rank."""
 
     bid: Bid
     score: float

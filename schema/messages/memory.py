@@ -1,4 +1,4 @@
-"""Memory: what the nights have learned, what it rests on, and how sure it is."""
+"""Memory: what the nightly runs have learned, its evidence, and how certain it is."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ SIZES_PER_OCTAVE = 2
 
 
 class PatternKind(StrEnum):
-    """A change mends a symptom; an hour of the week is low; an agent is better at a task type than the others."""
+    """A change fixes a symptom; an hour of the week is low; an agent is better at a task type than the others."""
 
     REMEDY = "remedy"
     WEEKLY_LOW = "weekly_low"
@@ -32,7 +32,7 @@ class PatternState(StrEnum):
 
 
 class Symptom(Message):
-    """What is wrong, in words that two cases can share. `failure` is the kind that dominates; empty for none."""
+    """What is wrong, in terms that two cases can share. `failure` is the dominant kind; empty without failures."""
 
     metric: str
     task_type: str
@@ -40,11 +40,11 @@ class Symptom(Message):
 
     @classmethod
     def of(cls, metric: str, task_type: str, failures: Iterable[tuple[str, int]]) -> Self:
-        """The symptom of a task type, from its failures by kind; the kind's word decides between equals.
+        """The symptom of a task type, from its failures by kind; of equally frequent kinds, the last by name.
 
-        Slow and dear tasks have nothing to do with how others fail.
+        Slow and costly tasks have nothing to do with how others fail.
         """
-        most, _ = max(failures, key=lambda known: (known[1], known[0]), default=("", 0))
+        _, most = max(((count, kind) for kind, count in failures), default=(0, ""))
         if metric in get_args(Aim):
             most = ""
         return cls(metric=metric, task_type=task_type, failure=str(most))
@@ -95,7 +95,7 @@ class Change(Message):
 
 
 class Claim(Message):
-    """What a pattern says, without how sure it is. `hour` is the hour of the week in UTC, 0 is Monday's first."""
+    """What a pattern claims, without its certainty. `hour` is the hour of the week in UTC, 0 is Monday's first."""
 
     kind: PatternKind
     symptom: Symptom
@@ -105,14 +105,14 @@ class Claim(Message):
 
     @property
     def pattern_id(self) -> str:
-        """The hash of the content: the same claim is the same pattern, whoever learns it."""
+        """The hash of the content: the same claim is the same pattern, wherever it is learned."""
         return content_hash(self.model_dump(mode="json"))[:12]
 
 
 class Observation(Message):
-    """One piece of evidence about a claim. `source` names it once and for all: a cycle, a week, a day.
+    """One piece of evidence about a claim. `source` identifies it: a cycle, a week, a day.
 
-    `support` and `against` count what spoke for the claim and what did not; `effect` is a difference of rates with its
+    `support` and `against` count the cases for the claim and against it; `effect` is a difference of rates with its
     standard error, where one was measured; `ending` is how a cycle ended.
     """
 
@@ -126,7 +126,7 @@ class Observation(Message):
 
 
 class Memory(Message):
-    """A claim and what was observed of it, oldest first."""
+    """A claim and its observations, oldest first."""
 
     claim: Claim
     observations: tuple[Observation, ...]
@@ -136,7 +136,7 @@ class Pattern(Message):
     """A claim as it is judged at one instant.
 
     `support` and `against` are weighed by age; `successes` of `tries` are not. `interval` holds the share of support,
-    and `reference` is the share that would be nothing special: None where nobody else has done any. `effect` is pooled,
+    and `reference` is the share that would be usual: None where no other agent has done any. `effect` is pooled,
     with a 95 % interval.
     """
 
@@ -157,7 +157,7 @@ class Pattern(Message):
 
 
 class Lesson(Message):
-    """What one consolidation has learned, in words."""
+    """What one consolidation has learned, as text."""
 
     at: Instant
     text: Text

@@ -20,7 +20,7 @@ class FailureKind(StrEnum):
     LOST = "lost"
 
 
-# Sums of as many tasks as there will ever be stay numbers.
+# Sums over any possible number of tasks stay finite.
 MOST = 1e15
 
 
@@ -183,7 +183,7 @@ class TaskTypeDiagnosis(Message):
 
 
 class PastEnding(Message):
-    """How an earlier cycle on the same subject ended, so that nobody proposes the same thing twice."""
+    """How an earlier cycle on the same subject ended, so that no agent proposes the same again."""
 
     cycle_id: str
     ending: str
@@ -194,7 +194,7 @@ class PastEnding(Message):
 class Diagnosis(Message):
     """The facts an agent may investigate with. Everything in it was recorded; nothing is a conclusion.
 
-    `memory` is what earlier nights have learned of the like, at most 20 patterns, the nearest first.
+    `memory` is what earlier nightly runs have learned of similar cases, at most 20 patterns, the nearest first.
     """
 
     at: Instant
@@ -206,7 +206,7 @@ class Diagnosis(Message):
 
 
 class DiagnosisRequest(Message):
-    """Ask for the facts about one subject, over the trailing window, or `since` an instant and over the window before.
+    """Asks for the facts about one subject, over the trailing window, or `since` an instant and over the window before.
 
     What is counted as a success is what a cycle on the subject's anomaly would count.
     """

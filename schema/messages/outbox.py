@@ -1,4 +1,4 @@
-"""The outbox: an event in its envelope, and how far its delivery is. `schema.messages.events` has what events say."""
+"""The outbox: an event in its envelope, and how far its delivery is. `schema.messages.events` has their data."""
 
 from enum import StrEnum
 from typing import Any
@@ -10,7 +10,7 @@ from .base import Instant, Message
 
 
 class Event(Message):
-    """`key` is the natural key: the same change announces itself once. Order holds within `subject`."""
+    """`key` is the natural key: a change is announced once. Order is kept within `subject`."""
 
     key: str
     type: EventType
@@ -21,7 +21,7 @@ class Event(Message):
 
 
 class DeliveryState(StrEnum):
-    """Why a subscriber has not had an event: it is tried again, a person must act, or it waits behind such a one."""
+    """Why an event is not delivered: it is retried, a person must act, or it waits behind such an event."""
 
     RETRYING = "retrying"
     DEAD = "dead"
@@ -29,7 +29,7 @@ class DeliveryState(StrEnum):
 
 
 class Undelivered(Message):
-    """An event that a subscriber has not had, although its cursor has passed it."""
+    """An event that was not delivered, although the subscriber's cursor has passed it."""
 
     subscriber: str
     sequence: int
@@ -43,7 +43,7 @@ class Undelivered(Message):
 
 
 class SubscriberStatus(Message):
-    """How far a subscriber is: events after its cursor that it will hear, and those that it has not had before it.
+    """How far a subscriber is: events after its cursor that it will get, and undelivered ones before it.
 
     `error` is why the latest of these failed.
     """

@@ -21,7 +21,7 @@ ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-
 
 
 class Declaration(Message):
-    """A part of `platform.toml`: an unknown key is a mistake, and said so."""
+    """A part of `platform.toml`: an unknown key is reported as a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -81,25 +81,24 @@ class Parameter(Declaration):
         if self.step is not None and self.minimum is not None and self.maximum is not None:
             for name, room in (("largest_change", self.largest_change), ("range", self.maximum - self.minimum)):
                 if room is not None and self.step > room:
-                    came = f"a step of {self.step:g} and a {name} of {room:g} came"
-                    raise ValueError(
-                        f"expected a step that fits into the {name}, or nothing could be proposed, but {came}"
-                    )
+                    expected = f"expected a step that fits into the {name}, or nothing could be proposed"
+                    raise ValueError(f"{expected}, but a step of {self.step:g} and a {name} of {room:g} came")
         if self.kind is ParameterKind.CHOICE and len(set(self.choices)) < 2:
             raise ValueError("expected at least two different choices")
-        if (refusal := self.refusal(self.default)) is not None:
+        refusal = self.refusal(self.default)
+        if refusal is not None:
             raise ValueError(f"the default is out of bounds: {refusal}")
         return self
 
     def refusal(self, value: Value) -> str | None:
-        """Say why `value` cannot be a value of this parameter, or None when it can."""
+        """Why `value` cannot be a value of this parameter, or None."""
         match self.kind:
             case ParameterKind.BOOLEAN:
                 return None if isinstance(value, bool) else f"expected true or false, but {value!r} came"
+            case ParameterKind.CHOICE if value not in self.choices:
+                return f"expected one of {', '.join(self.choices)}, but {value!r} came"
             case ParameterKind.CHOICE:
-                return (
-                    None if value in self.choices else f"expected one of {', '.join(self.choices)}, but {value!r} came"
-                )
+                return None
             case ParameterKind.INTEGER if not isinstance(value, int) or isinstance(value, bool):
                 return f"expected a whole number, but {value!r} came"
             case ParameterKind.FLOAT if not isinstance(value, int | float) or isinstance(value, bool):
@@ -109,10 +108,8 @@ class Parameter(Declaration):
         assert not isinstance(value, str)
         # Written so that NaN, which compares false with everything, is refused too.
         if not self.minimum <= value <= self.maximum:
-            return (
-                f"expected a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip()
-                + f", but {value!r} came"
-            )
+            expected = f"a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip()
+            return f"expected {expected}, but {value!r} came"
         return None
 
 
@@ -147,7 +144,7 @@ class TaskTypeDeclaration(Declaration):
 
 
 class JobId(StrEnum):
-    """The jobs of the cron registry; `activities.cron` says what each starts."""
+    """The jobs of the cron registry; `activities.cron` has what each starts."""
 
     METRICS_SNAPSHOT = "metrics_snapshot"
     AUTONOMY_SCAN = "autonomy_scan"
@@ -249,9 +246,9 @@ class CycleRules(Declaration):
 class MarketRules(Declaration):
     """The rules of the game for user tasks and for what agents earn. Durations in seconds, amounts in credits.
 
-    `price` is the most a task may cost where its requester says nothing. Executors outside hand in within
-    `result_window_s` and are never silent for `heartbeat_s`; `check_share` of what they hand in is done again in house.
-    An award waits `award_window_s` for a bidder with room.
+    `price` is the most a task may cost where its requester sets none. Outside executors hand in within
+    `result_window_s` and are never silent for `heartbeat_s`; the platform itself repeats `check_share` of their
+    results. An award waits `award_window_s` for a bidder with room.
     """
 
     bid_window_s: float = Field(default=30, gt=0)
@@ -272,11 +269,11 @@ Aim = Literal["slow_share", "duration_share", "high_cost_share"]
 
 
 class ObservatoryRules(Declaration):
-    """How the Observatory looks. `interval_s` is the width of one roll-up; the article's is an hour.
+    """How the Observatory detects. `interval_s` is the width of one roll-up; the article's is an hour.
 
-    `outcome_retention_s` is how long single outcomes are kept: all that looks back further reads roll-ups. Anomalies of
-    the success rate open cycles, and those of the metrics in `opens_cycles`. Of quality none: some tasks are not rated,
-    and a change could win by which.
+    `outcome_retention_s` is how long single outcomes are kept: everything older is read from roll-ups. Anomalies of
+    the success rate open cycles, and those of the metrics in `opens_cycles`. Those of quality open none: some tasks are
+    not rated, and a change could win by which.
     """
 
     interval_s: int = Field(default=3_600, ge=1)
@@ -290,7 +287,8 @@ class ObservatoryRules(Declaration):
 
     @model_validator(mode="after")
     def _keeps_what_it_reads(self) -> Self:
-        if self.outcome_retention_s < (least := self.baseline_s + self.guard_s + self.floor_window_s):
+        least = self.baseline_s + self.guard_s + self.floor_window_s
+        if self.outcome_retention_s < least:
             raise ValueError(f"expected outcome_retention_s of at least baseline, guard and floor window ({least})")
         return self
 
@@ -299,7 +297,7 @@ class ElevationRules(Declaration):
     """When diagnostic jobs run more often and first: from a health under `below` until one over `above`.
 
     Two thresholds, so that a health that hovers does not switch with every snapshot. An interval is divided, but not to
-    less than `least_interval_s`: what looks every minute sees enough, and a platform in trouble has other work to do.
+    less than `least_interval_s`: a job every minute is enough, and a platform in trouble has other work to do.
     """
 
     below: float = Field(default=50, gt=0, lt=100)
@@ -356,7 +354,7 @@ class Webhook(Declaration):
 
 
 class Notification(Declaration):
-    """Whom to tell, by Apprise: `url_env` names the environment variable with the target's URL, which is a secret."""
+    """A target to notify, by Apprise: `url_env` names the environment variable with the target's secret URL."""
 
     name: Name
     url_env: EnvironmentVariable
@@ -365,7 +363,7 @@ class Notification(Declaration):
 
 
 class Platform(Declaration):
-    """The whole of `platform.toml`. `unsigned_agents` lets agents without a key in, and anybody can speak for them.
+    """The whole of `platform.toml`. `unsigned_agents` admits agents without a key, and any sender can act as them.
 
     `pace` chose the defaults of the rules when the file was read; here it only names them, and the jobs' intervals.
     """
@@ -387,6 +385,7 @@ class Platform(Declaration):
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
-        if (first := next(mismatches(self.model_dump()), None)) is not None:
+        first = next(mismatches(self.model_dump()), None)
+        if first is not None:
             raise ValueError(first.message)
         return self

@@ -22,8 +22,8 @@ class Proposal(AgentMessage):
     """Change one declared parameter, because of a root cause, with a forecast that the experiment will judge.
 
     `predicted_rate` is the share of good tasks expected of the affected ones under `value` (0 to 1), as the cycle's
-    `objectives` count them; where there are none, the success rate. `base_version` is the
-    parameter's version that the agent looked at.
+    `objectives` count them; without any, the success rate. `base_version` is the parameter's version that the agent
+    investigated.
     """
 
     parameter: ParameterKey

@@ -1,4 +1,4 @@
-"""References: whether a declaration's parts name each other rightly."""
+"""References: whether the parts of a declaration refer to parts that exist."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ class Mismatch(NamedTuple):
     message: str
 
 
-# Of each array of tables: what one of it is called, and by which key it must be the only one.
+# Of each array of tables: the name of an element, and the key that must be unique.
 UNIQUE = {
     "task_types": ("task type", "name"),
     "parameters": ("parameter", "key"),
@@ -25,20 +25,21 @@ UNIQUE = {
 def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
     """What is declared twice, and references that lead nowhere, in the content of a `platform.toml`.
 
-    Values of a wrong kind are passed over: what else is wrong is worth saying beside them.
+    Values of a wrong kind are skipped: what else is wrong is reported beside them.
     """
     names: dict[str, list[Any]] = {}
     for section, (what, key) in UNIQUE.items():
-        seen = names[section] = []
+        declared_names = names[section] = []
         for n, table in _tables(content, section):
-            if (name := table.get(key)) in seen:
+            name = table.get(key)
+            if name in declared_names:
                 yield Mismatch((section, n, key), f"expected every {what} once, but {name} is declared twice")
             elif isinstance(name, str):
-                seen.append(name)
+                declared_names.append(name)
     task_types, parameters = names["task_types"], names["parameters"]
     for n, parameter in _tables(content, "parameters"):
-        wanted = parameter.get("task_types")
-        for m, name in enumerate(wanted if isinstance(wanted, list | tuple) else ()):
+        affected = parameter.get("task_types")
+        for m, name in enumerate(affected if isinstance(affected, list | tuple) else ()):
             if isinstance(name, str) and name not in task_types:
                 message = f"expected a declared task type, but {name} came{did_you_mean(name, task_types)}"
                 yield Mismatch(("parameters", n, "task_types", m), f"parameter {parameter.get('key')}: {message}")
@@ -62,7 +63,7 @@ def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dic
             yield n, table
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that nobody knows; empty where no other is like it."""
-    near = get_close_matches(word, list(known), n=1)
+def did_you_mean(name: str, declared: Iterable[str]) -> str:
+    """The end of a message about an unknown name; empty where no other is like it."""
+    near = get_close_matches(name, list(declared), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""The report: what a night or a fortnight changed, as it was recorded. A figure that is None was not measured."""
+"""The report: what changed in a day or a fortnight, as recorded. A figure that is None was not measured."""
 
 from enum import StrEnum
 
@@ -29,7 +29,7 @@ class RecordedChange(Message):
 
 
 class IssueState(StrEnum):
-    """What became of an anomaly. `fixed`: a change was promoted, its watch found no harm, and no person had a hand."""
+    """What became of an anomaly. `fixed`: a change was promoted, its watch found no harm, and no person took part."""
 
     FIXED = "fixed"
     FIXED_BY_PERSON = "fixed with a person"
@@ -86,7 +86,7 @@ class Report(Message):
     `tracks` are the intervals of `interval_s` by task type, oldest first, of the whole platform under the empty name;
     one without tasks is missing. `before` and `after` are the first and the last stretch of what was recorded, and of a
     single interval there is no `before`. `issues` are those detected in the period or still open. The whole ledger is
-    verified: `ledger_broken` says where it does not hold; `ledger_kinds` counts the period's entries.
+    verified: `ledger_broken` is where it does not hold; `ledger_kinds` counts the period's entries.
     """
 
     since: Instant

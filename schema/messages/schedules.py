@@ -1,4 +1,4 @@
-"""Schedules: what a job of the cron registry is asked to do, what came of it, and what its schedule knows of itself."""
+"""Schedules: what a job of the cron registry is asked to do, its report, and the state that its schedule carries."""
 
 from .base import Instant, Message, Text
 from .platform import ScheduleDeclaration
@@ -12,7 +12,7 @@ class JobRequest(Message):
 
 
 class JobReport(Message):
-    """How a job's run went. `left` are the steps that its budget did not reach; empty where all was done."""
+    """The result of a job's run. `left` are the steps that its budget did not reach; empty where all was done."""
 
     job_id: str
     done: tuple[str, ...] = ()
@@ -33,14 +33,14 @@ class Elevation(Message):
 
 
 class Budget(Message):
-    """Seconds that a job may take, and where they come from."""
+    """Seconds that a job may take, and how they were determined."""
 
     seconds: float
     reason: Text = ""
 
 
 class JobState(Message):
-    """What a schedule carries in its action's memo: Temporal is the store, no table says the same again."""
+    """What a schedule carries in its action's memo: Temporal is the store, no table repeats it."""
 
     declaration: ScheduleDeclaration
     budget: Budget
@@ -48,8 +48,7 @@ class JobState(Message):
 
 
 class Scan(Message):
-    """What a scan of the market came to: how many agents visited how many open cycles and tasks, and sent how many
-    messages."""
+    """The result of a scan of the market: how many agents visited how many cycles and tasks, and their messages."""
 
     agents: int
     cycles: int

@@ -23,7 +23,7 @@ class Act(Message):
 class Receipt(Message):
     """What became of a message: accepted, or refused with the reason.
 
-    `sender` is empty where nobody proved to be the sender.
+    `sender` is empty where the sender was not authenticated.
     """
 
     message_id: str

@@ -1,4 +1,4 @@
-"""Tasks: what users ask of the market, what executors hand in, and how a task ended."""
+"""Tasks: what users request of the market, what executors hand in, and how a task ended."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -49,7 +49,7 @@ class TaskEnding(StrEnum):
 
 
 class TaskOpening(Message):
-    """A run asks to become the task of its request."""
+    """What a run sends to become the task of its request."""
 
     request: TaskRequest
     run_id: str
@@ -59,7 +59,7 @@ class TaskOpening(Message):
 class TaskBriefing(Message):
     """What a task knows when it opens, frozen. `award` is there at once where the type is awarded without a window.
 
-    `refusal` says why the task cannot be, `duplicate` that another run has had its id.
+    `refusal` is why the task cannot run, `duplicate` means that another run has had its id.
     """
 
     bid_window_s: float
@@ -78,7 +78,7 @@ class TaskBriefing(Message):
 
 
 class AwardOrder(Message):
-    """Award a task to the best of these bids, without those of who missed it. `built_in`: the platform can do it."""
+    """Award a task to the best of these bids, without agents that missed it. `built_in`: the platform can do it."""
 
     request: TaskRequest
     bids: tuple[Bid, ...]
@@ -89,13 +89,13 @@ class AwardOrder(Message):
 
 
 class Heartbeat(AgentMessage):
-    """An executor outside says that it is at work. A silent one forfeits its award."""
+    """An outside executor reports that it is at work. A silent one forfeits its award."""
 
     progress: Text = ""
 
 
 class WorkResult(AgentMessage):
-    """What an executor outside hands in: a success with its quality, 0 to 1, or a failure with its kind."""
+    """What an outside executor hands in: a success with its quality, 0 to 1, or a failure with its kind."""
 
     failure: FailureKind | None = None
     summary: Text = ""
@@ -110,7 +110,7 @@ class WorkResult(AgentMessage):
 
 
 class WorkOrder(Message):
-    """Do a task in house, in the name of the agent that has its award, and settle it."""
+    """Do a task by the platform itself, in the name of the agent that has its award, and settle it."""
 
     request: TaskRequest
     award: Award
@@ -119,7 +119,7 @@ class WorkOrder(Message):
 class Settlement(Message):
     """How a user task went and what it moved: written once, with its outcome, transfer, standing and event.
 
-    `price` is what the agent is paid. Nobody is, and no outcome is recorded, where no agent had a part in the ending.
+    `price` is what the agent is paid. Where no agent had a part in the ending, nothing is paid and no outcome recorded.
     """
 
     request: TaskRequest
@@ -173,7 +173,7 @@ class TaskStatus(TaskState):
 
 
 class TypeRegistration(AgentMessage):
-    """An agent that brings its own executor adds a task type. `payload_schema` is JSON Schema, for who reads it."""
+    """An agent that brings its own executor adds a task type. `payload_schema` is JSON Schema, for requesters."""
 
     name: Name
     # PostgreSQL holds no NUL in a text column, and the same write would be tried again for ever.

@@ -1,4 +1,4 @@
-"""Rows of the Event Bus: the outbox, a cursor for each subscriber, and what it has not had before its cursor."""
+"""Rows of the Event Bus: the outbox, a cursor for each subscriber, and what is undelivered before it."""
 
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ class EventRow(SQLModel, table=True):
 
 
 class CursorRow(SQLModel, table=True):
-    """The last event that a subscriber has had, or that waits for it as an undelivered row."""
+    """The last event that was delivered to a subscriber, or waits for it as an undelivered row."""
 
     __tablename__ = "cursor"
 

@@ -1,4 +1,4 @@
-"""Rows of identity: every key that an agent has had. A key is one agent's, once, and never comes back."""
+"""Rows of identity: every key that an agent has had. A key belongs to one agent, once, and is never reused."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from .columns import InstantColumn
 
 
 class AgentKeyRow(SQLModel, table=True):
-    """The key without `revoked_at` is in force; an agent has at most one. `why` says why it was revoked."""
+    """The key without `revoked_at` is in force; an agent has at most one. `why` is the reason of its revocation."""
 
     __tablename__ = "agent_key"
 

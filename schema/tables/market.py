@@ -55,7 +55,7 @@ class FillRow(SQLModel, table=True):
 
 
 class RecordRow(SQLModel, table=True):
-    """An agent's results on one task type; they fade while it is idle."""
+    """An agent's results on one task type; they decay while it is idle."""
 
     __tablename__ = "record"
 
@@ -70,7 +70,7 @@ class RecordRow(SQLModel, table=True):
 
 
 class TaskRow(SQLModel, table=True):
-    """A user task; `agent_id` is who has it now, and `settlement` is written once, with all that hangs on it.
+    """A user task; `agent_id` has it now, and `settlement` is written once, with all that depends on it.
 
     `notify` names the notification that gets its report.
     """

@@ -1,4 +1,4 @@
-"""Rows of the memory: what is remembered, and what each consolidation has read and learned."""
+"""Rows of the memory: patterns, and what each consolidation has read and learned."""
 
 from datetime import datetime
 from typing import Any

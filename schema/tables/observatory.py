@@ -68,7 +68,7 @@ class AgentRollupRow(SQLModel, table=True):
 
 
 class RetentionRow(SQLModel, table=True):
-    """Until when the rows of a table have been forgotten: what is older cannot be told from what was counted."""
+    """Until when the rows of a table were deleted: what is older may have been counted already."""
 
     __tablename__ = "retention"
 

@@ -8,7 +8,7 @@ from .columns import InstantColumn
 
 
 class PublishedReportRow(SQLModel, table=True):
-    """The report of a night as it went out. `night` is its date in UTC, as 2026-11-22."""
+    """A nightly report as published. `night` is its date in UTC, as 2026-11-22."""
 
     __tablename__ = "published_report"
 

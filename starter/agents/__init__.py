@@ -1,4 +1,4 @@
-"""Built-in agents: six investigators with methods of their own, who enter by the client's door like everybody else."""
+"""Built-in agents: six investigators, each with a method of its own; they use the client, as any other agent does."""
 
 from .agent import Watcher, run_agents
 

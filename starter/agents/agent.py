@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -31,17 +32,18 @@ from .evidence import Case
 from .investigator import Investigator
 
 log = structlog.get_logger()
+Visitable = Callable[[Listed], bool]
 
 # In these phases a cycle waits for agents.
 OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
-# Facts this old are read again, so that who had no explanation may find one before the deadline.
+# Facts this old are read again: an agent without an explanation may find one before the deadline.
 FACTS_S = 30.0
-# A workflow whose worker is away does not answer: it is asked for so long, and the others wait for it only so long.
+# A workflow whose worker is away does not answer: a visit is given up after the first, and a scan waits the second.
 PATIENCE_S, SCAN_WAIT_S = 30.0, 5.0
 LONGEST_PAUSE_S = 60.0
 # The newest of the tasks that await bids; the others come when these are awarded.
 TASKS_A_SCAN = 100
-# The cycle ended meanwhile, or its worker is away: the next scan tells.
+# The cycle ended meanwhile, or its worker is away: the next scan finds out.
 UNANSWERED = (
     Refused,
     RPCError,
@@ -53,7 +55,7 @@ UNANSWERED = (
 
 
 def is_due(agent_id: str, status: CycleStatus) -> bool:
-    """Whether the cycle waits for a word of this agent."""
+    """Whether the cycle waits for a message of this agent."""
     match status.phase:
         case Phase.BIDDING:
             return agent_id not in status.bids
@@ -67,23 +69,23 @@ def is_due(agent_id: str, status: CycleStatus) -> bool:
 
 @dataclass
 class _File:
-    """What was read about a cycle in one phase, and who has made up its mind on it."""
+    """What was read about a cycle in one phase, and which agents have answered on it."""
 
     key: tuple[object, ...]
     case: Case
     read_at: float
-    asked: set[str] = field(default_factory=set)
+    answered: set[str] = field(default_factory=set)
 
 
 class Watcher:
-    """Scans the market for some agents. `mine` leaves out cycles and tasks that they must not visit."""
+    """Scans the market for some agents. `may_visit` leaves out cycles and tasks that are not theirs."""
 
     def __init__(
-        self, client: NautilusClient, agents: Sequence[Investigator], mine: Callable[[Listed], bool] = lambda _: True
+        self, client: NautilusClient, agents: Sequence[Investigator], may_visit: Visitable = lambda _: True
     ) -> None:
         self._client = client
         self._agents = agents
-        self._mine = mine
+        self._may_visit = may_visit
         self._files: dict[str, _File] = {}
         # By workflow: one that has not answered yet is not asked again.
         self._visits: dict[str, asyncio.Task[int]] = {}
@@ -99,12 +101,13 @@ class Watcher:
         """Visit every open cycle and task once, and send each the messages it waits for (of `only` these agents)."""
         agents = [agent for agent in self._agents if only is None or agent.agent_id in only]
         async with self._scanning:
-            listed = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
-            # One that moves on meanwhile may be listed in two phases.
-            cycles = {cycle.workflow_id for some in listed for cycle in some if self._mine(cycle)}
+            by_phase = await asyncio.gather(*(self._client.meta_tasks(phase) for phase in OPEN_PHASES))
+            # A cycle that moves on meanwhile may be listed in two phases.
+            cycles = {cycle.workflow_id for cycle in chain(*by_phase) if self._may_visit(cycle)}
             self._files = {cycle: file for cycle, file in self._files.items() if cycle in cycles}
             market = await self._client.tasks(most=TASKS_A_SCAN)
-            tasks = [task.workflow_id for task in market if task.task_type != PLATFORM_META and self._mine(task)]
+            user_tasks = [task for task in market if task.task_type != PLATFORM_META]
+            tasks = [task.workflow_id for task in user_tasks if self._may_visit(task)]
             visits = dict.fromkeys(cycles, self._attend) | dict.fromkeys(tasks, self._bid)
             begun = {
                 workflow: asyncio.create_task(self._patiently(workflow, visit(workflow, agents)))
@@ -118,7 +121,7 @@ class Watcher:
         return Scan(agents=len(agents), cycles=len(cycles), messages=messages, tasks=len(tasks))
 
     def _ended(self) -> int:
-        """Forget the visits that have ended; returns how many messages were accepted. Raises what one raised."""
+        """Forget the visits that have ended; returns how many messages were accepted. Raises what a visit raised."""
         ended = {workflow: visit for workflow, visit in self._visits.items() if visit.done()}
         for workflow in ended:
             del self._visits[workflow]
@@ -130,19 +133,19 @@ class Watcher:
             visit.cancel()
         await asyncio.gather(*self._visits.values(), return_exceptions=True)
 
-    async def _patiently(self, about: str, visit: Coroutine[Any, Any, int]) -> int:
+    async def _patiently(self, workflow_id: str, visit: Coroutine[Any, Any, int]) -> int:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await visit
         except UNANSWERED as error:
-            log.warning("agents.unanswered", workflow_id=about, error=repr(error))
+            log.warning("agents.unanswered", workflow_id=workflow_id, error=repr(error))
             return 0
 
     async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
         """Offer, for each agent, to do a user task; returns how many offers were accepted."""
         status = await self._client.task_status(task)
-        bids = [bid for agent in agents if (bid := bid_on(status, agent.agent_id)) is not None]
-        return sum(await asyncio.gather(*(self._send(status, bid) for bid in bids)))
+        offers = [bid_on(status, agent.agent_id) for agent in agents]
+        return sum(await asyncio.gather(*(self._send(status, bid) for bid in offers if bid is not None)))
 
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
         """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
@@ -151,14 +154,15 @@ class Watcher:
         if not due:
             return 0
         file = await self._file(status)
-        return sum(await asyncio.gather(*(self._ask(a, file) for a in due if a.agent_id not in file.asked)))
+        unanswered = [agent for agent in due if agent.agent_id not in file.answered]
+        return sum(await asyncio.gather(*(self._answer(agent, file) for agent in unanswered)))
 
-    async def _ask(self, agent: Investigator, file: _File) -> bool:
+    async def _answer(self, agent: Investigator, file: _File) -> bool:
         # In a thread: an estimate takes some milliseconds, and a worker may share this loop.
-        message = await asyncio.to_thread(agent.word, file.case)
-        taken = message is not None and await self._send(file.case.status, message)
-        file.asked.add(agent.agent_id)
-        return taken
+        message = await asyncio.to_thread(agent.message, file.case)
+        accepted = message is not None and await self._send(file.case.status, message)
+        file.answered.add(agent.agent_id)
+        return accepted
 
     async def _send(self, to: CycleStatus | TaskStatus, message: Bid | Proposal | Ballot) -> bool:
         """Whether the message was accepted. A refusal is logged: the window may have closed."""
@@ -193,14 +197,14 @@ async def run_agents(
     client: NautilusClient,
     agents: Sequence[Investigator],
     every_s: float = 5.0,
-    mine: Callable[[Listed], bool] = lambda _: True,
+    may_visit: Visitable = lambda _: True,
     task_queue: str | None = None,
 ) -> None:
-    """Let agents work until this is cancelled. A server that is away is waited for; an unknown error ends this.
+    """Let agents work until this is cancelled. It waits for a server that is away; an unknown error ends it.
 
     With a `task_queue`, they also scan whenever the autonomy scan asks there.
     """
-    watcher, pause_s = Watcher(client, agents, mine), every_s
+    watcher, pause_s = Watcher(client, agents, may_visit), every_s
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(watcher.close)
         if task_queue is not None:

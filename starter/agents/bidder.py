@@ -1,6 +1,6 @@
 """Bidder: what a built-in agent asks for a user task. Pure; the platform does the work in the winner's name.
 
-It bids on whatever the platform can do: who is busy up to its tier's limit is awarded the task once it has room.
+It bids on every type that the platform can do: an agent at its tier's limit is awarded the task once it has room.
 """
 
 from schema.messages.market import Agent, Bid
@@ -8,7 +8,7 @@ from schema.messages.tasks import TaskStatus
 
 # A newcomer asks little, to be tried; a proven agent up to this share of what the task may cost.
 CHEAPEST, COSTLIEST = 0.3, 0.8
-# Two imaginary results, one of them good: nobody knows its own worth after one task.
+# Two imaginary results, one of them good: one task says little of a rate.
 PRIOR_SUCCESSES, PRIOR_ATTEMPTS = 1.0, 2.0
 # Without a record of its own, an agent promises this.
 USUAL_S = 60.0

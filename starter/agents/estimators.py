@@ -1,7 +1,7 @@
 """Estimators: how many tasks would succeed under another limit, read from durations that the limit cut off.
 
 A task that ended shows its duration exactly; one that was killed shows only that it needed more (right-censored, at its
-own duration, so mixed limits need no bookkeeping). What ends by an error says nothing about a limit and is taken to
+own duration, so mixed limits need no bookkeeping). What ends by an error does not depend on a limit and is taken to
 stay as frequent. Kaplan & Meier's curve (1958) is read from the records; beyond them it is continued by a family of
 distributions, fitted as a straight line on probability paper, or by the hazard of the last stretch. A family that does
 not describe the durations gives no estimate: a poor fit must not become a forecast. Every standard error is the
@@ -56,8 +56,8 @@ class Durations(NamedTuple):
     def of(cls, samples: Sequence[DurationSample]) -> "Durations":
         ended = [s.duration_s for s in samples if s.failure in (None, FailureKind.INVALID_RESULT) and s.duration_s > 0]
         killed = [s.duration_s for s in samples if s.failure is FailureKind.TIMEOUT and s.duration_s > 0]
-        answered = [s.failure is None for s in samples if s.failure is not FailureKind.TIMEOUT]
-        return cls(sorted(ended), sorted(killed), fmean(answered) if answered else 0.0)
+        sound = [s.failure is None for s in samples if s.failure is not FailureKind.TIMEOUT]
+        return cls(sorted(ended), sorted(killed), fmean(sound) if sound else 0.0)
 
     @property
     def longest(self) -> float:
@@ -130,29 +130,37 @@ def _poisson_at_most(count: int, mean: float) -> float:
 
 
 def jackknifed(shape: Shape, samples: Sequence[DurationSample]) -> Model | None:
-    """The success rate by a shape, with the standard error that leaving out each twentieth of the tasks tells."""
-    parts = [samples, *([s for n, s in enumerate(samples) if n % GROUPS != group] for group in range(GROUPS))]
-    known = [(durations.sound, shape(durations)) for durations in map(Durations.of, parts)]
+    """The success rate by a shape, with the standard error from leaving out each twentieth of the tasks in turn."""
+    curves: list[tuple[float, Curve]] = []
+    for left_out in (None, *range(GROUPS)):
+        durations = Durations.of([s for n, s in enumerate(samples) if n % GROUPS != left_out])
+        curve = shape(durations)
+        if curve is None:
+            return None
+        curves.append((durations.sound, curve))
 
     def model(limit: float) -> Estimate:
-        rate, *others = [sound * curve(limit) for sound, curve in known if curve is not None]
-        mean = fmean(others)
-        return Estimate(rate, math.sqrt((GROUPS - 1) / GROUPS * math.fsum((other - mean) ** 2 for other in others)))
+        rate, *rates_without = [sound * curve(limit) for sound, curve in curves]
+        mean = fmean(rates_without)
+        squares = math.fsum((without - mean) ** 2 for without in rates_without)
+        return Estimate(rate, math.sqrt((GROUPS - 1) / GROUPS * squares))
 
-    return model if all(curve is not None for _, curve in known) else None
+    return model
 
 
 def fitted(*families: Family) -> Method:
-    """The mean of the families that describe the durations seen."""
+    """The mean of the families that describe the observed durations."""
 
     def method(samples: Sequence[DurationSample]) -> Model | None:
         durations = Durations.of(samples)
         if len(durations.exact) < FEWEST_EXACT:
             return None
-        good = [f for f in families if (curve := fit(f, durations)) is not None and describes(curve, durations)]
+        fitted_curves = [(family, fit(family, durations)) for family in families]
+        describing = [family for family, curve in fitted_curves if curve is not None and describes(curve, durations)]
 
         def shape(part: Durations) -> Curve | None:
-            curves = [curve for family in good if (curve := fit(family, part)) is not None]
+            fits = [fit(family, part) for family in describing]
+            curves = [curve for curve in fits if curve is not None]
             return (lambda limit: fmean(curve(limit) for curve in curves)) if curves else None
 
         return jackknifed(shape, samples)
@@ -161,7 +169,7 @@ def fitted(*families: Family) -> Method:
 
 
 def observed_tail(samples: Sequence[DurationSample]) -> Model | None:
-    """No family: Kaplan-Meier as far as tasks were seen, and from there on the hazard of the last stretch.
+    """No family: Kaplan-Meier as far as tasks were observed, and from there on the hazard of the last stretch.
 
     Where nothing ended in that stretch, what was cut off there is taken never to end.
     """
@@ -191,14 +199,14 @@ def newest_half(method: Method) -> Method:
 
 def first_of(*methods: Method) -> Method:
     """The first of the methods that can describe the durations."""
-    return lambda samples: next((model for make in methods if (model := make(samples)) is not None), None)
+    return lambda samples: next((model for model in (method(samples) for method in methods) if model is not None), None)
 
 
 def worst_of(*methods: Method) -> Method:
-    """The lowest rate that any of the methods arrives at; None where fewer than two can tell."""
+    """The lowest rate that any of the methods estimates; None where fewer than two can."""
 
-    def method(samples: Sequence[DurationSample]) -> Model | None:
-        models = [model for make in methods if (model := make(samples)) is not None]
+    def worst(samples: Sequence[DurationSample]) -> Model | None:
+        models = [model for model in (method(samples) for method in methods) if model is not None]
         return (lambda limit: min(model(limit) for model in models)) if len(models) > 1 else None
 
-    return method
+    return worst

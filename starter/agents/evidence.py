@@ -1,4 +1,4 @@
-"""Evidence: what the records of one case say, before anybody has an opinion.
+"""Evidence: what the records of one case show, before an agent judges them.
 
 Pure functions and values. A limit is any declared number of seconds (or of a multiple of seconds) that touches the task
 type; it is a suspect when the tasks that timed out were cut off at its value. Values are legal by construction: within
@@ -9,23 +9,38 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
 from schema.messages.memory import Change, Pattern, PatternKind, PatternState, Symptom
-from schema.messages.observatory import Counts, Diagnosis, DurationSample, FailureKind, TaskTypeDiagnosis
+from schema.messages.observatory import (
+    Counts,
+    Diagnosis,
+    DurationSample,
+    FailureKind,
+    PastEnding,
+    TaskTypeDiagnosis,
+)
 from schema.messages.platform import ParameterKind, ParameterState
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 # A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
 EARLY, LATE, LATE_S = 0.02, 0.15, 0.05
-# How a change can have ended so that it is not worth the same try again.
+# Endings after which the same change is not worth another try.
 FAILED = frozenset({"futile", "harmful", "rejected", "inconclusive", "rolled_back"})
 # What an experiment has refuted, as against what a vote has only turned down.
 REFUTED = frozenset({"futile", "harmful", "rolled_back"})
 ALIKE = 0.05
-# Distances to two limits that differ by less than this share tell nothing apart: memory may.
-TELLING = 0.05
+# Distances to two limits that differ by less than this share do not distinguish them: memory may.
+DISTINCT = 0.05
+
+
+class Remedy(NamedTuple):
+    """A change that memory holds, and the pattern that it is the claim of."""
+
+    change: Change
+    pattern: Pattern
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,13 @@ class Case:
     def records(self) -> TaskTypeDiagnosis | None:
         """The task type in question: the anomaly's, or of those in question the one that fails most."""
         anomaly, proposal = self.status.anomaly, self.status.proposal
-        types = {t.task_type: t for t in self.recent.task_types}
+        types = self.recent.task_types
         if anomaly is not None and anomaly.task_type:
-            return types.get(anomaly.task_type)
-        if anomaly is None and proposal is not None and (state := self.state(proposal.parameter)) is not None:
-            types = {name: t for name, t in types.items() if name in state.declaration.task_types}
-        return max(types.values(), key=lambda t: (t.counts.tasks - t.counts.successes, t.task_type), default=None)
+            return next((t for t in types if t.task_type == anomaly.task_type), None)
+        proposed = self.state(proposal.parameter) if proposal is not None else None
+        if anomaly is None and proposed is not None:
+            types = tuple(t for t in types if t.task_type in proposed.declaration.task_types)
+        return max(types, key=lambda t: (t.counts.tasks - t.counts.successes, t.task_type), default=None)
 
     @property
     def samples(self) -> Sequence[DurationSample]:
@@ -67,14 +83,14 @@ class Case:
         return next((s for s in self.recent.parameters if s.declaration.key == parameter), None)
 
     def limits(self) -> list["Limit"]:
-        """Every limit of the task type, the one that explains most failures first, then what mended the like before."""
-        found = [Limit(state, self.samples) for state in self.recent.parameters if is_limit(state, self.task_type)]
+        """Every limit of the task type: what explains most failures first, then what fixed similar cases before."""
+        limits = [Limit(state, self.samples) for state in self.recent.parameters if is_limit(state, self.task_type)]
 
         def rank(limit: Limit) -> tuple[float, float, int, float, str]:
-            nearness = min(limit.distance, 1.0) // TELLING
+            nearness = min(limit.distance, 1.0) // DISTINCT
             return -limit.explained, nearness, -self._promise(limit.key), limit.distance, limit.key
 
-        return sorted(found, key=rank)
+        return sorted(limits, key=rank)
 
     @cached_property
     def symptom(self) -> Symptom:
@@ -83,50 +99,58 @@ class Case:
         return Symptom.of(metric, self.task_type, self.records.failures.items() if self.records else ())
 
     @cached_property
-    def _remedies(self) -> list[tuple[Change, Pattern]]:
-        """What is remembered of the same metric failing in the same way, of this task type first."""
-        known = [(p.claim.change, p) for p in self.recent.memory if p.claim.kind is PatternKind.REMEDY]
-        like = [(c, p) for c, p in known if c and p.claim.symptom.failure == self.symptom.failure]
-        own = [(c, p) for c, p in like if p.claim.symptom.metric == self.symptom.metric]
-        return sorted(own, key=lambda known: known[1].claim.symptom != self.symptom)
+    def _remedies(self) -> list[Remedy]:
+        """What is remembered of the same metric failing in the same way."""
+        remedies = []
+        for pattern in self.recent.memory:
+            change, symptom = pattern.claim.change, pattern.claim.symptom
+            is_similar = (symptom.metric, symptom.failure) == (self.symptom.metric, self.symptom.failure)
+            if pattern.claim.kind is PatternKind.REMEDY and change is not None and is_similar:
+                remedies.append(Remedy(change, pattern))
+        return remedies
+
+    @cached_property
+    def _own_remedies(self) -> list[Remedy]:
+        """Those of this task type."""
+        return [remedy for remedy in self._remedies if remedy.pattern.claim.symptom == self.symptom]
 
     def recalled(self, parameter: str, value: Value) -> Pattern | None:
         """What is remembered of a change in this direction: for this very symptom first, then of the nearest size."""
         change = self.change(parameter, value)
-        like = [(c, p) for c, p in self._remedies if change and c.goes_like(change)]
-
-        def far(known: tuple[Change, Pattern]) -> tuple[bool, int]:
-            return known[1].claim.symptom != self.symptom, abs(known[0].size - change.size) if change else 0
-
-        return min(like, key=far)[1] if like else None
+        if change is None:
+            return None
+        for remedies in (self._own_remedies, self._remedies):
+            similar = [remedy for remedy in remedies if remedy.change.goes_like(change)]
+            if similar:
+                return min(similar, key=lambda remedy: abs(remedy.change.size - change.size)).pattern
+        return None
 
     def against(self, parameter: str, value: Value, endings: Collection[str] = REFUTED) -> str | None:
         """What speaks against a change: an experiment that ended so, or what is remembered of this very symptom.
 
         What refutes a longer way refutes its first part.
         """
-        state = self.state(parameter)
-        for past in self.recent.endings:
-            if state is None or past.parameter != parameter or past.ending not in endings or past.value is None:
-                continue
-            part = _part(float_of(state.value), float_of(value), float_of(past.value))
-            if value == past.value or abs(part - 1) <= ALIKE or (past.ending in REFUTED and 0 < part < 1):
-                return f"an experiment on a change like this has ended {past.ending}"
-        if (change := self.change(parameter, value)) is None:
+        state, change = self.state(parameter), self.change(parameter, value)
+        if state is None or change is None:
             return None
-        own = [(c, p) for c, p in self._remedies if p.claim.symptom == self.symptom and c.parameter == parameter]
-        alike = [p for c, p in own if c.is_like(change)]
-        further = [p for c, p in own if c.goes_like(change) and abs(c.size) > abs(change.size)]
-        refuted = next((p for p in alike or further if p.state is PatternState.REFUTED), None)
-        return f"I remember that {refuted.text}" if refuted else None
+        for past in self.recent.endings:
+            if past.parameter == parameter and past.ending in endings and _covers(past, state.value, value):
+                return f"an experiment on a change like this has ended {past.ending}"
+        remedies = [remedy for remedy in self._own_remedies if remedy.change.parameter == parameter]
+        alike = [remedy for remedy in remedies if remedy.change.is_like(change)]
+        same_way = [remedy for remedy in remedies if remedy.change.goes_like(change)]
+        further = [remedy for remedy in same_way if abs(remedy.change.size) > abs(change.size)]
+        refuted = [r.pattern for r in alike or further if r.pattern.state is PatternState.REFUTED]
+        return f"I remember that {refuted[0].text}" if refuted else None
 
     def _promise(self, parameter: str) -> int:
-        """Whether lengthening a limit has mended the like (1), has failed to (-1), or neither (0)."""
+        """Whether lengthening a limit has fixed similar cases (1), has failed to (-1), or neither (0)."""
         longer = Change(parameter=parameter, verb="raise")
-        found = [p for c, p in self._remedies if c.goes_like(longer)]
-        own = [p for p in found if p.claim.symptom == self.symptom]
-        states = {p.state for p in own or found}
-        return (PatternState.SUPPORTED in states) or -(PatternState.REFUTED in states)
+        own = [remedy.pattern.state for remedy in self._own_remedies if remedy.change.goes_like(longer)]
+        states = own or [remedy.pattern.state for remedy in self._remedies if remedy.change.goes_like(longer)]
+        if PatternState.SUPPORTED in states:
+            return 1
+        return -1 if PatternState.REFUTED in states else 0
 
     def change(self, parameter: str, value: Value) -> Change | None:
         """The change to `value` from what production runs on, as the memory knows changes."""
@@ -144,13 +168,19 @@ class Case:
         return max(ended, default=0.0)
 
 
-def _part(current: float, value: float, past: float) -> float:
-    """Which part of the way to a past value a value goes; NaN, which compares with nothing, where there is no way."""
-    return (value - current) / (past - current) if past != current else math.nan
+def _covers(past: PastEnding, current: Value, value: Value) -> bool:
+    """Whether a past change was like the one from `current` to `value`, or was refuted and went further."""
+    if past.value is None:
+        return False
+    distance = _float_of(past.value) - _float_of(current)
+    # NaN compares with nothing.
+    part = (_float_of(value) - _float_of(current)) / distance if distance else math.nan
+    is_alike = value == past.value or abs(part - 1) <= ALIKE
+    return is_alike or (past.ending in REFUTED and 0 < part < 1)
 
 
-def float_of(value: Value) -> float:
-    """NaN for what is no number."""
+def _float_of(value: Value) -> float:
+    """NaN for what is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
@@ -183,7 +213,8 @@ class Limit:
     def at_limit(self) -> list[float]:
         """Durations of the timeouts that were cut off at the value in force."""
         low, high = self.seconds * (1 - EARLY), self.seconds + max(LATE * self.seconds, LATE_S)
-        return [s.duration_s for s in self.samples if s.failure is FailureKind.TIMEOUT and low <= s.duration_s <= high]
+        timeouts = [s.duration_s for s in self.samples if s.failure is FailureKind.TIMEOUT]
+        return [duration_s for duration_s in timeouts if low <= duration_s <= high]
 
     @cached_property
     def failures(self) -> int:
@@ -196,15 +227,17 @@ class Limit:
 
     @property
     def distance(self) -> float:
-        """How far from the limit they ended on average, relative to it: tells two limits of like values apart."""
-        return sum(abs(d / self.seconds - 1) for d in self.at_limit) / len(self.at_limit) if self.at_limit else math.inf
+        """How far from the limit they ended on average, relative to it: distinguishes two limits of similar values."""
+        if not self.at_limit:
+            return math.inf
+        return sum(abs(duration_s / self.seconds - 1) for duration_s in self.at_limit) / len(self.at_limit)
 
     def candidates(self) -> list[int | float]:
         """Legal longer values, ascending and dense enough that the best is never far."""
         current = float(self.state.value)
         wanted = (*(current * 1.05**n for n in range(1, 60)), math.inf)
-        found = {value for seconds in wanted if (value := snap(self.state, seconds)) is not None}
-        return sorted(value for value in found if value > current)
+        values = {snap(self.state, seconds) for seconds in wanted}
+        return sorted(value for value in values if value is not None and value > current)
 
 
 def snap(state: ParameterState, wanted: float) -> int | float | None:
@@ -223,6 +256,7 @@ def snap(state: ParameterState, wanted: float) -> int | float | None:
         value = math.floor(value)
     else:
         value = min(float(f"{value:.3g}"), high)
-    if not low <= value <= high or value == current or (whole and value != int(value)):
+    is_legal = low <= value <= high and (not whole or value == int(value))
+    if not is_legal or value == current:
         return None
     return int(value) if whole else value

@@ -1,7 +1,7 @@
-"""Investigator: what one agent makes of a case. Pure; the figures it speaks of are its own.
+"""Investigator: what one agent concludes from a case. Pure; the figures it gives are its own.
 
-It looks before it bids, proposes what its own method supports, and votes by checking the claim against the same records
-with that method. Two investigators disagree because they estimate differently and ask for different certainty.
+It investigates before it bids, proposes what its own method supports, and votes by checking the claim against the same
+records with that method. Two investigators disagree because they estimate differently and ask for different certainty.
 """
 
 import math
@@ -18,7 +18,7 @@ from .evidence import FAILED, Case, Limit, is_limit
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
-# How much longer than anything ended so far the records can speak of at all.
+# The longest extrapolation that any records support, as a multiple of the longest duration that ended.
 BEYOND_THE_RECORDS = 3.0
 # No forecast is certain, and none is given to more than four digits.
 CERTAIN, DIGITS = 0.9999, 4
@@ -50,8 +50,8 @@ class Investigator:
     reach: float = BEYOND_THE_RECORDS
     fewest: int = 20
 
-    def word(self, case: Case) -> Bid | Proposal | Ballot | None:
-        """What the agent has to say in the phase the cycle is in; None where it has no explanation."""
+    def message(self, case: Case) -> Bid | Proposal | Ballot | None:
+        """The message that the cycle's phase asks for; None where the agent has no explanation."""
         match case.status.phase:
             case Phase.BIDDING:
                 return self.bid(case)
@@ -81,9 +81,9 @@ class Investigator:
         finding = self._finding(case)
         if finding is None:
             return None
-        limit, unit, now, before = finding.limit, finding.limit.state.declaration.unit, case.baseline, case.before
+        limit, now, before = finding.limit, case.baseline, case.before
+        unit, present = limit.state.declaration.unit, limit.state.value
         rate, error = round(finding.estimate.rate, DIGITS), round(finding.estimate.error, DIGITS)
-        present = limit.state.value
         since = f"{now.successes} of {now.tasks} tasks succeeded since the onset"
         earlier = f", {before.successes} of {before.tasks} before" if before.tasks else ""
         forecast = f"by {self.method_name} {rate:.1%} would succeed within {finding.value:g} {unit}"
@@ -100,7 +100,7 @@ class Investigator:
                 Evidence(claim=since + earlier, figures={"success_rate": round(finding.baseline, DIGITS)}),
                 Evidence(claim=finding.cause, figures={"share_of_failures_at_limit": round(limit.explained, DIGITS)}),
                 Evidence(claim=forecast, figures={"predicted_rate": rate, "standard_error": error}),
-                *((remembrance(recalled),) if recalled else ()),
+                *((memory_evidence(recalled),) if recalled else ()),
             ),
             predicted_rate=rate,
             rollback_plan=f"set {limit.key} back to {present:g} {unit}",
@@ -122,21 +122,22 @@ class Investigator:
     def _verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
         state, baseline = case.state(proposal.parameter), case.baseline.rate
         if state is None or state.version != proposal.base_version:
-            return Choice.REJECT, f"{proposal.parameter} is not what it was: version {proposal.base_version} is meant"
+            return Choice.REJECT, f"{proposal.parameter} has changed since version {proposal.base_version}"
         if baseline is None or len(case.samples) < self.fewest:
-            return Choice.ABSTAIN, f"{len(case.samples)} tasks are recorded, too few for me ({self.fewest})"
+            return Choice.ABSTAIN, f"{len(case.samples)} tasks are recorded, too few to judge ({self.fewest})"
         limit = Limit(state, case.samples) if is_limit(state, case.task_type) else None
-        if (wrong := contradiction(proposal, case, limit)) is not None:
-            return Choice.REJECT, wrong
-        if (against := case.against(proposal.parameter, proposal.value)) is not None:
-            return Choice.REJECT, against
+        objection = contradiction(proposal, case, limit) or case.against(proposal.parameter, proposal.value)
+        if objection is not None:
+            return Choice.REJECT, objection
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
-            return by_memory(recalled, case, proposal, baseline)
-        if (cause := explanation(limit)) is None:
+            return verdict_from_memory(recalled, case, proposal, baseline)
+        cause = explanation(limit)
+        if cause is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
             return Choice.REJECT, f"{ended} ended at {limit.key}: it is not the cause"
-        if (model := self.method(case.samples)) is None:
+        model = self.method(case.samples)
+        if model is None:
             return Choice.ABSTAIN, "it does not describe the durations on record"
         seconds = limit.in_seconds(proposal.value)
         choice, reason = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
@@ -145,53 +146,57 @@ class Investigator:
         return choice, reason
 
     def _judge(
-        self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, times: float
+        self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, multiple: float
     ) -> tuple[Choice, str]:
-        """What this agent's own estimate, at so many times the longest task on record, says of the claimed gain."""
-        worth = case.status.briefing.rules.minimum_effect
+        """The choice by this agent's own estimate; `multiple` is the proposed limit over the longest task on record."""
+        minimum = case.status.briefing.rules.minimum_effect
         claimed = proposal.predicted_rate
-        held = estimate.lower(self.z_margin) - baseline
-        found = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {format_value(proposal.value)}"
-        own = f"{found} against {baseline:.1%} of {case.baseline.tasks} now"
-        if estimate.rate - baseline < worth:
-            return Choice.REJECT, f"{own}: no gain worth having"
-        if times > self.reach:
-            return Choice.ABSTAIN, f"{own}, but that is {times:.1f} times the longest task on record: too far for me"
-        if claimed > estimate.upper(2 * self.z_margin) + worth:
-            return Choice.REJECT, f"{own}: the claimed {claimed:.1%} is exaggerated"
-        if held < worth:
-            return Choice.ABSTAIN, f"{own}: too uncertain to tell"
-        if held < self.bar * (claimed - baseline):
-            return Choice.REJECT, f"{own}: I can hold {held:+.1%} of the claimed {claimed - baseline:+.1%}"
-        return Choice.APPROVE, own
+        gain_held = estimate.lower(self.z_margin) - baseline
+        forecast = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {format_value(proposal.value)}"
+        reason = f"{forecast} against {baseline:.1%} of {case.baseline.tasks} now"
+        if estimate.rate - baseline < minimum:
+            return Choice.REJECT, f"{reason}: less than the minimum effect"
+        if multiple > self.reach:
+            return Choice.ABSTAIN, f"{reason}, but that is {multiple:.1f} times the longest task on record: too far"
+        if claimed > estimate.upper(2 * self.z_margin) + minimum:
+            return Choice.REJECT, f"{reason}: the claimed {claimed:.1%} is exaggerated"
+        if gain_held < minimum:
+            return Choice.ABSTAIN, f"{reason}: too uncertain"
+        if gain_held < self.bar * (claimed - baseline):
+            return Choice.REJECT, f"{reason}: supports {gain_held:+.1%} of the claimed {claimed - baseline:+.1%}"
+        return Choice.APPROVE, reason
 
     def _finding(self, case: Case) -> "Finding | None":
-        """The cause that explains most, and the value this agent would try; None where there is none to be had."""
+        """The cause that explains most, and the value this agent would try; None where no limit is a cause."""
         metric = case.status.anomaly.metric if case.status.anomaly else "success_rate"
         baseline = case.baseline.rate
         if metric != "success_rate" or baseline is None or len(case.samples) < self.fewest:
             return None
         model = self.method(case.samples)
+        if model is None:
+            return None
         for limit in case.limits():
-            if model is not None and (cause := explanation(limit)) is not None:
-                finding = self._choose(case, limit, model, cause, baseline)
-                if finding is not None:
-                    return finding
+            cause = explanation(limit)
+            finding = self._choose(case, limit, model, cause, baseline) if cause is not None else None
+            if finding is not None:
+                return finding
         return None
 
     def _choose(self, case: Case, limit: Limit, model: Model, cause: str, baseline: float) -> "Finding | None":
-        furthest, worth = self.reach * case.longest, case.status.briefing.rules.minimum_effect
-        open_ = [
-            Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.z_margin)
-            for value in limit.candidates()
-            if limit.in_seconds(value) <= furthest and not case.against(limit.key, value, FAILED)
-        ]
-        good = [finding for finding in open_ if finding.gain_held >= worth and finding.estimate.rate < CERTAIN]
-        if not good:
+        """The smallest change that brings enough of the attainable gain; None where no value brings any."""
+        furthest = self.reach * case.longest
+        in_reach = [value for value in limit.candidates() if limit.in_seconds(value) <= furthest]
+        worthwhile: list[Finding] = []
+        for value in in_reach:
+            finding = Finding(limit, cause, value, model(limit.in_seconds(value)), baseline, self.z_margin)
+            is_worth_it = finding.gain_held >= case.status.briefing.rules.minimum_effect
+            if is_worth_it and finding.estimate.rate < CERTAIN and not case.against(limit.key, value, FAILED):
+                worthwhile.append(finding)
+        if not worthwhile:
             return None
-        enough = self.content * max(finding.gain for finding in good)
-        least = self.boldness * limit.seconds
-        return next((f for f in good if f.gain >= enough and limit.in_seconds(f.value) >= least), good[-1])
+        enough = self.content * max(finding.gain for finding in worthwhile)
+        bold = [finding for finding in worthwhile if limit.in_seconds(finding.value) >= self.boldness * limit.seconds]
+        return next((finding for finding in bold if finding.gain >= enough), worthwhile[-1])
 
 
 @dataclass(frozen=True)
@@ -216,42 +221,47 @@ class Finding:
 
 
 def explanation(limit: Limit) -> str | None:
-    """Say in what way the limit is the cause of the failures, or None where it is not."""
+    """How the limit causes the failures, or None where it does not."""
     if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
         return None
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
 
 
-def remembrance(pattern: Pattern) -> Evidence:
-    """What the memory says of a change, to be looked up in it by whoever votes."""
+def memory_evidence(pattern: Pattern) -> Evidence:
+    """What the memory holds of a change; voters look the figures up in it."""
     return Evidence(claim=pattern.text, figures={TIMES_FIXED: pattern.successes, "times_tried": pattern.tries})
 
 
-def by_memory(recalled: Pattern | None, case: Case, proposal: Proposal, baseline: float) -> tuple[Choice, str]:
-    """A verdict on a change that the records cannot tell the effect of: by what experiments measured before."""
-    asked = (case.symptom, case.change(proposal.parameter, proposal.value))
-    if recalled is None or recalled.effect_interval is None or (recalled.claim.symptom, recalled.claim.change) != asked:
-        return Choice.ABSTAIN, f"nothing on record tells what {proposal.parameter} does to {case.task_type}"
-    (low, high), worth = recalled.effect_interval, case.status.briefing.rules.minimum_effect
-    if recalled.state is not PatternState.SUPPORTED or low < worth:
+def verdict_from_memory(
+    recalled: Pattern | None, case: Case, proposal: Proposal, baseline: float
+) -> tuple[Choice, str]:
+    """A verdict by what experiments measured before, on a change whose effect the records cannot show."""
+    change = case.change(proposal.parameter, proposal.value)
+    is_same = recalled is not None and recalled.claim.symptom == case.symptom and recalled.claim.change == change
+    if recalled is None or recalled.effect_interval is None or not is_same:
+        return Choice.ABSTAIN, f"nothing on record shows what {proposal.parameter} does to {case.task_type}"
+    low, high = recalled.effect_interval
+    minimum, claimed = case.status.briefing.rules.minimum_effect, proposal.predicted_rate - baseline
+    if recalled.state is not PatternState.SUPPORTED or low < minimum:
         return Choice.ABSTAIN, f"I remember only that {recalled.text}"
-    if (claimed := proposal.predicted_rate - baseline) > high + worth:
+    if claimed > high + minimum:
         return Choice.REJECT, f"the claimed {claimed:+.1%} is exaggerated: I remember that {recalled.text}"
     return Choice.APPROVE, f"I remember that {recalled.text}"
 
 
 def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | None:
-    """Say which figure of the proposal the records do not bear out, or None. Figures are known by their names."""
+    """Which figure of the proposal contradicts the records, or None. Figures are matched by name."""
     recalled = case.recalled(proposal.parameter, proposal.value)
-    good = "good_share" if case.status.briefing.objectives else "success_rate"
-    mended, recorded = recalled.successes if recalled else 0, {good: case.baseline.rate}
+    fixes = recalled.successes if recalled else 0
+    recorded = {"good_share" if case.status.briefing.objectives else "success_rate": case.baseline.rate}
     if limit is not None:
-        recorded |= {"share_of_failures_at_limit": limit.explained}
-    for name, claimed in (figure for evidence in proposal.evidence for figure in evidence.figures.items()):
-        # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
-        if name == TIMES_FIXED and claimed > mended:
-            return f"the proposal says that the like mended {claimed:g} times, the memory does not"
-        known = recorded.get(name)
-        if known is not None and abs(claimed - known) > SLACK + 1.5 / math.sqrt(len(case.samples)):
-            return f"the proposal says {name} {claimed:.3g}, the records say {known:.3g}"
+        recorded["share_of_failures_at_limit"] = limit.explained
+    for evidence in proposal.evidence:
+        for name, claimed in evidence.figures.items():
+            # Memory only grows between a proposal and its vote, so that it can hold more than is claimed.
+            if name == TIMES_FIXED and claimed > fixes:
+                return f"the proposal claims {claimed:g} fixes by similar changes, the memory holds {fixes:g}"
+            figure = recorded.get(name)
+            if figure is not None and abs(claimed - figure) > SLACK + 1.5 / math.sqrt(len(case.samples)):
+                return f"the proposal claims {name} {claimed:.3g}, the records show {figure:.3g}"
     return None

@@ -1,4 +1,4 @@
-"""Roster: the six, named after ships that went to look. Each has an operator of its own and another way of looking."""
+"""Roster: the six built-in agents, named after ships of exploration. Each has its own operator and its own method."""
 
 from .estimators import LOG_LOGISTIC, LOG_NORMAL, first_of, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
@@ -17,7 +17,7 @@ ROSTER = (
         boldness=2.0,
         fewest=16,
     ),
-    # Historian: what counts is what happened lately, so the older half of the records is only the past.
+    # Historian: recent records count, so it leaves the older half out.
     Investigator(
         agent_id="beagle",
         operator="nautilus-beagle",
@@ -41,7 +41,7 @@ ROSTER = (
         content=0.95,
         fewest=40,
     ),
-    # Careful: no family of distributions, only what was seen, and little beyond it.
+    # Careful: no family of distributions, only what was observed, and little extrapolation.
     Investigator(
         agent_id="endurance",
         operator="nautilus-endurance",
@@ -64,7 +64,7 @@ ROSTER = (
         eta_s=60,
         content=0.9,
     ),
-    # Statistician: does not choose a model, but averages them, and does without where none fits.
+    # Statistician: does not choose a model, but averages those that fit; without one, the observed tail.
     Investigator(
         agent_id="vega",
         operator="nautilus-vega",

@@ -53,9 +53,9 @@ def agent_run(
     from starter.client import NautilusClient
 
     async def serve() -> None:
-        # `up` makes these and registers them; one made here would be nobody's.
-        theirs = [keys.read(keys.path_of(Settings().home, agent.agent_id)) for agent in ROSTER]
-        await run_agents(await NautilusClient.connect(*theirs), ROSTER, every_s, task_queue=wire.AGENTS_QUEUE)
+        # `up` makes and registers these keys; a key made here would not be registered.
+        agent_keys = [keys.read(keys.path_of(Settings().home, agent.agent_id)) for agent in ROSTER]
+        await run_agents(await NautilusClient.connect(*agent_keys), ROSTER, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve())
 
@@ -96,10 +96,11 @@ def agent_register(
     if public_key or declared_platform().unsigned_agents:
         out.print(f"{agent_id} of {operator} may bid and vote")
     else:
-        keyless = (
-            "nobody hears it without a key, unless unsigned_agents is declared; `nautilus agent rotate` gives it one"
+        keyless = "its messages are refused without a key, unless unsigned_agents is declared"
+        out.print(
+            f"{agent_id} of {operator} is registered, but {keyless}; `nautilus agent rotate` gives it one",
+            soft_wrap=True,
         )
-        out.print(f"{agent_id} of {operator} is registered, but {keyless}", soft_wrap=True)
 
 
 @app.command("rotate", epilog="Example: nautilus agent rotate ada --public-key 6m2Zp0Qw= --why lost")
@@ -110,16 +111,16 @@ def agent_rotate(
     from activities import identity
 
     identity.rotate(open_database(), agent_id, public_key, who, why, datetime.now(UTC))
-    out.print(f"{agent_id} signs with {public_key} from now on; running cycles hear of it within seconds")
+    out.print(f"{agent_id} signs with {public_key} from now on; running cycles are notified within seconds")
 
 
 @app.command("revoke", epilog="Example: nautilus agent revoke ada --why stolen")
 def agent_revoke(agent_id: Agent, who: Who, why: Why) -> None:
-    """Take an agent's key out of force, also in running cycles: it has no say until `agent rotate` gives it another."""
+    """Revoke an agent's key, also in running cycles: it cannot send until `agent rotate` gives it another."""
     from activities import identity
 
     identity.revoke(open_database(), agent_id, who, why, datetime.now(UTC))
-    out.print(f"the key of {agent_id} is revoked; running cycles hear of it within seconds")
+    out.print(f"the key of {agent_id} is revoked; running cycles are notified within seconds")
 
 
 @app.command(
@@ -182,18 +183,18 @@ def agent_list(as_json: AsJson = False) -> None:
 
 
 def _message_fields(text: str) -> dict[str, Any]:
-    """The object on stdin. Nobody should sign what two readers may read in two ways, so a name comes once."""
+    """The object on stdin. A name may come only once: readers disagree on repeated names, and a signature must not."""
     import json
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+    def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
             names = [name for name, _ in pairs]
             raise CommandError(f"expected every name once, but {max(names, key=names.count)!r} comes twice")
-        return found
+        return fields
 
     try:
-        fields = json.loads(text, object_pairs_hook=once)
+        fields = json.loads(text, object_pairs_hook=unique_names)
     except ValueError as error:
         raise CommandError(f"expected a message as JSON on stdin, but {error}") from None
     if not isinstance(fields, dict):

@@ -22,17 +22,18 @@ def anomaly_list(
 
     records = reading.anomalies(open_to_read(), closed=every)
 
-    def in_words() -> None:
+    def print_lines() -> None:
         for record in records:
-            anomaly, over = record.anomaly, f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
+            anomaly = record.anomaly
+            state = f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
             # An id is too long for a column.
-            out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {over}", soft_wrap=True)
+            out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}", soft_wrap=True)
             out.print(f"  {anomaly.reason}")
         if not records:
             none_open = "no anomaly is open; `nautilus anomaly list --all` shows all"
             out.print("no anomaly was ever raised" if every else none_open)
 
-    answer(as_json, records, in_words)
+    answer(as_json, records, print_lines)
 
 
 @app.command("close", epilog='Example: nautilus anomaly close success_rate:resize#2026-11-02T10:00:00Z --why "gone"')
@@ -46,13 +47,13 @@ def anomaly_close(
     why: Why,
     who: Who,
 ) -> None:
-    """Close an anomaly of which you know better, such as one of tasks that will not come again; it is on the record.
+    """Close an anomaly by hand, such as one of tasks that will not come again; the ledger records it.
 
     What is still wrong is raised anew.
     """
     from activities.anomalies import close_anomaly
 
-    at_work = close_anomaly(open_database(), anomaly_id, who, why, datetime.now(UTC))
-    out.print(f"{anomaly_id} is closed, and the ledger says so", soft_wrap=True)
-    if at_work:
-        out.print(f"the cycle on it goes on; `nautilus cycle act {at_work} abort --why ...` ends it", soft_wrap=True)
+    cycle = close_anomaly(open_database(), anomaly_id, who, why, datetime.now(UTC))
+    out.print(f"{anomaly_id} is closed; the ledger has an entry", soft_wrap=True)
+    if cycle:
+        out.print(f"the cycle on it goes on; `nautilus cycle act {cycle} abort --why ...` ends it", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Commands about improvement cycles: list, look, steer, follow."""
+"""Commands about improvement cycles: list, show, steer, follow."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -99,9 +99,9 @@ def cycle_watch(cycle: Cycle) -> None:
 
     async def follow() -> None:
         lines_shown = 0
-        ended = await _status(_workflow(cycle))
-        if ended.phase is Phase.ENDED:
-            out.print("\n".join(ended.story))
+        first = await _status(_workflow(cycle))
+        if first.phase is Phase.ENDED:
+            out.print("\n".join(first.story))
             return
         async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
             for line in status.story[lines_shown:]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starter.draft import TypeHistory
 
 app = typer.Typer()
-Word = TypeVar("Word", bound=StrEnum)
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MODES = {
     Mode.OBSERVE: "observe: anomalies are recorded, nothing else",
@@ -44,7 +44,7 @@ def init(
     pace: Annotated[Pace | None, typer.Option(help="How long everything waits. Default: production.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over the file that is there.")] = False,
 ) -> None:
-    """Write a commented platform.toml for your own platform; asks where there is a terminal and nothing was said.
+    """Write a commented platform.toml for your own platform; without options it asks, where there is a terminal.
 
     A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true. It is of the task type that its key
     begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the type are cut off.
@@ -63,7 +63,7 @@ def init(
     if not task_types and outcomes is None:
         if not sys.stdin.isatty():
             raise CommandError("expected --task-type NAME or --from OUTCOMES, because there is no terminal to ask on")
-        task_types, parameters, mode, pace = _asked(parameters, mode, pace)
+        task_types, parameters, mode, pace = _prompted(parameters, mode, pace)
     mode, pace = mode or Mode.RECOMMEND, pace or Pace.PRODUCTION
     histories = _histories(outcomes) if outcomes is not None else {}
     drafted = draft.drafted(task_types, parameters, histories, pace)
@@ -72,7 +72,7 @@ def init(
     show(read_platform(file))
     trial = "nautilus up --pace trial"
     if draft.sets_windows(drafted):
-        trial += "    # what the file sets of [observatory] and [cycle] goes first: comment it out for a trial"
+        trial += "    # the file's [observatory] and [cycle] override the trial pace: comment them out for a trial"
     out.print(
         f"""
 Next:
@@ -84,20 +84,20 @@ Next:
     )
 
 
-def _asked(
+def _prompted(
     parameters: list[str], mode: Mode | None, pace: Pace | None
 ) -> tuple[list[str], list[str], Mode | None, Pace | None]:
-    """What a person answers on the terminal; what cannot be is asked again."""
+    """What a person answers on the terminal; an invalid answer is asked for again."""
     from starter import draft
 
     def names(text: str) -> list[str]:
-        found = text.replace(",", " ").split()
-        for name in found:
+        task_types = text.replace(",", " ").split()
+        for name in task_types:
             try:
                 draft.task_type(name)
             except draft.DraftError as error:
                 raise typer.BadParameter(str(error).removeprefix("--task-type ")) from None
-        return found
+        return task_types
 
     def limit(text: str) -> float | None:
         if not text.strip():
@@ -131,18 +131,18 @@ def _asked(
     return task_types, parameters, mode, pace
 
 
-def _one_of(words: type[Word]) -> Callable[[str], Word]:
-    def word(text: str) -> Word:
+def _one_of(choices: type[Choice]) -> Callable[[str], Choice]:
+    def choice(text: str) -> Choice:
         try:
-            return words(text.strip().lower())
+            return choices(text.strip().lower())
         except ValueError:
-            raise typer.BadParameter(f"expected one of {', '.join(words)}, but {text!r} came") from None
+            raise typer.BadParameter(f"expected one of {', '.join(choices)}, but {text!r} came") from None
 
-    return word
+    return choice
 
 
 def _histories(file: Path) -> "dict[str, TypeHistory]":
-    """What a file of outcomes says of each task type, read line by line."""
+    """The history of each task type in a file of outcomes, which is read line by line."""
     from starter.commands.outcomes import read_outcomes
     from starter.draft import TypeHistory
 
@@ -153,7 +153,7 @@ def _histories(file: Path) -> "dict[str, TypeHistory]":
             histories.setdefault(outcome.task_type, TypeHistory()).add(outcome)
             progress.advance(shown, size)
     if not histories:
-        raise CommandError(f"{file}: expected outcomes, but there is none in it")
+        raise CommandError(f"{file}: expected outcomes, but the file has none")
     return histories
 
 
@@ -173,7 +173,7 @@ def check(
     file: Annotated[Path | None, typer.Argument(help="Default: platform.toml, or NAUTILUS_PLATFORM.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong."""
+    """Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong."""
     settings = Settings()
     file = file or settings.platform
     try:
@@ -186,7 +186,7 @@ def check(
                 where = f"{file}:{problem.line}" if problem.line else str(file)
                 out.print(f"{where}: {problem}", soft_wrap=True)
             several = f"{len(error.problems)} problems" if len(error.problems) > 1 else "1 problem"
-            out.print(f"{several}; nothing runs with this file before it is mended", style="red")
+            out.print(f"{several}; nothing runs with this file before it is fixed", style="red")
         raise typer.Exit(1) from None
     if as_json:
         emit({"file": str(file), "ok": True, "problems": [], "warnings": list(warnings(platform))})
@@ -196,7 +196,7 @@ def check(
 
 
 def show(platform: Platform) -> None:
-    """What a valid file declares, and what is worth a second thought."""
+    """Print what a valid file declares, and warnings."""
     rows = [
         ("task types", ", ".join(declared.name for declared in platform.task_types) or "none"),
         *(("parameter", _line(parameter)) for parameter in platform.parameters),
@@ -210,13 +210,13 @@ def show(platform: Platform) -> None:
 
 
 def warnings(platform: Platform) -> Iterator[str]:
-    """What is no mistake, and probably not meant."""
+    """What is valid, and probably not meant."""
     if not platform.task_types:
         yield "no task type is declared, so there is nothing to watch"
     tunable = {name for parameter in platform.parameters for name in parameter.task_types}
     for declared in platform.task_types:
         if declared.name not in tunable:
-            yield f"task type {declared.name} has no parameter, so no cycle can mend it"
+            yield f"task type {declared.name} has no parameter, so no cycle can fix it"
     for parameter in platform.parameters:
         if parameter.risk is Risk.HIGH:
             yield _slow(parameter, platform.cycle)
@@ -262,10 +262,10 @@ def _pace(platform: Platform) -> str:
 
 def _cycles(platform: Platform) -> str:
     if platform.mode is Mode.OBSERVE:
-        return "none is opened"
+        return "no cycle is opened"
     metrics = ["the success rate", "silence", *platform.observatory.opens_cycles]
     if platform.pace is Pace.TRIAL:
-        metrics.remove("silence")  # it takes the same hour of yesterday, and at this pace nobody reads so far back
+        metrics.remove("silence")  # it compares with the same hour of yesterday, which this pace does not read
     floor = f"success under {platform.observatory.success_floor:.0%} is always one"
     return f"opened by anomalies of {', '.join(metrics)}; {floor}"
 

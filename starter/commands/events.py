@@ -1,4 +1,4 @@
-"""Commands about events: what happened, who has not heard of it, and how to set that going again."""
+"""Commands about events: what happened, which subscribers have not received it, and how to deliver it again."""
 
 import time
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ FOLLOW_S = 1.0
 
 @app.command("list", epilog="Example: nautilus events list")
 def show_all(as_json: AsJson = False) -> None:
-    """Every subscriber: how far behind it is, and what it has not had."""
+    """Every subscriber: how far behind it is, and what it has not received."""
     from activities import events
     from schema.declaration import declared_platform
 
@@ -82,15 +82,15 @@ def tail(
     from activities.reading import outbox
 
     database = open_to_read()
-    found = outbox(database, latest=latest)
+    events = outbox(database, latest=latest)
     if as_json and not follow:
-        emit(found)
+        emit(events)
         return
-    if not (found or follow):
+    if not (events or follow):
         out.print("nothing has happened yet")
     last = 0
-    while found or follow:
-        for event in found:
+    while events or follow:
+        for event in events:
             if as_json:
                 emit(event)
             else:
@@ -99,7 +99,8 @@ def tail(
             last = event.sequence
         if not follow:
             return
-        if not (found := outbox(database, after=last)):
+        events = outbox(database, after=last)
+        if not events:
             time.sleep(FOLLOW_S)
 
 
@@ -108,12 +109,12 @@ def dead(
     every: Annotated[bool, typer.Option("--all", help="What is retried or parked, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Dead letters: events that a subscriber will not have unless you act. Later ones of the subject wait behind."""
+    """Dead letters: events that a subscriber will not receive unless you act. Later ones of the subject wait behind."""
     from activities import events
     from schema.messages.outbox import DeliveryState, Undelivered
 
-    late = events.undelivered(open_database())
-    letters = [letter for letter in late if every or letter.state is DeliveryState.DEAD]
+    undelivered = events.undelivered(open_database())
+    letters = [letter for letter in undelivered if every or letter.state is DeliveryState.DEAD]
 
     def line(letter: Undelivered) -> str:
         since = f" since {letter.dead_at:%Y-%m-%d %H:%M}" if letter.dead_at else ""
@@ -122,7 +123,8 @@ def dead(
         return f"{where}  {letter.state.value}{since}{tried}"
 
     # Lines, because what is copied into `redrive` and `drop` must stay whole in the narrowest terminal.
-    answer(as_json, letters, lambda: out.print("\n".join(map(line, letters)) or "no dead letters", soft_wrap=True))
+    lines = "\n".join(line(letter) for letter in letters)
+    answer(as_json, letters, lambda: out.print(lines or "no dead letters", soft_wrap=True))
 
 
 @app.command(epilog="Example: nautilus events redrive cycles --all")
@@ -141,8 +143,9 @@ def redrive(
     if (subject is None) == (not every):
         raise CommandError("expected exactly one of --subject and --all")
     database = open_database()
-    # One that is declared no longer may still have dead letters.
-    subscribers = {*subscriptions(declared_platform()), *(x.subscriber for x in events.undelivered(database))}
+    # A subscriber that is declared no longer may still have dead letters.
+    subscribers = {letter.subscriber for letter in events.undelivered(database)}
+    subscribers.update(subscriptions(declared_platform()))
     if subscriber is not None and subscriber not in subscribers:
         raise CommandError(f"expected a subscriber ({', '.join(sorted(subscribers))}), but {subscriber} came")
     count = events.redrive(database, subscriber, subject, datetime.now(UTC))
@@ -163,6 +166,6 @@ def drop(
 
     if not events.drop(open_database(), subscriber, sequence, who, why, datetime.now(UTC)):
         raise CommandError(
-            f"expected a dead letter, but {sequence} of {subscriber} is none; see `nautilus events dead`"
+            f"expected a dead letter, but {sequence} of {subscriber} is not one; see `nautilus events dead`"
         )
-    out.print(f"{subscriber} will not have event {sequence}, and the ledger says so")
+    out.print(f"{subscriber} will not receive event {sequence}; the ledger has an entry")

@@ -1,4 +1,4 @@
-"""Commands about experiments: what an auditor and an operator ask of them."""
+"""Commands about experiments: their evidence for an operator, their replay for an auditor."""
 
 import math
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +52,7 @@ def show(experiment_id: Id, as_json: AsJson = False) -> None:
     elif not readings:
         out.print(f"no task of it has finished, so there is no evidence; {now.reason}", soft_wrap=True)
     else:
-        _show(now, [r.log_e for r in readings])
+        _show(now, [reading.log_e for reading in readings])
     if not readings:
         raise typer.Exit(NO_DATA)
 
@@ -65,9 +65,10 @@ def _show(now: "Reading", evidence: list[float]) -> None:
     if now.interval is not None and now.effect is not None:
         low, high = now.interval
         out.print(f"    effect  {now.effect:+.1%}, always-valid interval {low:+.1%} to {high:+.1%}")
-    top = max(*evidence, 0.1)
-    bars = "".join(BLOCKS[max(0, min(8, math.ceil(8 * e / top)))] for e in evidence)
-    out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {top:.2f})")
+    highest = max(*evidence, 0.1)
+    heights = [math.ceil(8 * log_e / highest) for log_e in evidence]
+    bars = "".join(BLOCKS[max(0, min(8, height))] for height in heights)
+    out.print(f"  evidence  {bars}  log e {evidence[-1]:+.2f} (highest {highest:.2f})")
     out.print(f"            {now.reason}")
 
 
@@ -77,12 +78,13 @@ def replay(experiment_id: Id, as_json: AsJson = False) -> None:
     from activities import experiment_audit
 
     result = experiment_audit.replay(open_database(), experiment_id)
+    is_confirmed = result.same and result.recount
     if as_json:
         emit(result)
     elif result.recorded is None:
-        out.print(f"no verdict yet; the counts now say: {result.computed.reason}")
-    elif result.same and result.recount:
+        out.print(f"no verdict yet; by the counts now: {result.computed.reason}")
+    elif is_confirmed:
         out.print(f"the same verdict, to the last digit: {result.computed.reason}")
-    if result.recorded is not None and not (result.same and result.recount):
+    if result.recorded is not None and not is_confirmed:
         differs = "the counters differ from the tasks" if result.same else f"now: {result.computed.reason}"
         raise CommandError(f"expected the recorded verdict ({result.recorded.reason}), but {differs}")

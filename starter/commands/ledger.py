@@ -1,4 +1,4 @@
-"""Commands about the record: read it, and recompute its hash chain."""
+"""Commands about the ledger: list it, and recompute its hash chain."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +38,7 @@ def ledger_verify(as_json: AsJson = False) -> None:
 
 
 def answer_entries(entries: "Sequence[LedgerEntry]", as_json: bool = False) -> None:
-    """One line for each."""
+    """One row for each entry."""
     columns: Columns[LedgerEntry] = {
         "entry": lambda entry: entry.sequence,
         "at": lambda entry: f"{entry.at:%Y-%m-%d %H:%M:%S}",

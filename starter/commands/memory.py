@@ -1,4 +1,4 @@
-"""Commands about the memory: what the nights have learned, and what it rests on."""
+"""Commands about the memory: what the nightly job has learned, and what it rests on."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,9 @@ from starter.command import AsJson, Columns, CommandError, answer_rows, emit, ne
 if TYPE_CHECKING:
     from schema.messages.memory import Pattern
 
-app = typer.Typer(no_args_is_help=True, help="What the nights have learned.", epilog="Example: nautilus memory list")
+app = typer.Typer(
+    no_args_is_help=True, help="What the nightly job has learned.", epilog="Example: nautilus memory list"
+)
 
 
 @app.command("list", epilog="Example: nautilus memory list --json")
@@ -26,8 +28,8 @@ def show_all(as_json: AsJson = False) -> None:
         "last seen": lambda pattern: f"{pattern.last_seen:%Y-%m-%d}",
         "what": lambda pattern: pattern.text,
     }
-    now = "temporal schedule trigger --namespace nautilus --schedule-id consolidation"
-    answer_rows(as_json, patterns, columns, f"nothing is remembered yet; `{now}` runs the nightly job now")
+    trigger = "temporal schedule trigger --namespace nautilus --schedule-id consolidation"
+    answer_rows(as_json, patterns, columns, f"nothing is remembered yet; `{trigger}` runs the nightly job now")
 
 
 @app.command(epilog="Example: nautilus memory show weekly-3f2a")
@@ -41,24 +43,24 @@ def show(
     """One pattern, and every observation that it rests on."""
     from activities.reading import everything_remembered
 
-    found = [
-        both for both in everything_remembered(open_to_read(), datetime.now(UTC)) if both[0].pattern_id == pattern_id
-    ]
-    if not found:
+    remembered = everything_remembered(open_to_read(), datetime.now(UTC))
+    by_id = {pattern.pattern_id: (pattern, memory) for pattern, memory in remembered}
+    if pattern_id not in by_id:
         raise CommandError(f"expected a pattern, but {pattern_id} is not one; `nautilus memory list` shows them")
-    ((p, memory),) = found
+    pattern, memory = by_id[pattern_id]
     if as_json:
-        observations = [o.model_dump(mode="json") for o in memory.observations]
-        emit(p.model_dump(mode="json") | {"observations": observations})
+        observations = [observation.model_dump(mode="json") for observation in memory.observations]
+        emit(pattern.model_dump(mode="json") | {"observations": observations})
         return
-    low, high = p.interval
-    out.print(f"{p.state.value}: {p.text}")
+    low, high = pattern.interval
+    out.print(f"{pattern.state.value}: {pattern.text}")
     out.print(
-        f"weighed by age {p.support:.1f} for, {p.against:.1f} against: a share of {low:.0%} to {high:.0%}; "
-        f"seen {p.first_seen:%Y-%m-%d} to {p.last_seen:%Y-%m-%d}"
+        f"weighed by age {pattern.support:.1f} for, {pattern.against:.1f} against: a share of {low:.0%} to {high:.0%}; "
+        f"seen {pattern.first_seen:%Y-%m-%d} to {pattern.last_seen:%Y-%m-%d}"
     )
     table = new_table("source", "at", "for", "against", "effect", "ending")
-    for o in memory.observations:
-        effect = f"{o.effect:+.1%}" if o.effect is not None else "-"
-        table.add_row(o.source, f"{o.at:%Y-%m-%d %H:%M}", str(o.support), str(o.against), effect, o.ending or "-")
+    for seen in memory.observations:
+        effect = f"{seen.effect:+.1%}" if seen.effect is not None else "-"
+        counts = str(seen.support), str(seen.against)
+        table.add_row(seen.source, f"{seen.at:%Y-%m-%d %H:%M}", *counts, effect, seen.ending or "-")
     out.print(table)

@@ -1,4 +1,4 @@
-"""Commands of the Observatory: how the platform is, its history, and the detector on a history of one's own."""
+"""Commands of the Observatory: the platform's health, and the detector on a history in a file."""
 
 import csv
 import math
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-# Squares and sums of such numbers are numbers.
+# Squares and sums of such numbers are finite.
 LARGEST = 1e100
 Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
@@ -53,17 +53,20 @@ def _show(snapshot: "Snapshot") -> None:
     whole = Measures.model_validate(snapshot, from_attributes=True)
     table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "cost", "fill", "agents")
     for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
-        one = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
-        an_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
-        figures = (an_hour, counts.rate, one.mean_duration_s, one.p95_duration_s, one.mean_quality, one.spending)
-        cells = ["-" if figure is None else _short(figure) for figure in (*figures, one.market_fill_rate)]
-        table.add_row(name, *cells, str(one.active_agents))
+        measures = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
+        per_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
+        worth = measures.mean_quality, measures.spending, measures.market_fill_rate
+        figures = (per_hour, counts.rate, measures.mean_duration_s, measures.p95_duration_s, *worth)
+        cells = ["-" if figure is None else _short(figure) for figure in figures]
+        table.add_row(name, *cells, str(measures.active_agents))
     out.print(table)
 
 
 def _short(figure: float) -> str:
-    """Three figures, fewer of what is small: nine columns are to fit in 80 characters."""
-    return f"{figure:,.0f}" if figure >= 1_000 else f"{figure:.3g}" if figure >= 0.1 else f"{figure:.1g}"
+    """Three digits, or one of what is small: nine columns must fit in 80 characters."""
+    if figure >= 1_000:
+        return f"{figure:,.0f}"
+    return f"{figure:.3g}" if figure >= 0.1 else f"{figure:.1g}"
 
 
 def _next_snapshot() -> str:
@@ -84,7 +87,7 @@ def _next_snapshot() -> str:
     except (RPCError, ConnectionError):
         return "no Temporal server answers: `nautilus up` runs what takes them"
     if job is None:
-        return f"the schedule {snapshots} is not there: `nautilus schedules apply` creates it"
+        return f"there is no schedule {snapshots}: `nautilus schedules apply` creates it"
     if job.paused or job.next_run is None:
         return f"the schedule {snapshots} is paused: `temporal schedule toggle` lets it go on"
     at = datetime.fromisoformat(job.next_run)
@@ -126,28 +129,37 @@ def detect(
     """Try the detector on your own history: one line for each episode that would have raised an alarm.
 
     Rows may come in any order. An empty cell and NaN are no data; a timestamp without an offset is taken for UTC; of
-    rows with the same timestamp the last counts. Instants are told as the file writes them. Exit code 3 where no row
+    rows with the same timestamp the last counts. Instants are shown as the file writes them. Exit code 3 where no row
     could be judged, which is not the same as no alarm.
     """
     read = _Read(file)
-    found = _judged(file, read)
+    result = _judged(file, read)
     if read.repeated:
         why = "the last of each counts; does a local hour come twice?"
         err.print(f"rows with the timestamp of another one: {read.repeated}; {why}", soft_wrap=True)
-    alarms = [
-        {**a._asdict(), "timestamp": read.written[a.timestamp], "onset": read.written[a.onset]} for a in found.alarms
-    ]
     if as_json:
-        emit({"alarms": alarms, "rows": found.rows, "judged": found.judged})
+        alarms = [
+            alarm._asdict() | {"timestamp": read.written[alarm.timestamp], "onset": read.written[alarm.onset]}
+            for alarm in result.alarms
+        ]
+        emit({"alarms": alarms, "rows": result.rows, "judged": result.judged})
     else:
-        table = new_table("raised", "onset", "direction", "size", "reason")
-        for a in alarms:
-            table.add_row(a["timestamp"], a["onset"], a["direction"], f"{a['size']:+.3g}", a["reason"])
-        out.print(table if alarms else "no alarm" if found.judged else "nothing was judged")
-        early = "; the others came before it was known what is normal" if found.judged < found.rows else ""
-        out.print(f"judged {found.judged:,} of {found.rows:,} rows with data{early}", soft_wrap=True)
-    if not found.judged:
+        _show_alarms(result, read)
+    if not result.judged:
         raise typer.Exit(NO_DATA)
+
+
+def _show_alarms(result: "Judged", read: "_Read") -> None:
+    if result.alarms:
+        table = new_table("raised", "onset", "direction", "size", "reason")
+        for alarm in result.alarms:
+            instants = read.written[alarm.timestamp], read.written[alarm.onset]
+            table.add_row(*instants, alarm.direction, f"{alarm.size:+.3g}", alarm.reason)
+        out.print(table)
+    else:
+        out.print("no alarm" if result.judged else "nothing was judged")
+    early = "; the others came before it was known what is normal" if result.judged < result.rows else ""
+    out.print(f"judged {result.judged:,} of {result.rows:,} rows with data{early}", soft_wrap=True)
 
 
 @dataclass
@@ -182,13 +194,14 @@ def _instant(cell: str) -> datetime:
 
 
 def _number(cell: str) -> float:
-    """NaN where there is none. What Python reads too (1_000, other scripts' digits, 1e999) is no number in a file."""
+    """NaN for an empty cell. What only Python reads (1_000, other scripts' digits, 1e999) is refused."""
     text = cell.strip()
     if text.lower() in ("", "nan"):
         return math.nan
     if not NUMBER.fullmatch(text):
         raise ValueError(f"expected a number, but {text[:100]!r} came")
-    if abs(number := float(text)) > LARGEST:
+    number = float(text)
+    if abs(number) > LARGEST:
         raise ValueError(f"expected a number from -1e100 to 1e100, but {text[:100]!r} came")
     return number
 

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 # A transaction of some tenths of a second, for which a running platform's recorders wait.
 AT_A_TIME = 5_000
-# A person mends a file by its kinds of mistakes, and twenty show them.
+# Mistakes in a file are of few kinds, and twenty lines show them.
 MOST_BAD_LINES = 20
-# Spreadsheets and some editors begin a file with it.
 
 app = typer.Typer(
     no_args_is_help=True, help="Outcomes of tasks.", epilog="Example: nautilus outcomes import outcomes.jsonl"
@@ -60,8 +59,8 @@ def outcomes_import(
         for start in range(0, len(outcomes), AT_A_TIME):
             show(f"recording: {start:,} of {len(outcomes):,} outcomes")
             with database.transaction() as session:
-                some = outcomes[start : start + AT_A_TIME]
-                recorded = recorded.plus(record_outcomes(session, some, platform.observatory.interval_s))
+                batch = outcomes[start : start + AT_A_TIME]
+                recorded = recorded.plus(record_outcomes(session, batch, platform.observatory.interval_s))
     if as_json:
         emit({"read": len(outcomes), **recorded._asdict()})
         return
@@ -78,7 +77,7 @@ def outcomes_import(
 def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Iterator[tuple[TaskOutcome, int]]":
     """Every outcome of a file with the bytes of its line; of `declared` task types only, where they are given.
 
-    Raises CommandError at the end where lines hold none: what is wrong with the first of them is on standard error.
+    Raises CommandError at the end where lines hold none; standard error has the mistakes in the first of them.
     """
     now = datetime.now(UTC)
     bad_lines = 0
@@ -94,7 +93,7 @@ def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Itera
         raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
     if bad_lines:
         more = f", of which the first {MOST_BAD_LINES} are above" if bad_lines > MOST_BAD_LINES else ""
-        wrong = f"{bad_lines:,} lines are none" if bad_lines > 1 else "one line is none"
+        wrong = f"{bad_lines:,} lines do not hold one" if bad_lines > 1 else "one line does not hold one"
         raise CommandError(f"{file}: expected an outcome in every line, but {wrong}{more}; nothing was taken")
 
 
@@ -107,7 +106,7 @@ def _outcome(line: str, declared: Collection[str] | None, now: datetime) -> "Tas
     from schema.mistakes import in_one_line
 
     try:
-        outcome = TaskOutcome.model_validate_json(line, strict=True)  # "1_000" is no number
+        outcome = TaskOutcome.model_validate_json(line, strict=True)  # "1_000" is not a number
     except ValidationError as error:
         raise ValueError(in_one_line(error)) from None
     if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():

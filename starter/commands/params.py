@@ -1,4 +1,4 @@
-"""Commands about production configuration: what it is, how it came to be, and a person's quick way back."""
+"""Commands about production configuration: its values, their history, and how a person rolls back or freezes."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ def params_list(as_json: AsJson = False) -> None:
     answer_rows(as_json, rows, columns, "no parameter is declared")
     if not as_json:
         for freeze in freezes.values():
-            out.print(_reported(freeze), soft_wrap=True)
+            out.print(_formatted(freeze), soft_wrap=True)
 
 
 def _bounds(declaration: dict[str, Any]) -> str:
@@ -61,8 +61,9 @@ def params_show(key: Key, as_json: AsJson = False) -> None:
     out.print(
         f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
     )
-    if freeze := _holding(key, freezes):
-        out.print(_reported(freeze), soft_wrap=True)
+    freeze = _freeze_of(key, freezes)
+    if freeze is not None:
+        out.print(_formatted(freeze), soft_wrap=True)
     answer_entries(record)
 
 
@@ -83,7 +84,7 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
     if not result.swapped:
         raise CommandError(result.reason)
     value = next(state.value for state in _states() if state.declaration.key == key)
-    out.print(f"{key} is {value} again (version {result.version}), and the ledger says so")
+    out.print(f"{key} is {value} again (version {result.version}); the ledger has an entry")
 
 
 @app.command("freeze", epilog="Example: nautilus params freeze research_synthesis.timeout_s --why release")
@@ -122,17 +123,17 @@ def _freezes() -> "dict[str, Freeze]":
     return reading.freezes(open_to_read())
 
 
-def _holding(key: str, freezes: "Mapping[str, Freeze]") -> "Freeze | None":
+def _freeze_of(key: str, freezes: "Mapping[str, Freeze]") -> "Freeze | None":
     """The freeze that a parameter is under: its own, or that of everything."""
     return freezes.get(key) or freezes.get(EVERYTHING)
 
 
 def _document(state: "ParameterState", freezes: "Mapping[str, Freeze]") -> dict[str, Any]:
-    freeze = _holding(state.declaration.key, freezes)
+    freeze = _freeze_of(state.declaration.key, freezes)
     return state.model_dump(mode="json") | {"frozen": freeze.model_dump(mode="json") if freeze else None}
 
 
-def _reported(freeze: "Freeze") -> str:
+def _formatted(freeze: "Freeze") -> str:
     scope, thaw = ("everything", "") if freeze.scope == EVERYTHING else (freeze.scope, f" {freeze.scope}")
     since = f"since {freeze.at:%Y-%m-%d %H:%M} UTC"
     return f"{scope} is frozen by {freeze.who} {since}: {freeze.why} (`nautilus params thaw{thaw} --why ...` ends it)"

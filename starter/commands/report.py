@@ -1,4 +1,4 @@
-"""The report: what a night or a fortnight changed, as a page, as text, or as JSON."""
+"""The report: what changed in a day or a fortnight, as a page, as text, or as JSON."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -40,9 +40,9 @@ def report(
         raise typer.Exit(NO_DATA)
 
 
-def _span(words: str) -> timedelta:
-    found = re.fullmatch(r"([1-9][0-9]{0,6})([mhdw])", words)
-    span = timedelta(**{UNITS[found[2]]: int(found[1])}) if found else timedelta.max
+def _span(text: str) -> timedelta:
+    match = re.fullmatch(r"(?P<count>[1-9][0-9]{0,6})(?P<unit>[mhdw])", text)
+    span = timedelta(**{UNITS[match["unit"]]: int(match["count"])}) if match else timedelta.max
     if span > LONGEST:
-        raise CommandError(f"expected a time like 90m, 12h, 14d or 2w for --since, but {words!r} came")
+        raise CommandError(f"expected a time like 90m, 12h, 14d or 2w for --since, but {text!r} came")
     return span

@@ -25,7 +25,7 @@ def demo(
 
     from rich.console import Console
 
-    from starter import demo as story  # loads numpy's neighbours; no other command should wait for them
+    from starter import demo as story  # slow to import; no other command should wait for it
 
     async def wait(stack: Any) -> None:
         for key, value in stack.environment.items():
@@ -61,7 +61,7 @@ def up(
         settings = Settings(pace=pace) if pace else Settings()
         async with running(settings, Ports(port, ui_port)) as stack:
             for key, value in stack.environment.items():  # what other terminals need
-                if value and key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and whoever set it knows it
+                if value and key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and the person who set it has it
                     err.print(f"export {key}={value}", soft_wrap=True)
             for subscriber, mistake in stack.mistakes.items():
                 err.print(f"{subscriber} gets nothing yet: {mistake}", style="yellow", soft_wrap=True)

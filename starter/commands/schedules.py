@@ -1,10 +1,13 @@
 """Commands about the cron registry."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter.command import AsJson, Columns, answer, answer_rows, out, run
+
+if TYPE_CHECKING:
+    from activities.cron import ScheduledJob
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +21,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make Temporal's schedules what the table and `platform.toml` declare; a second time there is nothing to do."""
+    """Make Temporal's schedules what the table and `platform.toml` declare; idempotent."""
     from activities import cron
     from schema.declaration import declared_platform
     from starter.client import NautilusClient
@@ -49,10 +52,16 @@ def show_all(as_json: AsJson = False) -> None:
         "when": lambda job: job.when,
         "budget": lambda job: f"{job.budget_s:g} s",
         "priority": lambda job: job.priority,
-        "state": lambda job: "paused" if job.paused else "elevated" if job.elevated else "as declared",
+        "state": _state,
         "next (UTC)": lambda job: (job.next_run or "-").replace("T", " ")[:16],
     }
-    answer_rows(as_json, jobs, columns, "no schedule is there; `nautilus schedules apply` creates them")
+    answer_rows(as_json, jobs, columns, "there is no schedule; `nautilus schedules apply` creates them")
     if not as_json:
         for job in jobs:
             out.print(f"{job.id}: {job.note}", soft_wrap=True)
+
+
+def _state(job: "ScheduledJob") -> str:
+    if job.paused:
+        return "paused"
+    return "elevated" if job.elevated else "as declared"

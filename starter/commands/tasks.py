@@ -1,4 +1,4 @@
-"""Commands about user tasks: ask the market for one or for a file of them, and see what became of them."""
+"""Commands about user tasks: submit one or a file of them to the market, and show where they stand."""
 
 import json
 from collections import Counter
@@ -49,10 +49,8 @@ Type = Annotated[
     str | None,
     typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them.", autocompletion=completion.task_types),
 ]
-# What one line of a file, or the command's options, ask for; raises CommandError for what the market would not take.
+# Makes a request of the fields of a file's line or of the options; raises CommandError where the market refuses it.
 Read = Callable[[dict[str, Any]], "TaskRequest"]
-
-
 EXAMPLE = (
     "nautilus tasks submit research_synthesis"
     """ --payload '{"question": "How do cursors work?", "breadth": 5, "depth": 1}'"""
@@ -89,10 +87,10 @@ def submit(
         _submit_file(file, options, at_once, as_json)
         return
     try:
-        asked = json.loads(payload or "{}")
+        parsed = json.loads(payload or "{}")
     except ValueError as error:
         raise CommandError(f"--payload: expected JSON, but {error}") from None
-    options |= {"task_id": task_id or uuid4().hex[:16], "task_type": task_type, "payload": asked}
+    options |= {"task_id": task_id or uuid4().hex[:16], "task_type": task_type, "payload": parsed}
     request = _reader()(options)
     new, status = run(_submit(request, wait))
     if as_json:
@@ -115,40 +113,41 @@ async def _submit(request: "TaskRequest", wait: bool) -> "tuple[bool, TaskStatus
 
 
 def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: bool) -> None:
-    """Twice over the file: nothing is submitted before every line is known to be good."""
-    if not file.is_file():  # a pipe neither, which can be read once only
-        raise CommandError(f"expected a file of tasks, but {file} is none")
+    """Read the file twice: nothing is submitted before every line is valid."""
+    if not file.is_file():  # nor a pipe, which can be read only once
+        raise CommandError(f"expected a file of tasks, but {file} is not a file")
     read = _reader()
-    lines = _agreeing(_requests(file, read, options), file)
+    lines = _count_consistent(_requests(file, read, options), file)
     new, refused = run(_submit_all(_requests(file, read, options), lines, at_once))
     if as_json:
         emit({"tasks": lines, "new": new, "refused": len(refused)})
     else:
         out.print(f"{lines} tasks, {new} of them new")
-    for number, why in sorted(refused)[:REFUSALS_SHOWN]:
-        err.print(f"{file}:{number}: {why}", soft_wrap=True)
+    for number, reason in sorted(refused)[:REFUSALS_SHOWN]:
+        err.print(f"{file}:{number}: {reason}", soft_wrap=True)
     if refused:
         raise CommandError(f"expected tasks that are new or the same, but {len(refused)} of {lines} were refused")
 
 
-def _agreeing(requests: "Iterator[tuple[int, TaskRequest]]", file: Path) -> int:
-    """How many tasks there are; raises CommandError where two lines ask for one task in different ways."""
-    seen, lines = dict[str, tuple[int, bytes]](), 0
+def _count_consistent(requests: "Iterator[tuple[int, TaskRequest]]", file: Path) -> int:
+    """How many tasks there are; raises CommandError where two lines give one id to different tasks."""
+    first_by_id, lines = dict[str, tuple[int, bytes]](), 0
     for number, request in requests:
         lines += 1
-        said = sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).digest()
-        first, before = seen.setdefault(request.task_id, (number, said))
-        if before != said:
-            asked = f"{request.task_id} is asked for otherwise in line {first}"
-            raise CommandError(f"{file}:{number}: expected one task for each task_id, but {asked}")
+        request_hash = sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).digest()
+        first_number, first_hash = first_by_id.setdefault(request.task_id, (number, request_hash))
+        if request_hash != first_hash:
+            other = f"{request.task_id} is another task in line {first_number}"
+            raise CommandError(f"{file}:{number}: expected one task for each task_id, but {other}")
     return lines
 
 
 async def _submit_all(
     requests: "Iterator[tuple[int, TaskRequest]]", lines: int, at_once: int
 ) -> tuple[int, list[tuple[int, str]]]:
-    """How many were new, and which were refused. A flood would take a small server's time from what is under way,
-    cycles included: so many are open at a time."""
+    """How many were new, and which lines were refused, and why. At most `at_once` tasks are open at a time: a flood
+    would take a small server's time from the work under way, cycles included.
+    """
     import asyncio
 
     from rich.progress import Progress
@@ -160,23 +159,23 @@ async def _submit_all(
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
 
-        async def enter() -> None:
+        async def await_room() -> None:
             nonlocal room
             async with counting:
                 while room <= 0:
-                    await asyncio.sleep(POLL_S)  # what was started last must be listed first
+                    await asyncio.sleep(POLL_S)  # the server lists a new task only after a moment
                     room = at_once - await client.open_tasks()
                 room -= 1
 
         async def feed() -> None:
             nonlocal new
-            # Taken one by one from what all feeders share: the file streams, however long it is.
+            # All feeders share one iterator: the file streams, however long it is.
             for number, request in requests:
-                await enter()
+                await await_room()
                 try:
-                    # In two steps: the sum must be read after the wait, or another feeder's would be lost.
-                    fresh = await client.submit_task(request)
-                    new += fresh
+                    # In two steps: `new` must be read after the wait, or another feeder's count would be lost.
+                    is_new = await client.submit_task(request)
+                    new += is_new
                 except Refused as refusal:
                     refused.append((number, str(refusal)))
                 progress.advance(bar)
@@ -188,19 +187,19 @@ async def _submit_all(
 def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tuple[int, TaskRequest]]":
     """The file's tasks with their lines' numbers; a bad line raises CommandError with its number.
 
-    A line without an id is named by what it and the options say, and how often that came before: lines may be added and
+    A line without an id gets one from its text, the options, and how often the same came before: lines may be added and
     moved.
     """
-    times, shared_hash = Counter[bytes](), canonical(options)
+    repetitions, shared_hash = Counter[bytes](), canonical(options)
     for number, line, _ in lines_of(file):
         try:
             fields = json.loads(line)
             if not isinstance(fields, dict):
                 raise CommandError(f"expected an object, but {fields!r:.60} came")
             content_hash = sha256(shared_hash + line).digest()
-            times[content_hash] += 1
-            derived = sha256(content_hash + b"%d" % times[content_hash]).hexdigest()[:20]
-            yield number, read(options | {"task_id": derived} | fields)
+            repetitions[content_hash] += 1
+            derived_id = sha256(content_hash + b"%d" % repetitions[content_hash]).hexdigest()[:20]
+            yield number, read(options | {"task_id": derived_id} | fields)
         except CommandError as error:
             raise CommandError(f"{file}:{number}: {error}") from None
         except ValueError as error:
@@ -208,7 +207,7 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tupl
 
 
 def _reader() -> Read:
-    """Checks what is asked for against the task types, declared or brought by agents; the database only for those."""
+    """Checks requests against the task types, declared or brought by agents; only the latter need the database."""
     from pydantic import ValidationError
 
     from activities.task_types import installed
@@ -219,9 +218,9 @@ def _reader() -> Read:
 
     log_beside()
     platform = declared_platform()
-    ours = {declared.name for declared in platform.task_types}
+    declared = {task_type.name for task_type in platform.task_types}
     targets = {target.name for target in platform.notifications}
-    kinds = installed()
+    plugins = installed()
     brought: set[str] = set()
 
     def read(fields: dict[str, Any]) -> "TaskRequest":
@@ -232,15 +231,16 @@ def _reader() -> Read:
             if request.notify and request.notify not in targets:
                 raise CommandError(f"notify: expected a declared notification, but {request.notify} came")
             name = request.task_type
-            if name in ours and name in kinds:
-                kinds[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
+            if name in declared and name in plugins:
+                plugins[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
         except ValidationError as error:
             raise CommandError(in_one_line(error)) from None
-        if name not in ours | brought:
+        if name not in declared | brought:
             with open_database().reading() as session:
                 brought.update(listing.name for listing in task_types(session, platform))
-        if name not in ours | brought:
-            raise CommandError(f"expected one of the task types {', '.join(sorted(ours | brought))}, but {name} came")
+        if name not in declared | brought:
+            known = ", ".join(sorted(declared | brought))
+            raise CommandError(f"expected one of the task types {known}, but {name} came")
         return request
 
     return read
@@ -274,14 +274,13 @@ def show(task_id: TaskId, as_json: AsJson = False) -> None:
     """Where a task stands, who was awarded it and why, or how it ended."""
     from starter.client import NautilusClient
 
-    asked = status_of(_workflow(task_id), "task", NautilusClient.task_status, NautilusClient.task_result)
-    status = run(asked)
+    status = run(status_of(_workflow(task_id), "task", NautilusClient.task_status, NautilusClient.task_result))
     answer(as_json, status, lambda: _print(status))
 
 
 @app.command(epilog="Example: nautilus tasks abort 3f2a9c01d7e8b654 --why obsolete")
 def abort(task_id: TaskId, why: Why, who: Who) -> None:
-    """End a task; nobody is paid, and nobody's standing moves."""
+    """End a task; no agent is paid, and no standing changes."""
     from starter.client import NautilusClient
 
     async def ask() -> None:
@@ -301,9 +300,11 @@ def types(as_json: AsJson = False) -> None:
     log_beside()
 
     with open_database().reading() as session:
-        found = task_types(session, declared_platform())
-    known = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
-    found = [t.model_copy(update={"payload_schema": t.payload_schema or known.get(t.name, {})}) for t in found]
+        registered = task_types(session, declared_platform())
+    schemas = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
+    listings = [
+        t.model_copy(update={"payload_schema": t.payload_schema or schemas.get(t.name, {})}) for t in registered
+    ]
     columns: Columns[TaskTypeListing] = {
         "type": lambda listing: listing.name,
         "done by": lambda listing: listing.executor or "the platform",
@@ -311,7 +312,7 @@ def types(as_json: AsJson = False) -> None:
         "payload": lambda listing: ", ".join(listing.payload_schema.get("properties", ())),
         "description": lambda listing: listing.description,
     }
-    answer_rows(as_json, found, columns, "no task type is declared")
+    answer_rows(as_json, listings, columns, "no task type is declared")
 
 
 def _workflow(task_id: str) -> str:
@@ -326,8 +327,9 @@ def _print(status: "TaskStatus") -> None:
     out.print(f"{status.request.task_id}  {status.request.task_type}  {status.phase.value}", soft_wrap=True)
     for line in status.story:
         out.print(f"  {line}")
-    if status.settlement is not None:
-        paid = f", {status.settlement.price} credits to {status.settlement.agent_id}" if status.settlement.price else ""
-        out.print(f"  {status.settlement.ending.value}: {status.settlement.reason}{paid}")
-        if status.settlement.summary:
-            out.print(f"  {status.settlement.summary}")
+    settlement = status.settlement
+    if settlement is not None:
+        paid = f", {settlement.price} credits to {settlement.agent_id}" if settlement.price else ""
+        out.print(f"  {settlement.ending.value}: {settlement.reason}{paid}")
+        if settlement.summary:
+            out.print(f"  {settlement.summary}")

@@ -49,13 +49,13 @@ class Recorder:
         self._writer.start()
 
     def assigned(self, assignments: Sequence[Assignment]) -> Future[Fate | None]:
-        """Note that a task started under experiments; call it before the task runs. The future says None."""
+        """Record that a task started under experiments; call it before the task runs. The future's result is None."""
         return self._put(_Entry(None, assignments))
 
     def record(self, outcome: TaskOutcome) -> Future[Fate | None]:
-        """Record how a task went. The future is done once it is committed, and says what became of it.
+        """Record how a task went. The future is done once it is committed; its result is the outcome's fate.
 
-        Recording it again changes nothing: of two accounts of one task the first stands, and the other is conflicting.
+        Recording it again changes nothing: of two outcomes of one task the first stands, and the other is conflicting.
         """
         return self._put(_Entry(outcome, ()))
 
@@ -79,8 +79,8 @@ class Recorder:
         return entry.done
 
     def _write_all(self) -> None:
-        open_ = True
-        while open_:
+        is_open = True
+        while is_open:
             entries: list[_Entry] = []
             deadline = None
             while len(entries) < self._batch:
@@ -89,7 +89,7 @@ class Recorder:
                 except Empty:
                     break
                 if entry is None:
-                    open_ = False
+                    is_open = False
                     break
                 entries.append(entry)
                 deadline = deadline or time.monotonic() + self._linger_s
@@ -110,11 +110,11 @@ class Recorder:
                 log.warning("recorder.waiting", entries=len(entries), error=str(error.orig), pause_s=pause_s)
                 time.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
-            except Exception as error:  # noqa: BLE001  (handed to whoever waits for it)
+            except Exception as error:  # noqa: BLE001  (set on the future that the caller waits for)
                 if len(entries) == 1:
                     entries[0].done.set_exception(error)
                     return
-                # One of them cannot be stored: the others must not fail with it.
+                # One entry cannot be stored: the others must not fail with it.
                 for entry in entries:
                     self._write([entry])
                 return

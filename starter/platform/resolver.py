@@ -101,11 +101,12 @@ class ParameterResolver:
     ) -> None:
         self.close()
 
-    def _install(self, read: Configuration) -> None:
+    def _install(self, latest: Configuration) -> None:
         # Two assignments, each atomic; an experiment's control is the value in force, so any mixture of them is sound.
-        self._values = read.values
+        self._values = latest.values
         self._experiments: dict[str, tuple[RunningExperiment, Assign]] = {
-            e.parameter: (e, assigner(e.experiment_id, e.exposure, e.treatment_share)) for e in read.experiments
+            running.parameter: (running, assigner(running.experiment_id, running.exposure, running.treatment_share))
+            for running in latest.experiments
         }
         self._read_at = time.monotonic()
 
