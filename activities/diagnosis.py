@@ -6,14 +6,8 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, select
 
-from schema.messages.observatory import (
-    Counts,
-    DurationSample,
-    FailureKind,
-    Interval,
-    PastEnding,
-    TaskTypeDiagnosis,
-)
+from schema.messages.diagnosis import DurationSample, PastEnding, TaskTypeDiagnosis
+from schema.messages.observatory import Counts, FailureKind, Interval
 from schema.tables.market import MetaTaskRow
 from schema.tables.observatory import OutcomeRow
 from schema.tables.proposals import ProposalRow

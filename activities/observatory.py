@@ -30,8 +30,9 @@ from activities.snapshots import (
 from rules.detection import detect_all
 from rules.elevation import after
 from rules.series import PLATFORM
+from schema.messages.diagnosis import Diagnosis, DiagnosisRequest, TaskTypeDiagnosis
 from schema.messages.events import SchedulesElevated, SchedulesRestored
-from schema.messages.observatory import Anomaly, Diagnosis, DiagnosisRequest, Snapshot, TaskTypeDiagnosis
+from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import Platform
 from schema.messages.schedules import Elevation
 from schema.tables.observatory import AnomalyRow, SnapshotRow

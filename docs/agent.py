@@ -14,7 +14,8 @@ from temporalio.service import RPCError
 
 from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import Bid
-from schema.messages.observatory import Diagnosis, FailureKind
+from schema.messages.diagnosis import Diagnosis
+from schema.messages.observatory import FailureKind
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from starter.client import NautilusClient, Refused
 

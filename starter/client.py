@@ -32,8 +32,8 @@ from temporalio.service import RPCError
 from schema import connection, wire
 from schema.messages.base import AgentMessage
 from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Phase, workflow_id
+from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.market import PLATFORM_META, Bid
-from schema.messages.observatory import Diagnosis, DiagnosisRequest
 from schema.messages.proposals import Ballot, Proposal
 from schema.messages.story import Act, Receipt
 from schema.messages.tasks import (

@@ -26,18 +26,9 @@ from rules import bounds, consensus
 from schema import wire
 from schema.messages.base import Value
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
+from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.market import Bid
-from schema.messages.observatory import (
-    Anomaly,
-    Counts,
-    Diagnosis,
-    DurationSample,
-    FailureKind,
-    GuardrailKind,
-    PastEnding,
-    TaskOutcome,
-    TaskTypeDiagnosis,
-)
+from schema.messages.observatory import Anomaly, Counts, FailureKind, GuardrailKind, TaskOutcome
 from schema.messages.platform import (
     ObservatoryRules,
     ParameterKind,

@@ -27,11 +27,12 @@ from rules.design import experiment
 from rules.verdict import read
 from schema import wire
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending, Phase
+from schema.messages.diagnosis import DiagnosisRequest
 from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Standing
 from schema.messages.memory import Pattern, PatternKind
-from schema.messages.observatory import Counts, DiagnosisRequest, FailureKind, TaskOutcome
+from schema.messages.observatory import Counts, FailureKind, TaskOutcome
 from schema.messages.platform import Parameter, ParameterKind, Platform, Risk, TaskTypeDeclaration
 from schema.messages.proposals import Choice, Evidence, Proposal
 from schema.messages.schedules import JobReport, JobRequest

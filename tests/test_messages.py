@@ -289,7 +289,11 @@ async def task(stage: Stage) -> str:
     """A user's task that waits for bids."""
     request = TaskRequest(task_id="messages", task_type="research_synthesis", payload={}, requester="olga")
     await stage.client.submit_task(request)
-    return task_workflow_id("messages")
+    workflow_id = task_workflow_id("messages")
+    # Its history stands still once it waits.
+    while (await stage.client.task_status(workflow_id)).phase is not TaskPhase.BIDDING:
+        await asyncio.sleep(0.05)
+    return workflow_id
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

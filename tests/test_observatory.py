@@ -23,8 +23,9 @@ from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from activities.rollups import interval_start
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Anomaly, Counts, Diagnosis, DiagnosisRequest, FailureKind
+from schema.messages.observatory import Anomaly, Counts, FailureKind
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow

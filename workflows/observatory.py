@@ -7,7 +7,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.schedules import ScheduleActivities
 
 from schema import wire
-from schema.messages.observatory import Diagnosis, DiagnosisRequest, Snapshot
+from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
+from schema.messages.observatory import Snapshot
 from schema.messages.schedules import JobReport, JobRequest
 from workflows.budget import Step, within_budget
 from workflows.calls import BUGS, call

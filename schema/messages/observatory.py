@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from .base import Identifier, Instant, Message, Name, Text, Value
-from .memory import Pattern
-from .platform import ParameterState
+from .base import Identifier, Instant, Message, Name, Text
 from .schedules import Elevation
 
 
@@ -24,8 +23,19 @@ class FailureKind(StrEnum):
 MOST = 1e15
 
 
+# A label of the platform's own for why a task failed: few of them, each for many tasks.
+Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
+AttributeText = Annotated[str, StringConstraints(max_length=100)]
+AttributeNumber = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
+MOST_ATTRIBUTES = 16
+
+
 class TaskOutcome(Message):
-    """How one task of the platform went. `failure` is None for a success; `quality` is 0 to 1 where it was rated."""
+    """How one task of the platform went. `failure` is None for a success; `quality` is 0 to 1 where it was rated.
+
+    `failure` is the coarse class of a failure, `reason` the platform's own label for it (`rate_limited`,
+    `upstream_503`), `detail` its message. `attributes` are the platform's: model, region, tokens, queue depth.
+    """
 
     task_id: Identifier
     task_type: Name
@@ -36,6 +46,9 @@ class TaskOutcome(Message):
     agent_id: str = Field(default="", pattern=r"^[ -~]*$", max_length=200)
     quality: float | None = Field(default=None, ge=0, le=1)
     cost: float = Field(default=0.0, ge=0, le=MOST, allow_inf_nan=False)
+    reason: Reason = ""
+    detail: str = Field(default="", max_length=500)
+    attributes: dict[Name, AttributeNumber | AttributeText] = Field(default_factory=dict, max_length=MOST_ATTRIBUTES)
 
 
 class Counts(Message):
@@ -160,58 +173,3 @@ class Snapshot(Message):
     spending: float = 0.0
     measures: dict[str, Measures] = Field(default_factory=dict)
     measured: tuple[str, ...] = ()
-
-
-class DurationSample(Message):
-    """One recent task as an investigator sees it."""
-
-    duration_s: float
-    failure: FailureKind | None = None
-
-
-class TaskTypeDiagnosis(Message):
-    """What is known of one task type since the window opened; `samples` are the latest, at most 400.
-
-    `before` are its tasks of as long before as was asked for.
-    """
-
-    task_type: str
-    counts: Counts
-    failures: dict[FailureKind, int]
-    samples: tuple[DurationSample, ...]
-    before: Counts = Counts()
-
-
-class PastEnding(Message):
-    """How an earlier cycle on the same subject ended, so that no agent proposes the same again."""
-
-    cycle_id: str
-    ending: str
-    parameter: str | None = None
-    value: Value | None = None
-
-
-class Diagnosis(Message):
-    """The facts an agent may investigate with. Everything in it was recorded; nothing is a conclusion.
-
-    `memory` is what earlier nightly runs have learned of similar cases, at most 20 patterns, the nearest first.
-    """
-
-    at: Instant
-    window_start: Instant
-    task_types: tuple[TaskTypeDiagnosis, ...]
-    parameters: tuple[ParameterState, ...]
-    endings: tuple[PastEnding, ...] = ()
-    memory: tuple[Pattern, ...] = ()
-
-
-class DiagnosisRequest(Message):
-    """Asks for the facts about one subject, over the trailing window, or `since` an instant and over the window before.
-
-    What is counted as a success is what a cycle on the subject's anomaly would count.
-    """
-
-    subject: str
-    window_s: int = Field(default=86_400, ge=1, le=90 * 86_400)
-    samples: int = Field(default=400, ge=0, le=400)
-    since: Instant | None = None

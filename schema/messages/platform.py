@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 from schema.messages.references import mismatches
 
 from ..pace import Pace
+from ..roles import Role
 from ..wire import EventType
 from .base import Instant, Message, Name, Value
 
@@ -56,7 +57,7 @@ class Mode(StrEnum):
 class Parameter(Declaration):
     """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal.
 
-    `mode` overrides the platform's for this parameter.
+    `mode` overrides the platform's for this parameter. `role` says what it is to its tasks (`schema.roles`).
     """
 
     key: ParameterKey
@@ -72,6 +73,7 @@ class Parameter(Declaration):
     largest_change: float | None = Field(default=None, gt=0)
     risk: Risk = Risk.LOW
     mode: Mode | None = None
+    role: Role | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -26,6 +26,9 @@ class OutcomeRow(SQLModel, table=True):
     failure: str | None
     quality: float | None
     cost: float
+    reason: str = ""
+    detail: str = ""
+    attributes: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
 class RollupRow(SQLModel, table=True):

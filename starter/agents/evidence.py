@@ -13,15 +13,9 @@ from typing import NamedTuple
 
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
+from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.memory import Change, Pattern, PatternKind, PatternState, Symptom
-from schema.messages.observatory import (
-    Counts,
-    Diagnosis,
-    DurationSample,
-    FailureKind,
-    PastEnding,
-    TaskTypeDiagnosis,
-)
+from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import ParameterKind, ParameterState
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}

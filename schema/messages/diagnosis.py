@@ -1,0 +1,135 @@
+"""Diagnosis: the facts an agent, or a person, may investigate one subject with.
+
+Everything in it was recorded; nothing is a conclusion. It sets the time since the onset against the time before.
+"""
+
+from pydantic import Field
+
+from .base import Instant, Message, Value
+from .memory import Pattern
+from .observatory import Counts, FailureKind
+from .platform import ParameterState
+
+
+class DurationSample(Message):
+    """One recent task as an investigator sees it."""
+
+    duration_s: float
+    failure: FailureKind | None = None
+    reason: str = ""
+
+
+class ReasonCount(Message):
+    """Failures of one reason, in the platform's own words, since the onset and before it.
+
+    `examples` are messages of the newest, at most three, and only where the operator shares details with agents.
+    """
+
+    reason: str
+    since: int
+    before: int
+    examples: tuple[str, ...] = ()
+
+
+class Contrast(Message):
+    """Tasks that have one value of an attribute, set against the others, since the onset.
+
+    `attribute` is the platform's, or one of ours: `agent`, `hour` (of the day, UTC) and `running` (how many tasks ran
+    when it started). `value` is a text, or a bound such as "over 12" for numbers, with about half of the tasks on each
+    side. `difference` is their share of good tasks less that of the others; `interval` holds it with 95 % for all
+    contrasts of the diagnosis together (Bonferroni). It stands out where that interval leaves out zero.
+    """
+
+    attribute: str
+    value: str
+    counts: Counts
+    rest: Counts
+    difference: float
+    interval: tuple[float, float]
+
+    @property
+    def stands_out(self) -> bool:
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+
+class Figures(Message):
+    """Durations (seconds), quality (0 to 1) and cost of some tasks; None where nothing was measured."""
+
+    tasks: int = 0
+    p50_duration_s: float | None = None
+    p95_duration_s: float | None = None
+    mean_quality: float | None = None
+    rated: int = 0
+    mean_cost: float | None = None
+
+
+class ParameterChange(Message):
+    """One change of a parameter: declared, promoted, rolled back; `cycle_id` is empty for a declaration."""
+
+    parameter: str
+    at: Instant
+    kind: str
+    before: Value | None
+    value: Value
+    cycle_id: str = ""
+
+
+class TaskTypeDiagnosis(Message):
+    """What is recorded of one task type since the window opened; `samples` are the latest, at most 400.
+
+    `before` are its tasks of as long before as was asked for. `good` and `bad` are the figures of the tasks since then
+    by what a cycle on the subject would count as a success; `usual` those of all tasks before.
+    """
+
+    task_type: str
+    counts: Counts
+    failures: dict[FailureKind, int]
+    samples: tuple[DurationSample, ...]
+    before: Counts = Counts()
+    reasons: tuple[ReasonCount, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    good: Figures = Figures()
+    bad: Figures = Figures()
+    usual: Figures = Figures()
+
+
+class PastEnding(Message):
+    """How an earlier cycle on the same subject ended, so that nobody proposes the same thing twice.
+
+    `before` is the value it was to replace, and `effect` the difference of shares that its experiment measured.
+    """
+
+    cycle_id: str
+    ending: str
+    parameter: str | None = None
+    value: Value | None = None
+    before: Value | None = None
+    effect: float | None = None
+
+
+class Diagnosis(Message):
+    """The facts an agent may investigate with, under 256 kB whatever the platform.
+
+    `changes` are those of the last weeks, the newest first: the first suspect is the last one. `memory` is what earlier
+    nightly runs have learned of similar subjects, at most 20 patterns, the nearest first.
+    """
+
+    at: Instant
+    window_start: Instant
+    task_types: tuple[TaskTypeDiagnosis, ...]
+    parameters: tuple[ParameterState, ...]
+    endings: tuple[PastEnding, ...] = ()
+    memory: tuple[Pattern, ...] = ()
+    changes: tuple[ParameterChange, ...] = ()
+
+
+class DiagnosisRequest(Message):
+    """Ask for the facts about one subject, over the trailing window, or `since` an instant and over the window before.
+
+    What is counted as a success is what a cycle on the subject's anomaly would count.
+    """
+
+    subject: str
+    window_s: int = Field(default=86_400, ge=1, le=90 * 86_400)
+    samples: int = Field(default=400, ge=0, le=400)
+    since: Instant | None = None

@@ -1,0 +1,60 @@
+"""Roles: what a parameter does for the tasks it touches, so that what is known of one parameter serves another.
+
+A declaration may say it; otherwise it is read from the words of the name, the unit and the description.
+"""
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from schema.messages.platform import Parameter
+
+
+class Role(StrEnum):
+    """What a parameter is to the tasks it touches; `other` where nothing tells."""
+
+    LIMIT = "limit"
+    RETRIES = "retries"
+    BACKOFF = "backoff"
+    CONCURRENCY = "concurrency"
+    BATCH_SIZE = "batch_size"
+    CACHE = "cache"
+    MODEL = "model"
+    EFFORT = "effort"
+    TEMPERATURE = "temperature"
+    PROMPT = "prompt"
+    PRICE = "price"
+    OTHER = "other"
+
+
+# In this order: `retry_delay_s` is a pause, and `max_parallel_requests` is no limit.
+WORDS: dict[Role, str] = {
+    Role.BACKOFF: "backoff delay pause wait sleep cooldown spacing",
+    Role.RETRIES: "retry retries attempts tries",
+    Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams",
+    Role.BATCH_SIZE: "batch batches chunk chunks page bulk",
+    Role.CACHE: "cache cached caching memoize memo",
+    Role.TEMPERATURE: "temperature randomness",
+    Role.PROMPT: "prompt prompts template instruction instructions wording",
+    Role.EFFORT: "effort reasoning thinking depth samples steps iterations passes beams rounds",
+    Role.MODEL: "model models llm engine checkpoint",
+    Role.LIMIT: "timeout limit deadline cutoff patience",
+    Role.PRICE: "price bid fee budget",
+}
+UNITS = {"ms": Role.LIMIT, "s": Role.LIMIT, "min": Role.LIMIT, "h": Role.LIMIT}
+
+
+def role_of(parameter: "Parameter") -> Role:
+    """The declared role, or what the words of the name, then the unit, then those of the description tell."""
+    if parameter.role is not None:
+        return parameter.role
+    if parameter.kind == "text":
+        return Role.PROMPT
+    name = parameter.key.rpartition(".")[2]
+    return _from_words(name) or UNITS.get(parameter.unit) or _from_words(parameter.description) or Role.OTHER
+
+
+def _from_words(text: str) -> Role | None:
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    return next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
