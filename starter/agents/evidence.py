@@ -14,9 +14,10 @@ from typing import NamedTuple
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
-from schema.messages.memory import Change, Pattern, PatternKind, PatternState, Symptom
+from schema.messages.memory import Change, Pattern, PatternState, Symptom, gains
 from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import ParameterKind, ParameterState
+from schema.roles import role_of
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 # A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
@@ -90,23 +91,23 @@ class Case:
     def symptom(self) -> Symptom:
         """What is wrong here, in the words of the memory."""
         metric = self.status.anomaly.metric if self.status.anomaly else "success_rate"
-        return Symptom.of(metric, self.task_type, self.records.failures.items() if self.records else ())
+        if self.records is None:
+            return Symptom.of(metric, self.task_type, ())
+        since = {counted.reason: counted.since for counted in self.records.reasons}
+        before = {counted.reason: counted.before for counted in self.records.reasons}
+        reasons = gains(since, self.records.counts.tasks, before, self.before.tasks)
+        return Symptom.of(metric, self.task_type, self.records.failures.items(), reasons)
 
     @cached_property
     def _remedies(self) -> list[Remedy]:
         """What is remembered of the same metric failing in the same way."""
-        remedies = []
-        for pattern in self.recent.memory:
-            change, symptom = pattern.claim.change, pattern.claim.symptom
-            is_similar = (symptom.metric, symptom.failure) == (self.symptom.metric, self.symptom.failure)
-            if pattern.claim.kind is PatternKind.REMEDY and change is not None and is_similar:
-                remedies.append(Remedy(change, pattern))
-        return remedies
+        alike = [pattern for pattern in self.recent.memory if pattern.claim.symptom.is_like(self.symptom)]
+        return [Remedy(pattern.claim.change, pattern) for pattern in alike]
 
     @cached_property
     def _own_remedies(self) -> list[Remedy]:
         """Those of this task type."""
-        return [remedy for remedy in self._remedies if remedy.pattern.claim.symptom == self.symptom]
+        return [remedy for remedy in self._remedies if remedy.pattern.claim.symptom.task_type == self.task_type]
 
     def recalled(self, parameter: str, value: Value) -> Pattern | None:
         """What is remembered of a change in this direction: for this very symptom first, then of the nearest size."""
@@ -115,8 +116,10 @@ class Case:
             return None
         for remedies in (self._own_remedies, self._remedies):
             similar = [remedy for remedy in remedies if remedy.change.goes_like(change)]
-            if similar:
-                return min(similar, key=lambda remedy: abs(remedy.change.size - change.size)).pattern
+            # Two limits of one task type are one role: what is known of the very parameter goes first.
+            named = [remedy for remedy in similar if remedy.change.name == change.name] or similar
+            if named:
+                return min(named, key=lambda remedy: abs(remedy.change.size - change.size)).pattern
         return None
 
     def against(self, parameter: str, value: Value, endings: Collection[str] = REFUTED) -> str | None:
@@ -149,7 +152,7 @@ class Case:
     def change(self, parameter: str, value: Value) -> Change | None:
         """The change to `value` from what production runs on, as the memory knows changes."""
         state = self.state(parameter)
-        return Change.of(parameter, state.value, value) if state is not None else None
+        return Change.of(parameter, state.value, value, role_of(state.declaration)) if state is not None else None
 
     @property
     def task_type(self) -> str:
