@@ -8,7 +8,7 @@ from typing import get_args
 from sqlmodel import Session, col, select
 
 from activities.history import counts_since, history
-from schema.messages.memory import Symptom, gains
+from schema.messages.memory import Symptom, prevailing_reason
 from schema.messages.observatory import Guardrail
 from schema.messages.platform import Aim, Platform
 from schema.tables.observatory import OutcomeRow
@@ -34,8 +34,8 @@ def symptom(
     failures: Counter[str] = Counter()
     for interval in history(session, since, until).get(task_type, ()):
         failures.update({kind.value: count for kind, count in interval.failures.items()})
-    reasons = [] if metric in get_args(Aim) else _reasons(session, task_type, since, until)
-    return Symptom.of(metric, task_type, failures.items(), reasons)
+    reason = "" if metric in get_args(Aim) else _reason(session, task_type, since, until)
+    return Symptom.of(metric, task_type, failures.items(), reason)
 
 
 def symptom_of(
@@ -73,8 +73,8 @@ def _worst(
     return name
 
 
-def _reasons(session: Session, task_type: str, since: datetime, until: datetime) -> list[tuple[str, float]]:
-    """By how much the share of each reason grew, from the newest outcomes of the span and the newest before it.
+def _reason(session: Session, task_type: str, since: datetime, until: datetime) -> str:
+    """The reason that prevails, from the newest outcomes of the span and the newest before it.
 
     Outcomes that have expired leave no reason.
     """
@@ -88,4 +88,4 @@ def _reasons(session: Session, task_type: str, since: datetime, until: datetime)
     within = session.exec(newest.where(finished_at >= since, finished_at < until)).all()
     before = session.exec(newest.where(finished_at < since)).all()
     counts, usual = (Counter(reason for failure, reason in rows if failure) for rows in (within, before))
-    return gains(counts, len(within), usual, len(before))
+    return prevailing_reason(counts, len(within), usual, len(before))

@@ -16,6 +16,8 @@ SIZES_PER_OCTAVE = 2
 NO_ROLES = ("", Role.OTHER)
 # Failures without a label, and those whose label stands for all that are rare, have nothing in common but their kind.
 NO_REASONS = ("", "other")
+# A growth by less than this share of all failures is no news.
+LEAST_GROWTH = 0.1
 # A diagnosis holds twenty patterns: a longer text, such as a prompt, is known by its hash.
 LONGEST_VALUE = 80
 
@@ -46,19 +48,15 @@ class Symptom(Message):
     reason: str = ""
 
     @classmethod
-    def of(
-        cls, metric: str, task_type: str, failures: Iterable[tuple[str, int]], reasons: Iterable[tuple[str, float]] = ()
-    ) -> Self:
-        """The symptom of a task type, from its failures by kind and from what reasons have gained (`gains`).
+    def of(cls, metric: str, task_type: str, failures: Iterable[tuple[str, int]], reason: str = "") -> Self:
+        """The symptom of a task type, from its failures by kind; of equally frequent kinds, the last by name.
 
-        Of equals the last by name. Slow and costly tasks have nothing to do with how others fail.
+        Slow and costly tasks have nothing to do with how others fail.
         """
         if metric in get_args(Aim):
             return cls(metric=metric, task_type=task_type)
-        _, kind = max(((count, kind) for kind, count in failures), default=(0, ""))
-        _, reason = max(((gain, reason) for reason, gain in reasons if gain > 0), default=(0, ""))
-        reason = "" if reason in NO_REASONS else reason
-        return cls(metric=metric, task_type=task_type, failure=str(kind), reason=reason)
+        _, most = max(((count, kind) for kind, count in failures), default=(0, ""))
+        return cls(metric=metric, task_type=task_type, failure=str(most), reason=reason)
 
     def is_like(self, other: Self) -> bool:
         """The same metric, and the same reason or, where one of the two has none, the same kind of failure."""
@@ -74,13 +72,19 @@ class Symptom(Message):
         return self.reason or self.failure
 
 
-def gains(
-    since: Mapping[str, int], tasks: int, before: Mapping[str, int], tasks_before: int
-) -> list[tuple[str, float]]:
-    """By how much each reason's share of the tasks is above what was usual; without a before, nothing was usual."""
-    return [
-        (reason, _share(count, tasks) - _share(before.get(reason, 0), tasks_before)) for reason, count in since.items()
-    ]
+def prevailing_reason(since: Mapping[str, int], tasks: int, before: Mapping[str, int], tasks_before: int) -> str:
+    """The reason whose share of the tasks grew most since the onset; of equals the last by name.
+
+    Counts are of failures by reason, and of all tasks. Where no reason grew by more than chance may, as on a platform
+    that was never better, it is the most frequent one; where most failures have no reason, there is none.
+    """
+    if not since:
+        return ""
+    growth = {reason: _share(n, tasks) - _share(before.get(reason, 0), tasks_before) for reason, n in since.items()}
+    reason = max(growth, key=lambda name: (growth[name], name))
+    if growth[reason] < LEAST_GROWTH * _share(sum(since.values()), tasks):
+        reason = max(since, key=lambda name: (since[name], name))
+    return "" if reason in NO_REASONS else reason
 
 
 def _share(count: int, tasks: int) -> float:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
-from schema.messages.memory import Change, Pattern, PatternState, Symptom, gains
+from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import ParameterKind, ParameterState
 from schema.roles import role_of
@@ -95,8 +95,8 @@ class Case:
             return Symptom.of(metric, self.task_type, ())
         since = {counted.reason: counted.since for counted in self.records.reasons}
         before = {counted.reason: counted.before for counted in self.records.reasons}
-        reasons = gains(since, self.records.counts.tasks, before, self.before.tasks)
-        return Symptom.of(metric, self.task_type, self.records.failures.items(), reasons)
+        reason = prevailing_reason(since, self.records.counts.tasks, before, self.before.tasks)
+        return Symptom.of(metric, self.task_type, self.records.failures.items(), reason)
 
     @cached_property
     def _remedies(self) -> list[Remedy]:
