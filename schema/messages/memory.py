@@ -8,14 +8,15 @@ from typing import Self, get_args
 from ..canonical import content_hash
 from ..roles import Role
 from .base import Instant, Message, Text, Value
+from .observatory import FailureKind
 from .platform import Aim
 
 # Changes are alike when their factors round to the same half octave: 90 -> 180 s and 1 -> 2.1 s are both doublings.
 SIZES_PER_OCTAVE = 2
 # Parameters without a role have nothing in common but a name.
 NO_ROLES = ("", Role.OTHER)
-# Failures without a label, and those whose label stands for all that are rare, have nothing in common but their kind.
-NO_REASONS = ("", "other")
+# Failures without a label of their own are counted by their kind, and what is rare as `other`: neither is a reason.
+NO_REASONS = frozenset({"", "other", *FailureKind})
 # A growth by less than this share of all failures is no news.
 LEAST_GROWTH = 0.1
 # A diagnosis holds twenty patterns: a longer text, such as a prompt, is known by its hash.
