@@ -60,8 +60,9 @@ FAILURE_KINDS = {
 }
 UNTELLING_SHARE = 0.1
 HEALTHY_MARGIN = 0.05
-# Draws of a true share of good tasks: a standard error of at most .8 points.
-TRUTH_DRAWS = 4_000
+HARM = 0.05
+# Draws of a true share of good tasks: a standard error of at most 1.1 points.
+TRUTH_DRAWS = 2_000
 EPOCH = datetime(2026, 1, 5, tzinfo=UTC)
 Fault = Callable[["Draft"], Physics]
 
@@ -70,8 +71,8 @@ Fault = Callable[["Draft"], Physics]
 class World:
     """A platform with a fault: `values` are what it runs on, `healthy_values` what it ran on before.
 
-    `changed` is the parameter of the last promotion, where that is the fault. `truth` costs some tenths of a second
-    and is kept.
+    `changed` is the parameter of the last promotion, where that is the fault. `truth` costs a tenth of a second for
+    each combination of values.
     """
 
     kind: str
@@ -87,7 +88,7 @@ class World:
     objective: Guardrail | None = None
     guardrails: tuple[Guardrail, ...] = ()
     changed: str | None = None
-    _truths: dict[Any, float] = field(default_factory=dict)
+    _drawn: dict[Any, list[TaskOutcome]] = field(default_factory=dict)
 
     @property
     def can_be_mended(self) -> bool:
@@ -100,6 +101,12 @@ class World:
     def is_healthy(self, values: Mapping[str, Value]) -> bool:
         """Whether the true share of good tasks is what it was, but for a margin."""
         return self.truth(values, self.objective) >= self.healthy_rate - HEALTHY_MARGIN
+
+    def is_harm(self, before: Mapping[str, Value], after: Mapping[str, Value]) -> bool:
+        """Whether a change made the metric, or by twice as much what a guardrail watches, worse than is allowed."""
+        aims = (self.objective, *self.guardrails)
+        metric, *guarded = (self.truth(before, aim) - self.truth(after, aim) for aim in aims)
+        return metric > HARM or max(guarded) > 2 * HARM
 
     def draw(
         self, values: Mapping[str, Value], rng: random.Random, task_id: str, at: datetime, *, healthy: bool = False
@@ -124,12 +131,11 @@ class World:
 
     def truth(self, values: Mapping[str, Value], aim: Guardrail | None, *, healthy: bool = False) -> float:
         """The true share of good tasks, by an objective or a guardrail; of successes, where that is None."""
-        key = (tuple(sorted(values.items())), aim, healthy)
-        if key not in self._truths:
+        key = (tuple(sorted(values.items())), healthy)
+        if key not in self._drawn:
             rng = random.Random(1)
-            outcomes = [self.draw(values, rng, "truth", EPOCH, healthy=healthy) for _ in range(TRUTH_DRAWS)]
-            self._truths[key] = share_of_good(aim, outcomes)
-        return self._truths[key]
+            self._drawn[key] = [self.draw(values, rng, "truth", EPOCH, healthy=healthy) for _ in range(TRUTH_DRAWS)]
+        return share_of_good(aim, self._drawn[key])
 
 
 def is_good(aim: Guardrail | None, outcome: TaskOutcome) -> bool | None:
@@ -313,7 +319,7 @@ def _healthy(rng: random.Random) -> Draft:
 def _by_effort(draft: Draft) -> float:
     """How much longer tasks take by their effort."""
     effort = draft.number(Role.EFFORT) if Role.EFFORT in draft.roles else 3.0
-    return (effort / 3) ** 0.7
+    return float((effort / 3) ** 0.7)
 
 
 def _sensitive(draft: Draft, role: Role) -> Physics:
