@@ -16,8 +16,10 @@ from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts, FailureKind
-from schema.messages.platform import ParameterKind, ParameterState
+from schema.messages.platform import Mode, ParameterKind, ParameterState
 from schema.roles import role_of
+
+from .legal import legal_value
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 # A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
@@ -29,6 +31,8 @@ REFUTED = frozenset({"futile", "harmful", "rolled_back"})
 ALIKE = 0.05
 # Distances to two limits that differ by less than this share do not distinguish them: memory may.
 DISTINCT = 0.05
+# Fewer good tasks show no slowest ones.
+FEWEST_GOOD = 20
 
 
 class Remedy(NamedTuple):
@@ -87,16 +91,43 @@ class Case:
 
         return sorted(limits, key=rank)
 
+    @property
+    def metric(self) -> str:
+        return self.status.anomaly.metric if self.status.anomaly else "success_rate"
+
+    @property
+    def good_name(self) -> str:
+        """What the share of good tasks is called."""
+        return "good_share" if self.status.briefing.objectives else "success_rate"
+
+    @property
+    def good_verb(self) -> str:
+        return "were good" if self.status.briefing.objectives else "succeeded"
+
+    @property
+    def touching(self) -> list[ParameterState]:
+        """The parameters that may be tuned for the task type."""
+        return [
+            state
+            for state in self.recent.parameters
+            if self.task_type in state.declaration.task_types and state.mode is not Mode.OBSERVE
+        ]
+
+    @cached_property
+    def slowest_good_s(self) -> float:
+        """What all but a fiftieth of the tasks that succeeded took at most; 0 where too few did."""
+        durations = sorted(s.duration_s for s in self.samples if s.failure is None)
+        return durations[int(0.98 * len(durations))] if len(durations) >= FEWEST_GOOD else 0.0
+
     @cached_property
     def symptom(self) -> Symptom:
         """What is wrong here, in the words of the memory."""
-        metric = self.status.anomaly.metric if self.status.anomaly else "success_rate"
         if self.records is None:
-            return Symptom.of(metric, self.task_type, ())
+            return Symptom.of(self.metric, self.task_type, ())
         since = {counted.reason: counted.since for counted in self.records.reasons}
         before = {counted.reason: counted.before for counted in self.records.reasons}
         reason = prevailing_reason(since, self.records.counts.tasks, before, self.before.tasks)
-        return Symptom.of(metric, self.task_type, self.records.failures.items(), reason)
+        return Symptom.of(self.metric, self.task_type, self.records.failures.items(), reason)
 
     @cached_property
     def _remedies(self) -> list[Remedy]:
@@ -233,27 +264,5 @@ class Limit:
         """Legal longer values, ascending and dense enough that the best is never far."""
         current = float(self.state.value)
         wanted = (*(current * 1.05**n for n in range(1, 60)), math.inf)
-        values = {snap(self.state, seconds) for seconds in wanted}
+        values = {legal_value(self.state, seconds) for seconds in wanted}
         return sorted(value for value in values if value is not None and value > current)
-
-
-def snap(state: ParameterState, wanted: float) -> int | float | None:
-    """The readable legal value at or just under `wanted`, which is longer than what is; None where there is none."""
-    declared, current = state.declaration, float(state.value)
-    assert declared.minimum is not None
-    assert declared.maximum is not None
-    largest = declared.largest_change if declared.largest_change is not None else math.inf
-    low, high = max(declared.minimum, current - largest), min(declared.maximum, current + largest)
-    value = min(wanted, high)
-    whole = declared.kind is ParameterKind.INTEGER
-    if declared.step is not None:
-        steps = math.floor((value - declared.minimum) / declared.step + 1e-9)
-        value = float(f"{declared.minimum + steps * declared.step:.12g}")
-    elif whole:
-        value = math.floor(value)
-    else:
-        value = min(float(f"{value:.3g}"), high)
-    is_legal = low <= value <= high and (not whole or value == int(value))
-    if not is_legal or value == current:
-        return None
-    return int(value) if whole else value
