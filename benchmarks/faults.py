@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 from benchmarks.physics import Physics, Task
@@ -61,6 +62,7 @@ FAILURE_KINDS = {
 UNTELLING_SHARE = 0.1
 HEALTHY_MARGIN = 0.05
 HARM = 0.05
+LEAST_DROP = 0.12
 # Draws of a true share of good tasks: a standard error of at most 1.1 points.
 TRUTH_DRAWS = 2_000
 EPOCH = datetime(2026, 1, 5, tzinfo=UTC)
@@ -264,8 +266,21 @@ KINDS = (*FAULTS, "two_causes", "last_promotion", "nothing")
 
 
 def world(kind: str, seed: int, task_type: str = "") -> World:
-    """The platform of one kind and seed. Another `task_type` is another platform with the like fault."""
-    rng = random.Random(f"{kind}:{seed}:{task_type}")
+    """The platform of one kind and seed. Another `task_type` is other work on it, with the like fault.
+
+    Drawn until the fault is one that an alarm would see.
+    """
+    # A platform has one word for a reason, whatever the task type.
+    words = random.Random(f"words:{kind}:{seed}")
+    reasons = {failure: _reason(words, failure) for failure in REASONS}
+    for number in count():
+        drawn = _drawn(kind, random.Random(f"{kind}:{seed}:{task_type}:{number}"), task_type, reasons)
+        if drawn.healthy_rate - drawn.truth(drawn.values, drawn.objective) >= LEAST_DROP:
+            return drawn
+    raise AssertionError("count() does not end")
+
+
+def _drawn(kind: str, rng: random.Random, task_type: str, reasons: dict[str, str]) -> World:
     draft = _healthy(rng)
     metric, promoted = "success_rate", None
     match kind:
@@ -286,7 +301,7 @@ def world(kind: str, seed: int, task_type: str = "") -> World:
             draft.roles |= set(needed)
             broken = fault(draft)
             healthy = draft.physics
-    return _with_bounds(_declared(draft, kind, task_type, metric, healthy, broken, promoted))
+    return _with_bounds(_declared(draft, kind, task_type, metric, healthy, broken, promoted, reasons))
 
 
 def _healthy(rng: random.Random) -> Draft:
@@ -353,7 +368,14 @@ def _worse(draft: Draft, role: Role) -> Value:
 
 
 def _declared(
-    draft: Draft, kind: str, task_type: str, metric: str, healthy: Physics, broken: Physics, promoted: Role | None
+    draft: Draft,
+    kind: str,
+    task_type: str,
+    metric: str,
+    healthy: Physics,
+    broken: Physics,
+    promoted: Role | None,
+    reasons: dict[str, str],
 ) -> World:
     rng, named = draft.rng, task_type or draft.rng.choice(TASK_TYPES)
     before = dict(draft.values)
@@ -373,7 +395,7 @@ def _declared(
         healthy_values={keys[role]: before[role] for role in roles},
         physics=broken,
         healthy_physics=healthy,
-        reasons={failure: _reason(rng, failure) for failure in REASONS},
+        reasons=reasons,
         changed=keys[promoted] if promoted is not None else None,
     )
 

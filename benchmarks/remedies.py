@@ -356,8 +356,8 @@ def without_memory(kind: str, seed: int) -> Run:
 
 
 def with_memory(kind: str, seed: int) -> Run:
-    """The agents once they have met the like: a platform of another task type with the same kind of fault."""
-    earlier = Platform(world(kind, seed + 10_000, task_type="earlier_work"), seed).mend()
+    """The agents once they have met the like: other work on the platform, with the same kind of fault."""
+    earlier = Platform(world(kind, seed, task_type="earlier_work"), seed).mend()
     remembered: dict[str, Memory] = patterns.merge({}, earlier.learned, EPOCH + timedelta(days=2))
     judged = patterns.judge(remembered, EPOCH + timedelta(days=2))
     return Platform(world(kind, seed), seed, tuple(judged.values())).mend()
@@ -446,6 +446,11 @@ def peer_tasks(broken: World, seed: int, suggest: Suggest, trial_tasks: int) -> 
 # ---- the report
 
 
+def story(run: Run) -> str:
+    """The attempts in one line."""
+    return ", ".join(f"{a.parameter.split('.')[1]}={a.value} {a.ending} {a.tasks}" for a in run.attempts)
+
+
 def compare(job: tuple[str, int]) -> dict[str, Any]:
     """One platform: ours without memory and with it, and the peers."""
     kind, seed = job
@@ -460,7 +465,8 @@ def compare(job: tuple[str, int]) -> dict[str, Any]:
         "first_right": bool(bare.attempts and bare.attempts[0].is_right),
         "first_right_with_memory": bool(knowing.attempts and knowing.attempts[0].is_right),
         "tasks": bare.tasks if bare.is_healthy else BUDGET,
-        "story": [f"{a.parameter.split('.')[1]}={a.value} {a.ending} {a.tasks}" for a in bare.attempts],
+        "story": story(bare),
+        "story_with_memory": story(knowing),
     }
     if kind != "nothing":
         for name, make in (("random", random_search), ("tpe", tpe)):
@@ -524,6 +530,7 @@ def main() -> None:
             results.append(result)
             if arguments.stories:
                 note(f"{result['kind']} {result['seed']}: {'mended' if result['mended'] else '-'} {result['story']}")
+                note(f"    with memory: {result['story_with_memory']}")
             elif len(results) % arguments.seeds == 0:
                 note(f"{result['kind']}: {arguments.seeds} platforms")
     whole = report(results, arguments.seeds)

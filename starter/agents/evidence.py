@@ -17,7 +17,7 @@ from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, Tas
 from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import Mode, ParameterKind, ParameterState
-from schema.roles import role_of
+from schema.roles import Role, role_of
 
 from .legal import legal_value
 
@@ -213,10 +213,10 @@ def _float_of(value: Value) -> float:
 
 
 def is_limit(state: ParameterState, task_type: str) -> bool:
-    """Whether a parameter is a time that touches the task type."""
+    """Whether a parameter is a time that tasks of the type may take."""
     declared = state.declaration
-    numeric = declared.kind in (ParameterKind.FLOAT, ParameterKind.INTEGER)
-    return numeric and declared.unit in SECONDS and task_type in declared.task_types
+    is_time = declared.kind in (ParameterKind.FLOAT, ParameterKind.INTEGER) and declared.unit in SECONDS
+    return is_time and role_of(declared) is Role.LIMIT and task_type in declared.task_types
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ class Investigator:
         baseline = case.baseline.rate
         if baseline is None or len(case.samples) < self.fewest:
             return None
+        if baseline + case.status.briefing.rules.minimum_effect > CERTAIN:
+            return None  # hardly anything fails any more
         possible = ideas(case, self.playbook, self.trust, self.step)
         plans = [self._trial(case, idea, baseline) for idea in possible if idea.chance >= WORTH_TRYING]
         finding = self._finding(case)
