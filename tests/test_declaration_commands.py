@@ -100,7 +100,7 @@ def test_check_of_a_valid_file_says_what_it_declares(nautilus: Callable[..., Sai
 
     assert (code, complaint) == (0, "")
     assert "platform.toml is valid" in printed
-    assert "research.timeout_s = 90.0 s (10 to 600), low risk, of research" in printed
+    assert "research.timeout_s = 90 s (10 to 600), low risk, of research" in printed
     assert "trial: intervals of 10 s, a baseline of 10 min" in printed
     assert "recommend: a cycle runs" in printed
     assert "warning" not in printed

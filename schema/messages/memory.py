@@ -8,7 +8,7 @@ from typing import Self, get_args
 from pydantic import Field
 
 from ..canonical import content_hash
-from .base import Instant, Message, Text, Value
+from .base import Instant, Message, Text, Value, is_long
 from .platform import Aim
 
 # Changes are alike when their factors round to the same half octave: 90 -> 180 s and 1 -> 2.1 s are both doublings.
@@ -53,7 +53,8 @@ class Symptom(Message):
 class Change(Message):
     """A change of a parameter, relative to what it was. `verb` is raise, lower or set; `value` is what it was set to.
 
-    `size` counts half octaves: 2 is a doubling, -2 a halving; 0 where the values have no ratio.
+    Of a long text, `value` is the beginning of its content's hash: a claim names a text and does not carry it. `size`
+    counts half octaves: 2 is a doubling, -2 a halving; 0 where the values have no ratio.
     """
 
     parameter: str
@@ -66,7 +67,8 @@ class Change(Message):
         """The change from `old` to `new`; the smallest one of a size is a half octave."""
         numbers = [v for v in (old, new) if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) < 2:
-            return cls(parameter=parameter, verb="set", value=new)
+            is_text = isinstance(new, str) and is_long(new)
+            return cls(parameter=parameter, verb="set", value=f"text {content_hash(new)[:12]}" if is_text else new)
         before, after = numbers
         sign = 1 if after > before else -1
         octaves = abs(math.log2(after / before)) if before > 0 and after > 0 else None

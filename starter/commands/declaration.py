@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress
 
 from schema.declaration import DeclarationError, read_platform
+from schema.messages.base import format_value
 from schema.messages.platform import CycleRules, Mode, Parameter, Platform, Risk
 from schema.pace import Pace
 from schema.settings import Settings
@@ -243,11 +244,8 @@ def _slow(parameter: Parameter, rules: CycleRules) -> str:
 
 
 def _line(parameter: Parameter) -> str:
-    bounds = " | ".join(parameter.choices)
-    if parameter.minimum is not None and parameter.maximum is not None:
-        bounds = f"{parameter.minimum:g} to {parameter.maximum:g}"
-    value = f"{parameter.key} = {parameter.default} {parameter.unit}".rstrip()
-    return f"{value} ({bounds or 'true or false'}), {parameter.risk} risk, of {', '.join(parameter.task_types)}"
+    value = f"{parameter.key} = {format_value(parameter.default)} {parameter.unit}".rstrip()
+    return f"{value} ({parameter.bounds}), {parameter.risk} risk, of {', '.join(parameter.task_types)}"
 
 
 def _pace(platform: Platform) -> str:
