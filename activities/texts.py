@@ -65,8 +65,8 @@ def _value(held: Any, texts: Mapping[str, str]) -> Value:
         return value
     content_hash = held[REFERENCE]
     text = texts.get(content_hash)
-    if text is None or text_id(text) != content_hash:
-        raise ValueError(
-            f"expected the text {content_hash} in the table text, but it is {'gone' if text is None else 'another'}"
-        )
+    if text is None:
+        raise ValueError(f"expected the text {content_hash} in the table text, but it is gone")
+    if text_id(text) != content_hash:
+        raise ValueError(f"expected the text {content_hash} as it was stored, but it was altered")
     return text

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="The record.", epilog="Example: nautilus ledger verify")
 
 
+# The fields of an entry that hold a parameter's value, and the characters that are shown of any other field.
+VALUES = ("value", "control", "treatment")
+LONGEST = 500
+
+
 @app.command("list", epilog="Example: nautilus ledger list --latest 20")
 def ledger_list(
     latest: Annotated[int, typer.Option(min=1, help="How many of the newest entries.")] = 50, as_json: AsJson = False
@@ -32,6 +37,7 @@ def ledger_show(
 ) -> None:
     """One entry; of a change of a text, the difference. --json has all of it."""
     from activities import reading
+    from activities.report_text import one_line
     from rules.texts import difference
 
     readable = open_to_read()
@@ -45,8 +51,13 @@ def ledger_show(
         return
     answer_entries([entry])
     for name, value in entry.body.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-        out.print(f"{name:>20}  {format_value(shown)}", soft_wrap=True)
+        if name in VALUES:
+            shown = format_value(value)
+        elif isinstance(value, dict | list):
+            shown = one_line(json.dumps(value, ensure_ascii=False), LONGEST)
+        else:
+            shown = one_line(str(value), LONGEST)
+        out.print(f"{name:>20}  {shown}", soft_wrap=True)
     before, after = _values(entry, reading.entries(readable, subject=entry.subject))
     for line in difference(before, after):
         out.print(line, soft_wrap=True)
