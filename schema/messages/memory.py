@@ -8,8 +8,9 @@ from typing import Self, get_args
 from pydantic import Field
 
 from ..canonical import content_hash
-from .base import Instant, Message, Text, Value, is_long
+from .base import Instant, Message, Text, Value
 from .platform import Aim
+from .texts import named
 
 # Changes are alike when their factors round to the same half octave: 90 -> 180 s and 1 -> 2.1 s are both doublings.
 SIZES_PER_OCTAVE = 2
@@ -67,8 +68,7 @@ class Change(Message):
         """The change from `old` to `new`; the smallest one of a size is a half octave."""
         numbers = [v for v in (old, new) if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) < 2:
-            is_text = isinstance(new, str) and is_long(new)
-            return cls(parameter=parameter, verb="set", value=f"text {content_hash(new)[:12]}" if is_text else new)
+            return cls(parameter=parameter, verb="set", value=named(new))
         before, after = numbers
         sign = 1 if after > before else -1
         octaves = abs(math.log2(after / before)) if before > 0 and after > 0 else None

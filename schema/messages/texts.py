@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from ..canonical import content_hash
+from .base import Value, is_long
 
 # Control characters of writing direction: with them a person would read another text than a task gets.
 DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -32,6 +33,11 @@ def text_refusal(text: str, longest: int, placeholders: Sequence[str]) -> str | 
 def text_id(text: str) -> str:
     """The hash of the content: what a text is stored under."""
     return content_hash(text)
+
+
+def named(value: Value) -> Value:
+    """A value where a long text would be too much: the text's name, by which two texts are alike or not."""
+    return f"text {text_id(value)[:12]}" if isinstance(value, str) and is_long(value) else value
 
 
 def _is_control(character: str) -> bool:

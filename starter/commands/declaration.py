@@ -47,9 +47,10 @@ def init(
 ) -> None:
     """Write a commented platform.toml for your own platform; without options it asks, where there is a terminal.
 
-    A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true. It is of the task type that its key
-    begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the type are cut off.
-    A parameter of two types: shared.batch=8:1..64@support,research. From past outcomes: --from outcomes.jsonl.
+    A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER, KEY=true or, for a prompt, KEY=FILE:text. It is
+    of the task type that its key begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the
+    type are cut off. A parameter of two types: shared.batch=8:1..64@support,research. From past outcomes: --from
+    outcomes.jsonl.
     """
     from starter import draft  # loads the sketches of durations
 
