@@ -27,6 +27,7 @@ from activities.snapshots import (
     recorded_states,
     unusual_spans,
 )
+from activities.symptoms import symptom_of
 from rules.detection import detect_all
 from rules.elevation import after
 from rules.series import PLATFORM
@@ -103,6 +104,7 @@ class ObservatoryActivities:
             row = session.exec(about.order_by(col(AnomalyRow.detected_at).desc()).limit(1)).first()
             anomaly = Anomaly.model_validate(row.body) if row else None
             aims = objectives(session, anomaly, self._platform.observatory)
+            symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
 
             def diagnosis(name: str) -> TaskTypeDiagnosis:
                 since = counts_since(session, [name], start, at, aims)
@@ -115,5 +117,5 @@ class ObservatoryActivities:
                 task_types=tuple(diagnosis(declared.name) for declared in self._platform.task_types),
                 parameters=parameter_states(session, self._platform),
                 endings=past_endings(session, request.subject),
-                memory=recall(session, request.subject, at),
+                memory=recall(session, symptom, at),
             )

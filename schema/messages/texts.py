@@ -37,7 +37,7 @@ def text_id(text: str) -> str:
 
 def named(value: Value) -> Value:
     """A value where a long text would be too much: the text's name, by which two texts are alike or not."""
-    return f"text {text_id(value)[:12]}" if isinstance(value, str) and is_long(value) else value
+    return f"sha256:{text_id(value)[:12]}" if isinstance(value, str) and is_long(value) else value
 
 
 def _is_control(character: str) -> bool:
