@@ -17,6 +17,7 @@ from activities.events import emit
 from activities.parameters import frozen, swap, why_stale
 from rules.design import breaks_something
 from rules.verdict import read
+from schema.messages.base import format_value
 from schema.messages.events import ExperimentConcluded, ExperimentStarted, ParameterPromoted, ParameterRolledBack
 from schema.messages.experiment import (
     Decision,
@@ -170,7 +171,8 @@ def progress_of(database: Database, design: ExperimentDesign) -> str:
     with database.reading() as session:
         strata = counters(session, design.experiment_id)
     control, treatment = sum(s.control.tasks for s in strata), sum(s.treatment.tasks for s in strata)
-    return f"experiment: {control} tasks with {design.control}, {treatment} with {design.treatment}"
+    old, new = format_value(design.control), format_value(design.treatment)
+    return f"experiment: {control} tasks with {old}, {treatment} with {new}"
 
 
 def release(session: Session, cycle_id: str, at: datetime) -> None:

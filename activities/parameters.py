@@ -7,10 +7,11 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select
 
-from activities import ledger, reading
+from activities import ledger, reading, texts
 from activities.assignments import close_experiment
 from activities.database import Database, insert_new
 from activities.events import emit
+from schema.messages.base import format_value
 from schema.messages.events import ParameterFrozen, ParameterPromoted, ParameterRolledBack, ParameterThawed
 from schema.messages.experiment import Configuration, Promotion, PromotionResult, RunningExperiment
 from schema.messages.ledger import EntryKind
@@ -23,15 +24,20 @@ from schema.wire import EVERYTHING
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
     """Give every newly declared parameter its default as version 1; values in force stay as they are."""
     first = {"version": 1, "changed_at": at, "changed_by": "declaration"}
-    rows = [{"key": p.key, "value": p.default, "previous": p.default, **first} for p in platform.parameters]
     with database.transaction() as session:
+        rows = []
+        for declared in platform.parameters:
+            value = texts.store(session, declared.default)
+            rows.append({"key": declared.key, "value": value, "previous": value, **first})
         insert_new(session, ParameterRow, rows, returning="key")
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:
     """The declared parameters with what production runs on."""
     rows = session.exec(select(ParameterRow)).all()
-    return reading.parameter_states(platform, {row.key: (row.value, row.version) for row in rows})
+    values = texts.load(session, [row.value for row in rows])
+    in_force = {row.key: (value, row.version) for row, value in zip(rows, values, strict=True)}
+    return reading.parameter_states(platform, in_force)
 
 
 def configuration(database: Database, platform: Platform) -> Configuration:
@@ -97,12 +103,15 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
         kinds = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(swaps))
         last_kind = session.exec(kinds.order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
         if last_kind == EntryKind.PARAMETER_ROLLED_BACK.value:
-            raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {row.value}")
+            (value,) = texts.load(session, [row.value])
+            back_to = format_value(value)
+            raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {back_to}")
+        (previous,) = texts.load(session, [row.previous])
         back = Promotion(
             cycle_id=f"person:{who}:{row.version}",
             parameter=parameter,
             expected_version=row.version,
-            value=row.previous,
+            value=previous,
             reason=f"{who}: {why}",
         )
         return swap(session, back, ParameterRolledBack, at)
@@ -124,7 +133,7 @@ def swap(
         # Otherwise its tasks, nine in ten under a watch, would go on getting the value that was just rolled back.
         close_experiment(session, experiment, at)
     row.previous = row.value
-    row.value = promotion.value
+    row.value = texts.store(session, promotion.value)
     row.version += 1
     row.changed_at, row.changed_by = at, promotion.cycle_id
     session.add(row)

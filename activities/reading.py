@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from activities import texts
 from schema.messages.base import Value
 
 if TYPE_CHECKING:
@@ -54,7 +55,15 @@ class SqliteFile:
 def in_force(readable: Readable) -> dict[str, tuple[Value, int]]:
     """The value and the version of each parameter that was ever declared."""
     rows = readable.rows("SELECT key, value, version FROM parameter")
-    return {row["key"]: (json.loads(row["value"]), row["version"]) for row in rows}
+    values = texts.read(readable, [json.loads(row["value"]) for row in rows])
+    return {row["key"]: (value, row["version"]) for row, value in zip(rows, values, strict=True)}
+
+
+def previous_value(readable: Readable, key: str) -> Value:
+    """The value that a parameter had before its last change; its first value where it was never changed."""
+    (row,) = readable.rows("SELECT previous FROM parameter WHERE key = :key", key=key)
+    (value,) = texts.read(readable, [json.loads(row["previous"])])
+    return value
 
 
 def freezes(readable: Readable) -> "dict[str, Freeze]":
@@ -95,14 +104,19 @@ def experiments(readable: Readable) -> list[ListedExperiment]:
     return [ListedExperiment(**row) for row in rows]
 
 
-def entries(readable: Readable, subject: str | None = None, latest: int | None = None) -> "list[LedgerEntry]":
-    """The ledger's entries, oldest first; of one subject, or only the latest ones."""
+def entries(
+    readable: Readable, subject: str | None = None, latest: int | None = None, sequence: int | None = None
+) -> "list[LedgerEntry]":
+    """The ledger's entries, oldest first; of one subject, only the latest ones, or the one of a number."""
     from schema.messages.ledger import LedgerEntry
 
     statement, values = "SELECT * FROM ledger", dict[str, Value]()
     if subject is not None:
         statement += " WHERE subject = :subject"
         values["subject"] = subject
+    elif sequence is not None:
+        statement += " WHERE sequence = :sequence"
+        values["sequence"] = sequence
     statement += " ORDER BY sequence DESC"
     if latest is not None:
         statement += " LIMIT :latest"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from schema.messages.base import quoted
 from schema.messages.platform import Mode, ParameterState
 from schema.messages.proposals import Proposal
 
@@ -35,7 +36,7 @@ def refusal(
     if value_refusal is not None:
         return f"{declared.key}: {value_refusal}"
     if proposal.value == state.value:
-        return f"expected a change of {declared.key}, but {proposal.value!r} is its value already"
+        return f"expected a change of {declared.key}, but {quoted(proposal.value)} is its value already"
     if isinstance(proposal.value, int | float) and isinstance(state.value, int | float):
         change = abs(proposal.value - state.value)
         if declared.largest_change is not None and change > declared.largest_change * (1 + 1e-9):

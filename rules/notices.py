@@ -1,6 +1,6 @@
 """Notices: what a person reads of an event. The same event always reads the same."""
 
-from schema.messages.base import Message
+from schema.messages.base import Message, format_value
 from schema.messages.events import (
     AnomalyDetected,
     CycleEnded,
@@ -32,7 +32,7 @@ def notice(event: Event) -> Notice:
         case ParameterPromoted() | ParameterRolledBack() as change:
             what = "Promoted" if isinstance(change, ParameterPromoted) else "Rolled back"
             text = f"{change.reason}\nVersion {change.version}, by {change.cycle_id}."
-            return Notice(title=f"{what}: {change.parameter} = {change.value}", text=text)
+            return Notice(title=f"{what}: {change.parameter} = {format_value(change.value)}", text=text)
         case CycleEnded(cycle_id=cycle_id, ending=ending, reason=reason):
             return Notice(title=f"Cycle {cycle_id}: {ending.value}", text=reason or "no reason given")
         case ReportPublished(title=title, text=text) | TaskSettled(title=title, text=text):

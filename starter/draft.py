@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from activities.sketches import Sketch, quantile, sketch, value
+from schema.messages.base import LONGEST_VALUE
 from schema.messages.observatory import FailureKind, TaskOutcome
 from schema.messages.platform import (
     CycleRules,
@@ -30,11 +32,15 @@ from schema.pace import TRIAL, Pace
 DAY_S, WEEK_S = 86_400, 604_800
 PARAMETER = re.compile(r"(?P<key>[^=:@\s]+)=(?P<default>[^:@]+)(:(?P<bounds>[^@]+))?(@(?P<types>.+))?")
 SYNTAX = (
-    "KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true, each with @TYPE,TYPE where no type begins KEY"
+    "KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER, KEY=true or KEY=FILE:text, "
+    "each with @TYPE,TYPE where no type begins KEY"
 )
 UNITS = {"_s": "s", "_ms": "ms"}
 # One proposal may go a fifth of the way from bound to bound: some steps to anywhere, none across everything.
 STEPS = 5
+PLACEHOLDER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
+# A prompt of one sentence may grow to some paragraphs.
+SHORTEST_LONGEST = 2_000
 # The fewest tasks from which a type's rate or durations can be estimated.
 ENOUGH_TASKS = 50
 # With this many tasks an interval, a drop to two thirds is detected within some intervals.
@@ -151,6 +157,9 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         reason = first["msg"].removeprefix("Value error, ")
         where = f"{first['loc'][0]}: " if first["loc"] else ""
         raise DraftError(f"--parameter {text}: {where}{reason}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise DraftError(f"--parameter {text}: expected a file of text at {default}, but {what}") from None
     except (ValueError, KeyError):
         raise DraftError(f"--parameter {text}: expected {SYNTAX}") from None
 
@@ -159,6 +168,8 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
     """Kind, default and bounds; raises ValueError or KeyError for another form. Durations need not be whole numbers."""
     if not bounds:
         return {"kind": ParameterKind.BOOLEAN, "default": {"true": True, "false": False}[default.lower()]}
+    if bounds.strip() == ParameterKind.TEXT:
+        return _text(Path(default))
     if ".." not in bounds:
         choices = [choice.strip() for choice in bounds.split("|")]
         return {"kind": ParameterKind.CHOICE, "default": default, "choices": choices}
@@ -182,6 +193,20 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
         "minimum": least,
         "maximum": most,
         "largest_change": _rounded((most - least) / STEPS) if most > least else None,
+    }
+
+
+def _text(file: Path) -> dict[str, Any]:
+    """A text whose default is a file's content: it may double, and keeps its names in braces.
+
+    Raises OSError or UnicodeDecodeError where the file cannot be read.
+    """
+    content = file.read_text(encoding="utf-8-sig")
+    return {
+        "kind": ParameterKind.TEXT,
+        "default": content,
+        "longest": min(max(2 * len(content), SHORTEST_LONGEST), LONGEST_VALUE),
+        "placeholders": tuple(dict.fromkeys(PLACEHOLDER.findall(content))),
     }
 
 
@@ -277,7 +302,8 @@ MODES = "observe (only record), recommend (a person promotes) or autonomous"
 EXAMPLE = """\
 # [[parameters]]
 # key = "{name}.timeout_s"
-# kind = "float"            # or integer, boolean, choice (with choices = ["one", "other"])
+# kind = "float"            # or integer, boolean, choice (with choices = ["one", "other"]),
+#                           # text (a prompt, with longest = 4000, placeholders = ["{{question}}"])
 # unit = "s"
 # default = 90.0            # what production runs on now
 # minimum = 10.0
@@ -334,6 +360,9 @@ def _pairs(fields: Mapping[str, Any]) -> list[str]:
 
 def _pair(key: str, item: Any) -> str:
     # Text, numbers, truth and lists of text are written alike in JSON and in TOML.
+    if isinstance(item, str) and "\n" in item:  # people read a text line by line
+        lines = [json.dumps(line, ensure_ascii=False)[1:-1] for line in item.split("\n")]
+        return "\n".join([f'{key} = """', *lines]) + '"""'
     return f"{key} = {json.dumps(item, ensure_ascii=False)}"
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted, one_line
 from rules.rates import wilson
+from rules.texts import difference
 from schema.messages.base import Value, format_value
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts, Interval
@@ -27,6 +28,8 @@ from schema.messages.report import ExperimentRecord, Report
 HERE = Path(__file__).parent
 # The characters shown of a text by an agent or a person; the ledger has all of it.
 LONGEST = 400
+# The lines shown of how a text changes.
+MOST_DIFFERENCE = 80
 # Beyond e = a million in either direction a chart shows nothing more.
 MOST_LOG_E = 14.0
 
@@ -97,6 +100,7 @@ def page(facts: Report) -> str:
         tally,
         points,
         evidence,
+        difference,
     )
     environment.filters |= {filter_.__name__: filter_ for filter_ in shown}
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
@@ -109,6 +113,7 @@ def page(facts: Report) -> str:
         # The one style sheet, by its digest, is all that the page may use.
         digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         NOT_MEASURED=NOT_MEASURED,
+        MOST_DIFFERENCE=MOST_DIFFERENCE,
     )
 
 

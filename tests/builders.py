@@ -72,6 +72,23 @@ def parameter(**changes: Any) -> Parameter:
     return Parameter(**(fields | changes))
 
 
+def not_numeric(**changes: Any) -> Parameter:
+    """A parameter that is no number: without unit and bounds."""
+    without = {"unit": "", "minimum": None, "maximum": None, "largest_change": None}
+    return parameter(**(without | changes))
+
+
+def prompt(**changes: Any) -> Parameter:
+    fields: dict[str, Any] = {
+        "key": "research_synthesis.prompt",
+        "kind": ParameterKind.TEXT,
+        "default": "Answer {question} from the passages.",
+        "longest": 4_000,
+        "placeholders": ("{question}",),
+    }
+    return not_numeric(**(fields | changes))
+
+
 def memory(at: datetime = NOW) -> dict[str, Memory]:
     """A doubled limit that fixed timeouts once."""
     symptom = Symptom(metric="success_rate", task_type="research_synthesis", failure="timeout")

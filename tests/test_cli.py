@@ -18,9 +18,11 @@ from activities.agents import register_agent
 from activities.database import Database
 from activities.events import emit
 from activities.observatory import ObservatoryActivities
-from activities.parameters import declare_parameters
+from activities.parameters import declare_parameters, roll_back_by_hand, swap
 from activities.recording import record_outcomes
 from schema import wire
+from schema.messages.events import ParameterPromoted
+from schema.messages.experiment import Promotion
 from schema.tables.events import EventRow, UndeliveredRow
 from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow, SnapshotRow
 from schema.wire import EventType
@@ -602,3 +604,69 @@ except typer.Exit as end:
     rest, _ = process.communicate(timeout=30)
 
     assert (started, rest, process.returncode) == ("started\n", "stopped in order\n", 143)
+
+
+OLD_PROMPT = "You answer a question from passages.\n\n{question}\n"
+NEW_PROMPT = "You answer a question from passages, and cite each.\n\n[bold]{question}[/bold]\n"
+
+
+@pytest.fixture
+def prompted(home: Path, database: Database) -> Path:
+    """The platform with a prompt beside its limit, whose value was promoted and rolled back."""
+    prompt = builders.prompt(default=OLD_PROMPT, description="how to answer")
+    fields = prompt.model_dump(mode="json", exclude_defaults=True)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    (home / "platform.toml").write_text("\n".join([DECLARATION, "[[parameters]]", *lines, ""]))
+    declare_parameters(database, builders.platform(parameters=(builders.parameter(), prompt)), builders.NOW)
+    promotion = Promotion(cycle_id="c#1", parameter=prompt.key, expected_version=1, value=NEW_PROMPT, reason="94%")
+    with database.transaction() as session:
+        swap(session, promotion, ParameterPromoted, builders.NOW)
+    roll_back_by_hand(database, prompt.key, "olga", "users complain", builders.NOW)
+    return home
+
+
+def test_a_text_is_listed_on_one_line_and_shown_with_its_last_change(
+    prompted: Path, nautilus: Callable[..., Said]
+) -> None:
+    key = "research_synthesis.prompt"
+
+    listed, _ = start("params", "list", home=prompted, COLUMNS="300").communicate()
+    _, shown, _ = nautilus("params", "show", key)
+    _, whole, _ = nautilus("params", "show", key, "--whole")
+    _, document, _ = nautilus("params", "show", key, "--json")
+
+    (row,) = [line for line in listed.splitlines() if key in line]
+    assert f"{OLD_PROMPT[:36]} {{q… ({len(OLD_PROMPT)} characters)" in row
+    assert "up to 4,000 characters with {question}" in row
+    assert "text (up to 4,000 characters with {question}), role prompt, low risk, of research_synthesis\n" in shown
+    assert "\n-[bold]{question}[/bold]\n" in shown  # nothing of it is markup
+    assert "\n+{question}\n" in shown
+    assert whole == OLD_PROMPT + "\n"
+    state = json.loads(document)["state"]
+    assert (state["value"], state["role"], state["declaration"]["kind"]) == (OLD_PROMPT, "prompt", "text")
+
+
+def test_every_parameter_shows_its_kind_and_its_role(nautilus: Callable[..., Said]) -> None:
+    _, shown, _ = nautilus("params", "show", builders.TIMEOUT)
+
+    assert "float (10 to 600), role limit, low risk, of research_synthesis\n" in shown
+
+
+def test_an_entry_of_the_ledger_shows_how_it_changed_a_text(prompted: Path, nautilus: Callable[..., Said]) -> None:
+    listed, _ = start("ledger", "list", home=prompted, COLUMNS="300").communicate()
+    _, promoted, _ = nautilus("ledger", "show", "1")
+    _, rolled_back, _ = nautilus("ledger", "show", "2")
+    _, document, _ = nautilus("ledger", "show", "2", "--json")
+    missing = nautilus("ledger", "show", "3")
+
+    assert [line.split()[3] for line in listed.splitlines() if "parameter." in line] == [
+        "parameter.promoted",
+        "parameter.rolled_back",
+    ]
+    assert f"… ({len(NEW_PROMPT)} characters)" in listed
+    assert "94%" in promoted
+    assert "\n+{question}\n" in rolled_back
+    assert "\n-[bold]{question}[/bold]\n" in rolled_back
+    assert json.loads(document)["body"]["value"] == OLD_PROMPT
+    assert missing[:2] == (1, "")
+    assert "expected an entry of the ledger, but there is no 3; `nautilus ledger list` shows them" in missing[2]

@@ -82,7 +82,11 @@ def test_an_empty_file_declares_nothing_tunable(tmp_path: Path) -> None:
     [
         # Wrong kinds of value.
         ("minimum = 10", 'minimum = "low"', "parameters.0.minimum: expected a valid number"),
-        ('kind = "float"', 'kind = "flaot"', "parameters.0.kind: expected 'float', 'integer', 'boolean' or 'choice'"),
+        (
+            'kind = "float"',
+            'kind = "flaot"',
+            "parameters.0.kind: expected 'float', 'integer', 'boolean', 'choice' or 'text'",
+        ),
         ("default = 90.0", 'default = "90"', "parameters.0: the default is out of bounds: expected a number, but '90'"),
         # Bounds: nothing may be tuned without them.
         ("minimum = 10\n", "", "parameters.0: expected a minimum below a maximum, because nothing may be tuned"),

@@ -100,7 +100,7 @@ def test_check_of_a_valid_file_says_what_it_declares(nautilus: Callable[..., Sai
 
     assert (code, complaint) == (0, "")
     assert "platform.toml is valid" in printed
-    assert "research.timeout_s = 90.0 s (10 to 600), low risk, of research" in printed
+    assert "research.timeout_s = 90 s (10 to 600), low risk, of research" in printed
     assert "trial: intervals of 10 s, a baseline of 10 min" in printed
     assert "recommend: a cycle runs" in printed
     assert "warning" not in printed
@@ -162,6 +162,28 @@ def test_init_writes_a_file_that_reads_back_as_what_was_said(nautilus: Callable[
     assert (batch.kind, batch.default, batch.task_types) == (ParameterKind.INTEGER, 8, ("research", "summary"))
     for step in ("nautilus check", "nautilus up --pace trial", "nautilus outcomes import", "docs/adopting.md"):
         assert step in printed
+
+
+def test_init_reads_a_prompt_from_its_file(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    prompt = 'Answer {question} in {language}.\n\n"""Quote""" what you \\read\\:\t{question}\n'
+    (tmp_path / "prompt.txt").write_text(prompt)
+
+    code, _, complaint = nautilus("init", *SAID, "--parameter", f"research.prompt={tmp_path / 'prompt.txt'}:text")
+
+    declared = read_platform(tmp_path / "platform.toml").parameters[1]
+    assert (code, complaint) == (0, "")
+    assert (declared.kind, declared.default) == (ParameterKind.TEXT, prompt)
+    assert (declared.longest, declared.placeholders) == (2_000, ("{question}", "{language}"))
+    assert "Answer {question} in {language}.\n" in (tmp_path / "platform.toml").read_text()
+
+
+def test_init_without_the_prompts_file_is_one_line(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    code, _, complaint = nautilus("init", *SAID, "--parameter", "research.prompt=none.txt:text")
+
+    assert code == 1
+    expected = "expected a file of text at none.txt, but No such file or directory"
+    assert complaint == f"nautilus: --parameter research.prompt=none.txt:text: {expected}\n"
+    assert not (tmp_path / "platform.toml").exists()
 
 
 def test_a_file_without_parameters_shows_one_that_only_has_to_be_uncommented(

@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from sqlmodel import select
 from temporalio import activity
 from temporalio.client import Client
 
-from activities import ledger
+from activities import ledger, reading
 from activities.accounts import balance
 from activities.agents import register_agent
 from activities.database import Database
@@ -24,9 +25,10 @@ from activities.experiment import ExperimentActivities
 from activities.parameters import declare_parameters, roll_back_by_hand
 from activities.recording import record_outcomes
 from schema import wire
+from schema.messages.base import Value
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.ledger import EntryKind
-from schema.messages.platform import Mode, Platform
+from schema.messages.platform import Mode, Parameter, ParameterKind, Platform, TaskTypeDeclaration
 from schema.messages.proposals import Choice
 from schema.settings import Settings
 from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
@@ -87,8 +89,9 @@ class Stage:
         with self.database.transaction() as session:
             session.delete(session.get_one(TaskTypeLockRow, "research_synthesis"))
 
-    def runs_tasks(self, succeeds: Callable[[float, random.Random], bool], until: asyncio.Event) -> Awaitable[None]:
-        """A platform that runs tasks: resolves each one's limit and records how it went."""
+    def runs_tasks(self, succeeds: Callable[[Any, random.Random], bool], until: asyncio.Event) -> Awaitable[None]:
+        """A platform that runs tasks: resolves each one's parameter and records how it went."""
+        (declared,) = self.platform.parameters
 
         def traffic() -> None:
             rng = random.Random(7)
@@ -102,9 +105,8 @@ class Stage:
                     task_id, now = f"task-{number}", datetime.now(UTC)
                     resolution = resolver.resolve_task("research_synthesis", task_id, now)
                     recorder.assigned(resolution.assignments)
-                    limit = resolution.values[builders.TIMEOUT]
-                    assert isinstance(limit, float)
-                    recorder.record(builders.outcome(task_id, succeeds(limit, rng), now)).result()
+                    value = resolution.values[declared.key]
+                    recorder.record(builders.outcome(task_id, succeeds(value, rng), now)).result()
 
         return asyncio.to_thread(traffic)
 
@@ -115,8 +117,15 @@ class Stage:
 @pytest.fixture
 def on_stage(temporal: Client, database: Database, task_queue: str):  # type: ignore[no-untyped-def]
     @asynccontextmanager
-    async def stage(mode: Mode = Mode.AUTONOMOUS, **changes: object) -> AsyncIterator[Stage]:
-        platform = builders.platform(cycle=builders.rules(**changes), mode=mode)
+    async def stage(
+        mode: Mode = Mode.AUTONOMOUS, parameter: Parameter | None = None, **changes: object
+    ) -> AsyncIterator[Stage]:
+        platform = builders.platform(
+            cycle=builders.rules(**changes),
+            mode=mode,
+            task_types=(TaskTypeDeclaration(name="research_synthesis"), TaskTypeDeclaration(name="monte_carlo")),
+            parameters=(parameter or builders.parameter(),),
+        )
         now = datetime.now(UTC)
         declare_parameters(database, platform, now)
         for agent in AGENTS:
@@ -163,6 +172,62 @@ async def test_the_story_ends_with_a_promotion(on_stage) -> None:  # type: ignor
     kinds = [entry.kind for entry in ledger.entries(stage.database)]
     assert kinds == [EntryKind.EXPERIMENT_DESIGNED, EntryKind.PARAMETER_PROMOTED, EntryKind.CYCLE_ENDED]
     assert ledger.verify(stage.database)[2] is None
+
+
+OLD_PROMPT = "You answer a question from passages.\n\n{question}\n"
+NEW_PROMPT = "You answer a question from passages, and cite each of them.\n\n{question}\n```\n"
+KINDS: dict[str, tuple[Parameter, Value]] = {
+    "integer": (
+        builders.parameter(
+            key="research_synthesis.retries", kind=ParameterKind.INTEGER, default=2, minimum=0, maximum=8, unit=""
+        ),
+        1,
+    ),
+    "boolean": (builders.not_numeric(key="research_synthesis.cache", kind=ParameterKind.BOOLEAN, default=True), False),
+    "choice": (
+        builders.not_numeric(
+            key="research_synthesis.model", kind=ParameterKind.CHOICE, default="small", choices=("small", "large")
+        ),
+        "large",
+    ),
+    "text": (builders.prompt(default=OLD_PROMPT), NEW_PROMPT),
+}
+
+
+@pytest.mark.parametrize(("parameter", "value"), KINDS.values(), ids=KINDS)
+async def test_a_parameter_of_every_kind_is_proposed_tested_promoted_and_rolled_back(  # type: ignore[no-untyped-def]
+    on_stage, parameter: Parameter, value: Value
+) -> None:
+    is_harmful = threading.Event()
+
+    def succeeds(resolved: Value, rng: random.Random) -> bool:
+        helps = resolved == value and not is_harmful.is_set()
+        return rng.random() < (0.97 if helps else 0.5 if resolved == parameter.default else 0.02)
+
+    async with on_stage(parameter=parameter, bake_window_s=600, holdback_share=0.5) as stage:
+        await stage.bids(*AGENTS)
+        proposal_id = await stage.proposes("ada", parameter=parameter.key, value=value)
+        await stage.votes(proposal_id, bob=Choice.APPROVE, cyd=Choice.APPROVE, dee=Choice.APPROVE)
+        done = asyncio.Event()
+        traffic = asyncio.create_task(stage.runs_tasks(succeeds, done))
+        await stage.reach(Phase.WATCHING)
+        promoted = reading.in_force(stage.database)[parameter.key]
+        is_harmful.set()
+        result = await stage.result()
+        done.set()
+        await traffic
+
+    assert promoted == (value, 2)
+    assert type(promoted[0]) is type(value)
+    assert result.end.ending is Ending.ROLLED_BACK
+    assert reading.in_force(stage.database)[parameter.key] == (parameter.default, 3)
+    record = [(entry.kind, entry.body.get("value")) for entry in ledger.entries(stage.database)]
+    assert record == [
+        (EntryKind.EXPERIMENT_DESIGNED, None),
+        (EntryKind.PARAMETER_PROMOTED, value),
+        (EntryKind.PARAMETER_ROLLED_BACK, parameter.default),
+        (EntryKind.CYCLE_ENDED, None),
+    ]
 
 
 @pytest.fixture

@@ -420,6 +420,19 @@ def test_a_mistake_is_one_line(
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_page_shows_how_an_experiment_changes_a_text(facts: Report) -> None:
+    record = facts.experiments[0]
+    old, new = "You answer a question from passages.\n{question}", "You answer from passages.\n{question}\n<b>now</b>"
+    changed = record.model_copy(update={"design": record.design.model_copy(update={"control": old, "treatment": new})})
+
+    shown = page(facts.model_copy(update={"experiments": (changed, *facts.experiments[1:])}))
+
+    assert shown.count('<pre class="difference">') == 1
+    lines = ["-You answer a question from passages.", "+You answer from passages.", " {question}"]
+    assert "\n".join([*lines, "+&lt;b&gt;now&lt;/b&gt;</pre>"]) in shown
+    assert f"({len(old)} characters) → " in shown
+
+
 def test_every_chart_says_in_words_what_it_shows(facts: Report) -> None:
     charts = re.findall(r"<svg [^>]*>", page(facts))
 

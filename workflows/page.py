@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from rules.rates import wilson
+from rules.texts import difference
 from schema import wire
 from schema.messages.base import Value, format_value
 from schema.messages.cycle import CycleStatus, Phase
@@ -45,6 +46,8 @@ MEANS_GOOD = {
 # The fields of an act besides who and why.
 EXTRA = {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}
 MOST_FIGURES = 8
+# Lines of a text's difference; `nautilus params show` and the query `status` have all of it.
+MOST_DIFFERENCE = 80
 _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
 
@@ -62,6 +65,7 @@ def render(status: CycleStatus) -> str:
         aims=_aims(status.design) if status.design else "",
         arms=_arms(status.design, status.reading, status.watch) if status.design and status.reading else (),
         effect=_effect(status.reading) if status.reading else "",
+        difference=_difference(status),
         acts=[(kind, _act(status, kind)) for kind in _open_acts(status)],
         row=_row,
         namespace=namespace,
@@ -159,6 +163,25 @@ def _row(*cells: str) -> str:
 
 def _value(value: Value) -> str:
     return plain(format_value(value))
+
+
+def _difference(status: CycleStatus) -> str:
+    """How the proposal changes a text, as a block of code; empty where it changes none.
+
+    Backticks of a text cannot close the block: its fence is longer than any of theirs.
+    """
+    if status.proposal is None or status.opened is None:
+        return ""
+    old = next((p.value for p in status.opened.parameters if p.declaration.key == status.proposal.parameter), None)
+    lines = difference(old, status.proposal.value)
+    if not lines:
+        return ""
+    more = len(lines) - MOST_DIFFERENCE
+    shown = "\n".join(lines[:MOST_DIFFERENCE])
+    longest_run = max(map(len, re.findall("`+", shown)), default=0)
+    fence = "`" * max(3, longest_run + 1)
+    rest = f"\n\n{more} more lines" if more > 0 else ""
+    return f"{fence}diff\n{shown}\n{fence}{rest}"
 
 
 def _figures(figures: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ and have a default; enums are closed; nothing here imports a table.
 """
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,12 +13,18 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Strin
 
 # JSON carries no greater integer exactly (RFC 7493), and canonical JSON refuses it.
 GREATEST_INTEGER = 2**53 - 1
+# The most characters of one value: a proposal with it travels in a history, where Temporal warns at 256 kB.
+LONGEST_VALUE = 20_000
+# The most characters of a value that are shown where one line is expected.
+SHOWN_OF_VALUE = 40
 
 
 def _exact(value: bool | int | float | str) -> bool | int | float | str:
-    """The value; raises ValueError where it is an integer that JSON cannot carry."""
+    """The value; raises ValueError where it is an integer that JSON cannot carry, or too long a text."""
     if isinstance(value, int) and abs(value) > GREATEST_INTEGER:
         raise ValueError(f"expected a whole number of at most {GREATEST_INTEGER}, but {value} came")
+    if isinstance(value, str) and len(value) > LONGEST_VALUE:
+        raise ValueError(f"expected at most {LONGEST_VALUE:,} characters, but {len(value):,} came")
     return value
 
 
@@ -26,10 +33,27 @@ Value = Annotated[bool | int | float | str, AfterValidator(_exact)]
 
 
 def format_value(value: Value | None) -> str:
-    """A value of a parameter for people."""
+    """A value of a parameter for people, on one line: of a long text its beginning and its length."""
     if value is None:
         return "?"
+    if isinstance(value, str):
+        return _beginning(value) if is_long(value) else value
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def quoted(value: Value) -> str:
+    """A value as a refusal quotes it, with what tells 180 from '180'; of a long text its beginning and its length."""
+    return _beginning(value, repr) if isinstance(value, str) and is_long(value) else repr(value)
+
+
+def is_long(value: Value) -> bool:
+    """Whether a value is a text that one line cannot show."""
+    return isinstance(value, str) and (len(value) > SHOWN_OF_VALUE or "\n" in value)
+
+
+def _beginning(text: str, write: Callable[[str], str] = str) -> str:
+    line = " ".join(text[:SHOWN_OF_VALUE].split())
+    return f"{write(line)}… ({len(text):,} characters)"
 
 
 # Wide enough for every real clock, and narrow enough that a window before or after them does not overflow.

@@ -10,6 +10,7 @@ from ..roles import Role
 from .base import Instant, Message, Text, Value
 from .observatory import FailureKind
 from .platform import Aim
+from .texts import named
 
 # Changes are alike when their factors round to the same half octave: 90 -> 180 s and 1 -> 2.1 s are both doublings.
 SIZES_PER_OCTAVE = 2
@@ -19,8 +20,6 @@ NO_ROLES = ("", Role.OTHER)
 NO_REASONS = frozenset({"", "other", *FailureKind})
 # A growth by less than this share of all failures is no news.
 LEAST_GROWTH = 0.1
-# A diagnosis holds twenty patterns: a longer text, such as a prompt, is known by its hash.
-LONGEST_VALUE = 80
 
 
 class PatternKind(StrEnum):
@@ -95,8 +94,8 @@ def _share(count: int, tasks: int) -> float:
 class Change(Message):
     """A change of a parameter, relative to what it was. `verb` is raise, lower or set; `value` is what it was set to.
 
-    `size` counts half octaves: 2 is a doubling, -2 a halving; 0 where the values have no ratio. `role` is what the
-    parameter is to its tasks (`schema.roles`); empty where that is not known.
+    Of a long text, `value` is its name by hash. `size` counts half octaves: 2 is a doubling, -2 a halving; 0 where the
+    values have no ratio. `role` is what the parameter is to its tasks (`schema.roles`); empty where that is not known.
     """
 
     parameter: str
@@ -110,7 +109,7 @@ class Change(Message):
         """The change from `old` to `new`; the smallest one of a size is a half octave."""
         numbers = [v for v in (old, new) if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) < 2:
-            return cls(parameter=parameter, verb="set", value=_brief(new), role=role)
+            return cls(parameter=parameter, verb="set", value=named(new), role=role)
         before, after = numbers
         sign = 1 if after > before else -1
         octaves = abs(math.log2(after / before)) if before > 0 and after > 0 else None
@@ -143,12 +142,6 @@ class Change(Message):
             return f"setting {self.parameter} to {self.value}"
         factor = f" to about {2 ** (self.size / SIZES_PER_OCTAVE):.2g} times" if self.size else ""
         return f"{'raising' if self.verb == 'raise' else 'lowering'} {self.parameter}{factor}"
-
-
-def _brief(value: Value) -> Value:
-    if isinstance(value, str) and len(value) > LONGEST_VALUE:
-        return f"sha256:{content_hash(value)[:12]}"
-    return value
 
 
 # Claims had these fields, and the ids of those that are remembered rest on them.

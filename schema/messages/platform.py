@@ -14,11 +14,19 @@ from schema.messages.references import mismatches
 from ..pace import Pace
 from ..roles import Role
 from ..wire import EventType
-from .base import Instant, Message, Name, Value
+from .base import LONGEST_VALUE, Instant, Message, Name, Value, quoted
+from .texts import text_refusal
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2_000)]
 ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$", max_length=120)]
+
+
+Placeholder = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$", max_length=100)]
+NOT_OF_A_TEXT = ("unit", "minimum", "maximum", "choices", "step", "largest_change")
+ONLY_OF_A_TEXT = ("longest", "placeholders")
+# The characters of all texts of a platform together: every cycle's briefing carries each default and each value.
+LONGEST_TEXTS = 100_000
 
 
 class Declaration(Message):
@@ -32,6 +40,7 @@ class ParameterKind(StrEnum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     CHOICE = "choice"
+    TEXT = "text"
 
 
 class Risk(StrEnum):
@@ -57,7 +66,8 @@ class Mode(StrEnum):
 class Parameter(Declaration):
     """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal.
 
-    `mode` overrides the platform's for this parameter. `role` says what it is to its tasks (`schema.roles`).
+    `mode` overrides the platform's for this parameter. `role` says what it is to its tasks (`schema.roles`). A text (a
+    prompt, a template) has `longest` characters at most, and every value keeps its `placeholders` as they are spelled.
     """
 
     key: ParameterKey
@@ -74,9 +84,12 @@ class Parameter(Declaration):
     risk: Risk = Risk.LOW
     mode: Mode | None = None
     role: Role | None = None
+    longest: int | None = Field(default=None, ge=1, le=LONGEST_VALUE)
+    placeholders: tuple[Placeholder, ...] = Field(default=(), max_length=32)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._refuse_fields_of_other_kinds()
         numeric = self.kind in (ParameterKind.FLOAT, ParameterKind.INTEGER)
         if numeric and (self.minimum is None or self.maximum is None or self.minimum >= self.maximum):
             raise ValueError("expected a minimum below a maximum, because nothing may be tuned without bounds")
@@ -92,19 +105,35 @@ class Parameter(Declaration):
             raise ValueError(f"the default is out of bounds: {refusal}")
         return self
 
+    def _refuse_fields_of_other_kinds(self) -> None:
+        """A text has a longest length and no numeric bounds; what is not a text has no length and no placeholders."""
+        is_text = self.kind is ParameterKind.TEXT
+        if is_text and self.longest is None:
+            raise ValueError(f"expected longest, of at most {LONGEST_VALUE} characters, because no text is unbounded")
+        for name in NOT_OF_A_TEXT if is_text else ONLY_OF_A_TEXT:
+            value = getattr(self, name)
+            if value not in (None, (), ""):
+                raise ValueError(f"expected no {name} of a parameter of kind {self.kind}, but {value!r} came")
+
     def refusal(self, value: Value) -> str | None:
         """Why `value` cannot be a value of this parameter, or None."""
         match self.kind:
             case ParameterKind.BOOLEAN:
-                return None if isinstance(value, bool) else f"expected true or false, but {value!r} came"
+                return None if isinstance(value, bool) else f"expected true or false, but {quoted(value)} came"
             case ParameterKind.CHOICE if value not in self.choices:
-                return f"expected one of {', '.join(self.choices)}, but {value!r} came"
+                return f"expected one of {', '.join(self.choices)}, but {quoted(value)} came"
             case ParameterKind.CHOICE:
                 return None
+            case ParameterKind.TEXT if not isinstance(value, str):
+                return f"expected a text, but {quoted(value)} came"
+            case ParameterKind.TEXT:
+                assert isinstance(value, str)
+                assert self.longest is not None
+                return text_refusal(value, self.longest, self.placeholders)
             case ParameterKind.INTEGER if not isinstance(value, int) or isinstance(value, bool):
-                return f"expected a whole number, but {value!r} came"
+                return f"expected a whole number, but {quoted(value)} came"
             case ParameterKind.FLOAT if not isinstance(value, int | float) or isinstance(value, bool):
-                return f"expected a number, but {value!r} came"
+                return f"expected a number, but {quoted(value)} came"
         assert self.minimum is not None
         assert self.maximum is not None
         assert not isinstance(value, str)
@@ -113,6 +142,20 @@ class Parameter(Declaration):
             expected = f"a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip()
             return f"expected {expected}, but {value!r} came"
         return None
+
+    @property
+    def bounds(self) -> str:
+        """What a value may be, for people."""
+        match self.kind:
+            case ParameterKind.BOOLEAN:
+                return "true or false"
+            case ParameterKind.CHOICE:
+                return ", ".join(self.choices)
+            case ParameterKind.TEXT:
+                keeps = f" with {', '.join(self.placeholders)}" if self.placeholders else ""
+                return f"up to {self.longest:,} characters{keeps}"
+            case ParameterKind.INTEGER | ParameterKind.FLOAT:
+                return f"{self.minimum:g} to {self.maximum:g}"
 
 
 class ParameterState(Message):
@@ -390,4 +433,8 @@ class Platform(Declaration):
         first = next(mismatches(self.model_dump()), None)
         if first is not None:
             raise ValueError(first.message)
+        characters = sum(parameter.longest or 0 for parameter in self.parameters)
+        if characters > LONGEST_TEXTS:
+            expected = f"expected texts whose longest lengths add up to at most {LONGEST_TEXTS}"
+            raise ValueError(f"{expected}, but {characters} came")
         return self

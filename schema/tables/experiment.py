@@ -10,7 +10,10 @@ from .columns import InstantColumn, Scalar
 
 
 class ParameterRow(SQLModel, table=True):
-    """The value that production runs on. `version` grows by one with every change: what compare-and-swap compares."""
+    """The value that production runs on. `version` grows by one with every change: what compare-and-swap compares.
+
+    Of a long text, `value` and `previous` hold a reference (activities.texts).
+    """
 
     __tablename__ = "parameter"
 

@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress
 
 from schema.declaration import DeclarationError, read_platform
+from schema.messages.base import format_value
 from schema.messages.platform import CycleRules, Mode, Parameter, Platform, Risk
 from schema.pace import Pace
 from schema.settings import Settings
@@ -46,9 +47,10 @@ def init(
 ) -> None:
     """Write a commented platform.toml for your own platform; without options it asks, where there is a terminal.
 
-    A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER or KEY=true. It is of the task type that its key
-    begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the type are cut off.
-    A parameter of two types: shared.batch=8:1..64@support,research. From past outcomes: --from outcomes.jsonl.
+    A parameter is KEY=DEFAULT:MINIMUM..MAXIMUM, KEY=DEFAULT:ONE|OTHER, KEY=true or, for a prompt, KEY=FILE:text. It is
+    of the task type that its key begins with, or of those after an @. TYPE.timeout_s is the limit at which tasks of the
+    type are cut off. A parameter of two types: shared.batch=8:1..64@support,research. From past outcomes: --from
+    outcomes.jsonl.
     """
     from starter import draft  # loads the sketches of durations
 
@@ -243,11 +245,8 @@ def _slow(parameter: Parameter, rules: CycleRules) -> str:
 
 
 def _line(parameter: Parameter) -> str:
-    bounds = " | ".join(parameter.choices)
-    if parameter.minimum is not None and parameter.maximum is not None:
-        bounds = f"{parameter.minimum:g} to {parameter.maximum:g}"
-    value = f"{parameter.key} = {parameter.default} {parameter.unit}".rstrip()
-    return f"{value} ({bounds or 'true or false'}), {parameter.risk} risk, of {', '.join(parameter.task_types)}"
+    value = f"{parameter.key} = {format_value(parameter.default)} {parameter.unit}".rstrip()
+    return f"{value} ({parameter.bounds}), {parameter.risk} risk, of {', '.join(parameter.task_types)}"
 
 
 def _pace(platform: Platform) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from schema.messages.base import format_value, is_long
+from schema.roles import role_of
 from schema.wire import EVERYTHING
 from starter import completion
 from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, open_to_read, out
@@ -25,11 +27,11 @@ def params_list(as_json: AsJson = False) -> None:
     rows = [_document(state, freezes) for state in _states()]
     columns: Columns[dict[str, Any]] = {
         "parameter": lambda row: row["declaration"]["key"],
-        "value": lambda row: row["value"],
+        "value": lambda row: format_value(row["value"]),
         "unit": lambda row: row["declaration"]["unit"],
         "version": lambda row: row["version"],
-        "default": lambda row: row["declaration"]["default"],
-        "bounds": lambda row: _bounds(row["declaration"]),
+        "default": lambda row: format_value(row["declaration"]["default"]),
+        "bounds": lambda row: row["bounds"],
         "risk": lambda row: row["declaration"]["risk"],
     }
     if freezes:
@@ -40,27 +42,35 @@ def params_list(as_json: AsJson = False) -> None:
             out.print(_formatted(freeze), soft_wrap=True)
 
 
-def _bounds(declaration: dict[str, Any]) -> str:
-    if declaration["choices"]:
-        return ", ".join(declaration["choices"])
-    return "-" if declaration["minimum"] is None else f"{declaration['minimum']:g} to {declaration['maximum']:g}"
-
-
 @app.command("show", epilog="Example: nautilus params show research_synthesis.timeout_s")
-def params_show(key: Key, as_json: AsJson = False) -> None:
-    """One parameter: its declaration, its value, and every entry of the ledger about it."""
+def params_show(
+    key: Key,
+    whole: Annotated[bool, typer.Option("--whole", help="Only the value, all of a long text.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One parameter: its declaration, its value, and every entry of the ledger about it; of a text, its last change."""
     from activities import reading
+    from rules.texts import difference
 
     state = next((state for state in _states() if state.declaration.key == key), None)
     if state is None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
-    record, freezes = reading.entries(open_to_read(), subject=key), _freezes()
+    if whole:
+        emit(state.value) if as_json else out.print(state.value, soft_wrap=True)
+        return
+    readable, declared = open_to_read(), state.declaration
+    record, freezes = reading.entries(readable, subject=key), _freezes()
     if as_json:
         emit({"state": _document(state, freezes), "ledger": record})
         return
-    out.print(
-        f"{key} = {state.value} {state.declaration.unit} (version {state.version})  {state.declaration.description}"
-    )
+    value = f"{format_value(state.value)} {declared.unit}".rstrip()
+    out.print(f"{key} = {value} (version {state.version})  {declared.description}", soft_wrap=True)
+    kind, touches = f"{declared.kind} ({declared.bounds})", ", ".join(declared.task_types)
+    out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}", soft_wrap=True)
+    if is_long(state.value):
+        out.print(f"`nautilus params show {key} --whole` prints all of it", soft_wrap=True)
+        for line in difference(reading.previous_value(readable, key), state.value):
+            out.print(line, soft_wrap=True)
     freeze = _freeze_of(key, freezes)
     if freeze is not None:
         out.print(_formatted(freeze), soft_wrap=True)
@@ -84,7 +94,7 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
     if not result.swapped:
         raise CommandError(result.reason)
     value = next(state.value for state in _states() if state.declaration.key == key)
-    out.print(f"{key} is {value} again (version {result.version}); the ledger has an entry")
+    out.print(f"{key} is {format_value(value)} again (version {result.version}); the ledger has an entry")
 
 
 @app.command("freeze", epilog="Example: nautilus params freeze research_synthesis.timeout_s --why release")
@@ -130,7 +140,8 @@ def _freeze_of(key: str, freezes: "Mapping[str, Freeze]") -> "Freeze | None":
 
 def _document(state: "ParameterState", freezes: "Mapping[str, Freeze]") -> dict[str, Any]:
     freeze = _freeze_of(state.declaration.key, freezes)
-    return state.model_dump(mode="json") | {"frozen": freeze.model_dump(mode="json") if freeze else None}
+    derived = {"role": role_of(state.declaration).value, "bounds": state.declaration.bounds}
+    return state.model_dump(mode="json") | derived | {"frozen": freeze.model_dump(mode="json") if freeze else None}
 
 
 def _formatted(freeze: "Freeze") -> str:
