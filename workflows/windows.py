@@ -96,7 +96,11 @@ def tally(state: CycleState) -> Tally:
     """Where the vote stands, by the electorate that was frozen when it opened."""
     assert state.electorate is not None
     return consensus.tally(
-        state.electorate.voters, state.ballots, state.parameter.declaration.risk, state.briefing.rules
+        state.electorate.voters,
+        state.ballots,
+        state.parameter.declaration.risk,
+        state.briefing.rules,
+        state.electorate.abstentions_count,
     )
 
 

@@ -64,7 +64,10 @@ class Voter(Message):
 
 
 class Tally(Message):
-    """Where a vote stands. `decided` is true once no remaining ballot can change `accepted`."""
+    """Where a vote stands. `decided` is true once no remaining ballot can change `accepted`.
+
+    `operators` counts those with a ballot for or against, and `quorum` is whether they are enough.
+    """
 
     approve: int
     reject: int
@@ -84,3 +87,5 @@ class Electorate(Message):
     proposal_id: Identifier
     opened_at: Instant
     voters: tuple[Voter, ...]
+    # An electorate without this field was frozen when an abstention counted for the quorum: its vote goes on as it was.
+    abstentions_count: bool = True
