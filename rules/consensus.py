@@ -8,13 +8,17 @@ Governor (snapshot of weights, quorum, late-quorum extension).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from schema.messages.base import one_line
+from schema.messages.market import Agent
 from schema.messages.platform import CycleRules, Risk
-from schema.messages.proposals import Ballot, Choice, Tally, Voter
+from schema.messages.proposals import Ballot, Choice, Decline, Tally, Voter
 
 # Weights are sums of a few floats: a vote at exactly the threshold must not fail by a rounding error.
 ROUNDING = 1e-9
+# Of each decline, in the reason of an ending; the dossier has more.
+LONGEST_REASON = 160
 
 
 def majority(risk: Risk, rules: CycleRules) -> float:
@@ -97,6 +101,19 @@ def tally(
         accepted=accepted,
         reason=reason,
     )
+
+
+def nothing_worth_trying(agents: Iterable[Agent], declines: Mapping[str, Decline], rules: CycleRules) -> str | None:
+    """Why a cycle without bids is for a person, or None where too few agents have said so.
+
+    As many operators as a vote needs must agree: one that cannot help is no reason to call anybody.
+    """
+    operators = {agent.operator: agent.agent_id for agent in agents if agent.agent_id in declines}
+    if len(operators) < rules.minimum_ballots:
+        return None
+    count = f"{len(declines)} agents of {len(operators)} operators found nothing"
+    first = next(iter(declines.values()))
+    return f"nothing worth trying: {count}; {first.agent_id}: {one_line(first.reason, LONGEST_REASON)}"
 
 
 def _carries(approve: float, reject: float, needed: float) -> bool:
