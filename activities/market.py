@@ -16,6 +16,7 @@ from activities import identity, ledger
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
 from activities.database import Database, insert_new, lock
+from activities.diagnosis import past_endings
 from activities.events import emit
 from activities.experiment import release
 from activities.guardrails import guardrails, objectives
@@ -106,6 +107,7 @@ class MarketActivities:
                 duplicate=row.run_id != opening.run_id,
                 unsigned_agents=self._platform.unsigned_agents,
                 market=self._platform.market,
+                endings=past_endings(session, request.subject),
             )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
@@ -182,7 +184,7 @@ class MarketActivities:
             task = session.get_one(MetaTaskRow, end.cycle_id)
             task.ended_at, task.ending = end.at, end.ending.value
             session.add(task)
-            ended = CycleEnded(cycle_id=end.cycle_id, ending=end.ending, reason=end.reason)
+            ended = CycleEnded(cycle_id=end.cycle_id, ending=end.ending, reason=end.reason, dossier=end.dossier)
             emit(session, ended, end.subject, end.cycle_id, end.at)
 
     @activity.defn

@@ -29,7 +29,9 @@ class ProposalActivities:
                 Voter(agent_id=a.agent_id, operator=a.operator, weight=vote_weight(a), public_key=a.public_key)
                 for a in agents
             )
-            electorate = Electorate(proposal_id=proposal.proposal_id, opened_at=at, voters=voters)
+            electorate = Electorate(
+                proposal_id=proposal.proposal_id, opened_at=at, voters=voters, abstentions_count=False
+            )
             row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
             if not insert_new(session, ElectorateRow, [row], returning="cycle_id"):
                 return Electorate.model_validate(session.get_one(ElectorateRow, cycle_id).body)

@@ -56,6 +56,8 @@ LONGEST_STRETCH = timedelta(days=7)
 # How many entries of each list a person reads; counts are of all.
 LISTED = 50
 EXPERIMENTS = 20
+# Each comes with a dossier of up to 20 kB.
+ESCALATIONS = 10
 # Drawing an experiment reads its assignments; one with more tasks than this is reported in figures only.
 DRAWN_TASKS = 5_000
 DAY = timedelta(days=1)
@@ -108,6 +110,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
             ledger_head=head,
             ledger_broken=broken,
             ledger_kinds=_count(session, LedgerRow.kind, *_entered(since, until)),
+            escalations=_escalations(session, *ended),
         )
 
 
@@ -227,6 +230,16 @@ def _taken_back(changes: Iterable[RecordedChange]) -> set[str]:
         else:
             promotions[parameter, version] = change.promotion.cycle_id
     return {cycle_id for change, cycle_id in promotions.items() if change in rolled_back}
+
+
+def _escalations(session: Session, *ended: ColumnElement[bool]) -> tuple[CycleEnd, ...]:
+    """The newest cycles of the period that ended with a call for a person."""
+    escalated = select(MetaTaskRow.cycle_id).where(*ended, MetaTaskRow.ending == Ending.ESCALATED.value)
+    newest = session.exec(escalated.order_by(col(MetaTaskRow.ended_at).desc()).limit(ESCALATIONS)).all()
+    keys = [f"{cycle_id}:ended" for cycle_id in newest]
+    entries = select(LedgerRow.body).where(col(LedgerRow.key).in_(keys)).order_by(col(LedgerRow.sequence).desc())
+    ends = [_body(CycleEnd, body) for body in session.exec(entries).all()]
+    return tuple(end for end in ends if end is not None)
 
 
 # ---- experiments

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from rules.rates import wilson
-from schema.messages.base import format_value
+from schema.messages.base import format_value, one_line
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
@@ -27,13 +27,6 @@ def rate(counts: Counts) -> tuple[str, str]:
     low, high = wilson(counts.successes, counts.tasks)
     share = f"{counts.successes / counts.tasks:.1%}"
     return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
-
-
-def one_line(untrusted: str, longest: int) -> str:
-    """Untrusted text on one line, without control characters, which a messenger could obey."""
-    printable = "".join(char if char.isprintable() or char.isspace() else "\ufffd" for char in untrusted)
-    line = " ".join(printable.split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -92,6 +85,7 @@ def text(facts: Report) -> str:
     lines += _first("changes", [_changed(change) for change in facts.changes], 5)
     lines += _first("experiments", [_tested(experiment) for experiment in facts.experiments], 4)
     lines += _first("open anomalies", [one_line(anomaly.reason, 160) for anomaly in still_open], 3)
+    lines += _for_people(facts)
     lines += _first("agents", [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in earners], 3)
     chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
     lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
@@ -104,6 +98,18 @@ def _first(name: str, entries: list[str], most: int) -> list[str]:
         return []
     more = [f"and {len(entries) - most} more"] if len(entries) > most else []
     return [f"{name}:", *(f"  {line}" for line in [*entries[:most], *more])]
+
+
+def _for_people(facts: Report) -> list[str]:
+    """How many cycles call for a person, and of the newest, why and where to look."""
+    if not facts.escalations:
+        return []
+    newest = facts.escalations[0]
+    count = facts.endings.get(newest.ending.value, len(facts.escalations))
+    lines = [f"escalated to people: {count}; the newest, {newest.subject}: {one_line(newest.reason, 160)}"]
+    if newest.dossier is not None and newest.dossier.look_at:
+        lines.append(f"  look at {one_line(newest.dossier.look_at[0], 160)}")
+    return lines
 
 
 def _changed(change: RecordedChange) -> str:

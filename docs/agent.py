@@ -1,4 +1,5 @@
 """An agent of your own: bids on open problems, proposes a longer limit where tasks are cut off at theirs, and votes.
+Where it finds nothing worth trying it declines: if enough agents do, a person is called, with what they found.
 
     nautilus agent keygen ann --out ann.pem                                 # prints the public key
     nautilus agent register ann --operator my-team --public-key KEY         # by the operator of the platform
@@ -16,12 +17,14 @@ from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import Bid
 from schema.messages.diagnosis import Diagnosis
 from schema.messages.observatory import FailureKind
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 from starter.client import NautilusClient, Refused
 
 AGENT, LOOK_S = "ann", 1.0
 # With fewer of the tasks cut off, something else is wrong; and this is how much longer the limit gets.
 SHARE_CUT_OFF, LONGER = 0.1, 1.5
+# With fewer tasks on record an agent cannot know that there is no remedy, and stays silent: the window is open for more.
+ENOUGH = 30
 
 
 class Remedy(NamedTuple):
@@ -33,7 +36,7 @@ class Remedy(NamedTuple):
 
 
 def remedy(facts: Diagnosis) -> Remedy | None:
-    """What the records suggest, or nothing: an agent that does not know neither bids nor votes."""
+    """What the records suggest, or nothing: an agent that does not know declines, and does not vote."""
     limits = {state.declaration.key: state for state in facts.parameters}
     for one in facts.task_types:
         cut_off = one.failures.get(FailureKind.TIMEOUT, 0) / max(1, one.counts.tasks)
@@ -45,14 +48,26 @@ def remedy(facts: Diagnosis) -> Remedy | None:
     return None
 
 
+def no_remedy(facts: Diagnosis) -> Decline:
+    """What a person may read where too many agents know no remedy. The first answer counts: a bid, or this."""
+    figures = {f"{one.task_type} failed": float(one.counts.tasks - one.counts.successes) for one in facts.task_types}
+    findings = (Evidence(claim="few tasks are cut off at their limit", figures=figures),)
+    return Decline(message_id="decline", agent_id=AGENT, reason="no limit is too short", findings=findings)
+
+
 async def attend(client: NautilusClient, status: CycleStatus) -> None:
     """Say what a cycle waits for from us. Raises Refused where the window has closed meanwhile."""
     sent = status.proposal
-    found = remedy(await client.diagnose(status.subject, since=status.anomaly.onset if status.anomaly else None))
+    answered = AGENT in status.bids or AGENT in status.declines
+    facts = await client.diagnose(status.subject, since=status.anomaly.onset if status.anomaly else None)
+    found = remedy(facts)
     if found is None:
+        enough = sum(one.counts.tasks for one in facts.task_types) >= ENOUGH
+        if status.phase is Phase.BIDDING and enough and not answered:
+            await client.decline(status, no_remedy(facts))
         return
     match status.phase:
-        case Phase.BIDDING if AGENT not in status.bids:
+        case Phase.BIDDING if not answered:
             # The price is paid on success only; `eta_s` is how soon the proposal comes.
             await client.place_bid(status, Bid(message_id="bid", agent_id=AGENT, price=30, eta_s=10))
         case Phase.PROPOSING if status.award is not None and status.award.agent_id == AGENT:

@@ -29,13 +29,20 @@ OPTIMISM = 1.5
 TRIAL_RESULTS, TRIAL_HEAD_START = 18, 0.5
 
 
+def membership_refusal(agent_id: str, agents: Mapping[str, Agent]) -> str | None:
+    """Why an agent may not answer a task, or None."""
+    agent = agents.get(agent_id)
+    if agent is None:
+        return f"expected an agent that was registered when the task opened, but {agent_id} came"
+    if standing.tier(agent) is standing.Tier.SUSPENDED:
+        return f"expected an agent in good standing, but {agent_id} is suspended"
+    return None
+
+
 def refusal(bid: Bid, agents: Mapping[str, Agent], reward: int) -> str | None:
     """Why a bid is refused, or None."""
-    agent = agents.get(bid.agent_id)
-    if agent is None:
-        return f"expected an agent that was registered when the task opened, but {bid.agent_id} came"
-    if standing.tier(agent) is standing.Tier.SUSPENDED:
-        return f"expected an agent in good standing, but {bid.agent_id} is suspended"
+    if (refused := membership_refusal(bid.agent_id, agents)) is not None:
+        return refused
     if bid.price > reward:
         return f"expected a price of at most {reward} credits, but {bid.price} came"
     return None

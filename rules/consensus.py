@@ -2,18 +2,23 @@
 
 Votes decide what is worth testing, never what is promoted. The electorate and its weights were frozen when voting
 opened. Weight follows standing; one operator's voters together weigh at most a share of the electorate, because clones
-of one operator are one voter. Abstentions count for the quorum only; a tie is not a consensus. After OpenZeppelin's
+of one operator are one voter. The quorum is of ballots for or against: an abstention is no vote at all, because one
+approval beside any number of those who know nothing is no agreement. A tie is not a consensus. After OpenZeppelin's
 Governor (snapshot of weights, quorum, late-quorum extension).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from schema.messages.base import one_line
+from schema.messages.market import Agent
 from schema.messages.platform import CycleRules, Risk
-from schema.messages.proposals import Ballot, Choice, Tally, Voter
+from schema.messages.proposals import Ballot, Choice, Decline, Tally, Voter
 
 # Weights are sums of a few floats: a vote at exactly the threshold must not fail by a rounding error.
 ROUNDING = 1e-9
+# Of each decline, in the reason of an ending; the dossier has more.
+LONGEST_REASON = 160
 
 
 def majority(risk: Risk, rules: CycleRules) -> float:
@@ -49,8 +54,17 @@ def _cap(sums: Sequence[float], share: float) -> float:
     return sums[-1] if sums else 0.0
 
 
-def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, rules: CycleRules) -> Tally:
-    """Count `ballots` (by agent id, all the electorate's); decided once no open ballot can change the result."""
+def tally(
+    voters: Sequence[Voter],
+    ballots: Mapping[str, Ballot],
+    risk: Risk,
+    rules: CycleRules,
+    abstentions_count: bool = False,
+) -> Tally:
+    """Count `ballots` (by agent id, all the electorate's); decided once no open ballot can change the result.
+
+    `abstentions_count` is of an older electorate: there, an abstention counts for the quorum.
+    """
     weights = capped_weights(voters, rules.operator_weight_cap)
     counts = dict.fromkeys(Choice, 0)
     cast = dict.fromkeys(Choice, 0.0)
@@ -61,7 +75,8 @@ def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, ru
 
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
-    operators = {voter.operator for voter in voters if voter.agent_id in ballots}
+    counted = {a for a, ballot in ballots.items() if abstentions_count or ballot.choice is not Choice.ABSTAIN}
+    operators = {voter.operator for voter in voters if voter.agent_id in counted}
     reachable = operators | {voter.operator for voter in open_voters}
     needed = majority(risk, rules)
     quorum = len(operators) >= rules.minimum_ballots
@@ -71,7 +86,7 @@ def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, ru
     certain_no = len(reachable) < rules.minimum_ballots or not _carries(approve + open_weight, reject, needed)
     shares = f"{approve:g} for and {reject:g} against by weight, {needed:.0%} needed"
     if not quorum:
-        reason = f"{len(operators)} operators voted, {rules.minimum_ballots} needed"
+        reason = f"ballots for or against of {len(operators)} operators, {rules.minimum_ballots} needed"
     else:
         reason = f"{'carried' if accepted else 'not carried'}: {shares}"
     return Tally(
@@ -86,6 +101,19 @@ def tally(voters: Sequence[Voter], ballots: Mapping[str, Ballot], risk: Risk, ru
         accepted=accepted,
         reason=reason,
     )
+
+
+def nothing_worth_trying(agents: Iterable[Agent], declines: Mapping[str, Decline], rules: CycleRules) -> str | None:
+    """Why a cycle without bids is for a person, or None where too few agents have said so.
+
+    As many operators as a vote needs must agree: one that cannot help is no reason to call anybody.
+    """
+    operators = {agent.operator: agent.agent_id for agent in agents if agent.agent_id in declines}
+    if len(operators) < rules.minimum_ballots:
+        return None
+    count = f"{len(declines)} agents of {len(operators)} operators found nothing"
+    first = next(iter(declines.values()))
+    return f"nothing worth trying: {count}; {first.agent_id}: {one_line(first.reason, LONGEST_REASON)}"
 
 
 def _carries(approve: float, reject: float, needed: float) -> bool:

@@ -1,6 +1,7 @@
 """Notices: what a person reads of an event. The same event always reads the same."""
 
-from schema.messages.base import Message, format_value
+from schema.messages.base import Message, format_value, one_line
+from schema.messages.cycle import Dossier
 from schema.messages.events import (
     AnomalyDetected,
     CycleEnded,
@@ -12,6 +13,9 @@ from schema.messages.events import (
     read,
 )
 from schema.messages.outbox import Event
+
+# Of each list of a dossier: messengers cut what is over about 4,000 characters.
+MOST_LINES, LONGEST_LINE = 4, 170
 
 
 class Notice(Message):
@@ -33,10 +37,19 @@ def notice(event: Event) -> Notice:
             what = "Promoted" if isinstance(change, ParameterPromoted) else "Rolled back"
             text = f"{change.reason}\nVersion {change.version}, by {change.cycle_id}."
             return Notice(title=f"{what}: {change.parameter} = {format_value(change.value)}", text=text)
-        case CycleEnded(cycle_id=cycle_id, ending=ending, reason=reason):
-            return Notice(title=f"Cycle {cycle_id}: {ending.value}", text=reason or "no reason given")
+        case CycleEnded(cycle_id=cycle_id, ending=ending, reason=reason, dossier=dossier):
+            lines = [reason or "no reason given", *(_in_short(dossier, event.subject) if dossier else ())]
+            return Notice(title=f"Cycle {cycle_id}: {ending.value}", text="\n".join(lines))
         case ReportPublished(title=title, text=text) | TaskSettled(title=title, text=text):
             return Notice(title=title, text=text)
         case _:
             facts = [f"{name}: {value}" for name, value in event.data.items() if isinstance(value, str | int | float)]
             return Notice(title=f"{event.type.value}: {event.subject}", text="\n".join(facts) or f"at {event.at}")
+
+
+def _in_short(dossier: Dossier, subject: str) -> list[str]:
+    """The beginning of each list, and how to read the rest."""
+    lines = []
+    for title, section in dossier.sections:
+        lines += ["", f"{title}:", *(f"- {one_line(line, LONGEST_LINE)}" for line in section[:MOST_LINES])]
+    return [*lines, "", f"All of it: nautilus cycle show {subject}"]

@@ -9,6 +9,7 @@ from datetime import datetime
 from math import log
 
 from rules import design as designs
+from rules import dossier
 from schema.messages.cycle import CycleEnd, CycleState, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.market import AwardResult
@@ -19,7 +20,10 @@ LARGEST_SCORE = log(CERTAIN / (1 - CERTAIN))
 
 
 def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> CycleEnd:
-    """The ending of a cycle for the ledger, with what the proposer earns, or pays where its change did harm."""
+    """The ending of a cycle for the ledger, with what the proposer earns, or pays where its change did harm.
+
+    An escalation comes with a dossier, whatever it is for.
+    """
     market, proposal = state.briefing.market, state.proposal
     is_promoted = ending is Ending.PROMOTED
     did_harm = state.watch is not None and designs.breaks_something(state.designed, state.watch)
@@ -40,6 +44,7 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
         watch=state.watch,
         bonus=improvement_bonus(state.reading, market.improvement_bonus) if is_promoted else 0,
         forecast=forecast_pay(state.design, state.reading, market.forecast_stake),
+        dossier=dossier.of(state) if ending is Ending.ESCALATED else None,
     )
 
 

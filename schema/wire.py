@@ -26,6 +26,7 @@ SCAN_MARKET = "scan_the_market"
 PLACE_BID = "place_bid"
 SUBMIT_PROPOSAL = "submit_proposal"
 CAST_BALLOT = "cast_ballot"
+DECLINE = "decline"
 # What agents sign besides: the start of a cycle with a proposal of one's own, whose context is the request's id
 OPEN_CYCLE = "open_cycle"
 # Signal: some agent's key has changed

@@ -34,7 +34,7 @@ from schema.messages.base import AgentMessage
 from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Phase, workflow_id
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.market import PLATFORM_META, Bid
-from schema.messages.proposals import Ballot, Proposal
+from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.story import Act, Receipt
 from schema.messages.tasks import (
     Heartbeat,
@@ -56,7 +56,7 @@ FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 
 Result = TypeVar("Result", bound=BaseModel)
-Sent = TypeVar("Sent", bound=Bid | Proposal | Ballot | Heartbeat | WorkResult)
+Sent = TypeVar("Sent", bound=Bid | Decline | Proposal | Ballot | Heartbeat | WorkResult)
 # Where a message goes: a workflow id, or a status, which also has the run that a signature must name: one request less.
 To = str | CycleStatus | TaskStatus
 
@@ -180,6 +180,10 @@ class NautilusClient:
     async def place_bid(self, cycle: To, bid: Bid, wait: bool = True) -> Receipt | None:
         """Offer to investigate. Waiting (an update) raises Refused; else see `signal`."""
         return await self._send(cycle, wire.PLACE_BID, bid, wait)
+
+    async def decline(self, cycle: To, decline: Decline, wait: bool = True) -> Receipt | None:
+        """Answer that nothing is worth trying. Waiting (an update) raises Refused; else see `signal`."""
+        return await self._send(cycle, wire.DECLINE, decline, wait)
 
     async def submit_proposal(self, cycle: To, proposal: Proposal, wait: bool = True) -> Receipt | None:
         """Hand in the awarded proposal. Waiting (an update) raises Refused; else see `signal`."""

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted, one_line
+from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted
 from rules.rates import wilson
 from rules.texts import difference
-from schema.messages.base import Value, format_value
+from schema.messages.base import Value, format_value, one_line
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts, Interval
 from schema.messages.report import ExperimentRecord, Report

@@ -50,7 +50,7 @@ from schema.messages.platform import (
     Platform,
     TaskTypeDeclaration,
 )
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal, Tally, Voter
+from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal, Tally, Voter
 from schema.messages.story import Act
 from schema.wire import EventType
 
@@ -168,6 +168,10 @@ def voter(agent_id: str, **changes: Any) -> Voter:
 
 def bid(agent_id: str, price: int = 50) -> Bid:
     return Bid(message_id=f"bid-{uuid4()}", agent_id=agent_id, price=price, eta_s=5)
+
+
+def decline(agent_id: str, reason: str = "every value fares alike: the upstream is down", **changes: Any) -> Decline:
+    return Decline(**({"message_id": f"decline-{uuid4()}", "agent_id": agent_id, "reason": reason} | changes))
 
 
 def proposal(agent_id: str = "ada", **changes: Any) -> Proposal:

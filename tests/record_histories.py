@@ -170,6 +170,12 @@ async def escalated(stage: Stage) -> None:
         await stage.result()
 
 
+async def hopeless(stage: Stage) -> None:
+    """Nobody bids, and half of the agents say that nothing is worth trying."""
+    await stage.declines("ada", "bob", "cyd")
+    await stage.result()
+
+
 async def cancelled(stage: Stage) -> None:
     await stage.reach(Phase.BIDDING)
     await stage.client.temporal.get_workflow_handle(stage.cycle).cancel()
@@ -209,6 +215,7 @@ RECORDINGS = {
     "aborted": Recording(aborted, "aborted", {}),
     "cancelled": Recording(cancelled, "aborted", {}),
     "escalated": Recording(escalated, "escalated", {"approval_window_s": 0.5}, Mode.RECOMMEND),
+    "escalated_by_agents": Recording(hopeless, "escalated", {"bid_window_s": 6}),
     "mid_vote": Recording(mid_vote, "", {"voting_window_s": 60}),
 }
 

@@ -46,8 +46,11 @@ def count(choices: str, risk: Risk = Risk.LOW, **weights: float) -> Tally:
         ("aaarr.", Risk.HIGH, False),  # 60 % is under two thirds
         ("aaa...", Risk.LOW, True),  # three ballots are the fewest that count
         ("aa....", Risk.LOW, False),  # two are not, however unanimous
-        ("aa-...", Risk.LOW, True),  # an abstention makes the quorum and weighs nothing
-        ("a--...", Risk.HIGH, True),  # ... even two of them
+        ("aa-...", Risk.LOW, False),  # an abstention is no vote and makes no quorum
+        ("a----.", Risk.LOW, False),  # one approval beside four abstentions is no agreement
+        ("aaa---", Risk.HIGH, True),  # ... and abstentions take nothing from three approvals
+        ("aar---", Risk.LOW, True),  # two thirds of the weight cast for or against
+        ("ar----", Risk.LOW, False),  # a tie of two ballots, and no quorum
         ("---...", Risk.LOW, False),  # nobody was for it
         ("------", Risk.LOW, False),  # ... and everybody having voted does not change that
         ("ar-...", Risk.LOW, False),  # a tie with an abstention is a tie
@@ -68,8 +71,12 @@ def test_a_vote_carries_with_its_majority_and_its_quorum(choices: str, risk: Ris
         ("rr....", False),  # four more for it would carry
         ("aa----", True),  # nobody is left
         ("---...", False),  # three can still say yes
-        ("-----.", False),  # ... and so can one, because abstentions made the quorum
-        ("rr---.", True),  # ... but not against two
+        ("----..", True),  # ... but two are no quorum
+        ("-----.", True),  # ... and still less is one
+        ("aa---.", False),  # one more makes the quorum
+        ("a----.", True),  # ... but not beside one approval
+        ("aaa--.", True),  # one against makes 3 of 4
+        ("rr---.", True),  # one more makes a quorum, and loses
     ],
 )
 def test_a_vote_is_decided_once_no_open_ballot_matters(choices: str, decided: bool) -> None:
@@ -91,10 +98,12 @@ def test_three_ballots_of_one_operator_are_one_operator() -> None:
     voters += [builders.voter(name) for name in ("bob", "cyd")]
 
     clones = tally(voters, cast("aaa", ("a1", "a2", "a3")), Risk.LOW, RULES)
-    with_others = tally(voters, cast("aaaa-", ("a1", "a2", "a3", "bob", "cyd")), Risk.LOW, RULES)
+    with_an_abstention = tally(voters, cast("aaaa-", ("a1", "a2", "a3", "bob", "cyd")), Risk.LOW, RULES)
+    with_others = tally(voters, cast("aaaaa", ("a1", "a2", "a3", "bob", "cyd")), Risk.LOW, RULES)
 
     assert (clones.approve, clones.operators, clones.quorum, clones.accepted) == (3, 1, False, False)
-    assert clones.reason == "1 operators voted, 3 needed"
+    assert clones.reason == "ballots for or against of 1 operators, 3 needed"
+    assert (with_an_abstention.operators, with_an_abstention.accepted) == (2, False)
     assert (with_others.operators, with_others.accepted) == (3, True)
 
 
@@ -166,6 +175,28 @@ def test_decided_means_exactly_that_no_completion_of_the_vote_changes_the_answer
 
 
 @given(voters_of, letters, risks)
+def test_an_abstention_is_as_good_as_no_ballot(voters: tuple[Voter, ...], choices: str, risk: Risk) -> None:
+    choices = choices[: len(voters)]
+    abstained = tally(voters, ballots_of(voters, choices), risk, RULES)
+    silent = tally(voters, ballots_of(voters, choices.replace("-", ".")), risk, RULES)
+
+    uncounted = {"abstain", "decided"}
+    assert abstained.model_dump(exclude=uncounted) == silent.model_dump(exclude=uncounted)
+    # Who may still vote may still change it; nothing else differs.
+    assert abstained.decided or not silent.decided
+
+
+@given(voters_of, letters, risks)
+def test_nothing_is_accepted_without_three_operators_for_or_against(
+    voters: tuple[Voter, ...], choices: str, risk: Risk
+) -> None:
+    ballots = ballots_of(voters, choices[: len(voters)])
+    taking_sides = {v.operator for v in voters if v.agent_id in ballots and ballots[v.agent_id].choice != "abstain"}
+
+    assert len(taking_sides) >= RULES.minimum_ballots or not tally(voters, ballots, risk, RULES).accepted
+
+
+@given(voters_of, letters, risks)
 def test_one_more_vote_for_it_never_loses_a_vote_that_was_carried(
     voters: tuple[Voter, ...], choices: str, risk: Risk
 ) -> None:
@@ -217,7 +248,9 @@ def voting() -> CycleState:
         window_open=True,
         opened=builders.briefing(rules=builders.rules(voting_window_s=60, late_quorum_extension_s=10)),
         proposal=proposal,
-        electorate=Electorate(proposal_id=proposal.proposal_id, opened_at=builders.NOW, voters=voters),
+        electorate=Electorate(
+            proposal_id=proposal.proposal_id, opened_at=builders.NOW, voters=voters, abstentions_count=False
+        ),
         deadline=builders.NOW + timedelta(seconds=60),
     )
     state.tally = windows.tally(state)
@@ -275,6 +308,31 @@ def test_a_quorum_met_in_the_last_seconds_extends_the_vote_once() -> None:
     assert before == builders.NOW + timedelta(seconds=60)
     assert extended == builders.NOW + timedelta(seconds=65)
     assert state.deadline == extended
+
+
+def test_an_abstention_in_the_last_seconds_is_no_quorum_and_extends_nothing() -> None:
+    state = voting()
+    vote(state, "bob")
+    vote(state, "cyd")
+
+    vote(state, "dee", after_s=55, choice=Choice.ABSTAIN)
+
+    assert not state.counted.quorum
+    assert state.deadline == builders.NOW + timedelta(seconds=60)
+
+
+def test_an_electorate_that_was_frozen_under_the_earlier_rule_votes_on_under_it() -> None:
+    state = voting()
+    assert state.electorate is not None
+    # As a history of an earlier release has it.
+    recorded = state.electorate.model_dump(mode="json", exclude={"abstentions_count"})
+    state.electorate = Electorate.model_validate(recorded)
+
+    vote(state, "bob")
+    vote(state, "cyd", choice=Choice.ABSTAIN)
+    vote(state, "dee", choice=Choice.ABSTAIN)
+
+    assert state.counted.accepted
 
 
 def test_a_quorum_met_in_time_extends_nothing() -> None:

@@ -22,7 +22,7 @@ from schema.messages.market import AwardResult, Bid
 from schema.messages.observatory import FailureKind, TaskOutcome
 from schema.messages.outbox import Event
 from schema.messages.platform import JobClass, JobId, Mode, ParameterKind, Risk
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 from schema.messages.tasks import TaskEnding, TaskPhase
 from schema.wire import EventType
 from tests.builders import NOW, TIMEOUT
@@ -46,6 +46,12 @@ PROPOSAL = Proposal(
 )
 BALLOT = Ballot(
     message_id="ballot-1", agent_id="bob", proposal_id="7751fb05687bbfeb", choice=Choice.APPROVE, reason="so"
+)
+DECLINE = Decline(
+    message_id="decline-1",
+    agent_id="bob",
+    reason="the upstream is down",
+    findings=(Evidence(claim="every limit alike", figures={"share": 0.33}),),
 )
 EVENT = Event(
     key="cycle.ended:c#1",
@@ -72,6 +78,11 @@ GOLDEN: list[tuple[Message, str]] = [
         BALLOT,
         '{"message_id":"ballot-1","agent_id":"bob","signature":null,"proposal_id":"7751fb05687bbfeb",'
         '"choice":"approve","reason":"so"}',
+    ),
+    (
+        DECLINE,
+        '{"message_id":"decline-1","agent_id":"bob","signature":null,"reason":"the upstream is down",'
+        '"findings":[{"claim":"every limit alike","figures":{"share":0.33}}]}',
     ),
     (
         EVENT,
@@ -106,6 +117,7 @@ async def test_temporal_carries_the_same_json(message: Message, golden: str) -> 
     [
         (Bid, {"message_id": "m", "agent_id": "a", "price": 1, "eta_s": 1}),
         (Ballot, {"message_id": "m", "agent_id": "a", "proposal_id": "p", "choice": "abstain"}),
+        (Decline, {"message_id": "m", "agent_id": "a", "reason": "r"}),
         (Event, {"key": "k", "type": "cycle.ended", "subject": "s", "at": "2026-11-22T12:00:00Z"}),
         (
             Proposal,
@@ -128,7 +140,7 @@ def test_the_first_fields_are_still_enough(kind: type[Message], least: dict[str,
     kind.model_validate(least)
 
 
-@pytest.mark.parametrize("message", [BID, PROPOSAL, BALLOT], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", [BID, PROPOSAL, BALLOT, DECLINE], ids=lambda message: type(message).__name__)
 def test_a_misspelt_field_of_an_agent_is_refused_and_not_lost(message: AgentMessage) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
         type(message).model_validate(message.model_dump() | {"pirce": 1})
@@ -156,6 +168,10 @@ def test_an_older_reader_ignores_the_fields_of_a_newer_event() -> None:
         (Proposal, {"predicted_rate": float("nan")}),
         (Ballot, {"choice": "yes"}),
         (Ballot, {"choice": "APPROVE"}),
+        (Decline, {"reason": ""}),
+        (Decline, {"reason": "x" * 2_001}),
+        (Decline, {"findings": [{"claim": "c"}] * 21}),
+        (Decline, {"findings": [{"claim": "c", "figures": {str(n): n for n in range(2_000)}}]}),
     ],
 )
 def test_what_an_agent_may_send_has_a_limit_on_everything(kind: type[AgentMessage], fields: dict[str, Any]) -> None:
@@ -222,6 +238,7 @@ def test_every_message_is_frozen(kind: type[BaseModel]) -> None:
         ("PLACE_BID", "place_bid"),
         ("SUBMIT_PROPOSAL", "submit_proposal"),
         ("CAST_BALLOT", "cast_ballot"),
+        ("DECLINE", "decline"),
         ("PAUSE", "pause"),
         ("RESUME", "resume"),
         ("ABORT", "abort"),

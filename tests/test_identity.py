@@ -39,7 +39,7 @@ from schema.messages.base import AgentMessage
 from schema.messages.cycle import CycleRequest, CycleState, CycleStatus, Ending, Phase, workflow_id
 from schema.messages.market import Bid
 from schema.messages.platform import Risk
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
 from schema.settings import Settings
 from starter import keys
@@ -61,6 +61,7 @@ WORDS: dict[str, type[AgentMessage]] = {
     wire.PLACE_BID: Bid,
     wire.SUBMIT_PROPOSAL: Proposal,
     wire.CAST_BALLOT: Ballot,
+    wire.DECLINE: Decline,
     wire.OPEN_CYCLE: Proposal,
     wire.HEARTBEAT: Heartbeat,
     wire.SUBMIT_RESULT: WorkResult,
@@ -761,7 +762,7 @@ async def test_a_signed_story_ends_with_a_promotion(on_signed_stage: Any) -> Non
         assert identity.refusal(ballot, stage.cycle, first_run, wire.CAST_BALLOT, key, False) is None
 
 
-SAYS = {"place_bid": "pitch", "submit_proposal": "root_cause", "cast_ballot": "reason"}
+SAYS = {"place_bid": "pitch", "decline": "reason", "submit_proposal": "root_cause", "cast_ballot": "reason"}
 
 
 def forged(word: AgentMessage, kind: str, cycle: str, run: str) -> dict[str, AgentMessage]:
@@ -833,7 +834,8 @@ async def test_what_is_forged_is_refused_by_client_and_command_and_changes_nothi
     async with on_signed_stage(bid_window_s=300, proposal_window_s=300, voting_window_s=300) as stage:
         await stage.bids("ada")
         await refuses_every_forgery(stage, wire.PLACE_BID, builders.bid("bob", price=90), task_queue)
-        await stage.bids("cyd", "dee", "eve", "fay")
+        await refuses_every_forgery(stage, wire.DECLINE, builders.decline("cyd"), task_queue)
+        await stage.bids("dee", "eve", "fay")
         await stage.reach(Phase.PROPOSING)
         winner = (await stage.client.status(stage.cycle)).award.agent_id
         proposal = builders.proposal(winner)

@@ -29,7 +29,7 @@ from schema.messages.base import Value
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import Mode, Parameter, ParameterKind, Platform, TaskTypeDeclaration
-from schema.messages.proposals import Choice
+from schema.messages.proposals import Choice, Evidence
 from schema.settings import Settings
 from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow, TransferRow
@@ -62,6 +62,12 @@ class Stage:
         await self.reach(Phase.BIDDING)
         for number, agent in enumerate(agents):
             await self.client.place_bid(self.cycle, builders.bid(agent, price=10 + 10 * number))
+
+    async def declines(self, *agents: str) -> None:
+        await self.reach(Phase.BIDDING)
+        for agent in agents:
+            found = Evidence(claim="whatever the limit, a third fails", figures={"share": 0.33})
+            await self.client.decline(self.cycle, builders.decline(agent, findings=(found,)))
 
     async def proposes(self, agent: str, **changes: object) -> str:
         await self.reach(Phase.PROPOSING)

@@ -244,6 +244,7 @@ CYCLE_UPDATES = {
     wire.PLACE_BID: ("Bid", BID),
     wire.SUBMIT_PROPOSAL: ("Proposal", builders.proposal("ada").model_dump(mode="json", exclude_none=True)),
     wire.CAST_BALLOT: ("Ballot", BALLOT),
+    wire.DECLINE: ("Decline", {"message_id": "m", "agent_id": "bob", "reason": "nothing helps"}),
     **dict.fromkeys(
         (wire.PAUSE, wire.RESUME, wire.ABORT, wire.VETO, wire.EXTEND, wire.PROMOTE, wire.WIDEN), ("Act", ACT)
     ),

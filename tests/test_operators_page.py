@@ -62,6 +62,8 @@ class Platforms:
         match name:
             case wire.PLACE_BID:
                 return await self.stage("open"), {"AGENT": "bob" if way == "update" else "cyd"}
+            case wire.DECLINE:
+                return await self.stage("open"), {"AGENT": "dee" if way == "update" else "eve"}
             case wire.SUBMIT_PROPOSAL:
                 stage = await self._awarded(way)
                 return stage, {"AGENT": await proposer(stage)}
@@ -172,7 +174,7 @@ def test_the_page_has_a_line_for_every_message() -> None:
     names = {name for line in LINES for name in re.findall(r"--name (\w+)", line)}
 
     assert names == {
-        *(wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT),
+        *(wire.PLACE_BID, wire.DECLINE, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT),
         *(wire.PAUSE, wire.RESUME, wire.EXTEND, wire.PROMOTE, wire.VETO, wire.ABORT, wire.WIDEN),
     }
 

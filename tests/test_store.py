@@ -38,10 +38,10 @@ from activities.parameters import configuration, declare_parameters
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from activities.rollups import FAILURE_COLUMNS, interval_start
-from rules import design
+from rules import design, rewards
 from rules.assignment import variant
 from rules.series import Alarm, Series
-from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, CycleState, Ending
 from schema.messages.events import MetaTaskOpened
 from schema.messages.experiment import (
     Assignment,
@@ -943,6 +943,29 @@ def test_attempts_are_numbered_and_failures_counted_since_the_last_promotion(dat
         activities.end_cycle(end(briefing.cycle_id, ending, agent_id=None, result=None, reward=0))
 
     assert told == [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]
+
+
+def test_an_escalation_after_many_attempts_knows_how_each_of_them_ended(database: Database) -> None:
+    activities, endings = market(database), (Ending.NO_BIDS, Ending.FUTILE, Ending.REJECTED)
+    for number, ending in enumerate(endings):
+        briefing = activities.open_meta_task(opening(f"r{number}"))
+        activities.end_cycle(end(briefing.cycle_id, ending, agent_id=None, result=None, reward=0))
+
+    state = CycleState(request=opening("last").request, opened=activities.open_meta_task(opening("last")))
+    escalated = rewards.settle(state, Ending.ESCALATED, "3 attempts in a row promoted nothing", NOW)
+    activities.end_cycle(escalated)
+
+    assert escalated.dossier is not None
+    subject = "success_rate:research_synthesis"
+    assert [line.partition(",")[0] for line in escalated.dossier.tried] == [
+        f"{subject}#3: rejected",
+        f"{subject}#2: futile",
+        f"{subject}#1: no bids",
+    ]
+    with database.reading() as session:
+        events = session.exec(select(EventRow).where(EventRow.type == EventType.CYCLE_ENDED.value)).all()
+        (announced,) = [event.data["dossier"] for event in events if event.data["dossier"]]
+    assert announced == escalated.dossier.model_dump(mode="json")
 
 
 def test_an_agent_uses_up_only_its_own_attempts_on_a_parameter(database: Database) -> None:

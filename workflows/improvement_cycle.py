@@ -35,7 +35,7 @@ from schema.messages.cycle import (
 from schema.messages.experiment import Decision, EvaluationRequest, ExperimentDesign, Promotion, Purpose, Reading
 from schema.messages.market import Award, AwardResult, RankedBid, Standing
 from schema.messages.platform import Aim, Mode
-from schema.messages.proposals import Ballot, Proposal
+from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.story import Act, Receipt
 from workflows import receipts, windows
 from workflows.calls import BUGS, call
@@ -102,7 +102,7 @@ class ImprovementCycle(Shell):
         self._enter(Phase.BIDDING, state.briefing.rules.bid_window_s)
         await self._until(lambda: windows.bids_complete(state), "bids close")
         if not state.bids:
-            raise StoryOver(Ending.NO_BIDS, "no agent bid on the meta-task")
+            raise StoryOver(*windows.ending_without_bids(state))
         agents = {agent.agent_id: agent for agent in state.briefing.agents}
         bids = tuple(state.bids.values())
         state.ranked = list(bidding.rank(state.briefing.cycle_id, bids, agents, state.briefing.rules.reward))
@@ -355,6 +355,7 @@ class ImprovementCycle(Shell):
 
     # ---- messages: each is one line onto the window that is open
 
+    decline, decline_signal = message_handlers(wire.DECLINE, Decline, "Say that nothing is worth trying, and why.")
     submit_proposal, submit_proposal_signal = message_handlers(
         wire.SUBMIT_PROPOSAL, Proposal, "Hand in the proposal that was awarded."
     )

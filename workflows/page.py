@@ -28,7 +28,7 @@ STEPS = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING, Phase.EXPERIMENT, Phase.P
 STEP_OF = {Phase.QUEUED: Phase.EXPERIMENT, Phase.APPROVAL: Phase.PROMOTING}
 AWAITS = {
     Phase.OPENING: "The meta-task is being opened.",
-    Phase.BIDDING: "Agents bid to investigate; the best bid is awarded when all have bid or the window closes.",
+    Phase.BIDDING: "Agents bid to investigate; the best bid is awarded when all have answered or the window closes.",
     Phase.PROPOSING: "The awarded agent investigates and hands in a proposal; if it is late, the next bid is awarded.",
     Phase.VOTING: "The other agents vote; it closes as soon as no remaining ballot can change the result.",
     Phase.QUEUED: "Another experiment holds the task types; this one starts when they are free.",
@@ -97,6 +97,8 @@ def _facts(status: CycleStatus) -> list[str]:
         facts.append(f"attempt {status.opened.attempt}")
     if status.bids:
         facts.append(f"{len(status.bids)} bids")
+    if status.declines:
+        facts.append(f"{len(status.declines)} declined")
     if status.award is not None:
         facts.append(f"awarded to {plain(status.award.agent_id)} for {status.award.price} credits")
     if status.refused:

@@ -10,9 +10,9 @@ from rules import bidding, bounds, consensus, identity
 from rules.design import affected, baseline_rate
 from schema import wire
 from schema.messages.base import AgentMessage
-from schema.messages.cycle import CycleState, Phase
+from schema.messages.cycle import CycleState, Ending, Phase
 from schema.messages.market import Agent, Bid
-from schema.messages.proposals import Ballot, Proposal, Tally, Voter
+from schema.messages.proposals import Ballot, Decline, Proposal, Tally, Voter
 from schema.messages.story import Act
 
 # What a person can do in some phases only; pause, resume, extend and abort are open in every one that waits.
@@ -21,7 +21,7 @@ ACTS = {
     wire.VETO: (Phase.VOTING, Phase.QUEUED, Phase.EXPERIMENT, Phase.APPROVAL, Phase.WATCHING),
     wire.WIDEN: (Phase.EXPERIMENT,),
 }
-WANTED = {Bid: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
+WANTED = {Bid: Phase.BIDDING, Decline: Phase.BIDDING, Proposal: Phase.PROPOSING, Ballot: Phase.VOTING}
 
 
 def authentication_failure(
@@ -50,6 +50,7 @@ def use_keys(state: CycleState, keys: dict[str, str]) -> list[str]:
     revoked = {agent_id for agent_id, key in keys.items() if key == identity.REVOKED}
     if state.ranked is None:
         state.bids = {agent_id: bid for agent_id, bid in state.bids.items() if agent_id not in revoked}
+        state.declines = {agent_id: said for agent_id, said in state.declines.items() if agent_id not in revoked}
     else:
         # The first has the award, or is being given it; without a key it can only let the deadline pass.
         state.ranked[1:] = [ranked for ranked in state.ranked[1:] if ranked.bid.agent_id not in revoked]
@@ -67,11 +68,13 @@ def refusal(state: CycleState, message: AgentMessage) -> str | None:
     match message:
         case Bid():
             return _bid_refusal(state, message)
+        case Decline():
+            return _decline_refusal(state, message)
         case Proposal():
             return _proposal_refusal(state, message)
         case Ballot():
             return _ballot_refusal(state, message)
-    raise ValueError(f"expected a bid, a proposal or a ballot, but {type(message).__name__} came")
+    raise ValueError(f"expected a bid, a decline, a proposal or a ballot, but {type(message).__name__} came")
 
 
 def accept(state: CycleState, message: AgentMessage, now: datetime) -> None:
@@ -79,24 +82,39 @@ def accept(state: CycleState, message: AgentMessage, now: datetime) -> None:
     match message:
         case Bid():
             state.bids[message.agent_id] = message
+        case Decline():
+            state.declines[message.agent_id] = message
         case Proposal():
             state.proposal = message
         case Ballot():
             _cast(state, message, now)
         case _:
-            raise ValueError(f"expected a bid, a proposal or a ballot, but {type(message).__name__} came")
+            raise ValueError(f"expected a bid, a decline, a proposal or a ballot, but {type(message).__name__} came")
 
 
 def bids_complete(state: CycleState) -> bool:
-    """Whether every agent that may bid has done so."""
-    return all(agent.suspended or agent.agent_id in state.bids for agent in state.briefing.agents)
+    """Whether every agent that may bid has bid or declined."""
+    answered = state.bids.keys() | state.declines.keys()
+    return all(agent.suspended or agent.agent_id in answered for agent in state.briefing.agents)
+
+
+def ending_without_bids(state: CycleState) -> tuple[Ending, str]:
+    """How a cycle ends on which nobody bid, and why: for a person where enough agents say that nothing would help."""
+    hopeless = consensus.nothing_worth_trying(state.briefing.agents, state.declines, state.briefing.rules)
+    if hopeless is not None:
+        return Ending.ESCALATED, hopeless
+    return Ending.NO_BIDS, "no agent bid on the meta-task"
 
 
 def tally(state: CycleState) -> Tally:
     """Where the vote stands, by the electorate that was frozen when it opened."""
     assert state.electorate is not None
     return consensus.tally(
-        state.electorate.voters, state.ballots, state.parameter.declaration.risk, state.briefing.rules
+        state.electorate.voters,
+        state.ballots,
+        state.parameter.declaration.risk,
+        state.briefing.rules,
+        state.electorate.abstentions_count,
     )
 
 
@@ -113,8 +131,20 @@ def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
 def _bid_refusal(state: CycleState, bid: Bid) -> str | None:
     if bid.agent_id in state.bids:
         return f"expected one bid of {bid.agent_id}, but it has bid already"
+    if bid.agent_id in state.declines:
+        return f"expected one answer of {bid.agent_id}, a bid or a decline, but it has declined already"
     agents = {agent.agent_id: agent for agent in state.briefing.agents}
     return bidding.refusal(bid, agents, state.briefing.rules.reward)
+
+
+def _decline_refusal(state: CycleState, decline: Decline) -> str | None:
+    """The first answer counts: an agent that has offered to investigate cannot call it hopeless too."""
+    if decline.agent_id in state.declines:
+        return f"expected one decline of {decline.agent_id}, but it has declined already"
+    if decline.agent_id in state.bids:
+        return f"expected one answer of {decline.agent_id}, a bid or a decline, but it has bid already"
+    agents = {agent.agent_id: agent for agent in state.briefing.agents}
+    return bidding.membership_refusal(decline.agent_id, agents)
 
 
 def _proposal_refusal(state: CycleState, proposal: Proposal) -> str | None:

@@ -56,6 +56,13 @@ def _beginning(text: str, write: Callable[[str], str] = str) -> str:
     return f"{write(line)}… ({len(text):,} characters)"
 
 
+def one_line(untrusted: str, longest: int) -> str:
+    """Untrusted text on one line, without control characters, which a messenger could obey."""
+    printable = "".join(char if char.isprintable() or char.isspace() else "\ufffd" for char in untrusted)
+    line = " ".join(printable.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 # Wide enough for every real clock, and narrow enough that a window before or after them does not overflow.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 

@@ -1,16 +1,17 @@
 """The cycle: what starts it, where it stands, how it ended."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, computed_field, model_validator
+from pydantic import Field, StringConstraints, computed_field, model_validator
 
 from .base import Identifier, Instant, Message
+from .diagnosis import PastEnding
 from .experiment import ExperimentDesign, PromotionResult, Reading
 from .market import Agent, AwardResult, RankedBid
 from .observatory import Anomaly, Counts, Guardrail
 from .platform import CycleRules, MarketRules, ParameterState
-from .proposals import Ballot, Electorate, Proposal, Tally
+from .proposals import Ballot, Decline, Electorate, Proposal, Tally
 from .story import Act, StoryState
 
 
@@ -103,6 +104,8 @@ class Briefing(Message):
     # A briefing without this field is of a cycle that opened before signatures were checked, and goes on as it was.
     unsigned_agents: bool = True
     market: MarketRules = MarketRules()
+    # How earlier cycles on the subject ended, the newest first.
+    endings: tuple[PastEnding, ...] = ()
 
 
 class RecordedAct(Message):
@@ -114,10 +117,43 @@ class RecordedAct(Message):
     at: Instant
 
 
+# Five lists of so many lines are under 20 kB, as `rules.dossier` cuts them: an event and a history carry it.
+MOST_LINES, LONGEST_LINE = 12, 300
+Line = Annotated[str, StringConstraints(max_length=LONGEST_LINE)]
+Lines = Annotated[tuple[Line, ...], Field(max_length=MOST_LINES)]
+
+
+class Dossier(Message):
+    """What a person needs who takes over an escalated cycle, in short lines.
+
+    `seen` is what was counted, `since` when it began and how often it was tried, `stands_out` what agents found,
+    `tried` each attempt with its ending and effect, `look_at` where a person might look. Texts of agents are data.
+    """
+
+    seen: Lines = ()
+    since: Lines = ()
+    stands_out: Lines = ()
+    tried: Lines = ()
+    look_at: Lines = ()
+
+    @property
+    def sections(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The lists that have lines, each with its title for people."""
+        titled = (
+            ("What was seen", self.seen),
+            ("Since when", self.since),
+            ("What stands out", self.stands_out),
+            ("What was tried", self.tried),
+            ("What a person might look at", self.look_at),
+        )
+        return tuple((title, lines) for title, lines in titled if lines)
+
+
 class CycleEnd(Message):
     """The ending as the ledger records it, with what the proposer earns, or pays where its change did harm.
 
     `reward` is the price, `bonus` for the measured improvement, `forecast` for the honest prediction (or against it).
+    `dossier` is there where the cycle escalated: now a person has to act.
     """
 
     cycle_id: Identifier
@@ -135,6 +171,7 @@ class CycleEnd(Message):
     watch: Reading | None = None
     bonus: int = 0
     forecast: int = 0
+    dossier: Dossier | None = None
 
 
 class CycleState(StoryState):
@@ -165,6 +202,7 @@ class CycleState(StoryState):
     end: CycleEnd | None = None
     paused_at: Instant | None = None
     veto: Act | None = None
+    declines: dict[str, Decline] = Field(default_factory=dict)
 
     @property
     def has_opened(self) -> bool:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ..wire import EventType
 from .base import Message, Value
-from .cycle import Ending, RecordedAct
+from .cycle import Dossier, Ending, RecordedAct
 from .experiment import Reading
 from .market import Award
 from .memory import Lesson
@@ -177,11 +177,12 @@ class ParameterRolledBack(ParameterChanged, type=EventType.PARAMETER_ROLLED_BACK
 
 
 class CycleEnded(EventData, type=EventType.CYCLE_ENDED, about="the cycle's subject"):
-    """A cycle ends, whichever way."""
+    """A cycle ends, whichever way; `dossier` comes with an escalation, for the person who takes over."""
 
     cycle_id: str
     ending: Ending
     reason: str
+    dossier: Dossier | None = None
 
 
 # ---- people

@@ -1,12 +1,16 @@
 """Proposals: what an agent proposes, how others vote on it."""
 
 from enum import StrEnum
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from ..canonical import content_hash
 from .base import AgentMessage, Identifier, Instant, Message, Text, Value
 from .platform import ParameterKey
+
+# A cycle carries every agent's: a hundred such still fit in one payload of Temporal, which holds 2 MB.
+LARGEST_DECLINE_BYTES = 16_000
 
 
 class Evidence(Message):
@@ -40,6 +44,23 @@ class Proposal(AgentMessage):
         return content_hash(self.model_dump(mode="json", exclude={"message_id", "signature"}))[:16]
 
 
+class Decline(AgentMessage):
+    """An agent has investigated and found nothing worth trying: it does not bid, and says why.
+
+    `findings` are for the person who is called where too many agree.
+    """
+
+    reason: Annotated[Text, StringConstraints(min_length=1)]
+    findings: tuple[Evidence, ...] = Field(default=(), max_length=20)
+
+    @model_validator(mode="after")
+    def _small(self) -> Self:
+        size = len(self.model_dump_json().encode())
+        if size > LARGEST_DECLINE_BYTES:
+            raise ValueError(f"expected a decline of at most {LARGEST_DECLINE_BYTES} bytes of JSON, but {size} came")
+        return self
+
+
 class Choice(StrEnum):
     APPROVE = "approve"
     REJECT = "reject"
@@ -64,7 +85,10 @@ class Voter(Message):
 
 
 class Tally(Message):
-    """Where a vote stands. `decided` is true once no remaining ballot can change `accepted`."""
+    """Where a vote stands. `decided` is true once no remaining ballot can change `accepted`.
+
+    `operators` counts those with a ballot for or against, and `quorum` is whether they are enough.
+    """
 
     approve: int
     reject: int
@@ -84,3 +108,5 @@ class Electorate(Message):
     proposal_id: Identifier
     opened_at: Instant
     voters: tuple[Voter, ...]
+    # An electorate without this field was frozen when an abstention counted for the quorum: its vote goes on as it was.
+    abstentions_count: bool = True

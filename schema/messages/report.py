@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from .base import Instant, Message, Value
+from .cycle import CycleEnd
 from .experiment import ExperimentDesign, Promotion, Reading
 from .observatory import Anomaly, Interval
 from .proposals import Proposal
@@ -86,7 +87,8 @@ class Report(Message):
     `tracks` are the intervals of `interval_s` by task type, oldest first, of the whole platform under the empty name;
     one without tasks is missing. `before` and `after` are the first and the last stretch of what was recorded, and of a
     single interval there is no `before`. `issues` are those detected in the period or still open. The whole ledger is
-    verified: `ledger_broken` is where it does not hold; `ledger_kinds` counts the period's entries.
+    verified: `ledger_broken` is where it does not hold; `ledger_kinds` counts the period's entries. `escalations` are
+    the newest cycles that called for a person, at most 10, each with its dossier.
     """
 
     since: Instant
@@ -108,6 +110,7 @@ class Report(Message):
     ledger_head: str
     ledger_broken: str | None
     ledger_kinds: dict[str, int]
+    escalations: tuple[CycleEnd, ...] = ()
 
     @property
     def issues_total(self) -> int:

@@ -24,6 +24,7 @@ KINDS = (
     wire.PLACE_BID,
     wire.SUBMIT_PROPOSAL,
     wire.CAST_BALLOT,
+    wire.DECLINE,
     wire.HEARTBEAT,
     wire.SUBMIT_RESULT,
     wire.OPEN_CYCLE,
@@ -33,11 +34,11 @@ KINDS = (
 
 def _type_of(kind: str) -> "type[AgentMessage]":
     from schema.messages.market import Bid
-    from schema.messages.proposals import Ballot, Proposal
+    from schema.messages.proposals import Ballot, Decline, Proposal
     from schema.messages.tasks import Heartbeat, TypeRegistration, WorkResult
 
     types: tuple[type[AgentMessage], ...]
-    types = (Bid, Proposal, Ballot, Heartbeat, WorkResult, Proposal, TypeRegistration)
+    types = (Bid, Proposal, Ballot, Decline, Heartbeat, WorkResult, Proposal, TypeRegistration)
     return types[KINDS.index(kind)]
 
 

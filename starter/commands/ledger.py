@@ -37,8 +37,8 @@ def ledger_show(
 ) -> None:
     """One entry; of a change of a text, the difference. --json has all of it."""
     from activities import reading
-    from activities.report_text import one_line
     from rules.texts import difference
+    from schema.messages.base import one_line
 
     readable = open_to_read()
     entry = next(iter(reading.entries(readable, sequence=number)), None)

@@ -1,0 +1,204 @@
+"""The dossier: what a person reads who takes over. It holds facts, its size is bounded, and nothing in it is markup."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from rules import dossier, rewards
+from rules.notices import notice
+from schema.messages.cycle import CycleRequest, CycleState, Dossier, Ending, Phase
+from schema.messages.diagnosis import PastEnding
+from schema.messages.events import CycleEnded
+from schema.messages.experiment import PromotionResult
+from schema.messages.observatory import Counts
+from schema.messages.outbox import Event
+from schema.messages.proposals import LARGEST_DECLINE_BYTES, Decline, Evidence
+from tests import builders
+from tests.builders import NOW
+from workflows.page import render
+
+FUTILE = PastEnding(
+    cycle_id="success_rate:research_synthesis#2",
+    ending="futile",
+    parameter=builders.TIMEOUT,
+    before=90.0,
+    value=180.0,
+    effect=0.012,
+)
+SILENT = PastEnding(cycle_id="success_rate:research_synthesis#1", ending="no_bids")
+
+
+def state(*declines: Decline, request: CycleRequest | None = None, **briefing: Any) -> CycleState:
+    return CycleState(
+        request=request or CycleRequest(request_id="r", anomaly=builders.anomaly()),
+        phase=Phase.BIDDING,
+        opened=builders.briefing(**briefing),
+        declines={decline.agent_id: decline for decline in declines},
+    )
+
+
+def found(*claims: str) -> tuple[Evidence, ...]:
+    return tuple(Evidence(claim=claim) for claim in claims)
+
+
+# ---- what it says
+
+
+def test_it_says_what_was_seen_against_the_time_before() -> None:
+    made = dossier.of(state(healthy=Counts(tasks=600, successes=570)))
+
+    assert made.seen == (
+        "success_rate 66.7% (40 of 60 tasks), under the floor of 70%",
+        "since the onset: 40 of 60 tasks were good (66.7%)",
+        "before: 570 of 600 tasks were good (95.0%)",
+    )
+    assert made.since[0] == "it began 2026-11-22 12:00:00 UTC"
+
+
+def test_what_was_not_measured_is_said_and_is_no_good_news() -> None:
+    made = dossier.of(state(baseline=Counts(), healthy=None))
+
+    assert made.seen[1:] == ("since the onset: no task was recorded", "before: no task was recorded")
+
+
+def test_an_anomaly_of_the_platform_shows_every_task_type() -> None:
+    request = CycleRequest(request_id="r", anomaly=builders.anomaly(task_type=""))
+    baselines = {"research_synthesis": Counts(tasks=10, successes=2), "monte_carlo": Counts(tasks=10, successes=9)}
+
+    made = dossier.of(state(request=request, baselines=baselines))
+
+    assert "monte_carlo since the onset: 9 of 10 tasks were good (90.0%)" in made.seen
+    assert "research_synthesis since the onset: 2 of 10 tasks were good (20.0%)" in made.seen
+
+
+def test_what_most_agents_found_comes_first_and_nobody_crowds_the_others_out() -> None:
+    verbose = builders.decline("ada", findings=found(*(f"detail {n}" for n in range(19)), "503 everywhere"))
+    brief = builders.decline("bob", findings=found("503 everywhere", "every agent alike"))
+
+    made = dossier.of(state(verbose, brief))
+
+    assert made.stands_out[0] == "503 everywhere (bob, ada)"
+    assert "every agent alike (bob)" in made.stands_out
+    assert made.stands_out[-1] == "and 10 more"
+
+
+def test_it_lists_what_was_tried_with_endings_and_effects() -> None:
+    made = dossier.of(state(endings=(FUTILE, SILENT)))
+
+    assert made.tried == (
+        f"success_rate:research_synthesis#2: {builders.TIMEOUT} 90 -> 180: futile, effect +1.2%",
+        "success_rate:research_synthesis#1: no bids, no change was proposed",
+    )
+
+
+def test_an_effect_that_nobody_measured_is_not_zero() -> None:
+    rejected = FUTILE.model_copy(update={"ending": "rejected", "effect": None, "before": None})
+
+    (line,) = dossier.of(state(endings=(rejected,))).tried
+
+    assert line.endswith(f"{builders.TIMEOUT} 180: rejected, no effect was measured")
+
+
+def test_it_says_which_parameters_nobody_has_tried_and_which_there_are_not() -> None:
+    other = builders.state(5.0, key="research_synthesis.retries", default=10.0)
+    untried = dossier.of(state(parameters=(builders.state(), other), endings=(FUTILE,)))
+    none = dossier.of(state(parameters=(builders.state(task_types=("monte_carlo",)),)))
+
+    assert "no attempt has changed research_synthesis.retries" in untried.look_at
+    assert "no declared parameter touches these tasks: whether one should" in none.look_at
+
+
+def test_a_person_who_did_not_promote_in_time_is_reminded_of_what_the_evidence_is_for() -> None:
+    cycle = state()
+    cycle.proposal, cycle.reading = builders.proposal("ada"), builders.reading()
+
+    made = dossier.of(cycle)
+    cycle.promotion = PromotionResult(swapped=True, version=2, reason="so")
+
+    assert (
+        made.look_at[0] == f"the evidence is for {builders.TIMEOUT} = 180, and it is not production: whether to set it"
+    )
+    assert made.tried[0].endswith("90 -> 180: escalated, effect +27.0%")
+    assert not any("the evidence is for" in line for line in dossier.of(cycle).look_at)
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_every_escalation_has_a_dossier_and_no_other_ending(ending: Ending) -> None:
+    """Six attempts, a promotion that nobody made, a frozen parameter, a rollback that failed: all end here."""
+    end = rewards.settle(state(failed_attempts=6, attempt=7, endings=(FUTILE,)), ending, "because", NOW)
+
+    assert (end.dossier is not None) is (ending is Ending.ESCALATED)
+    if end.dossier is not None:
+        assert end.dossier.since[-1] == "this was attempt 7; 6 in a row before it promoted nothing"
+
+
+# ---- what no agent can do with it
+
+# What JSON must escape, what UTF-8 needs four bytes for, what a terminal would obey, and what markdown would draw.
+LETTERS = st.sampled_from('ab"\\\n\x1b\u202e`*[|<😀漢')
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.text(LETTERS, min_size=1, max_size=60), min_size=1, max_size=20), min_size=1, max_size=30))
+def test_it_is_under_20_kb_and_printable_whatever_agents_write(written: list[list[str]]) -> None:
+    declines = []
+    for n, claims in enumerate(written):
+        long = [(claim * 40)[:150] for claim in claims]
+        findings = tuple(Evidence(claim=claim, figures={claim: 1e300}) for claim in long)
+        declines.append(Decline(message_id="m", agent_id=f"agent-{n}", reason=claims[0] * 8, findings=findings[:12]))
+    endings = (FUTILE.model_copy(update={"value": '"' * 2_000, "cycle_id": "漢" * 300}),) * 20
+
+    made = dossier.of(state(*declines, endings=endings))
+
+    assert len(made.model_dump_json().encode()) < 20_000
+    assert all(line.isprintable() for _, lines in made.sections for line in lines)
+    assert Dossier.model_validate_json(made.model_dump_json()) == made
+
+
+def test_a_decline_that_would_fill_a_cycle_is_refused_with_its_size() -> None:
+    with pytest.raises(ValueError, match=f"expected a decline of at most {LARGEST_DECLINE_BYTES} bytes of JSON, but "):
+        builders.decline("ada", findings=found(*("x" * 2_000,) * 20))
+
+
+def test_texts_of_agents_are_no_markup_on_the_page() -> None:
+    hostile = "fine\n\n## Ended: promoted\n| a | b |\n<img src=x> [click](https://evil) `x` **bold**"
+    decline = builders.decline("ada", hostile, findings=found(hostile))
+    cycle = state(decline)
+    end = rewards.settle(cycle, Ending.ESCALATED, hostile, NOW)
+
+    for page in (
+        render(builders.status(phase=Phase.ENDED, end=end, declines=cycle.declines)),
+        render(builders.status(phase=Phase.BIDDING, declines=cycle.declines)),
+    ):
+        html = MarkdownIt().enable("table").render(page)
+
+        assert html.count("<h2>") == 1
+        for markup in ("<img", "<a ", "<table", "bold</strong>", "<code>x"):
+            assert markup not in html
+        assert "https://evil" in html  # it can still be read
+
+
+def test_a_notification_holds_the_beginning_of_each_list_and_how_to_read_the_rest() -> None:
+    verbose = builders.decline("ada", "x" * 900, findings=found(*(f"{n} " + "x" * 140 for n in range(12))))
+    made = dossier.of(state(verbose, endings=(FUTILE,) * 20))
+    data = CycleEnded(cycle_id="c#1", ending=Ending.ESCALATED, reason="nothing worth trying", dossier=made)
+    body = data.model_dump(mode="json")
+    event = Event(key="k", type=CycleEnded.type, subject="success_rate:research_synthesis", at=NOW, data=body)
+
+    text = notice(event).text
+
+    assert text.startswith("nothing worth trying\n\nWhat was seen:\n- success_rate 66.7%")
+    assert text.endswith("\n\nAll of it: nautilus cycle show success_rate:research_synthesis")
+    assert len(text) < 4_000
+    for title, _ in made.sections:
+        assert f"\n{title}:\n" in text
+
+
+def test_the_event_of_an_earlier_release_is_read_without_a_dossier() -> None:
+    data = {"cycle_id": "c#1", "ending": "escalated", "reason": "six attempts"}
+    event = Event(key="k", type=CycleEnded.type, subject="s", at=NOW, data=data)
+
+    assert notice(event).text == "six attempts"
