@@ -17,7 +17,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted, one_line
+from activities.report_text import NOT_MEASURED, compared, escalated, headline, issue_counts, lasted, one_line
 from rules.rates import wilson
 from schema.messages.base import Value, format_value
 from schema.messages.experiment import ExperimentDesign
@@ -86,6 +86,7 @@ def page(facts: Report) -> str:
     )
     shown = (
         compared,
+        escalated,
         headline,
         issue_counts,
         lasted,
