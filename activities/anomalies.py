@@ -1,8 +1,6 @@
 """Anomalies: stores and announces what was detected, and closes what is over. Functions, no activities."""
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, get_args
 
 from sqlmodel import Session, col, select
 
@@ -11,17 +9,15 @@ from activities.database import Database, insert_new, lock
 from activities.events import emit
 from rules.cooldown import next_attempt_at
 from rules.detection import Detection
+from rules.opening import AIMS, ALWAYS, escalation
 from schema.messages.cycle import Ending
 from schema.messages.events import AnomalyClosed, AnomalyDetected
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly
-from schema.messages.platform import Aim, Mode, Platform
+from schema.messages.platform import Mode, Platform
 from schema.tables.market import MetaTaskRow
 from schema.tables.observatory import AnomalyRow
 
-# What opens a cycle on every platform; an operator may add metrics of speed and cost. An anomaly of any other metric
-# is announced, and opens none.
-CYCLED = ("success_rate", "no_data")
 # Endings that change production.
 CHANGES = (Ending.PROMOTED, Ending.ROLLED_BACK)
 
@@ -55,37 +51,48 @@ def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> N
     emit(session, closed, anomaly.subject, anomaly.anomaly_id, at)
 
 
-def announce(session: Session, platform: Platform, detection: Detection, at: datetime) -> None:
-    """Store what was raised, close what is over, and announce what stays open, with the attempt that is due."""
+def announce(session: Session, platform: Platform, detection: Detection, at: datetime) -> list[Anomaly]:
+    """Store what was raised, close what is over, and announce what stays open, with the attempt that is due.
+
+    The open anomalies that need a person come back, oldest first.
+    """
     for anomaly in detection.raised:
         body = anomaly.model_dump(mode="json")
         fields = {"anomaly_id": anomaly.anomaly_id, "subject": anomaly.subject, "detected_at": at, "body": body}
         insert_new(session, AnomalyRow, [fields | {"closed_at": None}], returning="anomaly_id")
     closing_reasons = dict(detection.closed)
     attempted_types: set[str] = set()
+    escalated: list[Anomaly] = []
     still_open = session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all()
-    # Of two anomalies of one task type, the older one gets the attempt.
-    for row in sorted(still_open, key=lambda row: (row.detected_at, row.anomaly_id)):
+    for row in sorted(still_open, key=_by_turn):
         if row.anomaly_id in closing_reasons:
             close(session, row, closing_reasons[row.anomaly_id], at)
-        elif platform.mode is Mode.OBSERVE or not _opens_cycles(platform, row.body):
+            continue
+        why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
+        if why != row.body.get("escalation", ""):
+            # Kept with the anomaly, so that whatever shows it says so; the operator may have changed the rules.
+            row.body = row.body | {"escalation": why}
+            session.add(row)
+        if why:
+            escalated.append(Anomaly.model_validate(row.body))
+        if why or platform.mode is Mode.OBSERVE:
             _announce_open(session, row, None, at)
         elif row.body["task_type"] not in attempted_types:
             attempt = _due_attempt(session, platform, row, at)
             if attempt is not None:
                 attempted_types.add(row.body["task_type"])
                 _announce_open(session, row, attempt, at)
+    return escalated
+
+
+def _by_turn(row: AnomalyRow) -> tuple[datetime, bool, str]:
+    """Of two anomalies of one task type, the older gets the attempt; of one age, that of failures."""
+    return row.detected_at, row.body["metric"] not in ALWAYS, row.anomaly_id
 
 
 def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: datetime) -> None:
     detected = AnomalyDetected(anomaly=Anomaly.model_validate(row.body), attempt=attempt)
     emit(session, detected, row.subject, f"{row.anomaly_id}:{attempt or 'observed'}", at)
-
-
-def _opens_cycles(platform: Platform, anomaly: Mapping[str, Any]) -> bool:
-    """Whether an experiment can decide on it; a bound for slow or costly tasks belongs to a single type."""
-    metric: str = anomaly["metric"]
-    return metric in CYCLED or (metric in platform.observatory.opens_cycles and anomaly["task_type"] != "")
 
 
 def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: datetime) -> int | None:
@@ -95,7 +102,7 @@ def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: 
     change is yet to show, none begins.
     """
     metric, _, about = anomaly.subject.partition(":")
-    for other in {*CYCLED, *get_args(Aim)} - {metric}:
+    for other in {*ALWAYS, *AIMS} - {metric}:
         related = _last_attempt(session, f"{other}:{about}")
         if related is not None and _is_pending(platform, related, at):
             return None

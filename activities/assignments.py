@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from activities.database import insert_new, lock
 from activities.rollups import rearm
-from rules.verdict import is_good, is_success
+from rules.verdict import decided_by_ratings, is_counted, is_good, is_success
 from schema.messages.experiment import ArmCounts, Assignment, GuardCounts, StratumCounts
 from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOutcome
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, GuardRow
@@ -21,13 +21,16 @@ from schema.tables.observatory import OutcomeRow
 
 # SQLite takes at most 32,766 values in a statement.
 READ_AT_A_TIME = 5_000
+# An assignment whose task has not ended.
+PENDING = (col(AssignmentRow.success).is_(None), ~col(AssignmentRow.excluded))
 
 
 def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
     """Both arms of every stratum, by ascending treatment share."""
     strata: dict[float, dict[str, ArmCounts]] = {}
     for row in session.exec(select(ArmRow).where(ArmRow.experiment_id == experiment_id)).all():
-        arm = ArmCounts(tasks=row.finished, successes=row.successes, pending=row.assigned - row.finished)
+        pending = row.assigned - row.finished - row.excluded
+        arm = ArmCounts(tasks=row.finished, successes=row.successes, pending=pending, excluded=row.excluded)
         strata.setdefault(row.treatment_share, {})[row.variant] = arm
     return tuple(StratumCounts(treatment_share=share, **arms) for share, arms in sorted(strata.items()))
 
@@ -48,25 +51,37 @@ def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, .
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
     """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it.
 
+    Where ratings decide, it leaves the evidence as every failed task does: none of them is rated. It has not completed,
+    and that guardrail counts it.
+
     How long ago is measured by the clock of the evaluations, from the first one that finds it pending: the platform's
     clock, which sets `assigned_at`, may be hours behind.
     """
     # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
     lock(session, f"arms:{experiment_id}")
-    pending = (col(AssignmentRow.experiment_id) == experiment_id, col(AssignmentRow.success).is_(None))
+    by_ratings = decided_by_ratings(_objectives(session.get_one(ExperimentRow, experiment_id)))
+    pending = (col(AssignmentRow.experiment_id) == experiment_id, *PENDING)
     first_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
     session.execute(first_seen.execution_options(synchronize_session=False))
     lost = session.execute(
         update(AssignmentRow)
         .where(*pending, col(AssignmentRow.seen_at) < at - cutoff)
-        .values(success=False)
+        .values(**({"excluded": True} if by_ratings else {"success": False}))
         .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
         .execution_options(synchronize_session=False)
     ).all()
     for (share, variant), count in Counter((share, variant) for share, variant in lost).items():
-        _arm_of(session, experiment_id, share, variant).finished += count
+        arm = _arm_of(session, experiment_id, share, variant)
+        if by_ratings:
+            arm.excluded += count
+        else:
+            arm.finished += count
         guards = select(GuardRow).where(
-            GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
+            GuardRow.experiment_id == experiment_id,
+            GuardRow.treatment_share == share,
+            GuardRow.variant == variant,
+            # Of the tasks that succeeded, and a lost one did not.
+            GuardRow.guardrail != GuardrailKind.RATED.value,
         )
         for guard in session.exec(guards).all():
             guard.tasks += count
@@ -96,7 +111,8 @@ def record_assignments(session: Session, assignments: Iterable[Assignment], inte
             by_task = dict(list(by_task.items())[: max(0, room)])
             experiment.exposing = room > len(by_task)
             session.add(experiment)
-        rows = [assignment.model_dump() | {"success": None} for assignment in by_task.values()]
+        new_row = {"success": None, "excluded": False}
+        rows = [assignment.model_dump() | new_row for assignment in by_task.values()]
         new = insert_new(session, AssignmentRow, rows, returning="task_id")
         counts = Counter((by_task[task_id].treatment_share, by_task[task_id].variant.value) for task_id in new)
         for (share, variant), count in counts.items():
@@ -135,27 +151,42 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     rows = session.exec(
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
-        .where(*reported, col(AssignmentRow.success).is_(None), col(ExperimentRow.closed_at).is_(None))
+        .where(*reported, *PENDING, col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
     ).all()
     for assignment, experiment in rows:
-        outcome = outcomes[assignment.task_id]
-        stored = experiment.design.get("objectives", {})  # an experiment that runs may be older than this field
-        objectives = {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
-        assignment.success = is_success(objectives, outcome)
-        session.add(assignment)
-        arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
+        _finish(session, assignment, experiment, outcomes[assignment.task_id])
+    return {task_id: variant for _, task_id, variant in assigned}
+
+
+def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentRow, outcome: TaskOutcome) -> None:
+    """Count one task in its arm, or as excluded from it, and in the guardrails."""
+    objectives = _objectives(experiment)
+    assignment.success = is_success(objectives, outcome)
+    assignment.excluded = assignment.success is None
+    session.add(assignment)
+    arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
+    if assignment.success is None:
+        arm.excluded += 1
+    else:
         arm.finished += 1
         arm.successes += assignment.success
-        for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
-            key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
-            guard = session.get_one(GuardRow, key)
-            good = is_good(guardrail, outcome)
-            guard.tasks += 1
-            guard.judged += int(good is not None)
-            guard.good += int(good is True)
-            session.add(guard)
-    return {task_id: variant for _, task_id, variant in assigned}
+    for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
+        if not is_counted(guardrail, objectives, outcome):
+            continue
+        key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
+        guard = session.get_one(GuardRow, key)
+        good = is_good(guardrail, outcome)
+        guard.tasks += 1
+        guard.judged += int(good is not None)
+        guard.good += int(good is True)
+        session.add(guard)
+
+
+def _objectives(experiment: ExperimentRow) -> dict[str, Guardrail]:
+    """What a good task of each type is."""
+    stored = experiment.design.get("objectives", {})  # an experiment that runs may be older than this field
+    return {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
 
 
 def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:

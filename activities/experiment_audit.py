@@ -62,7 +62,10 @@ def trajectory(database: Database, experiment_id: str) -> list[Reading]:
         row = _row(session, experiment_id)
         rows = session.exec(
             select(AssignmentRow)
-            .where(AssignmentRow.experiment_id == experiment_id, col(AssignmentRow.success).is_not(None))
+            .where(
+                AssignmentRow.experiment_id == experiment_id,
+                col(AssignmentRow.success).is_not(None) | col(AssignmentRow.excluded),
+            )
             .order_by(col(AssignmentRow.assigned_at), col(AssignmentRow.task_id))
         ).all()
     design = ExperimentDesign.model_validate(row.design)
@@ -90,12 +93,18 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 
 
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
-    counted = Counter((row.treatment_share, row.variant, row.success) for row in rows)
+    excluded = Counter((row.treatment_share, row.variant) for row in rows if row.excluded)
+    counted = Counter((row.treatment_share, row.variant, row.success) for row in rows if not row.excluded)
 
     def arm(share: float, variant: Variant) -> ArmCounts:
         successes = counted[share, variant.value, True]
         failures = counted[share, variant.value, False]
-        return ArmCounts(tasks=successes + failures, successes=successes, pending=counted[share, variant.value, None])
+        return ArmCounts(
+            tasks=successes + failures,
+            successes=successes,
+            pending=counted[share, variant.value, None],
+            excluded=excluded[share, variant.value],
+        )
 
     return tuple(
         StratumCounts(

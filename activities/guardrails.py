@@ -1,6 +1,6 @@
 """Guardrails: what must not get worse, and what counts as a good task, from the baseline. Functions, no activities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import get_args
@@ -12,7 +12,8 @@ from activities.rollups import SHARES, Rollup, good, rollups, together
 from activities.sketches import highest, lowest, quantile
 from rules.baseline import PRIOR_TASKS
 from rules.design import baseline_rate
-from schema.messages.observatory import Anomaly, Counts, Guardrail, GuardrailKind
+from rules.verdict import decided_by_ratings
+from schema.messages.observatory import Anomaly, Guardrail, GuardrailKind
 from schema.messages.platform import Aim, ObservatoryRules
 
 # By sketch: the quantile of the baseline beyond which no larger share of tasks may lie.
@@ -26,13 +27,17 @@ AIMS = {
 
 
 def guardrails(
-    session: Session, task_types: Sequence[str], at: datetime, rules: ObservatoryRules, aims: bool = False
+    session: Session,
+    task_types: Sequence[str],
+    at: datetime,
+    rules: ObservatoryRules,
+    aims: Mapping[str, Guardrail] | None = None,
 ) -> tuple[Guardrail, ...]:
     """What must not get worse, from the roll-ups of the baseline window (or, on day one, of all there is).
 
     There is no guardrail for what is not measured here. Bounds lie between two buckets of the sketches, so the usual
     share is counted exactly. The cycle sets the margin. With `aims`, where success does not make a task good, success
-    is a guardrail too.
+    is a guardrail too; and where a rating does, so is the share of successes that are rated.
     """
     since, end = baseline_window(at, rules)
     tracks = rollups(session, since, at, task_types)
@@ -41,13 +46,14 @@ def guardrails(
     usual = baseline if baseline.tasks >= PRIOR_TASKS else together(intervals)
     guards = [_guardrail(usual, field, share) for field, share in GUARDED.items()]
     if aims and usual.tasks:
-        rate = baseline_rate(usual.counts)
-        guards.append(Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=rate, margin=0.05))
+        guards.append(_share_guardrail(GuardrailKind.COMPLETED, usual))
+    if aims and decided_by_ratings(aims) and usual.rated:
+        guards.append(_share_guardrail(GuardrailKind.RATED, usual))
     return tuple(guard for guard in guards if guard is not None)
 
 
 def objectives(session: Session, anomaly: Anomaly | None, rules: ObservatoryRules) -> dict[str, Guardrail]:
-    """What a good task of each type is, for an anomaly of slow or costly tasks: one that its metric does not count.
+    """What a good task of each type is, for an anomaly of slow, costly or poor tasks: one its metric does not count.
 
     By the baseline before the onset, so the answer does not depend on when this is called.
     """
@@ -65,7 +71,10 @@ def _guardrail(usual: Rollup, field: str, share: float) -> Guardrail | None:
     if (bucket := quantile(getattr(usual, field), share)) is None:
         return None
     aim = Guardrail(kind=kind, bound=bound_of(bucket), usual=0.0, margin=0.05)
-    counts = good(usual, aim)
-    if kind is GuardrailKind.WELL_RATED:  # a task that was not rated is no evidence about quality
-        counts = Counts(tasks=usual.rated, successes=counts.successes)
-    return aim.model_copy(update={"usual": baseline_rate(counts)})
+    return aim.model_copy(update={"usual": baseline_rate(good(usual, aim))})
+
+
+def _share_guardrail(kind: GuardrailKind, usual: Rollup) -> Guardrail:
+    """A guardrail that has no bound."""
+    guardrail = Guardrail(kind=kind, bound=0.0, usual=0.0, margin=0.05)
+    return guardrail.model_copy(update={"usual": baseline_rate(good(usual, guardrail))})

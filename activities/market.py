@@ -25,6 +25,7 @@ from activities.parameters import parameter_states
 from activities.rollups import count_fill
 from activities.standing import COUNTS, move_standing
 from rules import standing as standings
+from rules.opening import AIMS
 from rules.standing import decayed
 from schema import wire
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, Ending, RecordedAct
@@ -51,14 +52,23 @@ def was_awarded(session: Session, work_id: str) -> bool:
 
 
 def write_award(
-    session: Session, award: Award, body: dict[str, Any], task_type: str, at: datetime, interval_s: int
+    session: Session,
+    award: Award,
+    body: dict[str, Any],
+    task_type: str,
+    at: datetime,
+    interval_s: int,
+    counted: bool = True,
 ) -> bool:
-    """Record which agent got a task and why; False where it was recorded before. The first award of a task fills it."""
+    """Record which agent got a task and why; False where it was recorded before. The first award of a task fills it.
+
+    Of a task that is not `counted`, whether it is filled says nothing of the market.
+    """
     row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body}
     is_first = not was_awarded(session, award.cycle_id)
     if not insert_new(session, AwardRow, [row], returning="agent_id"):
         return False
-    if is_first:
+    if is_first and counted:
         count_fill(session, task_type, at, True, interval_s)
     return True
 
@@ -102,7 +112,7 @@ class MarketActivities:
                     for declared in self._platform.task_types
                 },
                 healthy=healthy_counts(session, task_types, at, observatory, aims),
-                guardrails=guardrails(session, task_types, at, observatory, bool(aims)),
+                guardrails=guardrails(session, task_types, at, observatory, aims),
                 objectives=aims,
                 duplicate=row.run_id != opening.run_id,
                 unsigned_agents=self._platform.unsigned_agents,
@@ -144,7 +154,7 @@ class MarketActivities:
         """Record which agent got the meta-task and why."""
         body, interval_s = award.model_dump(mode="json"), self._platform.observatory.interval_s
         with self._database.transaction() as session:
-            if write_award(session, award, body, PLATFORM_META, at, interval_s):
+            if write_award(session, award, body, PLATFORM_META, at, interval_s, _tells_of_market(award.cycle_id)):
                 key = f"{award.cycle_id}:{award.agent_id}"
                 emit(session, MetaTaskAwarded(award=award), award.cycle_id, key, at)
 
@@ -178,7 +188,7 @@ class MarketActivities:
                 return
             if end.agent_id is not None:
                 _settle(session, end, end.agent_id)
-            if end.ending is Ending.NO_BIDS:
+            if end.ending is Ending.NO_BIDS and _tells_of_market(end.subject):
                 count_fill(session, PLATFORM_META, end.at, False, self._platform.observatory.interval_s)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
@@ -236,6 +246,15 @@ class MarketActivities:
                         setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
                     session.add(record)
         return None
+
+
+def _tells_of_market(subject: str) -> bool:
+    """Whether a meta-task without bids is a sign of a bad market, by its cycle's subject or id.
+
+    Of speed, cost and quality many an honest agent knows no remedy: that nobody bids is no fault of the market, so
+    neither is it to its credit that somebody does.
+    """
+    return subject.partition(":")[0] not in AIMS
 
 
 def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:

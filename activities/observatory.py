@@ -38,6 +38,9 @@ from schema.messages.platform import Platform
 from schema.messages.schedules import Elevation
 from schema.tables.observatory import AnomalyRow, SnapshotRow
 
+# A snapshot stays small; `nautilus anomaly list` shows all.
+MOST_ESCALATIONS = 20
+
 
 class ObservatoryActivities:
     """Takes snapshots, expires outcomes and reads the facts for a diagnosis."""
@@ -78,7 +81,9 @@ class ObservatoryActivities:
                 event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
                 event = event_type(health=snapshot.health, reason=elevation.reason)
                 emit(session, event, "schedules", at.isoformat(), at)
-            announce(session, self._platform, detection, at)
+            escalated = announce(session, self._platform, detection, at)
+            needs = tuple(f"{a.anomaly_id}: {a.escalation}" for a in escalated[:MOST_ESCALATIONS])
+            snapshot = snapshot.model_copy(update={"escalations": needs})
             detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
             session.add(
                 SnapshotRow(at=at, health=snapshot.health, body=snapshot.model_dump(mode="json"), detector=detector)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from rules.rates import wilson
 from schema.messages.base import format_value, one_line
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts
+from schema.messages.observatory import Anomaly, Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
 
 NOT_MEASURED = "not measured"
@@ -86,10 +86,18 @@ def text(facts: Report) -> str:
     lines += _first("experiments", [_tested(experiment) for experiment in facts.experiments], 4)
     lines += _first("open anomalies", [one_line(anomaly.reason, 160) for anomaly in still_open], 3)
     lines += _for_people(facts)
+    needing = [f"{anomaly.subject}: {one_line(anomaly.escalation, 160)}" for anomaly in escalated(facts)]
+    lines += _first("a person is needed", needing, 3)
     lines += _first("agents", [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in earners], 3)
     chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
     lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
     return "\n".join(lines)
+
+
+def escalated(facts: Report) -> list[Anomaly]:
+    """The open anomalies that no cycle can be about."""
+    still_open = [issue.anomaly for issue in facts.issues if issue.state is IssueState.OPEN]
+    return [anomaly for anomaly in still_open if anomaly.escalation]
 
 
 def _first(name: str, entries: list[str], most: int) -> list[str]:

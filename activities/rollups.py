@@ -231,7 +231,8 @@ def measures(total: Rollup) -> Measures:
 def good(rollup: Rollup, objective: Guardrail | None) -> Counts:
     """The tasks of an interval, and those that are good by an objective; without one, those that succeeded.
 
-    Exact, where the bound lies between two buckets.
+    Of a rating, the rated tasks only, as in an experiment (rules.verdict.is_success). Exact, where the bound lies
+    between two buckets.
     """
     if objective is None or objective.kind is GuardrailKind.COMPLETED:
         return rollup.counts
@@ -241,8 +242,12 @@ def good(rollup: Rollup, objective: Guardrail | None) -> Counts:
             good_tasks = sum(count for bucket, count in rollup.durations.items() if value(bucket) <= bound)
         case GuardrailKind.WELL_RATED:
             good_tasks = sum(count for bucket, count in rollup.qualities.items() if value(bucket) >= bound)
+            return Counts(tasks=rollup.rated, successes=good_tasks)
         case GuardrailKind.CHEAP:
             good_tasks = rollup.tasks - sum(count for bucket, count in rollup.costs.items() if value(bucket) > bound)
+        case GuardrailKind.RATED:
+            # A failed task may be rated too; of such ratings there is no count by interval.
+            return Counts(tasks=rollup.successes, successes=min(rollup.rated, rollup.successes))
     return Counts(tasks=rollup.tasks, successes=good_tasks)
 
 

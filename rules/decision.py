@@ -34,6 +34,8 @@ ArmTally = tuple[float, int, int, int, int]
 SRM_THRESHOLD = 1_000.0
 # Prior weight of the assignment test: concentrated within some five points of the share, where real faults lie.
 SRM_WEIGHT = 100.0
+# Of an arm without a task there is no share to observe; this keeps the logarithms finite.
+LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +63,10 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     """The decision from all counts so far; evaluate as often as you like, it costs some 35 microseconds.
 
     Invalid (the assignment is broken) beats harmful, promote, futile and inconclusive, in this order. `max_tasks` is
-    judged on finished tasks: at it the answer is never continue. A verdict may come earlier; with all tasks assigned
-    and fewer finished the answer is continue while the pending ones may still decide. Assign no more than `max_tasks`:
-    beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds: decide in an activity.
+    judged on tasks that have ended, evidence or not: at it the answer is never continue. A verdict may come earlier;
+    with all tasks assigned and fewer ended the answer is continue while the pending ones may still decide. Assign no
+    more than `max_tasks`: beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds:
+    decide in an activity.
 
     Pass `extended` once `max_tasks` was raised after the start: a calibrated threshold c is not always-valid, and an
     extension because of the evidence so far promotes a no-op with probability up to alpha (1.95 - .95 alpha c) (what
@@ -71,7 +74,9 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     """
     strata = tuple(strata)
     evidence = _Evidence(
-        log_e=log_evidence(promotion_bets(design), [_tally(s, pending_treated_succeed=False) for s in strata]),
+        log_e=_least_evidence(
+            promotion_bets(design), strata, [_tally(s, pending_treated_succeed=False) for s in strata]
+        ),
         log_threshold=promotion_log_threshold(design, strata, extended=extended),
         log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
         log_e_smallest=log_evidence(
@@ -81,9 +86,11 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
         srm_e=assignment_evidence(strata),
     )
     effect = rate_difference(strata)
-    finished = sum(s.finished for s in strata)
-    decision, why = _conclusion(design, strata, finished, evidence)
-    reason = f"{decision} after {finished} tasks"
+    finished, excluded = sum(s.finished for s in strata), sum(s.excluded for s in strata)
+    decision, why = _conclusion(design, strata, finished + excluded, evidence)
+    reason = f"{decision} after {finished} {'rated ' if excluded else ''}tasks"
+    if excluded:
+        reason += f" and {excluded} without a rating"
     if design.max_tasks:
         reason += f" of {design.max_tasks}"
     if effect is not None:
@@ -104,9 +111,9 @@ class _Evidence(NamedTuple):
 
 
 def _conclusion(
-    design: DecisionRule, strata: Sequence[StratumCounts], finished: int, evidence: _Evidence
+    design: DecisionRule, strata: Sequence[StratumCounts], ended: int, evidence: _Evidence
 ) -> tuple[Decision, str]:
-    """The decision and its reason."""
+    """The decision and its reason; `ended` are the tasks that no more will be heard of, evidence or not."""
     fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
     has_enough_tasks = fewest >= design.minimum_tasks
     shortage = "" if has_enough_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
@@ -126,7 +133,7 @@ def _conclusion(
         effect = f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having,"
         odds = f"are {_e(evidence.log_e_smallest)} times as likely as none, at most {_e(futility_bound)}"
         return Decision.FUTILE, f"{effect} {odds}"
-    if design.max_tasks is not None and finished >= design.max_tasks:
+    if design.max_tasks is not None and ended >= design.max_tasks:
         return Decision.INCONCLUSIVE, f"{e_value} of {threshold} at the end{shortage}"
     return Decision.CONTINUE, f"{e_value} of {threshold} needed{shortage}"
 
@@ -151,21 +158,49 @@ def harm_evidence(baseline_rate: float, margin: float, strata: Sequence[StratumC
     `margin` is the smallest harm worth knowing (at most five points). The monitor of a guardrail is this on its counts.
     """
     tallies = [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]
-    return log_evidence(harm_bets(baseline_rate, margin), tallies)
+    return _least_evidence(harm_bets(baseline_rate, margin), strata, tallies)
+
+
+def _least_evidence(bets: tuple[Bet, ...], strata: Sequence[StratumCounts], tallies: Sequence[ArmTally]) -> float:
+    """The evidence at every share that may be the right one (see `_possible_tallies`): the least of it."""
+    return min(log_evidence(bets, possible) for possible in _possible_tallies(strata, tallies))
+
+
+def _possible_tallies(strata: Sequence[StratumCounts], tallies: Sequence[ArmTally]) -> list[Sequence[ArmTally]]:
+    """The tallies at the share that tasks were assigned with; where some were excluded, also at the share of the rest.
+
+    Whether a task is rated is known after its assignment only, so the treatment may have another share of the rated
+    tasks than of all: where a change completes more tasks, for one. At a wrong share, a shift of both rates alone makes
+    evidence. At the share that was observed, the arms are one block of fixed sizes, whose product is an e-variable
+    whatever the rate in both (Turner, Ly & Gruenwald 2022). The first is valid under drift and the second for any
+    share; what both show is not an effect of the share.
+    """
+    if not any(s.excluded for s in strata):
+        return [tallies]
+    return [tallies, [_at_observed_share(tally) for tally in tallies]]
+
+
+def _at_observed_share(tally: ArmTally) -> ArmTally:
+    share, ts, tf, cs, cf = tally
+    treated, all_tasks = ts + tf, ts + tf + cs + cf
+    if all_tasks:
+        share = min(max(treated / all_tasks, LEAST_SHARE), 1 - LEAST_SHARE)
+    return share, ts, tf, cs, cf
 
 
 def assignment_evidence(strata: Sequence[StratumCounts]) -> float:
-    """e-value against "tasks were assigned with the stated share", on assigned tasks, finished or pending.
+    """e-value against "tasks were assigned with the stated share", on assigned tasks, finished, pending or excluded.
 
+    What becomes of a task after its assignment is no fault of the assignment: without the unrated tasks, a change that
+    fails more tasks would be taken for a broken assignment.
     Lindon & Malek 2022: Dirichlet-multinomial marginal likelihood over the multinomial likelihood, the prior centred
     on the share; strata multiply. A martingale while the assignment is sound, so it too is valid after every task.
     """
     log_e = 0.0
     for s in strata:
         for arm, share in ((s.treatment, s.treatment_share), (s.control, 1 - s.treatment_share)):
-            assigned = arm.tasks + arm.pending
-            log_e += lgamma(SRM_WEIGHT * share + assigned) - lgamma(SRM_WEIGHT * share) - assigned * log(share)
-        log_e -= lgamma(SRM_WEIGHT + s.finished + s.pending) - lgamma(SRM_WEIGHT)
+            log_e += lgamma(SRM_WEIGHT * share + arm.assigned) - lgamma(SRM_WEIGHT * share) - arm.assigned * log(share)
+        log_e -= lgamma(SRM_WEIGHT + s.control.assigned + s.treatment.assigned) - lgamma(SRM_WEIGHT)
     return exp(min(log_e, 700.0))
 
 
@@ -196,10 +231,12 @@ def difference_interval(design: DecisionRule, strata: Sequence[StratumCounts]) -
     smallest effect. If the difference drifts, the lower end bounds its largest value, the upper end its smallest.
     """
     level = log(2 / design.alpha)
-    down = harm_bets(design.baseline_rate, design.minimum_effect)
+    up, down = promotion_bets(design), harm_bets(design.baseline_rate, design.minimum_effect)
+    for_it = [_tally(s, pending_treated_succeed=False) for s in strata]
+    against_it = [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]
     return (
-        _lower_end(promotion_bets(design), level, [_tally(s, pending_treated_succeed=False) for s in strata]),
-        -_lower_end(down, level, [_swapped(_tally(s, pending_treated_succeed=True)) for s in strata]),
+        min(_lower_end(up, level, possible) for possible in _possible_tallies(strata, for_it)),
+        -min(_lower_end(down, level, possible) for possible in _possible_tallies(strata, against_it)),
     )
 
 

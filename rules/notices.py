@@ -29,8 +29,10 @@ def notice(event: Event) -> Notice:
     """The event in words. What has none of its own is shown by its facts."""
     match read(event):
         case AnomalyDetected(anomaly=anomaly):
-            title = f"Alarm: {anomaly.metric} of {anomaly.task_type or 'the platform'}"
-            return Notice(title=title, text=f"{anomaly.reason}\nSince {anomaly.onset:%Y-%m-%d %H:%M:%S} UTC.")
+            alarm = "A person is needed" if anomaly.escalation else "Alarm"
+            title = f"{alarm}: {anomaly.metric} of {anomaly.task_type or 'the platform'}"
+            why = f"\n{anomaly.escalation}" if anomaly.escalation else ""
+            return Notice(title=title, text=f"{anomaly.reason}\nSince {anomaly.onset:%Y-%m-%d %H:%M:%S} UTC.{why}")
         case ExperimentConcluded(reading=reading):
             return Notice(title=f"Verdict on {event.subject}: {reading.decision.value}", text=reading.reason)
         case ParameterPromoted() | ParameterRolledBack() as change:

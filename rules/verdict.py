@@ -22,7 +22,10 @@ from schema.messages.observatory import Counts, Guardrail, GuardrailKind, TaskOu
 
 
 def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
-    """Whether a task is good by a guardrail; None where it cannot be judged. A failed or cut-off task is slow."""
+    """Whether a task is good by a guardrail; None where it cannot be judged. A failed or cut-off task is slow.
+
+    A task that failed says nothing about what gets rated: platforms rate results, and it has none.
+    """
     match guardrail.kind:
         case GuardrailKind.COMPLETED:
             return outcome.failure is None
@@ -32,12 +35,38 @@ def is_good(guardrail: Guardrail, outcome: TaskOutcome) -> bool | None:
             return None if outcome.quality is None else outcome.quality >= guardrail.bound
         case GuardrailKind.CHEAP:
             return outcome.cost <= guardrail.bound
+        case GuardrailKind.RATED:
+            return None if outcome.failure is not None else outcome.quality is not None
 
 
-def is_success(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool:
-    """Whether a task counts for its arm: it is good by its type's objective, or, where there is none, did not fail."""
+def is_success(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool | None:
+    """Whether a task counts for its arm: it is good by its type's objective, or, where there is none, did not fail.
+
+    None where the objective is a rating and the task has none: it is evidence neither for its arm nor against it. To
+    count it as bad would reward whatever gets tasks rated, and as good whatever does not. That the rated tasks of both
+    arms compare is for two guardrails to see: as many tasks must complete (of all that were assigned, as for every
+    objective), and of those as many must be rated.
+    """
     objective = objectives.get(outcome.task_type)
-    return outcome.failure is None if objective is None else is_good(objective, outcome) is True
+    return outcome.failure is None if objective is None else is_good(objective, outcome)
+
+
+def is_counted(guardrail: Guardrail, objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool:
+    """Whether a finished task is among those that a guardrail's share is of.
+
+    All are, judged or not, because all were assigned at random. The share of ratings is of the tasks that succeeded, of
+    the types that are judged by ratings. With failures as unrated tasks a change that completes more tasks and gets
+    fewer of them rated would go unnoticed, and with failures as rated ones, one that completes more would be stopped;
+    that as many complete is a guardrail of its own.
+    """
+    if guardrail.kind is not GuardrailKind.RATED:
+        return True
+    return outcome.task_type in objectives and outcome.failure is None
+
+
+def decided_by_ratings(objectives: Mapping[str, Guardrail]) -> bool:
+    """Whether tasks without a rating leave the evidence; one that was never reported has none either."""
+    return any(objective.kind is GuardrailKind.WELL_RATED for objective in objectives.values())
 
 
 def read(
@@ -54,8 +83,11 @@ def read(
     decision, reason = verdict.decision, verdict.reason
     broken = _broken(design, strata, guards)
     hold = _hold(design, guards, opened_at, at)
+    more_rated = _more_rated(design, strata, guards)
     if broken is not None and decision is not Decision.INVALID:
         decision, reason = Decision.HARMFUL, broken
+    elif more_rated is not None and decision is not Decision.INVALID:
+        decision, reason = Decision.INVALID, more_rated
     elif hold is not None and decision is Decision.PROMOTE:
         # A later evaluation is always valid.
         decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
@@ -77,14 +109,10 @@ def read(
 
 def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
     """The guardrail whose evidence of harm has reached its threshold (Ville 1939, level harm_alpha), or None."""
-    by_share = {stratum.treatment_share: stratum for stratum in strata}
     for guardrail in design.guardrails:
-        counted = [g for g in guards if g.kind is guardrail.kind]
-        judged = [_guard_stratum(g, by_share[g.treatment_share]) for g in counted]
-        evidence = harm_evidence(guardrail.usual, guardrail.margin, judged)
+        evidence = harm_evidence(guardrail.usual, guardrail.margin, _guard_strata(guardrail, strata, guards))
         if evidence >= -math.log(design.harm_alpha):
-            control = _share(Counts.total(g.control for g in counted))
-            treatment = _share(Counts.total(g.treatment for g in counted))
+            control, treatment = _guard_shares(guardrail, guards)
             return (
                 f"guardrail {guardrail.kind.value}: {treatment} good with the change, {control} without, "
                 f"evidence of harm e = {math.exp(min(evidence, 700)):.3g}"
@@ -92,14 +120,59 @@ def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards:
     return None
 
 
-def _guard_stratum(guard: GuardCounts, stratum: StratumCounts) -> StratumCounts:
-    """The stratum with the good tasks of a guardrail in the place of the successes."""
-    control, treatment = guard.control, guard.treatment
-    return StratumCounts(
-        treatment_share=guard.treatment_share,
-        control=ArmCounts(tasks=control.tasks, successes=control.successes, pending=stratum.control.pending),
-        treatment=ArmCounts(tasks=treatment.tasks, successes=treatment.successes, pending=stratum.treatment.pending),
-    )
+def _more_rated(
+    design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]
+) -> str | None:
+    """What shows that more of the successes are rated with the change, or None.
+
+    That is no harm, but the rated tasks of the arms no longer compare: if only what is good gets rated more often, the
+    ratings rise and nothing is better. The test is that of a guardrail with the arms swapped.
+    """
+    for guardrail in design.guardrails:
+        if guardrail.kind is not GuardrailKind.RATED:
+            continue
+        swapped = [
+            StratumCounts(treatment_share=1 - s.treatment_share, control=s.treatment, treatment=s.control)
+            for s in _guard_strata(guardrail, strata, guards)
+        ]
+        more = min(1.0, guardrail.usual + guardrail.margin)
+        evidence = harm_evidence(more, guardrail.margin, swapped)
+        if evidence >= -math.log(design.harm_alpha):
+            control, treatment = _guard_shares(guardrail, guards)
+            return (
+                f"the change alters what gets rated, so that ratings do not compare: {treatment} successes rated with "
+                f"it, {control} without, evidence e = {math.exp(min(evidence, 700)):.3g}"
+            )
+    return None
+
+
+def _guard_strata(
+    guardrail: Guardrail, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]
+) -> list[StratumCounts]:
+    """The strata with the good tasks of a guardrail in the place of the successes."""
+    by_share = {stratum.treatment_share: stratum for stratum in strata}
+
+    def arm(counts: Counts, whole: ArmCounts) -> ArmCounts:
+        left_out = whole.tasks + whole.excluded - counts.tasks if guardrail.kind is GuardrailKind.RATED else 0
+        return ArmCounts(
+            tasks=counts.tasks, successes=counts.successes, pending=whole.pending, excluded=max(0, left_out)
+        )
+
+    return [
+        StratumCounts(
+            treatment_share=guard.treatment_share,
+            control=arm(guard.control, by_share[guard.treatment_share].control),
+            treatment=arm(guard.treatment, by_share[guard.treatment_share].treatment),
+        )
+        for guard in guards
+        if guard.kind is guardrail.kind
+    ]
+
+
+def _guard_shares(guardrail: Guardrail, guards: tuple[GuardCounts, ...]) -> tuple[str, str]:
+    """The shares of good tasks in both arms, in words."""
+    counted = [guard for guard in guards if guard.kind is guardrail.kind]
+    return _share(Counts.total(g.control for g in counted)), _share(Counts.total(g.treatment for g in counted))
 
 
 def _hold(design: ExperimentDesign, guards: tuple[GuardCounts, ...], opened_at: datetime, at: datetime) -> str | None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from activities.report_text import NOT_MEASURED, compared, headline, issue_counts, lasted
+from activities.report_text import NOT_MEASURED, compared, escalated, headline, issue_counts, lasted
 from rules.rates import wilson
 from rules.texts import difference
 from schema.messages.base import Value, format_value, one_line
@@ -89,6 +89,7 @@ def page(facts: Report) -> str:
     )
     shown = (
         compared,
+        escalated,
         headline,
         issue_counts,
         lasted,

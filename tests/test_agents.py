@@ -561,15 +561,16 @@ class Reader(Investigator):
         )
 
 
-async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fails(
-    temporal: Client, database: Database, task_queue: str
+@pytest.mark.parametrize("metric", ["slow_share", "low_quality_share"])
+async def test_what_became_slow_or_poor_is_mended_though_no_more_of_it_fails(
+    temporal: Client, database: Database, task_queue: str, metric: str
 ) -> None:
     breadth = builders.parameter(key=BREADTH, kind=ParameterKind.INTEGER, unit="", default=8, minimum=1, maximum=20)
     platform = builders.platform(
         task_types=(TaskTypeDeclaration(name=RESEARCH),),
         parameters=(breadth,),
         cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
-        observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600, opens_cycles=("slow_share",)),
+        observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600),
     )
     now, rng = datetime.now(UTC), random.Random(12)
     declare_parameters(database, platform, now)
@@ -577,12 +578,19 @@ async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fa
     for agent in agents:
         register_agent(database, agent.agent_id, f"op-{agent.agent_id}", now)
 
-    def outcome(task_id: str, values: Mapping[str, Value], at: datetime, pace_s: float = 2.0) -> TaskOutcome:
-        return builders.outcome(task_id, at=at, duration_s=float(values[BREADTH]) * pace_s * rng.lognormvariate(0, 0.3))
+    def outcome(task_id: str, values: Mapping[str, Value], at: datetime, load: float = 2.0) -> TaskOutcome:
+        """Twice the load makes tasks slow, or rated badly; half as much to read makes up for it. A third is unrated."""
+        much = float(values[BREADTH]) * load
+        if metric == "slow_share":
+            return builders.outcome(task_id, at=at, duration_s=much * rng.lognormvariate(0, 0.3))
+        if rng.random() < 0.05:
+            return builders.outcome(task_id, False, at)
+        rating = max(0.0, min(1.0, rng.gauss(1.0 - much / 40, 0.05)))
+        return builders.outcome(task_id, at=at, quality=rating if rng.random() < 0.7 else None)
 
     with database.transaction() as session:
         before = [outcome(f"usual-{n}", {BREADTH: 8}, now - timedelta(hours=2, seconds=n), 1.0) for n in range(300)]
-        since = [outcome(f"slow-{n}", {BREADTH: 8}, now - timedelta(seconds=n % 10)) for n in range(100)]
+        since = [outcome(f"worse-{n}", {BREADTH: 8}, now - timedelta(seconds=n % 10)) for n in range(100)]
         record_outcomes(session, before + since, 1)
     store = ObservatoryActivities(database, platform)
     for second in range(-9, 2):
@@ -592,7 +600,7 @@ async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fa
         (detected,) = session.exec(query).all()
     assert detected.data["attempt"] == 1
     anomaly = Anomaly.model_validate(detected.data["anomaly"])
-    assert anomaly.subject == f"slow_share:{RESEARCH}"
+    assert anomaly.subject == f"{metric}:{RESEARCH}"
     client = NautilusClient(temporal, task_queue)
     result = await improved(client, database, task_queue, platform, agents, anomaly, outcome)
 
@@ -603,9 +611,15 @@ async def test_tasks_that_became_slow_are_made_fast_again_though_none_of_them_fa
     assert result.status.design is not None
     assert result.end.proposal.value == 4
     assert result.end.proposal.evidence[0].figures["good_share"] < 0.5
-    assert result.end.proposal.predicted_rate == pytest.approx(0.95, abs=0.02)
-    assert GuardrailKind.COMPLETED in {guardrail.kind for guardrail in result.status.design.guardrails}
-    assert (result.end.reading.control.rate or 0) < 0.5 < 0.8 < (result.end.reading.treatment.rate or 0)
-    assert f"Good is: {RESEARCH} done within" in result.page
+    usual = 0.95 if metric == "slow_share" else 0.75
+    assert result.end.proposal.predicted_rate == pytest.approx(usual, abs=0.05)
+    guarded = {guardrail.kind for guardrail in result.status.design.guardrails}
+    assert GuardrailKind.COMPLETED in guarded
+    assert (GuardrailKind.RATED in guarded) == (metric == "low_quality_share")
+    excluded = sum(stratum.excluded for stratum in result.end.reading.strata)
+    assert (excluded > 0) == (metric == "low_quality_share")
+    assert (result.end.reading.control.rate or 0) < 0.5 < usual - 0.15 < (result.end.reading.treatment.rate or 0)
+    means = "done within" if metric == "slow_share" else "rated at least"
+    assert f"Good is: {RESEARCH} {means}" in result.page
     with database.reading() as session:
         assert parameter_states(session, platform)[0].value == 4

@@ -15,11 +15,13 @@ from sqlmodel import select
 from temporalio.client import Client
 
 from activities.agents import register_agent
+from activities.anomalies import announce, close_anomaly
 from activities.database import Database
 from activities.events import emit
 from activities.observatory import ObservatoryActivities
 from activities.parameters import declare_parameters, roll_back_by_hand, swap
 from activities.recording import record_outcomes
+from rules.detection import Detection
 from schema import wire
 from schema.messages.events import ParameterPromoted
 from schema.messages.experiment import Promotion
@@ -29,6 +31,7 @@ from schema.wire import EventType
 from starter.cli import main
 from starter.server import free_port
 from tests import builders
+from tests.builders import NOW
 
 Said = tuple[int, str, str]
 NOVEMBER = datetime(2026, 11, 2, tzinfo=UTC)
@@ -457,6 +460,24 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     assert "task type /h success mean s p95 s quality cost fill agents" in lines
     assert lines[-1].startswith("all ")
+
+
+def test_what_needs_a_person_says_so_in_the_health_and_in_the_list_of_anomalies(
+    nautilus: Callable[..., Said], database: Database
+) -> None:
+    raised = builders.anomaly(NOW, metric="throughput", anomaly_id="throughput#1")
+    platform = builders.platform()
+    with database.transaction() as session:
+        announce(session, platform, Detection({}, raised=(raised,)), NOW)
+    ObservatoryActivities(database, platform).take_snapshot(datetime.now(UTC) + timedelta(minutes=1))
+
+    health, listed = nautilus("health")[1], nautilus("anomaly", "list")[1]
+    close_anomaly(database, "throughput#1", "olga", "the sender is back", NOW)
+    everything = nautilus("anomaly", "list", "--all")[1]
+
+    assert "a person is needed: throughput#1: no single task decides throughput" in health
+    assert "a person is needed: no single task decides throughput" in " ".join(listed.split())
+    assert "a person is needed" not in everything
 
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)

@@ -47,6 +47,15 @@ def counts(control: tuple[int, int], treatment: tuple[int, int], share: float = 
     )
 
 
+def with_unrated(stratum: StratumCounts, control: int, treatment: int) -> StratumCounts:
+    """The stratum with so many more tasks in each arm that were not rated."""
+    return replace(
+        stratum,
+        control=replace(stratum.control, excluded=control),
+        treatment=replace(stratum.treatment, excluded=treatment),
+    )
+
+
 # --- what it says ---------------------------------------------------------------------------------------------------
 
 
@@ -474,3 +483,50 @@ def test_a_change_as_good_as_predicted_is_promoted_nine_times_in_ten() -> None:
 def test_failures_that_report_late_do_not_promote_a_change_with_no_effect() -> None:
     # Counting finished tasks only, the treatment looks perfect for its first 30 tasks and is promoted nearly always.
     assert share_promoted(100, OPEN, 0.67, 0.67, 120, late=30) <= 0.05
+
+
+# --- where ratings decide ---------------------------------------------------------------------------------------------
+
+
+def test_the_assignment_is_judged_on_all_assigned_tasks_rated_or_not() -> None:
+    # The change fails more tasks, which are not rated: nothing is wrong with the assignment.
+    rated = counts((200, 300), (80, 120))
+
+    assert assignment_evidence([with_unrated(rated, 200, 380)]) < 1
+    assert assignment_evidence([rated]) > 1_000
+
+
+def test_an_experiment_ends_with_its_last_task_though_few_were_rated() -> None:
+    few = counts((14, 20), (13, 20))
+
+    assert decide(STORY, [with_unrated(few, 30, 29)]).decision is Decision.CONTINUE
+    assert decide(STORY, [with_unrated(few, 30, 30)]).decision is Decision.INCONCLUSIVE
+
+
+@given(designs(), strata_, st.integers(0, 50), st.integers(1, 50))
+def test_tasks_that_leave_the_evidence_never_add_to_it(design: Rule, stratum: StratumCounts, c: int, t: int) -> None:
+    design = replace(design, max_tasks=None)  # a threshold takes seconds to calibrate
+    whole, less = decide(design, [stratum]), decide(design, [with_unrated(stratum, c, t)])
+
+    assert less.log_e <= whole.log_e
+    assert less.log_e_harm <= whole.log_e_harm
+
+
+def test_a_change_that_only_gets_more_tasks_rated_is_promoted_in_at_most_5_percent_of_300_runs() -> None:
+    """All tasks have become well again, while the design still has the rate of the alarm."""
+    design = Rule(baseline_rate=0.4, predicted_rate=0.75, minimum_effect=0.05)
+    rng, promoted, alone = Random(4), 0, 0
+    for _ in range(300):
+        good, bad, unrated = [0, 0], [0, 0], [0, 0]
+        reached = reached_alone = False
+        for i in range(600):
+            treated = rng.random() < 0.5
+            is_rated, is_good = rng.random() < (0.60 if treated else 0.45), rng.random() < 0.75
+            (unrated if not is_rated else good if is_good else bad)[treated] += 1
+            if i % 30 == 29:
+                stratum = counts((good[0], good[0] + bad[0]), (good[1], good[1] + bad[1]))
+                reached |= decide(design, [with_unrated(stratum, *unrated)]).log_e >= LN_20
+                reached_alone |= decide(design, [stratum]).log_e >= LN_20
+        promoted, alone = promoted + reached, alone + reached_alone
+
+    assert promoted <= 0.05 * 300 < alone  # at the assigned share alone, it would be promoted twice as often

@@ -34,6 +34,11 @@ GUARDRAILS = (
     Guardrail(kind=GuardrailKind.WELL_RATED, bound=0.5, usual=0.5, margin=0.05),
     Guardrail(kind=GuardrailKind.CHEAP, bound=1.0, usual=0.5, margin=0.05),
 )
+BY_RATINGS = Guardrail(kind=GuardrailKind.WELL_RATED, bound=0.5, usual=0.5, margin=0.05)
+OF_RATINGS = (
+    Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=0.7, margin=0.05),
+    Guardrail(kind=GuardrailKind.RATED, bound=0.0, usual=0.7, margin=0.05),
+)
 several = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # The database outlives an example; every example works under names of its own.
 fresh = count(1)
@@ -47,11 +52,17 @@ class Facts(NamedTuple):
     outcomes: list[TaskOutcome]
 
     @classmethod
-    def of(cls, name: str) -> "Facts":
+    def of(cls, name: str, by_ratings: bool = False) -> "Facts":
         """The same in every example, but for the names: durations and so on are sums of powers of two, and exact."""
         rng, kind = random.Random(3), f"research_{name}"
         arms = [variant("commuting", f"task-{n}", 0.5) for n in range(TASKS)]
-        plan = design(experiment_id=f"{name}#1", cycle_id=f"{name}#1", task_types=(kind,), guardrails=GUARDRAILS)
+        plan = design(
+            experiment_id=f"{name}#1",
+            cycle_id=f"{name}#1",
+            task_types=(kind,),
+            guardrails=GUARDRAILS + (OF_RATINGS if by_ratings else ()),
+            objectives={kind: BY_RATINGS} if by_ratings else {},
+        )
         outcomes = []
         for n, arm in enumerate(arms):
             failed = rng.random() < (0.1 if arm == "treatment" else 0.5)
@@ -105,7 +116,11 @@ def adds_up_to(database: Database, facts: Facts, store: ExperimentActivities) ->
     with database.reading() as session:
         arms, guards = counters(session, experiment_id), guard_counters(session, experiment_id)
         ended = Counter(
-            session.exec(select(AssignmentRow.success).where(AssignmentRow.experiment_id == experiment_id)).all()
+            session.exec(
+                select(AssignmentRow.success, AssignmentRow.excluded).where(
+                    AssignmentRow.experiment_id == experiment_id
+                )
+            ).all()
         )
     return {
         "arms": arms,
@@ -118,9 +133,9 @@ def adds_up_to(database: Database, facts: Facts, store: ExperimentActivities) ->
     }
 
 
-def in_order(database: Database) -> dict[str, Any]:
+def in_order(database: Database, by_ratings: bool) -> dict[str, Any]:
     """What the facts add up to when every assignment comes before its outcome, and nothing is said twice."""
-    facts = Facts.of(f"e{next(fresh)}")
+    facts = Facts.of(f"e{next(fresh)}", by_ratings)
     store = opened(database, facts)
     with database.transaction() as session:
         record_assignments(session, facts.assignments, INTERVAL_S)
@@ -135,12 +150,12 @@ def other(outcome: TaskOutcome) -> TaskOutcome:
 
 
 @several
-@given(rng=st.randoms(use_true_random=False))
+@given(rng=st.randoms(use_true_random=False), by_ratings=st.booleans())
 def test_any_order_by_two_recorders_in_any_batches_adds_up_to_the_same(
-    either_database: Database, rng: random.Random
+    either_database: Database, rng: random.Random, by_ratings: bool
 ) -> None:
-    expected = in_order(either_database)
-    facts = Facts.of(f"e{next(fresh)}")
+    expected = in_order(either_database, by_ratings)
+    facts = Facts.of(f"e{next(fresh)}", by_ratings)
     store = opened(either_database, facts)
     assigned: dict[str, Assignment] = {assignment.task_id: assignment for assignment in facts.assignments}
     said: list[tuple[str, TaskOutcome]] = [("outcome", outcome) for outcome in facts.outcomes]
@@ -170,7 +185,9 @@ def test_any_order_by_two_recorders_in_any_batches_adds_up_to_the_same(
 
     assert all(done.result() == fate for fate, done in fates)
     assert adds_up_to(either_database, facts, store) == expected
-    assert expected["verdict"]["decision"] == "promote"
+    assert expected["verdict"]["decision"] == ("continue" if by_ratings else "promote")
+    assert (expected["ended"][None, True] > 0) == by_ratings
+    assert expected["ended"][None, False] == 0
 
 
 @pytest.mark.parametrize("order", [("outcome", "assigned"), ("assigned", "outcome")])
@@ -190,5 +207,5 @@ def test_a_success_that_is_reported_before_its_assignment_is_no_failure_of_its_a
 
     told = adds_up_to(either_database, facts, store)
 
-    assert told["ended"] == {True: 1}
+    assert told["ended"] == {(True, False): 1}
     assert [(row["arm"], row["tasks"]) for row in told["roll-ups by arm and agent"]] == [(assignment.variant.value, 1)]

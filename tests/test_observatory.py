@@ -13,7 +13,7 @@ from sqlmodel import col, select
 
 from activities import reading
 from activities.agents import register_agent
-from activities.anomalies import close_anomaly
+from activities.anomalies import announce, close_anomaly
 from activities.database import Database
 from activities.history import counts_since, healthy_counts
 from activities.market import MarketActivities
@@ -22,9 +22,14 @@ from activities.parameters import declare_parameters
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from activities.rollups import interval_start
+from activities.snapshots import market_fills
+from rules.detection import Detection
+from rules.notices import notice
+from rules.subscriptions import FOR_PEOPLE, Subscription, accepts
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.ledger import EntryKind
+from schema.messages.market import Award
 from schema.messages.observatory import Anomaly, Counts, FailureKind
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
@@ -66,6 +71,7 @@ def record(
     successes_of_ten: int,
     task_type: str = "research_synthesis",
     duration_s: float = 1.0,
+    quality: float | None = None,
 ) -> None:
     """Ten tasks a minute, of which the first few succeed."""
     outcomes = [
@@ -75,6 +81,7 @@ def record(
             start + MINUTE * minute + timedelta(seconds=number),
             task_type=task_type,
             duration_s=duration_s,
+            quality=quality,
         )
         for minute in range(minutes)
         for number in range(10)
@@ -432,6 +439,113 @@ def test_the_second_metric_has_its_turn_where_the_first_has_changed_nothing(data
     run_cycle(database, ending, NOW + 15 * MINUTE, NOW + 15 * MINUTE)
 
     assert worsening.look(15, 20) == [(SLOW, 1), (SUBJECT, 1)]
+
+
+def test_what_is_slow_and_poor_at_once_has_one_cycle_for_its_one_cause(database: Database) -> None:
+    record(database, NOW - 300 * MINUTE, 300, 9, quality=0.9)
+    record(database, NOW, 20, 9, duration_s=60.0, quality=0.2)
+    for minute in range(1, 20):
+        observatory(database).take_snapshot(NOW + MINUTE * minute)
+
+    events = announced(database, EventType.ANOMALY_DETECTED)
+    assert [(event.subject.partition(":")[2], event.data["attempt"]) for event in events] == [("research_synthesis", 1)]
+
+
+def test_of_two_metrics_that_alarm_at_once_the_one_of_failures_has_the_cycle(database: Database) -> None:
+    both = [builders.anomaly(NOW, metric=m, anomaly_id=f"{m}#1") for m in ("low_quality_share", "success_rate")]
+    with database.transaction() as session:
+        announce(session, platform(), Detection({}, raised=tuple(both)), NOW)
+
+    (event,) = announced(database, EventType.ANOMALY_DETECTED)
+    assert event.subject == SUBJECT
+
+
+# --- What no cycle can be about ---------------------------------------------------------------------------------------
+
+
+def raise_one(database: Database, at: datetime = NOW, rules: Any = None, **fields: Any) -> list[Anomaly]:
+    """Raise and announce an anomaly; those that need a person."""
+    raised = builders.anomaly(NOW, anomaly_id="a#1", **fields)
+    declared = platform(observatory=rules) if rules else platform()
+    with database.transaction() as session:
+        return announce(session, declared, Detection({}, raised=(raised,)), at)
+
+
+@pytest.mark.parametrize(
+    ("metric", "task_type", "why"),
+    [
+        ("throughput", "research_synthesis", "no single task decides throughput, so no experiment can"),
+        ("market_fill_rate", "", "no single task decides market_fill_rate"),
+        ("active_agents", "", "`nautilus agent list`"),
+        ("slow_share", "", "no single task type explains it"),
+    ],
+)
+def test_what_no_single_task_decides_calls_a_person_at_once(
+    database: Database, metric: str, task_type: str, why: str
+) -> None:
+    (needing,) = raise_one(database, metric=metric, task_type=task_type)
+
+    (event,) = announced(database, EventType.ANOMALY_DETECTED)
+    assert event.data["attempt"] is None
+    assert why in needing.escalation
+    assert event.data["anomaly"]["escalation"] == needing.escalation
+    assert [known.anomaly for known in reading.anomalies(database)] == [needing]
+    subscribed = Subscription(FOR_PEOPLE, for_people=True)
+    (sent,) = [event for event in reading.outbox(database) if accepts(subscribed, event)]
+    assert notice(sent).title == f"A person is needed: {metric} of {task_type or 'the platform'}"
+    assert why in notice(sent).text
+
+
+@pytest.mark.parametrize("metric", ["success_rate", "no_data", "slow_share", "low_quality_share", "high_cost_share"])
+def test_what_a_cycle_is_about_calls_nobody_yet(database: Database, metric: str) -> None:
+    assert raise_one(database, metric=metric) == []
+
+    (event,) = announced(database, EventType.ANOMALY_DETECTED)
+    assert (event.data["attempt"], event.data["anomaly"]["escalation"]) == (1, "")
+
+
+def test_what_the_operator_keeps_for_people_is_theirs_until_the_operator_says_otherwise(database: Database) -> None:
+    kept = platform().observatory.model_copy(update={"opens_cycles": ("slow_share",)})
+    (needing,) = raise_one(database, rules=kept, metric="low_quality_share")
+    assert "opens_cycles in platform.toml does not name low_quality_share" in needing.escalation
+
+    assert raise_one(database, NOW + MINUTE, metric="low_quality_share") == []
+
+    assert attempts(database) == [None, 1]
+    assert [known.anomaly.escalation for known in reading.anomalies(database)] == [""]
+
+
+def test_a_snapshot_names_what_needs_a_person_for_as_long_as_it_is_open(database: Database) -> None:
+    record(database, NOW - 300 * MINUTE, 300, 10)
+    raise_one(database, metric="throughput")
+
+    during = observatory(database).take_snapshot(NOW + MINUTE)
+    close_anomaly(database, "a#1", "olga", "the sender is back", NOW + 2 * MINUTE)
+    after = observatory(database).take_snapshot(NOW + 3 * MINUTE)
+
+    (need,) = during.escalations
+    assert need.startswith("a#1: no single task decides throughput")
+    assert after.escalations == ()
+
+
+@pytest.mark.parametrize(("metric", "counted"), [("low_quality_share", 0), ("slow_share", 0), ("success_rate", 3)])
+def test_a_meta_task_that_no_agent_knows_a_remedy_for_is_no_fault_of_the_market(
+    database: Database, metric: str, counted: int
+) -> None:
+    market, subject = MarketActivities(database, platform()), f"{metric}:research_synthesis"
+    for number in range(3):
+        request = CycleRequest(request_id=f"r{number}", anomaly=builders.anomaly(NOW, metric=metric))
+        opening = CycleOpening(request=request, workflow_id="w", run_id=f"run-{number}", at=NOW)
+        cycle_id = market.open_meta_task(opening).cycle_id
+        if number == 2:
+            won = {"agent_id": "ada", "price": 50, "score": 0.5, "reason": "alone", "deadline": NOW}
+            market.record_award(Award(cycle_id=cycle_id, **won), NOW)
+        ending = Ending.NO_PROPOSAL if number == 2 else Ending.NO_BIDS
+        market.end_cycle(CycleEnd(cycle_id=cycle_id, subject=subject, ending=ending, reason="", at=NOW))
+
+    with database.reading() as session:
+        fills = market_fills(session, NOW - MINUTE, NOW + MINUTE)
+    assert Counts.total(fill.counts for track in fills.values() for fill in track).tasks == counted
 
 
 def test_a_cycle_of_another_type_is_not_in_the_way(database: Database) -> None:

@@ -22,12 +22,13 @@ from activities.parameters import roll_back_by_hand
 from activities.report import ReportActivities, report
 from activities.report_text import lasted, text
 from schema.messages.ledger import EntryKind
-from schema.messages.report import IssueState, Report
+from schema.messages.report import Issue, IssueState, Report
 from schema.tables.events import EventRow
 from schema.tables.observatory import RollupRow
 from schema.wire import EventType
 from starter.cli import main
 from starter.report_page import page
+from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.conftest import prune_outbox
 from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, Fortnight
@@ -120,6 +121,22 @@ def test_an_anomaly_from_before_the_period_that_is_still_open_is_shown_and_not_c
     assert still_open.anomaly.detected_at < night.since
     assert night.issue_states == {}
     assert "open anomalies:" in text(night)
+
+
+def test_an_open_anomaly_that_no_cycle_can_be_about_asks_for_a_person_in_text_and_page(facts: Report) -> None:
+    why = "no single task decides throughput, so no experiment can"
+    seen = builders.anomaly(END, metric="throughput", escalation=why)
+    issues = [
+        Issue(anomaly=seen, state=state, attempts=0, over_at=None) for state in (IssueState.OPEN, IssueState.CLOSED)
+    ]
+
+    needed = facts.model_copy(update={"issues": (*issues, *facts.issues)})
+
+    assert text(needed).count(f"throughput:{RESEARCH}: {why}") == 1
+    assert "a person is needed:" in text(needed)
+    assert "a person is needed:" not in text(facts)
+    assert page(needed).count(why) == 1
+    assert len(text(needed).splitlines()) <= 40
 
 
 def test_charts_add_up_to_the_roll_ups_and_a_silence_is_a_gap(lived: Database, facts: Report) -> None:

@@ -304,11 +304,11 @@ def test_a_snapshot_and_the_guardrails_need_no_single_outcome(database: Database
     assert snapshot.measures[TYPE].spending == pytest.approx(55)
 
 
-@pytest.mark.parametrize("opens", [(), ("slow_share", "duration_share")])
-def test_what_slows_down_is_told_once_and_opens_a_cycle_where_the_operator_says(
-    database: Database, opens: tuple[str, ...]
+@pytest.mark.parametrize("opens", [{}, {"opens_cycles": ()}])
+def test_what_slows_down_is_told_once_and_opens_a_cycle_unless_the_operator_keeps_it_for_people(
+    database: Database, opens: dict[str, Any]
 ) -> None:
-    rules = ObservatoryRules.model_validate(RULES.model_dump() | {"opens_cycles": opens})
+    rules = ObservatoryRules.model_validate(RULES.model_dump(exclude={"opens_cycles"}) | opens)
     record(database, *stretch(NOW - 60 * MINUTE, 50))
     record(database, *stretch(NOW - 10 * MINUTE, 20, duration_s=30.0))
     for minute in range(10):
@@ -321,14 +321,22 @@ def test_what_slows_down_is_told_once_and_opens_a_cycle_where_the_operator_says(
     assert len(told) == len(events)
     assert told
     assert told.keys() <= {"slow_share", "duration_share"}
-    assert set(told.values()) == {1 if opens else None}
+    assert set(told.values()) == {None if opens else 1}
+    assert {bool(event.data["anomaly"]["escalation"]) for event in events} == {bool(opens)}
 
 
-@pytest.mark.parametrize("metric", ["slow_share", "duration_share", "high_cost_share"])
+@pytest.mark.parametrize("metric", ["slow_share", "duration_share", "high_cost_share", "low_quality_share"])
 def test_a_cycle_counts_as_good_exactly_what_its_experiment_does(database: Database, metric: str) -> None:
     usual = stretch(NOW - 60 * MINUTE, 40)
     since = [
-        builders.outcome(f"new-{n}", n % 7 > 0, NOW, duration_s=n / 4, cost=0 if n % 5 == 0 else n / 50)
+        builders.outcome(
+            f"new-{n}",
+            n % 7 > 0,
+            NOW,
+            duration_s=n / 4,
+            cost=0 if n % 5 == 0 else n / 50,
+            quality=None if n % 3 == 0 else n / 200,
+        )
         for n in range(100)
     ]
     other = builders.outcome("other", False, NOW, task_type="monte_carlo")
@@ -340,18 +348,22 @@ def test_a_cycle_counts_as_good_exactly_what_its_experiment_does(database: Datab
         both = counts_since(session, [TYPE, "monte_carlo"], NOW, None, aims)
         before = healthy_counts(session, [TYPE], NOW, RULES, aims)
 
-    assert now == Counts(tasks=100, successes=sum(is_success(aims, outcome) for outcome in since))
-    assert both == Counts(tasks=101, successes=now.successes)  # a type without an aim counts what succeeded
-    assert before == Counts(tasks=400, successes=sum(is_success(aims, outcome) for outcome in usual))
+    judged = [is_success(aims, outcome) for outcome in since]
+    evidence = 66 if metric == "low_quality_share" else 100  # of ratings, the rated tasks only
+    assert now == Counts(tasks=evidence, successes=judged.count(True))
+    assert judged.count(None) == 100 - evidence
+    # A type without an aim counts what succeeded.
+    assert both == Counts(tasks=evidence + 1, successes=now.successes)
+    assert before == Counts(tasks=400, successes=sum(is_success(aims, outcome) is True for outcome in usual))
     assert aims[TYPE].usual == pytest.approx((before.successes + 0.5) / 401)
-    assert 0 < now.successes / 100 < before.successes / 400  # some are good, so that counting alike is no accident
+    # Some are good, so that counting alike is no accident.
+    assert 0 < now.successes / evidence < before.successes / 400
 
 
-@pytest.mark.parametrize("metric", ["success_rate", "low_quality_share"])
-def test_a_cycle_about_anything_else_counts_what_succeeds(database: Database, metric: str) -> None:
+def test_a_cycle_about_failures_counts_what_succeeds(database: Database) -> None:
     record(database, *stretch(NOW - 60 * MINUTE, 40))
     with database.reading() as session:
-        assert objectives(session, builders.anomaly(NOW, metric=metric), RULES) == {}
+        assert objectives(session, builders.anomaly(NOW), RULES) == {}
         assert objectives(session, None, RULES) == {}
 
 

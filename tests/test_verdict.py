@@ -17,7 +17,7 @@ from activities.guardrails import guardrails
 from activities.parameters import configuration, declare_parameters, freeze, roll_back_by_hand, thaw
 from activities.recording import record_outcomes
 from rules.design import breaks_something, experiment, exposure, is_harmful
-from rules.verdict import is_good, read
+from rules.verdict import is_good, is_success, read
 from schema.messages.experiment import (
     ArmCounts,
     Assignment,
@@ -151,6 +151,9 @@ def test_a_promotion_needs_more_than_a_better_rate(
         (GuardrailKind.FAST, {"duration_s": 1.0, "failure": FailureKind.TIMEOUT}, False),
         (GuardrailKind.WELL_RATED, {"quality": None}, None),  # not rated is not badly rated
         (GuardrailKind.CHEAP, {"cost": 11.0}, False),
+        (GuardrailKind.RATED, {"quality": 0.1}, True),  # rated badly is rated
+        (GuardrailKind.RATED, {"quality": None}, False),
+        (GuardrailKind.RATED, {"failure": FailureKind.ERROR}, None),  # there is nothing to rate
     ],
 )
 def test_a_task_is_good_or_bad_or_cannot_be_judged(
@@ -159,6 +162,72 @@ def test_a_task_is_good_or_bad_or_cannot_be_judged(
     guardrail = Guardrail(kind=kind, bound=10.0, usual=0.95, margin=0.05)
 
     assert is_good(guardrail, builders.outcome("t").model_copy(update=fields)) is good
+
+
+POOR = Guardrail(kind=GuardrailKind.WELL_RATED, bound=0.5, usual=0.75, margin=0.05)
+COMPLETED = Guardrail(kind=GuardrailKind.COMPLETED, bound=0.0, usual=0.95, margin=0.05)
+RATED = Guardrail(kind=GuardrailKind.RATED, bound=0.0, usual=0.5, margin=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "success"),
+    [
+        ({"quality": 0.5}, True),
+        ({"quality": 0.4}, False),
+        # Evidence neither for the arm nor against it: not rated, and failed, which is never rated.
+        ({"quality": None}, None),
+        ({"quality": None, "failure": FailureKind.ERROR}, None),
+        # A type without an objective counts what succeeds, rated or not.
+        ({"quality": None, "task_type": "monte_carlo"}, True),
+    ],
+)
+def test_where_ratings_decide_only_rated_tasks_count(fields: dict[str, Any], success: bool | None) -> None:
+    outcome = builders.outcome("t").model_copy(update=fields)
+
+    assert is_success({"research_synthesis": POOR}, outcome) is success
+
+
+def rated_with(control: tuple[int, int], treatment: tuple[int, int]) -> Reading:
+    """Where ratings decide, at (rated, succeeded) of 500 tasks in each arm; the treatment is rated better."""
+    plan = design(guardrails=(RATED,), objectives={"research_synthesis": POOR}, baseline_rate=0.4, predicted_rate=0.7)
+
+    def arm(rated: int, share: float) -> ArmCounts:
+        return ArmCounts(tasks=rated, successes=round(share * rated), excluded=500 - rated)
+
+    counted = GuardCounts(
+        kind=GuardrailKind.RATED,
+        treatment_share=0.5,
+        control=Counts(tasks=control[1], successes=control[0]),
+        treatment=Counts(tasks=treatment[1], successes=treatment[0]),
+        judged_control=control[1],
+        judged_treatment=treatment[1],
+    )
+    stratum = StratumCounts(treatment_share=0.5, control=arm(control[0], 0.4), treatment=arm(treatment[0], 0.7))
+    return read(plan, (stratum,), (counted,), opened_at=NOW, at=NOW + timedelta(hours=1), extended=False)
+
+
+@pytest.mark.parametrize(
+    ("control", "treatment", "decision", "why"),
+    [
+        # As many are rated in both arms: better ratings are better.
+        ((200, 400), (205, 400), "promote", "405 rated tasks and 595 without a rating"),
+        # It completes more, and of those as many are rated.
+        ((150, 300), (225, 450), "promote", "evidence"),
+        # Fewer are rated: who knows what the others were like.
+        ((200, 400), (110, 400), "harmful", "guardrail rated: 28% of 400 good with the change, 50% of 400 without"),
+        # It completes more and gets fewer of them rated: as many ratings, of other tasks.
+        ((150, 300), (150, 450), "harmful", "guardrail rated"),
+        # More are rated: perhaps only what is good.
+        ((200, 400), (310, 400), "invalid", "the change alters what gets rated"),
+    ],
+)
+def test_no_change_wins_by_what_gets_rated(
+    control: tuple[int, int], treatment: tuple[int, int], decision: str, why: str
+) -> None:
+    reading = rated_with(control, treatment)
+
+    assert reading.decision == decision
+    assert why in reading.reason
 
 
 def test_a_design_keeps_the_aims_of_the_types_it_touches() -> None:
@@ -257,6 +326,40 @@ def test_a_verdict_replays_to_the_last_digit(database: Database, store: Experime
     assert course[-1].log_e == pytest.approx(reading.log_e)
     with pytest.raises(ValueError, match="expected an experiment, but there is none"):
         experiment_audit.replay(database, "c#9")
+
+
+def test_a_task_without_a_rating_is_no_failure_and_does_not_stay_pending(
+    database: Database, store: ExperimentActivities
+) -> None:
+    plan = design(guardrails=(COMPLETED, RATED), objectives={"research_synthesis": POOR}, max_tasks=80)
+    store.open_experiment(plan, NOW)
+    # Of every ten tasks six are rated, half of them well, two succeed without a rating, one fails, and one is lost.
+    fields = [{"quality": 0.9}, {"quality": 0.1}] * 3 + [{}, {}, {"failure": FailureKind.ERROR}]
+    with database.transaction() as session:
+        for number in range(80):
+            task_id, variant = f"t{number}", Variant.TREATMENT if number // 10 % 2 else Variant.CONTROL
+            arm = {"experiment_id": "c#1", "variant": variant, "treatment_share": 0.5}
+            record_assignments(session, [Assignment(task_id=task_id, assigned_at=NOW, **arm)], 60)
+            if number % 10 < 9:
+                outcome = builders.outcome(task_id).model_copy(update=fields[number % 10])
+                record_outcomes(session, [outcome], 60)
+
+    first = store.read_experiment(EvaluationRequest(design=plan), NOW + timedelta(hours=1))
+    last = store.read_experiment(EvaluationRequest(design=plan), NOW + timedelta(hours=2))
+    store.conclude_experiment(plan, last)
+
+    (running,), (ended,) = first.strata, last.strata
+    assert running.control == running.treatment == ArmCounts(tasks=24, successes=12, pending=4, excluded=12)
+    assert ended.control == ended.treatment == ArmCounts(tasks=24, successes=12, pending=0, excluded=16)
+    assert {guard.kind: guard.control for guard in last.guards} == {
+        GuardrailKind.COMPLETED: Counts(tasks=40, successes=32),  # of all that were assigned
+        GuardrailKind.RATED: Counts(tasks=32, successes=24),  # of those that succeeded
+    }
+    assert last.srm_e < 1  # judged on all 80 tasks
+    assert last.decision == "inconclusive"  # and with them, it has had its tasks
+    assert experiment_audit.replay(database, "c#1").recount
+    assert experiment_audit.replay(database, "c#1").same
+    assert experiment_audit.trajectory(database, "c#1")[-1].log_e == pytest.approx(last.log_e)
 
 
 def test_experiments_on_the_same_tasks_take_turns_by_age(database: Database, store: ExperimentActivities) -> None:
@@ -382,13 +485,17 @@ def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None
         ]
         record_outcomes(session, outcomes, 60)
         found = guardrails(session, ["research_synthesis"], NOW, ObservatoryRules(interval_s=60))
-        aimed = guardrails(session, ["research_synthesis"], NOW, ObservatoryRules(interval_s=60), aims=True)
+        rules = ObservatoryRules(interval_s=60)
+        aimed = guardrails(session, ["research_synthesis"], NOW, rules, {"research_synthesis": FAST})
+        by_ratings = guardrails(session, ["research_synthesis"], NOW, rules, {"research_synthesis": POOR})
     database.close()
 
     assert [g.kind for g in found] == [GuardrailKind.FAST, GuardrailKind.WELL_RATED]  # nothing costs anything here
     assert aimed[:2] == found
     assert aimed[2].kind is GuardrailKind.COMPLETED
     assert aimed[2].usual == pytest.approx(0.9, abs=0.01)
+    assert [g.kind for g in by_ratings[2:]] == [GuardrailKind.COMPLETED, GuardrailKind.RATED]
+    assert by_ratings[3].usual == pytest.approx(1, abs=0.01)
     fast, rated = found
     assert fast.bound == pytest.approx(95, rel=0.02)  # the upper bound of a sketch's bucket
     assert fast.usual == pytest.approx(0.857, abs=0.01)  # failures are slow

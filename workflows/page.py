@@ -40,7 +40,7 @@ AWAITS = {
 }
 MEANS_GOOD = {
     GuardrailKind.FAST: "done within {:.3g} s",
-    GuardrailKind.WELL_RATED: "rated at least {:.3g}",
+    GuardrailKind.WELL_RATED: "rated at least {:.3g} (tasks without a rating do not count)",
     GuardrailKind.CHEAP: "at a cost of at most {:.3g}",
 }
 # The fields of an act besides who and why.

@@ -53,7 +53,10 @@ def read(event: Event) -> EventData:
 
 
 class AnomalyDetected(EventData, type=EventType.ANOMALY_DETECTED, about="metric and task type"):
-    """An anomaly opens, and when another attempt on it is due; without `attempt`, the platform only observes."""
+    """An anomaly opens, and when another attempt on it is due; without `attempt`, no cycle opens.
+
+    Then a person is needed where `anomaly.escalation` says why; otherwise the platform only observes.
+    """
 
     anomaly: Anomaly
     attempt: int | None

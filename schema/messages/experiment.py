@@ -18,7 +18,8 @@ class Variant(StrEnum):
 class GuardCounts(Message):
     """One guardrail in one stratum: finished tasks and good ones in each arm, and how many could be judged at all.
 
-    A task that cannot be judged is not a good one, or the judged ones would no longer be assigned at random.
+    A task that cannot be judged is not a good one, or the judged ones would no longer be assigned at random. Only the
+    share of ratings leaves tasks out: it is of those that succeeded.
     """
 
     kind: GuardrailKind
@@ -60,7 +61,8 @@ class DecisionRule(Message):
 class ExperimentDesign(DecisionRule):
     """What is written to the ledger before the first task is assigned; a verdict is a function of it and the counts.
 
-    `objectives` say by task type what is counted as a success; where there is none, a task that did not fail.
+    `objectives` say by task type what is counted as a success; where there is none, a task that did not fail. Where
+    the objective is a rating, only rated tasks are counted, and `max_tasks` counts the others too.
     """
 
     experiment_id: Identifier
@@ -130,15 +132,24 @@ class EvaluationRequest(Message):
 
 
 class ArmCounts(Counts):
-    """Tasks of one arm: `tasks` are finished, `pending` were assigned and have not reported."""
+    """Tasks of one arm: `tasks` are finished, `pending` were assigned and have not reported.
+
+    `excluded` have finished without a rating, where ratings decide: they are evidence neither for nor against.
+    """
 
     pending: int = Field(default=0, ge=0)
+    excluded: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
         if not 0 <= self.successes <= self.tasks:
             raise ValueError(f"expected 0 <= successes <= tasks, but {self.successes} of {self.tasks} came")
         return self
+
+    @property
+    def assigned(self) -> int:
+        """All tasks of the arm, whatever became of them."""
+        return self.tasks + self.pending + self.excluded
 
 
 class StratumCounts(Message):
@@ -155,6 +166,10 @@ class StratumCounts(Message):
     @property
     def pending(self) -> int:
         return self.control.pending + self.treatment.pending
+
+    @property
+    def excluded(self) -> int:
+        return self.control.excluded + self.treatment.excluded
 
 
 class Decision(StrEnum):

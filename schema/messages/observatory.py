@@ -70,16 +70,20 @@ class Counts(Message):
 
 
 class GuardrailKind(StrEnum):
-    """What must not get worse: each a share of good tasks, so that one test serves all; no means."""
+    """What must not get worse: each a share of good tasks, so that one test serves all; no means.
+
+    `rated` is of the tasks that succeeded: where ratings decide, no change may win by what gets rated.
+    """
 
     COMPLETED = "completed"
     FAST = "fast"
     WELL_RATED = "well_rated"
     CHEAP = "cheap"
+    RATED = "rated"
 
 
 class Guardrail(Message):
-    """A task is good when it succeeds, is no slower (or costlier) than `bound`, or is rated at least `bound`.
+    """A task is good when it succeeds, is no slower (or costlier) than `bound`, is rated, or rated at least `bound`.
 
     `bound` is the baseline's 95th percentile of duration (seconds) or cost, or its median quality; `usual` the share of
     good tasks in the baseline. A failed or cut-off task is slow. `margin` is the loss of share worth stopping for.
@@ -101,7 +105,10 @@ class Interval(Message):
 
 
 class Anomaly(Message):
-    """A departure that is worth a meta-task. `task_type` is empty where no single type explains it."""
+    """A departure from what is normal. `task_type` is empty where no single type explains it.
+
+    `escalation` is why a person is needed at once: no cycle can be about it. It is empty where one can.
+    """
 
     anomaly_id: Identifier
     metric: Name
@@ -111,6 +118,7 @@ class Anomaly(Message):
     observed: Counts
     baseline: Counts | None
     reason: Text
+    escalation: str = ""
 
     @property
     def subject(self) -> str:
@@ -144,7 +152,8 @@ class Measures(Message):
 class Snapshot(Message):
     """One snapshot of the platform. `health` is 0 to 100, or None where nothing could be measured.
 
-    `measures` are by task type; `measured` are the parts of health that this platform has ever measured.
+    `measures` are by task type; `measured` are the parts of health that this platform has ever measured. `escalations`
+    are the open anomalies that need a person, oldest first: what and why.
     """
 
     at: Instant
@@ -164,3 +173,4 @@ class Snapshot(Message):
     spending: float = 0.0
     measures: dict[str, Measures] = Field(default_factory=dict)
     measured: tuple[str, ...] = ()
+    escalations: tuple[str, ...] = ()

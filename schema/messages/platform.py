@@ -5,7 +5,7 @@ Agents can never propose a change to anything here; it changes by a person's com
 
 import math
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -309,16 +309,17 @@ class MarketRules(Declaration):
     suspension_s: float = Field(default=7 * 86_400, gt=0)
 
 
-# Metrics of speed and cost that a cycle can aim at: a share of bad tasks among all of one type.
-Aim = Literal["slow_share", "duration_share", "high_cost_share"]
+# Metrics beside the success rate that a cycle can aim at: the share of bad tasks of one type; of quality, among the
+# rated ones.
+Aim = Literal["slow_share", "duration_share", "high_cost_share", "low_quality_share"]
 
 
 class ObservatoryRules(Declaration):
     """How the Observatory detects. `interval_s` is the width of one roll-up; the article's is an hour.
 
     `outcome_retention_s` is how long single outcomes are kept: everything older is read from roll-ups. Anomalies of
-    the success rate open cycles, and those of the metrics in `opens_cycles`. Those of quality open none: some tasks are
-    not rated, and a change could win by which.
+    the success rate and of silence always open cycles, and those of the metrics in `opens_cycles`: all of speed, cost
+    and quality, unless the operator names fewer. Every other anomaly needs a person, and calls one at once.
     """
 
     interval_s: int = Field(default=3_600, ge=1)
@@ -328,7 +329,7 @@ class ObservatoryRules(Declaration):
     floor_window_tasks: int = Field(default=50, ge=1)
     floor_window_s: int = Field(default=86_400, ge=1)
     outcome_retention_s: int = Field(default=30 * 86_400, ge=1)
-    opens_cycles: tuple[Aim, ...] = ()
+    opens_cycles: tuple[Aim, ...] = get_args(Aim)
 
     @model_validator(mode="after")
     def _keeps_what_it_reads(self) -> Self:

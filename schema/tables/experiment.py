@@ -78,11 +78,12 @@ class TaskTypeLockRow(SQLModel, table=True):
 class AssignmentRow(SQLModel, table=True):
     """A task that an experiment exposed. `success` is None while it runs; a task never reported ends as a failure.
 
+    Where ratings decide, a task that ends without one is `excluded`, and its `success` stays None.
     `assigned_at` is by the platform's clock, `seen_at` by that of the first evaluation that found the task pending.
     """
 
     __tablename__ = "assignment"
-    __table_args__ = (Index("assignment_pending", "experiment_id", "success", "seen_at"),)
+    __table_args__ = (Index("assignment_pending", "experiment_id", "success", "excluded", "seen_at"),)
 
     experiment_id: str = Field(primary_key=True)
     task_id: str = Field(primary_key=True)
@@ -91,6 +92,7 @@ class AssignmentRow(SQLModel, table=True):
     assigned_at: datetime = Field(sa_type=InstantColumn)
     success: bool | None = None
     seen_at: datetime | None = Field(default=None, sa_type=InstantColumn)
+    excluded: bool = False
 
 
 class GuardRow(SQLModel, table=True):
@@ -108,7 +110,10 @@ class GuardRow(SQLModel, table=True):
 
 
 class ArmRow(SQLModel, table=True):
-    """Counters of one arm in one stratum: what a decision reads, so that its cost does not grow with the tasks."""
+    """Counters of one arm in one stratum: what a decision reads, so that its cost does not grow with the tasks.
+
+    `finished` are the tasks that are evidence; `excluded` have ended and are none.
+    """
 
     __tablename__ = "arm"
 
@@ -118,3 +123,4 @@ class ArmRow(SQLModel, table=True):
     assigned: int = 0
     finished: int = 0
     successes: int = 0
+    excluded: int = 0

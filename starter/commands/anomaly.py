@@ -29,6 +29,8 @@ def anomaly_list(
             # An id is too long for a column.
             out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}", soft_wrap=True)
             out.print(f"  {anomaly.reason}")
+            if anomaly.escalation and not record.closed_at:
+                out.print(f"  a person is needed: {anomaly.escalation}")
         if not records:
             none_open = "no anomaly is open; `nautilus anomaly list --all` shows all"
             out.print("no anomaly was ever raised" if every else none_open)

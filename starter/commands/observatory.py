@@ -48,6 +48,8 @@ def _show(snapshot: "Snapshot") -> None:
 
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
+    for need in snapshot.escalations:
+        out.print(f"a person is needed: {need}", soft_wrap=True)
     if snapshot.health is None:
         out.print(_next_snapshot(), soft_wrap=True)
     whole = Measures.model_validate(snapshot, from_attributes=True)
