@@ -1,5 +1,6 @@
 """Observatory: outcomes of tasks, what is counted of them, snapshots and anomalies."""
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
@@ -25,9 +26,22 @@ MOST = 1e15
 
 # A label of the platform's own for why a task failed: few of them, each for many tasks.
 Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
-AttributeText = Annotated[str, StringConstraints(max_length=100)]
+# PostgreSQL holds no NUL in a text.
+Detail = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
+AttributeText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100)]
 AttributeNumber = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
 MOST_ATTRIBUTES = 16
+Attributes = Annotated[dict[Name, AttributeNumber | AttributeText], Field(max_length=MOST_ATTRIBUTES)]
+
+
+def reason_of(text: str) -> str:
+    """A text, such as the name of an exception's class, as a reason: what a label may not hold becomes `_`."""
+    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", text).lstrip("_.:/-")[:64]
+
+
+def detail_of(text: str) -> str:
+    """A text, such as an exception's message, as a detail: its beginning, without what a database may not hold."""
+    return text[:500].encode(errors="replace").decode().replace("\x00", "\ufffd")
 
 
 class TaskOutcome(Message):
@@ -47,8 +61,8 @@ class TaskOutcome(Message):
     quality: float | None = Field(default=None, ge=0, le=1)
     cost: float = Field(default=0.0, ge=0, le=MOST, allow_inf_nan=False)
     reason: Reason = ""
-    detail: str = Field(default="", max_length=500)
-    attributes: dict[Name, AttributeNumber | AttributeText] = Field(default_factory=dict, max_length=MOST_ATTRIBUTES)
+    detail: Detail = ""
+    attributes: Attributes = Field(default_factory=dict)
 
 
 class Counts(Message):
@@ -101,12 +115,16 @@ class AgentRecord(Counts):
 
 
 class Interval(Message):
-    """One roll-up interval of one task type, as the detector and the report read it."""
+    """One roll-up interval of one task type, as the detector and the report read it.
+
+    `reasons` are failures by reason, which only `rules.reasons.merged` adds up; without a reason, by kind.
+    """
 
     start: Instant
     counts: Counts
     failures: dict[FailureKind, int] = Field(default_factory=dict)
     mean_duration_s: float | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
 
 
 class Anomaly(Message):
@@ -153,7 +171,8 @@ class Measures(Message):
 class Snapshot(Message):
     """One snapshot of the platform. `health` is 0 to 100, or None where nothing could be measured.
 
-    `measures` are by task type; `measured` are the parts of health that this platform has ever measured.
+    `measures` are by task type; `measured` are the parts of health that this platform has ever measured. `reasons` are
+    failures by task type and by reason (`rules.reasons`), of types that had some.
     """
 
     at: Instant
@@ -173,3 +192,4 @@ class Snapshot(Message):
     spending: float = 0.0
     measures: dict[str, Measures] = Field(default_factory=dict)
     measured: tuple[str, ...] = ()
+    reasons: dict[str, dict[str, int]] = Field(default_factory=dict)
