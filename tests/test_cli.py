@@ -282,7 +282,10 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "a detail that is too long": (line("a", detail="x" * 501), "detail: expected a string of at most 500 characters"),
     "a detail that no database holds": (line("a", detail="a\x00b"), "detail: expected text like"),
     "too many attributes": (line("a", attributes=dict.fromkeys("abcdefghijklmnopq", 1)), "attributes: expected"),
-    "an attribute that is neither": (line("a", attributes={"region": [1]}), "attributes.region: expected"),
+    "an attribute that is neither": (
+        line("a", attributes={"region": [1]}),
+        "attributes.region: expected a number up to 1e+15 or a text up to 100 characters, but [1] came",
+    ),
     "an attribute without bounds": (line("a", attributes={"tokens": 1e300}), "attributes.tokens: expected"),
     "the end of time": (line("a", finished_at="9999-12-31T23:59:59-05:00"), "the years 1970 to 8999, but 9999-12-31"),
     "the beginning of time": (line("a", started_at="0001-01-01T00:00:00+05:00"), "the years 1970 to 8999, but 0001-01"),
@@ -495,8 +498,9 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     code, printed, _ = nautilus("health")
 
     assert code == 0
-    lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
+    *lines, why = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     assert "task type /h success mean s p95 s quality cost fill agents" in lines
+    assert why == "research_synthesis failed: timeout 33.3% (10 of 30)"
     assert lines[-1].startswith("all ")
 
 

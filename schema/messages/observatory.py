@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from .base import Identifier, Instant, Message, Name, Text
 from .schedules import Elevation
@@ -28,10 +28,27 @@ MOST = 1e15
 Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
 # PostgreSQL holds no NUL in a text.
 Detail = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
-AttributeText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100)]
-AttributeNumber = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
-MOST_ATTRIBUTES = 16
-Attributes = Annotated[dict[Name, AttributeNumber | AttributeText], Field(max_length=MOST_ATTRIBUTES)]
+MOST_ATTRIBUTES, LONGEST_ATTRIBUTE = 16, 100
+
+
+def _attribute(value: Any) -> float | str:
+    """A number, or a text; of true and false the text. Raises ValueError with one line for the two kinds."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str() if len(value) <= LONGEST_ATTRIBUTE and "\x00" not in value:
+            return value
+        case int() | float() if -MOST <= value <= MOST:
+            return float(value)
+    came = repr(value)[:LONGEST_ATTRIBUTE]
+    raise ValueError(
+        f"expected a number up to {MOST:g} or a text up to {LONGEST_ATTRIBUTE} characters, but {came} came"
+    )
+
+
+Attributes = Annotated[
+    dict[Name, Annotated[float | str, BeforeValidator(_attribute)]], Field(max_length=MOST_ATTRIBUTES)
+]
 
 
 def reason_of(text: str) -> str:
