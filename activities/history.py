@@ -9,6 +9,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from activities.rollups import FAILURE_COLUMNS, SKETCHES, good, rollups, together
+from rules.reasons import merged
 from schema.messages.observatory import Counts, Guardrail, Interval
 from schema.messages.platform import ObservatoryRules
 from schema.tables.observatory import OutcomeRow, RollupRow
@@ -27,9 +28,24 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
         failures = {kind: getattr(row, column) for kind, column in FAILURE_COLUMNS.items() if getattr(row, column)}
         counts = Counts(tasks=row.tasks, successes=row.successes)
         mean_s = row.duration_sum_s / row.tasks if row.tasks else None
-        interval = Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s)
+        interval = Interval(
+            start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s, reasons=row.reasons
+        )
         tracks[row.task_type].append(interval)
     return dict(tracks)
+
+
+def failures_by_reason(session: Session, since: datetime, until: datetime) -> dict[str, dict[str, int]]:
+    """Failures by task type and by reason (`rules.reasons`) in the intervals that start in [since, until)."""
+    rows = session.exec(
+        select(RollupRow.task_type, RollupRow.reasons).where(
+            col(RollupRow.start) >= since, col(RollupRow.start) < until, col(RollupRow.successes) < RollupRow.tasks
+        )
+    ).all()
+    counts: dict[str, list[Mapping[str, int]]] = defaultdict(list)
+    for task_type, reasons in rows:
+        counts[task_type].append(reasons)
+    return {task_type: merged(parts) for task_type, parts in sorted(counts.items())}
 
 
 def counts_since(

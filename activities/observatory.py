@@ -14,7 +14,7 @@ from activities.database import Database, lock
 from activities.diagnosis import LONGEST_DIAGNOSIS, SAMPLES, diagnosis_of, past_endings
 from activities.events import emit
 from activities.guardrails import objectives
-from activities.history import baseline_window, counts_since, history
+from activities.history import baseline_window, counts_since, failures_by_reason, history
 from activities.memory import recall
 from activities.parameters import parameter_states
 from activities.recording import EXPIRED_AT_A_TIME, expire_outcomes
@@ -76,7 +76,8 @@ class ObservatoryActivities:
             snapshot = measure(session, at, rules, tracks, active, fills, detection, measured)
             before = Snapshot.model_validate(last.body).elevation if last else Elevation()
             elevation = after(before, snapshot.health, at, self._platform.elevation)
-            snapshot = snapshot.model_copy(update={"elevation": elevation})
+            reasons = failures_by_reason(session, until - timedelta(seconds=rules.floor_window_s), until)
+            snapshot = snapshot.model_copy(update={"elevation": elevation, "reasons": reasons})
             if elevation.elevated != before.elevated:
                 event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
                 event = event_type(health=snapshot.health, reason=elevation.reason)

@@ -22,6 +22,7 @@ from activities.database import Database, insert_new
 from activities.events import emit
 from activities.history import history
 from activities.report_text import text
+from rules.reasons import merged
 from rules.standing import NEWCOMER_STANDING
 from rules.verdict import read
 from schema.messages.base import Message, Value
@@ -150,7 +151,9 @@ def _stretches(
     length = width * (min(LONGEST_STRETCH, max((end - begin) / 7, shortest)) // width)
 
     def stretch(start: datetime, end: datetime) -> Stretch:
-        tasks = _together(start, (interval for interval in intervals if start <= interval.start < end))
+        inside = [interval for interval in intervals if start <= interval.start < end]
+        reasons = merged(interval.reasons for interval in inside)
+        tasks = _together(start, inside).model_copy(update={"reasons": reasons})
         return Stretch(end=min(end, until), tasks=tasks, health=_health(session, start, end))
 
     first = stretch(begin, min(begin + length, end - length)) if len(starts) > 1 else None

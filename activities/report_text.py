@@ -1,14 +1,18 @@
 """Report text: formats the report's facts as lines for people. Functions, no activities."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from rules.rates import wilson
+from rules.reasons import ranked
 from schema.messages.base import format_value, one_line
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
 
 NOT_MEASURED = "not measured"
+# As many reasons as fit in a line.
+MOST_REASONS = 3
 
 
 def lasted(seconds: float | None) -> str:
@@ -29,11 +33,28 @@ def rate(counts: Counts) -> tuple[str, str]:
     return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
 
 
+def failures(reasons: Mapping[str, int], tasks: int) -> tuple[str, str]:
+    """The most frequent reasons of failures as shares of all tasks, and the counts behind them."""
+    if not tasks:
+        return NOT_MEASURED, ""
+    if not reasons:
+        return "none", ""
+    shown = ranked(reasons)[:MOST_REASONS]
+    shares = [f"{reason} {number / tasks:.1%}" for reason, number in shown]
+    more = [f"{len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
+    counts = ", ".join(f"{number:,}" for _, number in shown)
+    return ", ".join([*shares, *more]), f"{counts} of {tasks:,}"
+
+
 def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """The platform at the start and at the end of the period: figures, each with the counts behind it."""
     ends = (facts.before, facts.after)
     return [
         ("success rate", [rate(s.tasks.counts if s else Counts()) for s in ends]),
+        (
+            "failures by reason",
+            [failures(s.tasks.reasons, s.tasks.counts.tasks) if s else failures({}, 0) for s in ends],
+        ),
         ("mean completion time", [(lasted(s.tasks.mean_duration_s if s else None), "") for s in ends]),
         ("health", [(NOT_MEASURED if not s or s.health is None else f"{s.health:.0f} of 100", "") for s in ends]),
     ]

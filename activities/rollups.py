@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import LargeBinary, delete
+from sqlalchemy import JSON, LargeBinary, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
 from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
+from rules.reasons import by_reason, merged
 from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind, Interval, Measures, TaskOutcome
 from schema.tables.market import FillRow
 from schema.tables.observatory import AgentRollupRow, RollupRow
@@ -37,6 +38,8 @@ SHARES = {
 }
 SUMS = ("tasks", "successes", "duration_sum_s", "rated", "quality_sum", "cost_sum")
 SKETCHES = ("durations", "qualities", "costs")
+# Columns that do not add up: they are merged with what is stored, under the lock, and replace it.
+MERGED = (*SKETCHES, "reasons")
 Key = tuple[datetime, str]  # an interval's start and a task type
 
 
@@ -82,13 +85,15 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
         totals[cell["start"], cell["task_type"]].update(sums)
     if not agent_rows:
         return
-    stored = _stored_sketches(session, groups)
+    stored = _stored(session, groups)
     rows = []
     for (start, task_type), group in groups.items():
         row: dict[str, Any] = {"start": start, "task_type": task_type, **totals[start, task_type]}
         failures = Counter(outcome.failure for outcome in group)
         row |= {column: failures[kind] for kind, column in FAILURE_COLUMNS.items()}
-        row |= _merged_sketches(group, stored.get((start, task_type), {}))
+        stored_row = stored.get((start, task_type), {})
+        row |= _merged_sketches(group, stored_row)
+        row["reasons"] = merged([stored_row.get("reasons", {}), by_reason(group)])
         rows.append(row)
     dialect = session.get_bind().dialect.name
     session.execute(_upsert(RollupRow, dialect), rows)
@@ -132,16 +137,16 @@ def _by_cell(
         yield {"start": start, "task_type": task_type, "arm": arm, "agent_id": agent_id}, group
 
 
-def _stored_sketches(session: Session, keys: Iterable[Key]) -> dict[Key, Mapping[str, bytes]]:
-    """The packed sketches, by name, of the roll-ups that are there."""
+def _stored(session: Session, keys: Iterable[Key]) -> dict[Key, Mapping[str, Any]]:
+    """The packed sketches and the reasons, by name, of the roll-ups that are there."""
     starts, task_types = zip(*keys, strict=True)
     table = RollupRow.__table__.c  # type: ignore[attr-defined]
-    columns = [table[name] for name in ("start", "task_type", *SKETCHES)]
+    columns = [table[name] for name in ("start", "task_type", *MERGED)]
     query = select(*columns).where(table.start.in_(set(starts)), table.task_type.in_(set(task_types)))
     return {(row["start"], row["task_type"]): dict(row) for row in session.execute(query).mappings()}
 
 
-def _merged_sketches(group: Sequence[TaskOutcome], stored: Mapping[str, bytes]) -> dict[str, bytes]:
+def _merged_sketches(group: Sequence[TaskOutcome], stored: Mapping[str, Any]) -> dict[str, bytes]:
     added = {
         "durations": sketch([o.duration_s for o in group if o.failure is None]),
         "qualities": sketch([o.quality for o in group if o.quality is not None]),
@@ -169,12 +174,12 @@ def _sums(group: Sequence[TaskOutcome]) -> dict[str, Any]:
 
 @cache
 def _upsert(table: type[SQLModel], dialect: str) -> sqlite.Insert | postgresql.Insert:
-    """Insert roll-ups, or add their numbers to those that are there; sketches arrive merged."""
+    """Insert roll-ups, or add their numbers to those that are there; sketches and reasons arrive merged."""
     columns = table.__table__.columns  # type: ignore[attr-defined]
     insert: sqlite.Insert | postgresql.Insert = (sqlite if dialect == "sqlite" else postgresql).insert(columns[0].table)
     new = insert.excluded
     changed = {
-        column.name: new[column.name] if isinstance(column.type, LargeBinary) else column + new[column.name]
+        column.name: new[column.name] if isinstance(column.type, LargeBinary | JSON) else column + new[column.name]
         for column in columns
         if not column.primary_key
     }

@@ -36,10 +36,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from schema.messages.base import Value
-from schema.messages.observatory import FailureKind
+from schema.messages.observatory import FailureKind, reason_of
 from schema.mistakes import in_one_line
 
-from .task_types import InvalidResult, TaskResult, TaskType
+from .task_types import InvalidResult, TaskResult, TaskType, failure_reason
 
 MEMORY_LIMIT_BYTES = 4 << 30  # address space of one task: far above any real task, below what hurts a small machine
 RESULT_LIMIT_BYTES = 1 << 20  # a report; what is larger belongs in a store, not in a message
@@ -74,10 +74,14 @@ class RunnerStopped(RuntimeError):
 
 
 class Execution(NamedTuple):
-    """How one task went. `duration_s` is the work alone; of a task that was cut off, the time until it was."""
+    """How one task went. `duration_s` is the work alone; of a task that was cut off, the time until it was.
+
+    `reason` is the label that a failure counts under, empty where its kind says all there is to say.
+    """
 
     duration_s: float
     failure: FailureKind | None
+    reason: str
     detail: str
     result: TaskResult | None
 
@@ -223,10 +227,11 @@ class _Zygote:
         try:
             with suppress(OSError, EOFError):
                 while True:
-                    number, duration_s, failure, detail, result = self._control.recv()
+                    number, duration_s, failure, reason, detail, result = self._control.recv()
                     execution = Execution(
                         duration_s=duration_s,
                         failure=FailureKind(failure) if failure else None,
+                        reason=reason,
                         detail=detail,
                         result=TaskResult.model_validate_json(result) if result is not None else None,
                     )
@@ -248,6 +253,7 @@ class _Report(NamedTuple):
 
     duration_s: float
     failure: str | None
+    reason: str
     detail: str
     result: str | None
 
@@ -267,7 +273,7 @@ class _Child:
         try:
             received = pipe.recv()
         except (EOFError, OSError):
-            return _Report(self._worked_s(), FailureKind.ERROR, "", None)
+            return _Report(self._worked_s(), FailureKind.ERROR, "", "", None)
         if isinstance(received, float):
             self.started_at, self.deadline = received, received + self.limit_s
             return None
@@ -279,8 +285,8 @@ class _Child:
         """The report of a child that is past its deadline."""
         if self.started_at is None:
             detail = f"expected the work to begin within {START_LIMIT_S:g} s"
-            return _Report(0.0, FailureKind.ERROR, detail, None)
-        return _Report(self._worked_s(), FailureKind.TIMEOUT, f"killed at its limit of {self.limit_s:g} s", None)
+            return _Report(0.0, FailureKind.ERROR, "not_started", detail, None)
+        return _Report(self._worked_s(), FailureKind.TIMEOUT, "", f"killed at its limit of {self.limit_s:g} s", None)
 
     def end(self) -> int:
         """Kill all that is left of the group; the child's exit code, negative for a signal."""
@@ -321,7 +327,8 @@ def zygote(control_fd: int) -> None:
                     pipe.close()
                     exit_code = child.end()
                     if not report.detail and report.result is None:
-                        report = report._replace(detail=_last_output(exit_code))
+                        reason, detail = _end_without_report(exit_code)
+                        report = report._replace(reason=reason, detail=detail)
                     control.send((child.number, *report))
             if control in ready:
                 message = control.recv()
@@ -343,7 +350,7 @@ def _prepare(order: Mapping[str, Any]) -> _Prepared:
             task_types[name] = getattr(import_module(module), attribute)()
             task_types[name].prepare(Path(order["cache"]))
         except Exception as error:  # noqa: BLE001 - a plug-in that cannot start must not stop the others
-            not_prepared[name] = _reason(error)
+            not_prepared[name] = _described(error)
     gc.collect()
     gc.freeze()  # or the collector would touch, and so copy, every page that the children share
     return _Prepared(task_types, not_prepared, order["memory_limit_bytes"])
@@ -365,11 +372,13 @@ def _fork(
     return pipe, _Child(number, pid, request["limit_s"], time.monotonic() + START_LIMIT_S)
 
 
-def _last_output(exit_code: int) -> str:
+def _end_without_report(exit_code: int) -> tuple[str, str]:
+    """The reason of a failure and its detail."""
     if exit_code >= 0:
-        return f"the process ended without a report, with exit code {exit_code}"
+        return f"exit_code_{exit_code}", f"the process ended without a report, with exit code {exit_code}"
     why = ", as the system does to a process that takes too much memory" if -exit_code == signal.SIGKILL else ""
-    return f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)}){why}"
+    detail = f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)}){why}"
+    return f"signal_{-exit_code}", detail
 
 
 def _run_child(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> NoReturn:
@@ -395,14 +404,15 @@ def _run_child(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared
 def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> _Report:
     name = request["task_type"]
     if name in prepared.not_prepared:
-        return _Report(0.0, FailureKind.ERROR, f"{name} could not be prepared: {prepared.not_prepared[name]}", None)
+        detail = f"{name} could not be prepared: {prepared.not_prepared[name]}"
+        return _Report(0.0, FailureKind.ERROR, "not_prepared", detail[:DETAIL_CHARS], None)
     task_type = prepared.task_types[name]
     try:
         # As JSON: strict models take a list for a tuple, or a string for a time, from JSON alone.
         payload = task_type.Payload.model_validate_json(json.dumps(request["payload"]))
     except ValidationError as error:
         detail = f"the payload is not one of {name}: {in_one_line(error)}"
-        return _Report(0.0, FailureKind.ERROR, detail[:DETAIL_CHARS], None)
+        return _Report(0.0, FailureKind.ERROR, "invalid_payload", detail[:DETAIL_CHARS], None)
     started_at = time.monotonic()
     pipe.send(started_at)
     try:
@@ -411,19 +421,23 @@ def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> 
         result = TaskResult.model_validate(returned).model_dump_json()
         size = len(result.encode())
         if size > RESULT_LIMIT_BYTES:
-            raise InvalidResult(f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came")
+            raise InvalidResult(
+                f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came", "too_large"
+            )
         TaskResult.model_validate_json(result)  # a result that cannot be read again, nested too deep, is invalid
-        return _Report(duration_s, None, "", result)
-    except (InvalidResult, ValidationError, PydanticSerializationError) as error:
-        failure, detail = FailureKind.INVALID_RESULT, str(error)
+        return _Report(duration_s, None, "", "", result)
+    except InvalidResult as error:
+        failure, reason, detail = FailureKind.INVALID_RESULT, reason_of(error.failure_reason), str(error)
+    except (ValidationError, PydanticSerializationError) as error:
+        failure, reason, detail = FailureKind.INVALID_RESULT, failure_reason(error), str(error)
     except MemoryError:
-        failure, detail = FailureKind.ERROR, "out of memory"
+        failure, reason, detail = FailureKind.ERROR, "out_of_memory", "out of memory"
     except BaseException as error:  # noqa: BLE001 - sys.exit too: any exception of a task is a failure of it
-        failure, detail = FailureKind.ERROR, _reason(error)
-    return _Report(time.monotonic() - started_at, failure, detail[:DETAIL_CHARS], None)
+        failure, reason, detail = FailureKind.ERROR, failure_reason(error), _described(error)
+    return _Report(time.monotonic() - started_at, failure, reason, detail[:DETAIL_CHARS], None)
 
 
-def _reason(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"[:DETAIL_CHARS]

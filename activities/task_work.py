@@ -18,6 +18,7 @@ from activities.task_runner import Execution, TaskRunner
 from activities.tasks import settle
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment
+from schema.messages.observatory import detail_of
 from schema.messages.platform import Platform
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, WorkOrder, WorkResult
 from schema.tables.market import TaskRow
@@ -87,11 +88,11 @@ class TaskWork:
                 record_assignments(session, resolution.assignments, self._platform.observatory.interval_s)
         execution = self._run(request, resolution.values)
         result = execution.result
-        failure = f"{execution.failure}: {execution.detail}"[:2_000]
+        failed_because = f"{execution.failure}: {execution.detail}"[:2_000]
         settlement = Settlement(
             request=request,
             ending=TaskEnding.DONE if result else TaskEnding.FAILED,
-            reason=f"done by {order.award.agent_id}" if result else failure,
+            reason=f"done by {order.award.agent_id}" if result else failed_because,
             started_at=at,
             at=at + timedelta(seconds=execution.duration_s),
             duration_s=execution.duration_s,
@@ -101,6 +102,8 @@ class TaskWork:
             quality=result.quality if result else None,
             summary=result.summary[:2_000] if result else "",
             details=result.details if result else {},
+            failure_reason=execution.reason,
+            failure_detail=detail_of(execution.detail),
         )
         with self._database.transaction() as session:
             return settle(session, settlement, self._platform.observatory.interval_s)

@@ -83,6 +83,9 @@ def _outcome_of(settlement: Settlement) -> TaskOutcome:
         agent_id=settlement.agent_id or "",
         quality=settlement.quality,
         cost=settlement.price,
+        reason=settlement.failure_reason,
+        detail=settlement.failure_detail,
+        attributes=settlement.attributes,
     )
 
 

@@ -312,11 +312,11 @@ class Arms:
 
     def count(self, arm: str, outcome: TaskOutcome) -> None:
         """Count one task for its arm; by an objective on quality, only if it was rated."""
-        aim = self._design.objectives.get(outcome.task_type)
-        if aim is not None and is_good(aim, outcome) is None:
+        success = is_success(self._design.objectives, outcome)
+        if success is None:
             return
         self._all[arm] += 1
-        self._good[arm] += is_success(self._design.objectives, outcome)
+        self._good[arm] += success
         for guardrail in self._design.guardrails:
             verdict = is_good(guardrail, outcome)
             self._guards[guardrail.kind, arm, "tasks"] += 1

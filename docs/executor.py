@@ -62,7 +62,7 @@ async def shout(payload: dict[str, object]) -> dict[str, object]:
     """The work itself."""
     text = payload.get("text")
     if not isinstance(text, str):
-        return {"failure": FailureKind.INVALID_RESULT, "summary": "expected a text"}
+        return {"failure": FailureKind.INVALID_RESULT, "reason": "no_text", "summary": "expected a text"}
     return {"quality": 1.0, "summary": text.upper(), "details": {"letters": len(text)}}
 
 

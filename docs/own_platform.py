@@ -12,12 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import count
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
 from activities.database import existing
 from schema.declaration import declared_platform
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.messages.observatory import FailureKind, TaskOutcome, detail_of, reason_of
 from schema.settings import Settings
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
@@ -34,18 +35,29 @@ def ask(service: str, words: list[str], limit_s: float) -> None:
         response.read()
 
 
+def why_failed(error: OSError) -> tuple[FailureKind, str]:
+    """The coarse kind of a failure, and the reason: a short label of this platform's own, the same for many tasks."""
+    match error:
+        case TimeoutError():
+            return FailureKind.TIMEOUT, "no_answer_in_time"
+        case HTTPError():
+            return FailureKind.ERROR, f"upstream_{error.code}"
+        case _:
+            return FailureKind.ERROR, reason_of(type(error).__name__)
+
+
 def run_task(service: str, number: int, resolver: ParameterResolver, recorder: Recorder) -> None:
     """One task, from its parameters to its recorded outcome."""
     task_id, started_at, started = f"support-{uuid4()}", datetime.now(UTC), time.monotonic()
     resolution = resolver.resolve_task(TASK_TYPE, task_id, started_at)
     recorder.assigned(resolution.assignments)
-    failure = None
+    failure, reason, detail = None, "", ""
+    words = QUESTIONS[number % len(QUESTIONS)]
     try:
-        ask(service, QUESTIONS[number % len(QUESTIONS)], float(resolution.values[LIMIT]))
-    except TimeoutError:
-        failure = FailureKind.TIMEOUT
-    except OSError:
-        failure = FailureKind.ERROR
+        ask(service, words, float(resolution.values[LIMIT]))
+    except OSError as error:
+        failure, reason = why_failed(error)
+        detail = detail_of(str(error))
     outcome = TaskOutcome(
         task_id=task_id,
         task_type=TASK_TYPE,
@@ -53,6 +65,9 @@ def run_task(service: str, number: int, resolver: ParameterResolver, recorder: R
         finished_at=datetime.now(UTC),
         duration_s=time.monotonic() - started,
         failure=failure,
+        reason=reason,
+        detail=detail,
+        attributes={"topic": words[0]},
     )
     recorder.record(outcome).result()
 

@@ -21,7 +21,7 @@ from activities.database import existing
 from activities.task_runner import TaskRunner
 from activities.task_types import TaskType, installed
 from schema.declaration import declared_platform
-from schema.messages.observatory import TaskOutcome
+from schema.messages.observatory import TaskOutcome, detail_of
 from schema.messages.platform import Platform, Traffic
 from schema.settings import Settings
 from starter.platform.recorder import Recorder
@@ -66,6 +66,8 @@ class SimulatedPlatform:
             duration_s=execution.duration_s,
             failure=execution.failure,
             quality=execution.result.quality if execution.result else None,
+            reason=execution.reason,
+            detail=detail_of(execution.detail),
         )
         self._recorder.record(outcome).result()
 

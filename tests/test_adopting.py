@@ -75,3 +75,4 @@ def test_the_page_s_own_platform_records_how_its_service_does(tmp_path: Path, mo
     assert 0 < counts.successes < counts.tasks
     failures = {kind for interval in intervals for kind in interval.failures}
     assert failures == {FailureKind.TIMEOUT}
+    assert {reason for interval in intervals for reason in interval.reasons} == {"no_answer_in_time"}

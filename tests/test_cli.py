@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -18,6 +19,7 @@ from activities.agents import register_agent
 from activities.anomalies import announce, close_anomaly
 from activities.database import Database
 from activities.events import emit
+from activities.history import failures_by_reason
 from activities.observatory import ObservatoryActivities
 from activities.parameters import declare_parameters, roll_back_by_hand, swap
 from activities.recording import record_outcomes
@@ -167,6 +169,15 @@ def line(task_id: str, **changes: object) -> str:
     return json.dumps({key: value for key, value in (fields | changes).items() if value is not None})
 
 
+# Other accounts of a task that was rate limited.
+CONFLICTING: list[dict[str, Any]] = [
+    {"reason": "upstream_503"},
+    {"detail": "503"},
+    {"attributes": {"model": "small"}},
+    {"attributes": {"model": "small", "tokens": 1_201}},
+]
+
+
 def imported(home: Path) -> set[str]:
     """The tasks of `line` whose outcomes are recorded."""
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
@@ -192,6 +203,32 @@ def test_an_import_says_what_was_new_known_and_conflicting(nautilus: Callable[..
         "5 outcomes: 4 known already, 1 conflicting with what is recorded, which stands\n",
     )
     assert imported(home) == {"a", "b", "c"}
+
+
+def test_an_import_takes_why_tasks_failed_and_a_file_without_that_as_before(
+    nautilus: Callable[..., Said], home: Path
+) -> None:
+    file = home / "outcomes.jsonl"
+    why = {"failure": "error", "reason": "rate_limited", "detail": "429: slow down"}
+    why_and_where = why | {"attributes": {"model": "small", "tokens": 1_200}}
+    file.write_text("\n".join([line("plain", failure="error"), line("why", **why_and_where)]))
+
+    _, first, _ = nautilus("outcomes", "import", str(file), "--json")
+    _, again, _ = nautilus("outcomes", "import", str(file), "--json")
+    file.write_text("\n".join(line("why", **(why_and_where | other)) for other in CONFLICTING))
+    _, conflicts, _ = nautilus("outcomes", "import", str(file), "--json")
+
+    assert (json.loads(first)["new"], json.loads(again)["known"]) == (2, 2)
+    assert json.loads(conflicts)["conflicting"] == len(CONFLICTING)
+    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+    with database.reading() as session:
+        rows = {row.task_id: row for row in session.exec(select(OutcomeRow)) if not row.task_id.startswith("t-")}
+        day = datetime(2026, 11, 2, tzinfo=UTC)
+        counted = failures_by_reason(session, day, day + timedelta(days=1))
+    database.close()
+    assert rows["why"].model_dump(include=set(why_and_where)) == why_and_where
+    assert (rows["plain"].reason, rows["plain"].detail, rows["plain"].attributes) == ("", "", {})
+    assert counted == {"research_synthesis": {"error": 1, "rate_limited": 1}}
 
 
 def test_an_import_does_not_bring_back_what_has_expired(nautilus: Callable[..., Said], home: Path) -> None:
@@ -246,6 +283,15 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
         line("a", duration_s=120.0),
         "expected a duration_s of at most the 60 s from started_at to finished_at, but 120 came",
     ),
+    "a reason that is a sentence": (line("a", reason="it was busy"), "reason: expected text like"),
+    "a detail that is too long": (line("a", detail="x" * 501), "detail: expected a string of at most 500 characters"),
+    "a detail that no database holds": (line("a", detail="a\x00b"), "detail: expected text like"),
+    "too many attributes": (line("a", attributes=dict.fromkeys("abcdefghijklmnopq", 1)), "attributes: expected"),
+    "an attribute that is neither": (
+        line("a", attributes={"region": [1]}),
+        "attributes.region: expected a number up to 1e+15 or a text up to 100 characters, but [1] came",
+    ),
+    "an attribute without bounds": (line("a", attributes={"tokens": 1e300}), "attributes.tokens: expected"),
     "the end of time": (line("a", finished_at="9999-12-31T23:59:59-05:00"), "the years 1970 to 8999, but 9999-12-31"),
     "the beginning of time": (line("a", started_at="0001-01-01T00:00:00+05:00"), "the years 1970 to 8999, but 0001-01"),
 }
@@ -457,8 +503,9 @@ def test_health_shows_every_metric_by_task_type_and_together(nautilus: Callable[
     code, printed, _ = nautilus("health")
 
     assert code == 0
-    lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
+    *lines, why = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     assert "task type /h success mean s p95 s quality cost fill agents" in lines
+    assert why == "research_synthesis failed: timeout 33.3% (10 of 30)"
     assert lines[-1].startswith("all ")
 
 

@@ -76,6 +76,7 @@ class Facts(NamedTuple):
                     duration_s=rng.randrange(1, 40) / 8,
                     quality=rng.choice([None, 0.25, 0.75]),
                     cost=rng.choice([0.0, 0.5, 1.5]),
+                    reason=f"upstream_{n % 40}" if n % 3 else "",
                 )
             )
         assignments = [

@@ -357,7 +357,33 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
     assert ended.settlement is not None
     assert (ended.settlement.ending, ended.settlement.failure) == (TaskEnding.FAILED, FailureKind.INVALID_RESULT)
     assert "as the platform measured it, but 0.1 was claimed" in ended.settlement.reason
+    outcome = stage.outcome(task)
+    assert outcome is not None
+    assert (outcome.reason, outcome.detail) == ("result_refuted", ended.settlement.reason)
     assert stage.balances("ann") == [0]
+
+
+async def test_a_failure_that_is_handed_in_says_why_and_so_does_its_outcome(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    why = {"reason": "rate_limited", "detail": "429: slow down", "attributes": {"model": "small", "tokens": 12.0}}
+    failed = {"failure": FailureKind.ERROR, "summary": "it was busy"}
+    outcomes = []
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
+        # An executor from before has a summary only.
+        for winner, other, fields in (("ann", "bea", why), ("bea", "ann", {})):
+            task = await stage.submit()
+            await stage.bid(task, winner)
+            await stage.bid(task, other, 90)
+            await stage.executing(task, winner)
+            result = WorkResult(message_id="r", agent_id=winner, **failed, **fields)
+            await stage.client.submit_result(task, result)
+            await stage.ended(task)
+            outcomes.append(stage.outcome(task))
+
+    told, silent = ({name: getattr(outcome, name) for name in why} for outcome in outcomes)
+    assert told == why
+    assert silent == {"reason": "", "detail": "it was busy", "attributes": {}}
 
 
 async def test_an_agent_brings_a_task_type_and_it_is_bid_on_at_once(
@@ -464,8 +490,8 @@ async def test_the_documented_executor_does_what_it_is_awarded(
         ended = [await stage.ended(good), await stage.ended(bad)]
         running.cancel()
 
-    told = [(s.settlement.ending, s.settlement.summary) for s in ended if s.settlement]
-    assert told == [(TaskEnding.DONE, "AHOY"), (TaskEnding.FAILED, "expected a text")]
+    told = [(s.settlement.ending, s.settlement.summary, s.settlement.failure_reason) for s in ended if s.settlement]
+    assert told == [(TaskEnding.DONE, "AHOY", ""), (TaskEnding.FAILED, "expected a text", "no_text")]
 
 
 async def test_a_revocation_reaches_a_running_task(

@@ -191,7 +191,26 @@ def test_what_was_not_measured_at_one_end_says_so_at_that_end(database: Database
     assert "nothing to compare with yet: all that is recorded is of 08 Nov 00:00 to 03:00" in told
     assert "no task was recorded after 08 Nov 03:00" in told
     assert "mean completion time: not measured -> 5 min" in told
+    assert "failures by reason: not measured -> none" in told
     assert "health: not measured -> not measured" in told
+
+
+def test_the_report_says_why_tasks_failed_at_either_end(database: Database) -> None:
+    before, after = {"timeout": 1}, {"rate_limited": 30, "timeout": 1, "other": 9, "oom": 4, "upstream_503": 2}
+    width = timedelta(hours=3)
+    with database.transaction() as session:
+        for start, reasons in ((BEGIN, before), (BEGIN + width, after)):
+            failed = sum(reasons.values())
+            session.add(RollupRow(start=start, task_type=RESEARCH, tasks=100, successes=100 - failed, reasons=reasons))
+
+    facts = report(database, PLATFORM, BEGIN, END)
+
+    assert facts.before is not None
+    assert facts.after is not None
+    assert (facts.before.tasks.reasons, facts.after.tasks.reasons) == (before, after)
+    now = "rate_limited 30.0%, oom 4.0%, upstream_503 2.0%, 2 more (30, 4, 2 of 100)"
+    assert f"failures by reason: timeout 1.0% (1 of 100) -> {now}" in text(facts)
+    assert "upstream_503 2.0%" in page(facts)
 
 
 @pytest.mark.parametrize(("intervals", "length"), [(2, 1), (3, 1), (4, 2), (14, 2), (24, 3), (8 * 70, 8 * 7)])

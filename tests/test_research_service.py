@@ -1,19 +1,24 @@
 """The remote service to practise on: it answers as the corpus does, late as declared, and later after a while."""
 
 import json
+import re
+import socket
 import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 
 from activities.task_runner import TaskRunner
+from activities.task_types import failure_reason, library
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary, RemoteLibrary, Search
+from activities.task_types.library import LocalLibrary, RemoteLibrary, Search, ServiceFailed
 from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
 from schema.messages.observatory import FailureKind
 from schema.messages.platform import ResearchService
@@ -125,6 +130,7 @@ def test_a_service_that_does_not_answer_fails_the_task_in_a_line(
         execution = runner.run("research_synthesis", QUESTION, {}, 60.0)
 
     assert execution.failure is FailureKind.ERROR
+    assert execution.reason == "upstream_unreachable"
     assert "Connection refused" in execution.detail
     assert "\n" not in execution.detail
 
@@ -181,3 +187,50 @@ def test_after_its_time_every_answer_takes_longer_and_the_state_says_since_when(
     assert pace.state() == {"searches": 2, "slower_at": None}
     assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.6, 0.6])
     assert pace.state()["slower_at"] is not None
+
+
+class Broken(BaseHTTPRequestHandler):
+    """A service that answers, and not as it should: the path says how."""
+
+    def do_GET(self) -> None:
+        how = self.path.split("/")[1]
+        if how == "nothing":
+            return  # the connection ends without an answer
+        self.send_response(int(how))
+        self.end_headers()
+        self.wfile.write(b"try again later")
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "message"),
+    [
+        ("503", "upstream_503", "/503/vocabulary answered 503 Service Unavailable: try again later"),
+        ("429", "upstream_429", "Too Many Requests"),
+        ("200", "upstream_unreadable", "expected JSON"),
+        ("nothing", "upstream_disconnected", "closed connection without response"),
+    ],
+)
+def test_a_failure_of_the_service_has_a_telling_reason(how: str, reason: str, message: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(ServiceFailed, match=re.escape(message)) as failed:
+            RemoteLibrary(f"http://127.0.0.1:{server.server_address[1]}/{how}")
+        server.shutdown()
+        thread.join()
+
+    assert failure_reason(failed.value) == reason
+
+
+def test_a_service_that_is_silent_for_too_long_is_a_timeout_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "RESPONSE_TIMEOUT_S", 0.05)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(ServiceFailed, match="did not answer in time") as failed,
+    ):
+        RemoteLibrary(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+    assert failure_reason(failed.value) == "upstream_timeout"

@@ -11,17 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy import func, text
+from sqlalchemy import MetaData, Table, func, text
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -149,6 +151,29 @@ def test_a_database_of_the_first_release_is_recognised_and_keeps_what_it_holds(t
     with database.reading() as session:
         assert session.get(RetentionRow, "outcome") is not None
     database.close()
+
+
+def test_roll_ups_from_before_count_their_failures_by_kind(database: Database) -> None:
+    step = import_module("schema.migrations.versions.0008_failures_by_reason")
+    failed = {"timeouts": 2, "invalid_results": 0, "errors": 10, "lost": 1}
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE rollup DROP COLUMN reasons")
+        old = Table("rollup", MetaData(), autoload_with=connection)
+        rest: dict[str, Any] = {"duration_sum_s": 1.0, "rated": 0, "quality_sum": 0.0, "cost_sum": 0.0}
+        rest |= {"durations": b"", "qualities": b"", "costs": b""}
+        for task_type, tasks, counts in (("failing", 13, failed), ("sound", 5, dict.fromkeys(failed, 0))):
+            row = {"start": NOW, "task_type": task_type, "tasks": tasks, "successes": tasks - sum(counts.values())}
+            connection.execute(old.insert().values(row | counts | rest))
+        with Operations.context(MigrationContext.configure(connection)):
+            step.upgrade()
+
+    outcome = builders.outcome("new", False, NOW, task_type="failing", reason="rate_limited")
+    with database.transaction() as session:
+        record_outcomes(session, [outcome], INTERVAL_S)
+    with database.reading() as session:
+        rows = {row.task_type: row.reasons for row in session.exec(select(RollupRow))}
+    assert differences(database) == []
+    assert rows == {"failing": {"timeout": 2, "error": 10, "lost": 1, "rate_limited": 1}, "sound": {}}
 
 
 def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class Probe:
                 line.recv(1)
             case "invalid":
                 raise InvalidResult("it does not hold")
+            case "refute":
+                raise InvalidResult("it does not hold", "not_exact_enough")
             case "raise":
                 raise ValueError("it broke")
             case "exit":
@@ -162,23 +164,26 @@ def test_a_real_task_runs(runner: TaskRunner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "failure", "detail"),
+    ("act", "failure", "reason", "detail"),
     [
-        ("invalid", FailureKind.INVALID_RESULT, "it does not hold"),
-        ("boast", FailureKind.INVALID_RESULT, "quality"),  # a quality outside 0 to 1 is not a result
-        ("nest too deep", FailureKind.INVALID_RESULT, "recursion limit"),
-        ("say too much", FailureKind.INVALID_RESULT, "at most 1048576 bytes"),
-        ("raise", FailureKind.ERROR, "ValueError: it broke"),
-        ("exit", FailureKind.ERROR, "SystemExit: 3"),
-        ("vanish", FailureKind.ERROR, "exit code 3"),
-        ("crash", FailureKind.ERROR, "signal 11 (Segmentation fault)"),
-        ("eat memory", FailureKind.ERROR, "out of memory"),
+        ("invalid", FailureKind.INVALID_RESULT, "", "it does not hold"),
+        ("refute", FailureKind.INVALID_RESULT, "not_exact_enough", "it does not hold"),
+        ("boast", FailureKind.INVALID_RESULT, "ValidationError", "quality"),  # a quality outside 0 to 1 is not a result
+        ("nest too deep", FailureKind.INVALID_RESULT, "ValidationError", "recursion limit"),
+        ("say too much", FailureKind.INVALID_RESULT, "too_large", "at most 1048576 bytes"),
+        ("raise", FailureKind.ERROR, "ValueError", "ValueError: it broke"),
+        ("exit", FailureKind.ERROR, "SystemExit", "SystemExit: 3"),
+        ("vanish", FailureKind.ERROR, "exit_code_3", "exit code 3"),
+        ("crash", FailureKind.ERROR, "signal_11", "signal 11 (Segmentation fault)"),
+        ("eat memory", FailureKind.ERROR, "out_of_memory", "out of memory"),
     ],
 )
-def test_a_failure_has_a_kind_and_a_reason(runner: TaskRunner, act: str, failure: FailureKind, detail: str) -> None:
+def test_a_failure_has_a_kind_a_reason_and_a_detail(
+    runner: TaskRunner, act: str, failure: FailureKind, reason: str, detail: str
+) -> None:
     execution = runner.run("probe", Act(act=act), {}, LIMIT_S)
 
-    assert execution.failure is failure
+    assert (execution.failure, execution.reason) == (failure, reason)
     assert detail in execution.detail
     assert execution.result is None
 

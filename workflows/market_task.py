@@ -23,7 +23,7 @@ from rules import bidding, identity, rewards
 from schema import wire
 from schema.messages.base import AgentMessage
 from schema.messages.market import AwardResult, Bid, Standing
-from schema.messages.observatory import FailureKind
+from schema.messages.observatory import FailureKind, detail_of
 from schema.messages.story import Act, Receipt
 from schema.messages.tasks import (
     AwardOrder,
@@ -47,6 +47,16 @@ from workflows.shell import Shell, StoryOver
 LONGEST_WORK = timedelta(days=8)
 # A worker beats every few seconds; one that does not is dead, and the work begins again on another.
 DEAD_AFTER = timedelta(seconds=30)
+
+
+def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str, Any]:
+    """The fields of a settlement that the executor's result fills; of one that does not hold, why is the platform's."""
+    fields = {"summary": result.summary, "details": result.details, "attributes": result.attributes}
+    if result.failure is not None:
+        return fields | {"failure_reason": result.reason, "failure_detail": detail_of(result.detail or result.summary)}
+    if ending is TaskEnding.FAILED:
+        return fields | {"failure_reason": "result_refuted", "failure_detail": detail_of(reason)}
+    return fields
 
 
 @workflow.defn(name=wire.MARKET_TASK, failure_exception_types=BUGS)
@@ -203,8 +213,7 @@ class MarketTask(Shell):
             price=state.award.price if state.award and is_done else 0,
             failure=FailureKind.LOST if ending is TaskEnding.NO_RESULT else failure,
             quality=result.quality if result and is_done else None,
-            summary=result.summary if result and is_answered else "",
-            details=result.details if result and is_answered else {},
+            **(_handed_in(result, ending, reason) if result and is_answered else {}),
         )
         self._enter(TaskPhase.SETTLING)
         # The recorded settlement may be another: the work may have been settled while a person aborted it.

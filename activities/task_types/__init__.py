@@ -17,6 +17,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from schema.messages.base import Value
+from schema.messages.observatory import reason_of
 
 GROUP = "nautilus.task_types"
 
@@ -24,7 +25,11 @@ log = structlog.get_logger(__name__)
 
 
 class InvalidResult(Exception):
-    """The work ended, but its result does not hold. The message is the reason."""
+    """The work ended, but its result does not hold. The message is why, and `reason` the label it counts under."""
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.failure_reason = reason
 
 
 class TaskPayload(BaseModel):
@@ -60,7 +65,11 @@ class TaskType(Protocol):
         """Load, or build under `cache`, what tasks share. Called once, before any task of the process tree."""
 
     def run(self, payload: Any, parameters: Mapping[str, Value], /) -> TaskResult:
-        """Do the work for a `Payload`; deterministic. Raises InvalidResult when the result does not hold."""
+        """Do the work for a `Payload`; deterministic. Raises InvalidResult when the result does not hold.
+
+        Whatever else it raises is an error, and counts under the exception's class, or under the label that the
+        exception has in an attribute `failure_reason`.
+        """
 
     def sample(self, unit_id: str, /) -> BaseModel:
         """A realistic payload for simulated traffic, always the same for the same id."""
@@ -106,6 +115,11 @@ def _load(entry_point: EntryPoint) -> TaskType:
     if task_type.name != entry_point.name:
         raise TypeError(f"expected the entry point's name, but the class has the name {task_type.name!r}")
     return task_type
+
+
+def failure_reason(error: BaseException) -> str:
+    """The label that a failure counts under: the exception's own `failure_reason`, or the name of its class."""
+    return reason_of(str(getattr(error, "failure_reason", "") or type(error).__name__))
 
 
 def rng(name: str, unit_id: str) -> Random:

@@ -6,8 +6,10 @@ A library takes several searches at once, because most of the time of a remote r
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 import structlog
@@ -20,6 +22,8 @@ from .corpus import Corpus, Passage, open_corpus
 RESPONSE_TIMEOUT_S = 600.0
 # The service is on this machine or on a private network: the proxy of the environment is not for it.
 OPENER = build_opener(ProxyHandler({}))
+# What is read of the answer of a service that refuses: enough to see why.
+SHOWN_BYTES = 300
 
 log = structlog.get_logger(__name__)
 
@@ -64,8 +68,16 @@ class LocalLibrary:
         return results
 
 
+class ServiceFailed(OSError):
+    """The service gave no answer that can be used. `failure_reason` is the label that a task counts under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.failure_reason = reason
+
+
 class RemoteLibrary:
-    """A library behind HTTP. Raises OSError where the service does not answer.
+    """A library behind HTTP. Raises ServiceFailed where the service does not answer as it should.
 
     `GET /vocabulary` is {term: weight}. `POST /search` takes {"searches": [{"query", "most", "without"}], "once"} and
     answers {"answers": [[id]], "passages": {id: {"source", "text"}}}.
@@ -95,14 +107,34 @@ class RemoteLibrary:
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         content = json.dumps(body).encode() if body is not None else None
         request = Request(self._url + path, content, {"Content-Type": "application/json"})
-        with OPENER.open(request, timeout=RESPONSE_TIMEOUT_S) as response:
-            return json.load(response)
+        try:
+            with OPENER.open(request, timeout=RESPONSE_TIMEOUT_S) as response:
+                return json.load(response)
+        except (OSError, HTTPException, ValueError) as error:
+            raise _service_failed(error, request.full_url) from error
+
+
+def _service_failed(error: Exception, url: str) -> ServiceFailed:
+    """The failure of a request under its reason."""
+    match error:
+        case HTTPError():
+            with error:
+                answer = error.read(SHOWN_BYTES).decode(errors="replace")
+            return ServiceFailed(f"upstream_{error.code}", f"{url} answered {error.code} {error.reason}: {answer}")
+        case TimeoutError() | URLError(reason=TimeoutError()):
+            return ServiceFailed("upstream_timeout", f"{url} did not answer in time: {error}")
+        case URLError():
+            return ServiceFailed("upstream_unreachable", f"{url} cannot be reached: {error.reason}")
+        case ValueError():
+            return ServiceFailed("upstream_unreadable", f"expected JSON of {url}, but {error}")
+        case _:
+            return ServiceFailed("upstream_disconnected", f"{url} ended the connection: {error!r}")
 
 
 def open_library(cache: Path) -> Library:
     """The service of the settings, or else the corpus of this machine, built under `cache` where it is missing.
 
-    Raises OSError where the service does not answer.
+    Raises ServiceFailed where the service does not answer.
     """
     url = Settings().research_url
     if url:

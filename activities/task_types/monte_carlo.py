@@ -64,7 +64,8 @@ def verify(option: CallOption, price: float, error: float) -> float:
     """The closed form. Raises InvalidResult where the price does not agree with it, or is not exact enough."""
     expected = closed_form(option)
     if error > option.target_se:
-        raise InvalidResult(f"expected a standard error of at most {option.target_se:g}, but it is {error:g}")
+        came = f"expected a standard error of at most {option.target_se:g}, but it is {error:g}"
+        raise InvalidResult(came, "not_exact_enough")
     if abs(price - expected) > TOLERANCE_SE * error:
         raise InvalidResult(f"expected {expected:g} within {TOLERANCE_SE} standard errors of {error:g}, but {price:g}")
     return expected

@@ -250,7 +250,8 @@ def verify(claims: Sequence[ReportedClaim], library: Library) -> None:
             raise InvalidResult(f"passage {claim.passage} of {passage.source} does not say {claim.text!r}")
     sources = len({claim.source for claim in claims})
     if sources < FEWEST_SOURCES:
-        raise InvalidResult(f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}")
+        came = f"expected claims from at least {FEWEST_SOURCES} documents, but they come from {sources}"
+        raise InvalidResult(came, "too_few_sources")
 
 
 def quality(library: Library, question: Sequence[str], claims: Sequence[ReportedClaim]) -> float:

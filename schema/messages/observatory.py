@@ -1,10 +1,11 @@
 """Observatory: outcomes of tasks, what is counted of them, snapshots and anomalies."""
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from .base import Identifier, Instant, Message, Name, Text
 from .schedules import Elevation
@@ -25,9 +26,39 @@ MOST = 1e15
 
 # A label of the platform's own for why a task failed: few of them, each for many tasks.
 Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
-AttributeText = Annotated[str, StringConstraints(max_length=100)]
-AttributeNumber = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
-MOST_ATTRIBUTES = 16
+# PostgreSQL holds no NUL in a text.
+Detail = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
+MOST_ATTRIBUTES, LONGEST_ATTRIBUTE = 16, 100
+
+
+def _attribute(value: Any) -> float | str:
+    """A number, or a text; of true and false the text. Raises ValueError with one line for the two kinds."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str() if len(value) <= LONGEST_ATTRIBUTE and "\x00" not in value:
+            return value
+        case int() | float() if -MOST <= value <= MOST:
+            return float(value)
+    came = repr(value)[:LONGEST_ATTRIBUTE]
+    raise ValueError(
+        f"expected a number up to {MOST:g} or a text up to {LONGEST_ATTRIBUTE} characters, but {came} came"
+    )
+
+
+Attributes = Annotated[
+    dict[Name, Annotated[float | str, BeforeValidator(_attribute)]], Field(max_length=MOST_ATTRIBUTES)
+]
+
+
+def reason_of(text: str) -> str:
+    """A text, such as the name of an exception's class, as a reason: what a label may not hold becomes `_`."""
+    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", text).lstrip("_.:/-")[:64]
+
+
+def detail_of(text: str) -> str:
+    """A text, such as an exception's message, as a detail: its beginning, without what a database may not hold."""
+    return text[:500].encode(errors="replace").decode().replace("\x00", "\ufffd")
 
 
 class TaskOutcome(Message):
@@ -47,8 +78,8 @@ class TaskOutcome(Message):
     quality: float | None = Field(default=None, ge=0, le=1)
     cost: float = Field(default=0.0, ge=0, le=MOST, allow_inf_nan=False)
     reason: Reason = ""
-    detail: str = Field(default="", max_length=500)
-    attributes: dict[Name, AttributeNumber | AttributeText] = Field(default_factory=dict, max_length=MOST_ATTRIBUTES)
+    detail: Detail = ""
+    attributes: Attributes = Field(default_factory=dict)
 
 
 class Counts(Message):
@@ -96,12 +127,16 @@ class Guardrail(Message):
 
 
 class Interval(Message):
-    """One roll-up interval of one task type, as the detector and the report read it."""
+    """One roll-up interval of one task type, as the detector and the report read it.
+
+    `reasons` are failures by reason, which only `rules.reasons.merged` adds up; without a reason, by kind.
+    """
 
     start: Instant
     counts: Counts
     failures: dict[FailureKind, int] = Field(default_factory=dict)
     mean_duration_s: float | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
 
 
 class Anomaly(Message):
@@ -153,7 +188,8 @@ class Snapshot(Message):
     """One snapshot of the platform. `health` is 0 to 100, or None where nothing could be measured.
 
     `measures` are by task type; `measured` are the parts of health that this platform has ever measured. `escalations`
-    are the open anomalies that need a person, oldest first: what and why.
+    are the open anomalies that need a person, oldest first: what and why. `reasons` are failures by task type and by
+    reason (`rules.reasons`), of types that had some.
     """
 
     at: Instant
@@ -174,3 +210,4 @@ class Snapshot(Message):
     measures: dict[str, Measures] = Field(default_factory=dict)
     measured: tuple[str, ...] = ()
     escalations: tuple[str, ...] = ()
+    reasons: dict[str, dict[str, int]] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Text
 from .market import Agent, Award, Bid
-from .observatory import FailureKind
+from .observatory import Attributes, Detail, FailureKind, Reason
 from .story import StoryState
 
 
@@ -95,12 +95,18 @@ class Heartbeat(AgentMessage):
 
 
 class WorkResult(AgentMessage):
-    """What an outside executor hands in: a success with its quality, 0 to 1, or a failure with its kind."""
+    """What an outside executor hands in: a success with its quality, 0 to 1, or a failure with its kind.
+
+    `reason`, `detail` and `attributes` become those of the task's outcome (`messages.observatory.TaskOutcome`).
+    """
 
     failure: FailureKind | None = None
     summary: Text = ""
     quality: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     details: JsonObject = Field(default_factory=dict)
+    reason: Reason = ""
+    detail: Detail = ""
+    attributes: Attributes = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _says_how_good(self) -> Self:
@@ -120,6 +126,7 @@ class Settlement(Message):
     """How a user task went and what it moved: written once, with its outcome, transfer, standing and event.
 
     `price` is what the agent is paid. Where no agent had a part in the ending, nothing is paid and no outcome recorded.
+    `failure_reason`, `failure_detail` and `attributes` are those of the outcome.
     """
 
     request: TaskRequest
@@ -134,6 +141,9 @@ class Settlement(Message):
     quality: float | None = None
     summary: Text = ""
     details: dict[str, Any] = Field(default_factory=dict)
+    failure_reason: Reason = ""
+    failure_detail: Detail = ""
+    attributes: Attributes = Field(default_factory=dict)
 
 
 class TaskState(StoryState):

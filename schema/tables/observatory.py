@@ -32,7 +32,10 @@ class OutcomeRow(SQLModel, table=True):
 
 
 class RollupRow(SQLModel, table=True):
-    """One interval of one task type, with sketches (activities.sketches) of durations, quality and cost."""
+    """One interval of one task type, with sketches (activities.sketches) of durations, quality and cost.
+
+    `reasons` are failures by reason, as `rules.reasons` counts them.
+    """
 
     __tablename__ = "rollup"
 
@@ -51,6 +54,7 @@ class RollupRow(SQLModel, table=True):
     durations: bytes = Field(default=b"", sa_type=LargeBinary)
     qualities: bytes = Field(default=b"", sa_type=LargeBinary)
     costs: bytes = Field(default=b"", sa_type=LargeBinary)
+    reasons: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
 class AgentRollupRow(SQLModel, table=True):

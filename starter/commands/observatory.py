@@ -28,7 +28,7 @@ Row = TypeVar("Row", tuple[datetime, float], tuple[datetime, int, int])
 
 @app.command(epilog="Example: nautilus health --json")
 def health(as_json: AsJson = False) -> None:
-    """The latest snapshot: the health score, what it is made of, and every metric by task type and together.
+    """The latest snapshot: the health score, every metric by task type and together, and why tasks failed.
 
     `fill` is the share of tasks whose bidding was over that were awarded; of all, the platform's own tasks included.
     Exit code 3 where nothing could be measured.
@@ -44,6 +44,7 @@ def health(as_json: AsJson = False) -> None:
 
 
 def _show(snapshot: "Snapshot") -> None:
+    from activities.report_text import failures
     from schema.messages.observatory import Measures
 
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
@@ -62,6 +63,9 @@ def _show(snapshot: "Snapshot") -> None:
         cells = ["-" if figure is None else _short(figure) for figure in figures]
         table.add_row(name, *cells, str(measures.active_agents))
     out.print(table)
+    for name, reasons in snapshot.reasons.items():
+        shares, behind = failures(reasons, snapshot.task_types[name].tasks)
+        out.print(f"{name} failed: {shares} ({behind})", soft_wrap=True)
 
 
 def _short(figure: float) -> str:

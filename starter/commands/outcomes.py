@@ -34,6 +34,9 @@ def outcomes_import(
 ) -> None:
     """Bring history: each line one outcome (task_id, task_type, started_at, finished_at, duration_s, failure).
 
+    A line may also have agent_id, quality (0 to 1), cost; of a failure its reason (a short label, as rate_limited) and
+    detail (the message, up to 500 characters); attributes (up to 16, text or number: model, region, tokens).
+
     The same file twice imports nothing twice: of two outcomes of one task the first stands, and a different one is
     counted as conflicting. A bad line stops the import before anything is written.
     """
