@@ -52,13 +52,13 @@ class Split(NamedTuple):
     rest: Counts
 
 
-def contrasts(tasks: Sequence[Task], most: int = MOST_CONTRASTS) -> tuple[Contrast, ...]:
+def contrasts(tasks: Sequence[Task], alpha: float = ALPHA, most: int = MOST_CONTRASTS) -> tuple[Contrast, ...]:
     """The strongest contrasts, those that stand out first; of a number only its strongest bound.
 
-    Each interval holds the difference with 95 % for all splits that were looked at together.
+    Each interval holds the difference with 1 - `alpha` for all splits that were looked at together.
     """
     groups = _groups(tasks)
-    level = ALPHA / max(1, sum(len(group) for group in groups))
+    level = alpha / max(1, sum(len(group) for group in groups))
     strongest = [min((_contrast(split, level) for split in group), key=_rank) for group in groups if group]
     return tuple(sorted(strongest, key=_rank)[:most])
 

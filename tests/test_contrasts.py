@@ -86,7 +86,7 @@ def test_small_groups_are_left_out() -> None:
 
 
 def test_what_stands_out_is_kept_among_many_contrasts() -> None:
-    groups = [(40, 36, {f"a{n}": value}) for n in range(30) for value in "xyz"]
+    groups: list[tuple[int, int, dict[str, Value]]] = [(40, 36, {f"a{n}": value}) for n in range(30) for value in "xyz"]
     tasks = tasks_of(*groups, (300, 30, {"model": "broken"}), (300, 270, {"model": "sound"}))
 
     kept = contrasts(tasks)

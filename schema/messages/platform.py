@@ -275,7 +275,8 @@ class ObservatoryRules(Declaration):
 
     `outcome_retention_s` is how long single outcomes are kept: everything older is read from roll-ups. Anomalies of
     the success rate open cycles, and those of the metrics in `opens_cycles`. Those of quality open none: some tasks are
-    not rated, and a change could win by which.
+    not rated, and a change could win by which. With `share_details`, agents see a few messages of failures, without
+    what looks like a credential.
     """
 
     interval_s: int = Field(default=3_600, ge=1)
@@ -286,6 +287,7 @@ class ObservatoryRules(Declaration):
     floor_window_s: int = Field(default=86_400, ge=1)
     outcome_retention_s: int = Field(default=30 * 86_400, ge=1)
     opens_cycles: tuple[Aim, ...] = ()
+    share_details: bool = False
 
     @model_validator(mode="after")
     def _keeps_what_it_reads(self) -> Self:
