@@ -5,6 +5,7 @@ only where the operator shares them, without what looks like a credential.
 """
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -45,8 +46,9 @@ UNREAD_OF_BEFORE = ("detail", "attributes")
 # Reasons that are counted one by one; the rest are `other`.
 MOST_REASONS, MOST_REASONS_OF_OTHERS, OTHER = 20, 5, "other"
 MOST_EXAMPLES, LONGEST_EXAMPLE = 3, 200
-# Messages that differ in an id only are one example: this many are looked at to find different ones.
+# Messages that differ in ids and numbers only are one example: so many are looked at to find different ones.
 MOST_DETAILS = 50
+NUMBERED = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
 # "The last weeks": the first suspect is the last change, and one of last quarter is none.
 RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
 # Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
@@ -217,14 +219,15 @@ def _by_reason(outcomes: Sequence[TaskOutcome]) -> dict[str, list[TaskOutcome]]:
 
 def _examples(failed: Sequence[TaskOutcome]) -> tuple[str, ...]:
     """Different messages of the newest failures, redacted before they are cut: half a key is not recognised."""
-    examples: dict[str, None] = {}
+    examples: dict[str, str] = {}
     for outcome in failed[:MOST_DETAILS]:
         text = " ".join(redacted(outcome.detail).split())
         if text:
-            examples.setdefault(text if len(text) <= LONGEST_EXAMPLE else f"{text[: LONGEST_EXAMPLE - 1]}…")
+            shown = text if len(text) <= LONGEST_EXAMPLE else f"{text[: LONGEST_EXAMPLE - 1]}…"
+            examples.setdefault(NUMBERED.sub("#", text), shown)
         if len(examples) == MOST_EXAMPLES:
             break
-    return tuple(examples)
+    return tuple(examples.values())
 
 
 def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:

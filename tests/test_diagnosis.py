@@ -107,11 +107,11 @@ def test_rare_reasons_are_counted_together(database: Database) -> None:
 
 
 def test_the_newest_different_messages_are_the_examples(database: Database) -> None:
-    details = ["newest", "same", "same", "third", "too old"]
+    details = ["newest", "request 17 of 0a1b failed", "request 18 of 0a2c failed", "third", "too old"]
 
     (reason,) = diagnosed(database, *(failed(n, "e", detail) for n, detail in enumerate(details))).reasons
 
-    assert reason.examples == ("newest", "same", "third")
+    assert reason.examples == ("newest", "request 17 of 0a1b failed", "third")
 
 
 def test_an_example_is_redacted_before_it_is_cut_and_is_one_line(database: Database) -> None:
