@@ -1,6 +1,7 @@
 """`nautilus diagnose` and `nautilus schema`: what a person sees of what agents see, in 80 columns."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_a_person_sees_what_an_agent_sees_in_80_columns(nautilus: Callable[..., 
     assert "rate_limited 40 33.3% 0 -" in lines
     assert any(line.startswith("model small 0.0% of 40 100.0% of 80 -100.0 (-100.0 to ") for line in lines)
     assert any(line.startswith("research_synthesis.timeout_s 90 s 10 to 600 [/not markup]") for line in lines)
-    assert any(line.endswith("declared: 90 declaration") for line in lines)
+    declared = re.compile(r"research_synthesis\.timeout_s \d\d-\d\d \d\d:\d\d declared: 90 declaration")
+    assert any(declared.fullmatch(line) for line in lines)
     assert any(line.startswith("monte_carlo no task no task") for line in lines)
     assert "no cycle on this subject has ended" in lines
 

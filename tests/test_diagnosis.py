@@ -329,7 +329,7 @@ def test_a_diagnosis_of_a_hundred_task_types_with_the_longest_texts_fits_a_messa
             attributes={f"a{m:02d}_{'z' * 60}": f"{(n + m) % 5}{'ü' * 99}" for m in range(16)},
         )
         for name in names
-        for n in range(60)
+        for n in range(40)
     ]
     with database.transaction() as session:
         record_outcomes(session, outcomes, 60)
@@ -339,7 +339,7 @@ def test_a_diagnosis_of_a_hundred_task_types_with_the_longest_texts_fits_a_messa
 
     assert len(seen.model_dump_json().encode()) <= LARGEST_BYTES < 256_000
     own = next(facts for facts in seen.task_types if facts.task_type == names[50])
-    assert len(own.samples) == 60
+    assert len(own.samples) == 40
     assert own.reasons[0].examples
     assert own.contrasts
     assert keys[50] in [state.declaration.key for state in seen.parameters]

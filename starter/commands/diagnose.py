@@ -214,7 +214,7 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
         before = "" if change.kind == "declared" else f"{_value(change.before)} to "
         by = change.cycle_id or "declaration"
         table.add_row(
-            f"{change.at:%m-%d %H:%M}", change.parameter, f"{change.kind}: {before}{_value(change.value)}", by
+            change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {before}{_value(change.value)}", by
         )
     yield table
     if len(changes) > MOST_CHANGES:
