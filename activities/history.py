@@ -9,9 +9,9 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from activities.rollups import FAILURE_COLUMNS, SKETCHES, good, rollups, together
-from schema.messages.observatory import AgentRecord, Counts, Guardrail, Interval
+from schema.messages.observatory import Counts, Guardrail, Interval
 from schema.messages.platform import ObservatoryRules
-from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
+from schema.tables.observatory import OutcomeRow, RollupRow
 
 
 def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
@@ -30,17 +30,6 @@ def history(session: Session, since: datetime, until: datetime) -> dict[str, lis
         interval = Interval(start=row.start, counts=counts, failures=failures, mean_duration_s=mean_s)
         tracks[row.task_type].append(interval)
     return dict(tracks)
-
-
-def agent_record(session: Session, since: datetime, until: datetime) -> dict[tuple[str, str], AgentRecord]:
-    """How each agent's tasks of each type went in the intervals that start in [since, until), whatever their arm."""
-    sums = (func.sum(getattr(AgentRollupRow, name)).label(name) for name in AgentRecord.model_fields)
-    rows = session.execute(
-        select(AgentRollupRow.agent_id, AgentRollupRow.task_type, *sums)
-        .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until, AgentRollupRow.agent_id != "")
-        .group_by(AgentRollupRow.agent_id, AgentRollupRow.task_type)
-    )
-    return {(row.agent_id, row.task_type): AgentRecord.model_validate(row, from_attributes=True) for row in rows}
 
 
 def counts_since(

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from rules import patterns
-from schema.messages.memory import Memory, Pattern
+from schema.messages.memory import Memory, Pattern, PatternKind, Symptom
 from schema.tables.memory import MemoryRow
 
 # Every agent reads the diagnosis; patterns beyond the nearest add little.
@@ -14,8 +14,9 @@ MOST_RECALLED = 20
 
 
 def remembered(session: Session) -> dict[str, Memory]:
-    """All that is in memory."""
-    rows = session.exec(select(MemoryRow).order_by(MemoryRow.pattern_id)).all()
+    """All that is in memory, but for kinds of patterns that an earlier release learned."""
+    of_a_kind = col(MemoryRow.kind).in_([kind.value for kind in PatternKind])
+    rows = session.exec(select(MemoryRow).where(of_a_kind).order_by(MemoryRow.pattern_id)).all()
     return {row.pattern_id: Memory.model_validate(row.body) for row in rows}
 
 
@@ -29,8 +30,6 @@ def keep(session: Session, before: Mapping[str, Memory], after: Mapping[str, Mem
             session.merge(row)
 
 
-def recall(session: Session, subject: str, at: datetime) -> tuple[Pattern, ...]:
-    """The patterns nearest to `subject`, nearest first, for the agent that investigates it."""
-    judged = patterns.judge(remembered(session), at)
-    metric, _, task_type = subject.partition(":")
-    return patterns.relevant(judged.values(), metric, task_type, MOST_RECALLED)
+def recall(session: Session, symptom: Symptom, at: datetime) -> tuple[Pattern, ...]:
+    """The patterns nearest to a symptom, nearest first, for the agent that investigates it."""
+    return patterns.relevant(patterns.judge(remembered(session), at).values(), symptom, MOST_RECALLED)

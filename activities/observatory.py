@@ -34,6 +34,7 @@ from activities.snapshots import (
     recorded_states,
     unusual_spans,
 )
+from activities.symptoms import symptom_of
 from rules.detection import detect_all
 from rules.elevation import after
 from rules.fit import fitted
@@ -113,6 +114,7 @@ class ObservatoryActivities:
                 names.append(subject_type)  # one that an agent has registered
             aims = objectives(session, _anomaly(session, request.subject, start, at), rules)
             windows = windows_of(names, subject_type, start - window, start, request.samples)
+            symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
 
             def diagnosis(name: str) -> TaskTypeDiagnosis:
                 since = counts_since(session, [name], start, at, aims)
@@ -127,7 +129,7 @@ class ObservatoryActivities:
                 task_types=tuple(diagnosis(name) for name in names),
                 parameters=parameter_states(session, self._platform),
                 endings=past_endings(session, request.subject, values),
-                memory=recall(session, request.subject, at),
+                memory=recall(session, symptom, at),
                 changes=changes(session, at, values),
             )
         return fitted(whole, subject_type if subject_type in names else "")

@@ -164,15 +164,16 @@ def subjects(readable: Readable, platform: "Platform") -> list[str]:
 
 
 def everything_remembered(readable: Readable, at: datetime) -> "list[tuple[Pattern, Memory]]":
-    """Every pattern as judged at `at`, with its observations; remedies first, the weightiest of a kind first."""
+    """Every pattern as judged at `at`, with its observations; the weightiest first."""
     from rules import patterns
     from schema.messages.memory import Memory, PatternKind
 
-    rows = readable.rows("SELECT pattern_id, CAST(body AS TEXT) AS body FROM memory ORDER BY pattern_id")
+    kinds = ", ".join(f"'{kind.value}'" for kind in PatternKind)  # an earlier release may have learned others
+    statement = f"SELECT pattern_id, CAST(body AS TEXT) AS body FROM memory WHERE kind IN ({kinds}) ORDER BY pattern_id"
+    rows = readable.rows(statement)
     remembered = {row["pattern_id"]: Memory.model_validate_json(row["body"]) for row in rows}
     judged = patterns.judge(remembered, at).values()
-    kinds = list(PatternKind)
-    ordered = sorted(judged, key=lambda p: (kinds.index(p.claim.kind), -(p.support + p.against), p.pattern_id))
+    ordered = sorted(judged, key=lambda p: (-(p.support + p.against), p.pattern_id))
     return [(pattern, remembered[pattern.pattern_id]) for pattern in ordered]
 
 

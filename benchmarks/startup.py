@@ -39,7 +39,8 @@ from benchmarks.resolve import KEY, design
 from rules import patterns
 from schema import wire
 from schema.declaration import read_platform
-from schema.messages.observatory import Counts, TaskOutcome
+from schema.messages.memory import Change, Claim, Observation, PatternKind, Symptom
+from schema.messages.observatory import TaskOutcome
 from starter.server import dev_server, free_port, prepare
 
 BASELINE = ("-c", "import typer, rich, pydantic")
@@ -89,13 +90,13 @@ def furnish(home: Path) -> None:
     for agent in ("ada", "bob", "cyd"):
         register_agent(database, agent, f"op-{agent}", now)
     ExperimentActivities(database, platform).open_experiment(design(), now)
-    learned = [
-        patterns.skill("success_rate", "research_synthesis", agent, "night", now, Counts(tasks=40, successes=30))
-        for agent in ("ada", "bob")
-    ]
+    symptom = Symptom(metric="success_rate", task_type="research_synthesis", failure="timeout")
+    changes = [Change.of(KEY, 90.0, value, "limit") for value in (45.0, 180.0)]
+    claims = [Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change) for change in changes]
+    seen = [Observation(source="c#1", at=now, support=1, ending="promoted")]
     with database.transaction() as session:
         record_outcomes(session, [outcome(number, now) for number in range(200)], platform.observatory.interval_s)
-        keep(session, {}, patterns.merge({}, learned, now))
+        keep(session, {}, patterns.merge({}, [(claim, seen) for claim in claims], now))
     ObservatoryActivities(database, platform).take_snapshot(now)
     database.close()
 

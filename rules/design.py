@@ -13,6 +13,9 @@ from schema.messages.proposals import Proposal
 RULED = set(CycleRules.model_fields) & set(ExperimentDesign.model_fields)
 # Half the tasks get the new value: the fewest tasks to a verdict (10/90 needs 2.8 times as many).
 EVEN = 0.5
+# Of the gain that a proposal promises, the share that is the least worth having: what falls short of it by more is
+# given up as futile after some hundred tasks, and not after the thousands that the smallest effect of all would take.
+PROMISE_SHARE = 0.5
 
 
 def baseline_rate(baseline: Counts) -> float:
@@ -32,6 +35,8 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
     """The experiment of a proposal that was voted for; raises KeyError for a parameter that was not declared."""
     state = {p.declaration.key: p for p in briefing.parameters}[proposal.parameter]
     rules, baseline = briefing.rules, affected(briefing, state.declaration)
+    promised = proposal.predicted_rate - baseline_rate(baseline)
+    minimum_effect = max(rules.minimum_effect, PROMISE_SHARE * promised)
     return ExperimentDesign(
         experiment_id=briefing.cycle_id,
         cycle_id=briefing.cycle_id,
@@ -49,7 +54,7 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         exposure=exposure(state.declaration.risk, rules),
         guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
         objectives={t: aim for t, aim in briefing.objectives.items() if t in state.declaration.task_types},
-        **rules.model_dump(include=RULED),
+        **rules.model_dump(include=RULED) | {"minimum_effect": minimum_effect},
     )
 
 

@@ -1,24 +1,22 @@
-"""Patterns: what can be learned from finished cycles, weeks and days, and how sure it is.
+"""Patterns: what can be learned from finished cycles, and how sure it is.
 
 Evidence is kept one by one and weighed by age: counts decay, not truth. What contradicts a claim is counted against it;
 it overwrites nothing, and a claim that grows old becomes unsure and not false. Nothing here decides anything: agents
 read it beside the records, and only an experiment promotes.
 
 Sources: Wilson, "Probable inference, the law of succession, and statistical inference", 1927 (intervals of shares);
-DerSimonian & Laird, "Meta-analysis in clinical trials", 1986 (effects that differ between experiments); Dunn, "Multiple
-comparisons among means", 1961, the correction after Bonferroni; Hoeffding, "On the distribution of the number of
-successes in independent trials", 1956 (tails of trials with unequal chances).
+DerSimonian & Laird, "Meta-analysis in clinical trials", 1986 (effects that differ between experiments).
 """
 
 import math
-from calendar import day_name
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from rules.rates import smoothed, wilson
+from rules.rates import wilson
+from schema.experience import nearness, weight
 from schema.messages.memory import (
     Change,
     Claim,
@@ -30,33 +28,25 @@ from schema.messages.memory import (
     PatternState,
     Symptom,
 )
-from schema.messages.observatory import Counts, Interval
 
 # Only learning needs these: `nautilus memory list` starts faster without them.
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleEnd
     from schema.messages.experiment import ExperimentDesign
 
-# A platform changes its work every few months; what was true two months ago is worth half.
-HALF_LIFE = timedelta(days=60)
 # Six half-lives: what has not been seen for a year is forgotten.
 NEGLIGIBLE = 2.0**-6
 # Older evidence than that of the last hundred nightly runs is dropped.
 MOST_OBSERVATIONS = 100
 Z95 = NormalDist().inv_cdf(0.975)
-# A verdict is a whole experiment with error rates of its own, and an hour of the week has passed its own test: one
-# settles a claim for a half-life (z^2 = 1/2), and until another contradicts it. Single tasks settle at 95 %.
-SETTLED = {PatternKind.REMEDY: math.sqrt(0.5), PatternKind.WEEKLY_LOW: math.sqrt(0.5), PatternKind.SKILL: Z95}
-HOURS_OF_WEEK = 168
-WEEKLY_ALPHA = 0.05
+# A verdict is a whole experiment with error rates of its own: one settles a claim for a half-life (z^2 = 1/2), and
+# until another contradicts it.
+SETTLED = math.sqrt(0.5)
 LINES_OF_A_LESSON = 12
+# A text has 2,000 characters, and the last line needs some.
+LONGEST_LESSON = 1_950
 
 Learned = tuple[Claim, Sequence[Observation]]
-
-
-def weight(at: datetime, now: datetime) -> float:
-    """What evidence of `at` is worth `now`, 0 to 1."""
-    return min(1.0, math.exp2((at - now) / HALF_LIFE))
 
 
 def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, tuple[float, float]] | None:
@@ -81,10 +71,11 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
 # ---- what is learned
 
 
-def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom) -> Learned | None:
+def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: str = "") -> Learned | None:
     """What a finished cycle shows of its change; None where no experiment gave evidence.
 
-    A vote, a person's veto or a broken assignment is no evidence of what a change does.
+    `role` is that of the parameter; empty where it is not known. A vote, a person's veto or a broken assignment is no
+    evidence of what a change does.
     """
     from rules.design import breaks_something
     from schema.messages.cycle import Ending
@@ -117,91 +108,8 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom) -> Lea
         error=(high - low) / (2 * Z95) if is_measured else None,
         ending=end.ending.value,
     )
-    change = Change.of(design.parameter, design.control, design.treatment)
+    change = Change.of(design.parameter, design.control, design.treatment, role)
     return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [observation]
-
-
-class _Hour(NamedTuple):
-    """One hour of one week, and the rest of that week."""
-
-    start: datetime
-    counts: Counts
-    rest: Counts
-
-    @property
-    def expected(self) -> float:
-        return smoothed(self.rest.successes, self.rest.tasks)
-
-
-def weekly_lows(
-    metric: str, task_type: str, intervals: Iterable[Interval], known_hours: Collection[int] = ()
-) -> list[Learned]:
-    """The hours of the week (UTC) whose success rate lies below the rest of their weeks beyond chance.
-
-    All 168 are tested, so each is tested at alpha / 168. An hour must pass without its worst week too: an incident is
-    not a habit. `known_hours` are reported whatever they show, so that they can be contradicted.
-    """
-    hours: dict[datetime, list[Counts]] = defaultdict(list)
-    weeks: dict[datetime, list[Counts]] = defaultdict(list)
-    for interval in intervals:
-        start = interval.start.replace(minute=0, second=0, microsecond=0)
-        hours[start].append(interval.counts)
-        weeks[_week(start)].append(interval.counts)
-    totals = {start: Counts.total(counts) for start, counts in weeks.items()}
-    table: dict[int, list[_Hour]] = defaultdict(list)
-    for start, parts in sorted(hours.items()):
-        counts, week = Counts.total(parts), totals[_week(start)]
-        rest = Counts(tasks=week.tasks - counts.tasks, successes=week.successes - counts.successes)
-        if counts.tasks and rest.tasks:
-            table[start.weekday() * 24 + start.hour].append(_Hour(start, counts, rest))
-    symptom = Symptom(metric=metric, task_type=task_type)
-    lows: list[Learned] = []
-    for hour, samples in sorted(table.items()):
-        if hour in known_hours or _is_low(samples):
-            claim = Claim(kind=PatternKind.WEEKLY_LOW, symptom=symptom, hour=hour)
-            lows.append((claim, [_in_one_week(sample) for sample in samples]))
-    return lows
-
-
-def _week(at: datetime) -> datetime:
-    return at.replace(hour=0) - timedelta(days=at.weekday())
-
-
-def _is_low(samples: Sequence[_Hour]) -> bool:
-    """Whether an hour is low beyond chance, its worst week left out.
-
-    The weeks' rates differ; below its mean their sum has a lighter tail than the binomial of their mean rate (Hoeffding
-    1956), so the test is on the safe side.
-    """
-    from rules.series import binomial_tail
-
-    rest = sorted(samples, key=lambda hour: hour.counts.successes - hour.counts.tasks * hour.expected)[1:]
-    counts = Counts.total(hour.counts for hour in rest)
-    if not counts.tasks:
-        return False
-    rate = math.fsum(hour.counts.tasks * hour.expected for hour in rest) / counts.tasks
-    return binomial_tail(counts.successes, counts.tasks, rate) <= WEEKLY_ALPHA / HOURS_OF_WEEK
-
-
-def _in_one_week(hour: _Hour) -> Observation:
-    counts, rest = hour.counts, hour.rest
-    rate, usual = smoothed(counts.successes, counts.tasks), hour.expected
-    below = counts.successes * rest.tasks < counts.tasks * rest.successes
-    variance = rate * (1 - rate) / counts.tasks + usual * (1 - usual) / rest.tasks
-    return Observation(
-        source=hour.start.isoformat(),
-        at=hour.start,
-        support=int(below),
-        against=int(not below),
-        effect=rate - usual,
-        error=math.sqrt(variance),
-    )
-
-
-def skill(metric: str, task_type: str, agent_id: str, source: str, at: datetime, counts: Counts) -> Learned:
-    """An agent's successes in some of its tasks of one type."""
-    claim = Claim(kind=PatternKind.SKILL, symptom=Symptom(metric=metric, task_type=task_type), agent_id=agent_id)
-    return claim, [Observation(source=source, at=at, support=counts.successes, against=counts.tasks - counts.successes)]
 
 
 # ---- what is remembered
@@ -222,51 +130,24 @@ def merge(remembered: Mapping[str, Memory], learned: Iterable[Learned], now: dat
     return {key: memory for key, memory in merged.items() if weight(memory.observations[-1].at, now) >= NEGLIGIBLE}
 
 
-class _Weighed(NamedTuple):
-    """The observations of a memory, counted by what they are worth now."""
-
-    support: float
-    against: float
-
-
 def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]:
-    """Every pattern as it stands `now`. An agent is compared with the others on its task type."""
-    counts = {key: _weighed(memory, now) for key, memory in remembered.items()}
-    skills: dict[Symptom, list[_Weighed]] = defaultdict(list)
-    for key, memory in remembered.items():
-        if memory.claim.kind is PatternKind.SKILL:
-            skills[memory.claim.symptom].append(counts[key])
-    judged = {}
-    for key, memory in remembered.items():
-        reference: float | None = 0.5
-        if memory.claim.kind is PatternKind.SKILL:
-            reference = _share_of_others(skills[memory.claim.symptom], counts[key])
-        judged[key] = _pattern(key, memory, counts[key], reference, now)
-    return judged
+    """Every pattern as it stands `now`."""
+    return {key: _pattern(key, memory, now) for key, memory in remembered.items()}
 
 
-def _weighed(memory: Memory, now: datetime) -> _Weighed:
-    weights = [(weight(o.at, now), o) for o in memory.observations]
-    return _Weighed(math.fsum(w * o.support for w, o in weights), math.fsum(w * o.against for w, o in weights))
-
-
-def _share_of_others(agents: Sequence[_Weighed], own: _Weighed) -> float | None:
-    """The success rate of all agents but one; None where no other did any."""
-    support = math.fsum(agent.support for agent in agents) - own.support
-    against = math.fsum(agent.against for agent in agents) - own.against
-    return support / (support + against) if support + against > 1e-9 else None
-
-
-def _pattern(key: str, memory: Memory, counts: _Weighed, reference: float | None, now: datetime) -> Pattern:
-    claim, observations, (support, against) = memory.claim, memory.observations, counts
-    low, high = wilson(support, support + against, SETTLED[claim.kind])
+def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
+    observations = memory.observations
+    weights = [(weight(o.at, now), o) for o in observations]
+    support = math.fsum(w * o.support for w, o in weights)
+    against = math.fsum(w * o.against for w, o in weights)
+    low, high = wilson(support, support + against, SETTLED)
     state = PatternState.CONTESTED
-    if reference is not None and not low <= reference <= high:
-        state = PatternState.SUPPORTED if low > reference else PatternState.REFUTED
+    if not low <= 0.5 <= high:
+        state = PatternState.SUPPORTED if low > 0.5 else PatternState.REFUTED
     effect, effect_interval = pooled(observations, now) or (None, None)
     pattern = Pattern(
         pattern_id=key,
-        claim=claim,
+        claim=memory.claim,
         state=state,
         text="",
         successes=sum(o.support for o in observations),
@@ -275,47 +156,32 @@ def _pattern(key: str, memory: Memory, counts: _Weighed, reference: float | None
         support=support,
         against=against,
         interval=(low, high),
-        reference=reference,
         effect=effect,
         effect_interval=effect_interval,
         first_seen=observations[0].at,
         last_seen=observations[-1].at,
+        judged_at=now,
     )
     return pattern.model_copy(update={"text": _sentence(pattern, observations)})
 
 
 def _sentence(pattern: Pattern, observations: Sequence[Observation]) -> str:
     """The claim and its evidence; effects in points."""
-    claim, times = pattern.claim, f"{pattern.successes} of {pattern.tries}"
-    symptom = f"{claim.symptom.metric} of {claim.symptom.task_type}"
+    change, symptom = pattern.claim.change, pattern.claim.symptom
     effect = ""
     if pattern.effect is not None and pattern.effect_interval is not None:
         low, high = pattern.effect_interval
         effect = f", {100 * pattern.effect:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
-    match claim.kind:
-        case PatternKind.REMEDY:
-            assert claim.change is not None
-            cause = f" failing by {claim.symptom.failure}" if claim.symptom.failure else ""
-            failed = Counter(o.ending for o in observations if not o.support)
-            endings = ", ".join(f"{count} {ending}" for ending, count in sorted(failed.items()))
-            others = f" ({endings})" if endings else ""
-            return f"{claim.change.text} fixed {symptom}{cause} {times} times{others}{effect}"
-        case PatternKind.WEEKLY_LOW:
-            assert claim.hour is not None
-            day = f"{day_name[claim.hour // 24]} {claim.hour % 24:02d}:00"
-            return f"{symptom} lay below the rest of the week on {day} UTC {times} times{effect}"
-        case PatternKind.SKILL:
-            low, high = pattern.interval
-            others = "no other agent did any" if pattern.reference is None else f"the others in {pattern.reference:.0%}"
-            tasks = f"{times} tasks of {claim.symptom.task_type} [{low:.0%}, {high:.0%}]"
-            return f"{claim.agent_id} succeeded in {tasks}, {others}"
+    cause = f" failing by {symptom.cause}" if symptom.cause else ""
+    failed = Counter(o.ending for o in observations if not o.support)
+    endings = ", ".join(f"{count} {ending}" for ending, count in sorted(failed.items()))
+    others = f" ({endings})" if endings else ""
+    times = f"{pattern.successes} of {pattern.tries} times{others}"
+    return f"{change.text} fixed {symptom.metric} of {symptom.task_type}{cause} {times}{effect}"
 
 
 def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:
-    """What is new, what has changed and what is forgotten; what can be done first, then what is settled.
-
-    Single tasks and weeks move counts with every nightly run: of them only another state is news.
-    """
+    """What is new, what has changed and what is forgotten; what is settled first."""
     changes = [("forgotten", pattern) for key, pattern in before.items() if key not in after]
     for key, pattern in after.items():
         was = before.get(key)
@@ -323,31 +189,48 @@ def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: date
             changes.append((f"new, {pattern.state.value}", pattern))
         elif was.state is not pattern.state:
             changes.append((f"changed, {was.state.value} -> {pattern.state.value}", pattern))
-        elif pattern.claim.kind is PatternKind.REMEDY and was.tries != pattern.tries:
+        elif was.tries != pattern.tries:
             changes.append((f"tried again, {pattern.state.value}", pattern))
 
-    def rank(change: tuple[str, Pattern]) -> tuple[bool, bool, str, str]:
-        what, p = change
-        return p.claim.kind is not PatternKind.REMEDY, p.state is PatternState.CONTESTED, what, p.text
+    def rank(change: tuple[str, Pattern]) -> tuple[bool, str, str]:
+        what, pattern = change
+        return pattern.state is PatternState.CONTESTED, what, pattern.text
 
     changes.sort(key=rank)
-    lines = [f"{what}: {pattern.text}" for what, pattern in changes[:LINES_OF_A_LESSON]]
+    lines = _fitting([f"{what}: {pattern.text}" for what, pattern in changes])
     if len(changes) > len(lines):
         lines.append(f"and {len(changes) - len(lines)} more")
-    return Lesson(at=at, text="\n".join(lines)[:2_000] or "nothing new")
+    return Lesson(at=at, text="\n".join(lines) or "nothing new")
 
 
-def relevant(patterns: Iterable[Pattern], metric: str, task_type: str, most: int) -> tuple[Pattern, ...]:
-    """What an investigator ought to know: of the same metric, of its own task type first, then the weightiest.
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """The first lines, as many as a lesson has room for; how many are left is written after them."""
+    room = LONGEST_LESSON
+    for number, line in enumerate(lines[:LINES_OF_A_LESSON]):
+        room -= len(line) + 1
+        if room < 0:
+            return list(lines[:number])
+    return list(lines[:LINES_OF_A_LESSON])
 
-    Of other task types only what fixed them. Skills of agents go last: many agents must not hide what can be done.
+
+def relevant(patterns: Iterable[Pattern], symptom: Symptom, most: int) -> tuple[Pattern, ...]:
+    """What an investigator of a symptom ought to know, the nearest first; of equally near ones the weightiest.
+
+    Near is first what counts for this symptom (`nearness`), then the task type, reason, kind and metric that it shares.
+    Of other task types only what an experiment decided: what fixed them, and what was refuted.
     """
 
-    def rank(p: Pattern) -> tuple[bool, bool, bool, float, str]:
-        kind, own = p.claim.kind, p.claim.symptom.task_type == task_type
-        is_skill, is_remedy = kind is PatternKind.SKILL, kind is PatternKind.REMEDY
-        return is_skill, not own, not is_remedy, -(p.support + p.against), p.pattern_id
+    def rank(pattern: Pattern) -> tuple[float, bool, bool, bool, bool, float, str]:
+        learned = pattern.claim.symptom
+        return (
+            -nearness(learned, symptom),
+            learned.task_type != symptom.task_type,
+            learned.reason != symptom.reason,
+            learned.failure != symptom.failure,
+            learned.metric != symptom.metric,
+            -(pattern.support + pattern.against),
+            pattern.pattern_id,
+        )
 
-    about = [p for p in patterns if p.claim.symptom.metric == metric]
-    about = [p for p in about if p.claim.kind is PatternKind.REMEDY or p.claim.symptom.task_type == task_type]
-    return tuple(sorted(about, key=rank)[:most])
+    worth_knowing = [p for p in patterns if p.claim.symptom.task_type == symptom.task_type or p.support + p.against > 0]
+    return tuple(sorted(worth_knowing, key=rank)[:most])

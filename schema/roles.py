@@ -52,9 +52,10 @@ def role_of(parameter: "Parameter") -> Role:
     if parameter.kind == "text":
         return Role.PROMPT
     name = parameter.key.rpartition(".")[2]
-    return _from_words(name) or UNITS.get(parameter.unit) or _from_words(parameter.description) or Role.OTHER
+    return role_in(name) or UNITS.get(parameter.unit) or role_in(parameter.description) or Role.OTHER
 
 
-def _from_words(text: str) -> Role | None:
+def role_in(text: str) -> Role | None:
+    """The role that a word of a text tells, or None."""
     words = set(re.findall(r"[a-z]+", text.lower()))
     return next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)

@@ -39,7 +39,7 @@ from schema.messages.events import (
 )
 from schema.messages.experiment import Decision, Reading
 from schema.messages.market import Agent, Award, Bid
-from schema.messages.memory import Lesson
+from schema.messages.memory import Change, Claim, Lesson, Memory, Observation, PatternKind, Symptom
 from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
 from schema.messages.platform import (
     CycleRules,
@@ -70,6 +70,15 @@ def parameter(**changes: Any) -> Parameter:
         "task_types": ("research_synthesis",),
     }
     return Parameter(**(fields | changes))
+
+
+def memory(at: datetime = NOW) -> dict[str, Memory]:
+    """A doubled limit that fixed timeouts once."""
+    symptom = Symptom(metric="success_rate", task_type="research_synthesis", failure="timeout")
+    change = Change(parameter=TIMEOUT, verb="raise", size=2, role="limit")
+    claim = Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change)
+    observation = Observation(source="success_rate:research_synthesis#1", at=at, support=1, ending="promoted")
+    return {claim.pattern_id: Memory(claim=claim, observations=(observation,))}
 
 
 def briefing(**changes: Any) -> Briefing:

@@ -54,8 +54,9 @@ from starter.agents.estimators import (
     kaplan_meier,
     observed_tail,
 )
-from starter.agents.evidence import Case, snap
+from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator, contradiction
+from starter.agents.legal import legal_value
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
 from starter.platform.recorder import Recorder
@@ -242,7 +243,7 @@ def states(draw: st.DrawFn) -> ParameterState:
 @settings(max_examples=150, deadline=None)
 @given(states(), st.floats(0.0, 1e6) | st.just(math.inf))
 def test_a_snapped_value_is_never_refused(state: ParameterState, wanted: float) -> None:
-    value = snap(state, wanted)
+    value = legal_value(state, wanted)
 
     if value is not None:
         proposal = proposed(value, 0.9)
@@ -328,14 +329,15 @@ def test_figures_that_the_records_do_not_bear_out_are_rejected() -> None:
     assert vote(about, proposed(2.0, 0.93, evidence=forged)).reject == 6
 
 
-def test_what_nobody_can_check_is_left_to_others() -> None:
+def test_a_trial_that_nothing_speaks_for_is_rejected() -> None:
     rng = random.Random(9)
     passages = builders.state(32, key="research_synthesis.passages", kind=ParameterKind.INTEGER, unit="", default=32)
     about = case([cut(rng.lognormvariate(0, 0.45)) for _ in range(200)], (limit_of(1.0), passages))
 
     tally = vote(about, proposed(24, 0.9, parameter="research_synthesis.passages"))
 
-    assert (tally.abstain, tally.accepted) == (6, False)
+    assert (tally.approve, tally.accepted) == (0, False)
+    assert tally.reject >= 3
 
 
 def test_a_message_has_the_same_id_after_a_restart() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from sqlmodel import func, select
 from temporalio.client import Client
 
@@ -26,19 +28,22 @@ from rules import consensus
 from rules.design import experiment
 from rules.verdict import read
 from schema import wire
+from schema.experience import posterior, weight
+from schema.messages.base import Value
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending, Phase
 from schema.messages.diagnosis import DiagnosisRequest
 from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, StratumCounts
 from schema.messages.ledger import EntryKind
-from schema.messages.market import AwardResult, Standing
-from schema.messages.memory import Pattern, PatternKind
-from schema.messages.observatory import Counts, FailureKind, TaskOutcome
+from schema.messages.market import AwardResult
+from schema.messages.memory import Change, Claim, Pattern, Symptom
+from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import Parameter, ParameterKind, Platform, Risk, TaskTypeDeclaration
 from schema.messages.proposals import Choice, Evidence, Proposal
 from schema.messages.schedules import JobReport, JobRequest
+from schema.roles import Role, role_of
 from schema.settings import Settings
 from schema.tables.events import EventRow
-from schema.tables.memory import ConsolidationRow
+from schema.tables.memory import ConsolidationRow, MemoryRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow
 from schema.wire import EventType
 from starter.agents.evidence import Case
@@ -106,8 +111,8 @@ class World:
         self.now += DAY
         return ConsolidationActivities(self.database, self.platform).consolidate(self.now).text
 
-    def patterns(self, kind: PatternKind = PatternKind.REMEDY) -> list[Pattern]:
-        return [pattern for pattern, _ in everything(self.database, self.now) if pattern.claim.kind is kind]
+    def patterns(self) -> list[Pattern]:
+        return [pattern for pattern, _ in everything(self.database, self.now)]
 
     def work(self, task_type: str, tasks: int, agent_id: str = "", limit_s: float = LIMIT_S) -> Counts:
         """Record tasks of the last ten minutes: log-normal durations around one second, cut off at the limit."""
@@ -132,16 +137,33 @@ class World:
         """The symptom shows, an anomaly is raised (for the type, or for the platform), and a cycle opens."""
         self.now += DAY
         counts = self.work(task_type, 200)
-        onset = self.now - timedelta(seconds=600)
-        anomaly = builders.anomaly(
-            onset, task_type=task_type if named else "", observed=counts, anomaly_id=f"{task_type}@{self.now:%j.%H}"
-        )
+        return self.alarm(task_type if named else "", counts)
+
+    def alarm(self, task_type: str, counts: Counts, metric: str = "success_rate") -> tuple[CycleRequest, str]:
+        """An anomaly of the last ten minutes is raised, and a cycle opens."""
+        onset, anomaly_id = self.now - timedelta(seconds=600), f"{metric}:{task_type}@{self.now:%j.%H}"
+        anomaly = builders.anomaly(onset, metric=metric, task_type=task_type, observed=counts, anomaly_id=anomaly_id)
         with self.database.transaction() as session:
             body = anomaly.model_dump(mode="json")
             session.merge(
                 AnomalyRow(anomaly_id=anomaly.anomaly_id, subject=anomaly.subject, detected_at=self.now, body=body)
             )
         return CycleRequest(request_id=f"r{self.now:%j.%H%M}", anomaly=anomaly), anomaly.subject
+
+    def record(self, task_type: str, ago: timedelta, tasks: int, **fields: Any) -> Counts:
+        """Tasks that ended alike, one a second."""
+        last, label = self.now - ago, fields.get("reason", "good")
+        outcomes = [
+            builders.outcome(
+                f"{task_type}-{last.isoformat()}-{label}-{number}",
+                at=last - timedelta(seconds=number),
+                **{"task_type": task_type} | fields,
+            )
+            for number in range(tasks)
+        ]
+        with self.database.transaction() as session:
+            record_outcomes(session, outcomes, self.platform.observatory.interval_s)
+        return Counts(tasks=tasks, successes=sum(o.failure is None for o in outcomes))
 
     def case(self, request: CycleRequest, phase: Phase = Phase.PROPOSING, proposal: Proposal | None = None) -> Case:
         """What agents see of it."""
@@ -215,6 +237,22 @@ def end_cycle(
     )
 
 
+def try_out(world: World, request: CycleRequest, parameter: str, value: Value, ending: Ending) -> None:
+    """A cycle whose experiment ends so."""
+    assert request.anomaly is not None
+    world.now += HOUR
+    opening = CycleOpening(
+        request=request.model_copy(update={"request_id": f"r{world.now:%j.%H%M}"}),
+        workflow_id="w",
+        run_id=f"{world.now:%j.%H%M}",
+        at=world.now,
+    )
+    proposal = builders.proposal("argo", parameter=parameter, value=value, predicted_rate=0.99)
+    design = experiment(world.market.open_meta_task(opening), proposal, request.anomaly.metric)
+    reading = builders.reading(at=world.now)
+    end_cycle(world, design, proposal, reading, ending, request.subject)
+
+
 def lessons(database: Database) -> list[EventRow]:
     with database.reading() as session:
         return list(session.exec(select(EventRow).where(EventRow.type == EventType.MEMORY_CONSOLIDATED.value)).all())
@@ -245,7 +283,7 @@ def test_a_night_learns_what_failed_and_what_mended_and_by_how_much(database: Da
 
     text = world.night()
 
-    by_name = {p.claim.change.name: p for p in world.patterns() if p.claim.change}
+    by_name = {p.claim.change.name: p for p in world.patterns()}
     assert by_name[DECOY].state == "refuted"
     assert by_name[DECOY].claim.symptom.failure == FailureKind.TIMEOUT
     assert by_name[LIMIT].state == "supported"
@@ -258,7 +296,6 @@ def test_a_night_learns_what_failed_and_what_mended_and_by_how_much(database: Da
 def test_the_same_night_twice_changes_nothing(database: Database) -> None:
     world = World(database)
     until_promoted(world, "ask")
-    world.work("ask", 40, agent_id="hand-1")
     world.night()
     before = everything(database, world.now)
 
@@ -291,77 +328,6 @@ def test_what_a_second_night_reads_was_not_read_in_the_first(database: Database)
     assert {p.claim.symptom.task_type for p in world.patterns()} == {"ask", "build"}
 
 
-def test_an_agent_s_tasks_and_meta_tasks_are_counted_once(database: Database) -> None:
-    world = World(database)
-    good, bad = (world.work("ask", 60, agent, limit) for agent, limit in (("hand-1", 5.0), ("hand-2", 0.8)))
-    for cycle, agent in (("c#1", "argo"), ("c#2", "argo"), ("c#1", "fram")):
-        world.market.record_missed_award(
-            Standing(cycle_id=cycle, agent_id=agent, result=AwardResult.MISSED, at=world.now)
-        )
-    for _ in range(3):
-        world.night()
-
-    skills = {(p.claim.agent_id, p.claim.symptom.task_type): p for p in world.patterns(PatternKind.SKILL)}
-    assert (skills["hand-1", "ask"].successes, skills["hand-1", "ask"].tries) == (good.successes, good.tasks)
-    assert (skills["hand-2", "ask"].successes, skills["hand-2", "ask"].tries) == (bad.successes, bad.tasks)
-    assert (skills["hand-1", "ask"].state, skills["hand-2", "ask"].state) == ("supported", "refuted")
-    assert (skills["argo", "platform_meta"].successes, skills["argo", "platform_meta"].tries) == (0, 2)
-
-
-def test_a_task_type_that_an_agent_brought_is_learned_like_a_declared_one(lite: Database) -> None:
-    world = World(lite)
-    done = world.work("walking", 30, "hand-1")
-    world.night()
-
-    (hand,) = world.patterns(PatternKind.SKILL)
-    assert (hand.claim.symptom.task_type, hand.successes, hand.tries) == ("walking", done.successes, 30)
-
-
-def test_outcomes_that_come_late_are_counted_with_their_day(database: Database) -> None:
-    world = World(database)
-    early = world.work("ask", 40, "hand-1")
-    world.night()
-    world.now -= HOUR  # of the day before the night that has read it
-    late = world.work("ask", 15, "hand-1")
-    for _ in range(2):
-        world.night()
-
-    (hand,) = world.patterns(PatternKind.SKILL)
-    assert (hand.successes, hand.tries) == (early.successes + late.successes, early.tasks + late.tasks)
-
-
-def test_who_investigates_is_told_who_is_good_at_the_task_type_after_what_can_be_done(lite: Database) -> None:
-    world = World(lite)
-    until_promoted(world, "ask")
-    world.work("ask", 60, "hand-1", 5.0)
-    world.work("build", 60, "hand-2", 5.0)
-    world.night()
-    request, _ = world.fall_ill("ask")
-
-    kinds = [(p.claim.kind, p.claim.agent_id) for p in world.case(request).recent.memory]
-
-    assert kinds[0][0] is PatternKind.REMEDY
-    assert kinds[-1] == (PatternKind.SKILL, "hand-1")
-    assert (PatternKind.SKILL, "hand-2") not in kinds
-
-
-def test_an_hour_that_is_low_every_week_is_learned_from_the_roll_ups(database: Database) -> None:
-    world = World(database)
-    outcomes: list[TaskOutcome] = []
-    for hour in range(4 * 168):
-        at = NOW + hour * HOUR
-        low = at.weekday() == 1 and at.hour == 14
-        outcomes += [builders.outcome(f"t-{hour}-{n}", not (low and n < 3), at, task_type="ask") for n in range(4)]
-    with database.transaction() as session:
-        record_outcomes(session, outcomes, world.platform.observatory.interval_s)
-    world.now = outcomes[-1].finished_at
-
-    world.night()
-
-    (pattern,) = world.patterns(PatternKind.WEEKLY_LOW)
-    assert "Tuesday 14:00 UTC 4 of 4 times, -" in pattern.text
-
-
 def test_a_platform_without_memory_diagnoses_as_before(database: Database) -> None:
     world = World(database)
     request, _ = world.fall_ill("ask")
@@ -372,6 +338,144 @@ def test_a_platform_without_memory_diagnoses_as_before(database: Database) -> No
     proposal = ROSTER[0].proposal(case)
     assert proposal is not None
     assert len(proposal.evidence) == 3
+
+
+# ---- roles and reasons
+
+# The same role by other names, units and ranges: one is declared, the other is read from the name.
+PAUSES = (
+    builders.parameter(
+        key="ask.gap", unit="", default=2.0, minimum=0.0, maximum=60.0, task_types=("ask",), role="backoff"
+    ),
+    builders.parameter(key="build.cooldown_ms", unit="ms", default=100.0, task_types=("build",)),
+)
+
+
+def rate_limited(world: World, task_type: str) -> CycleRequest:
+    """Rate limits come on top of upstream errors that are as frequent as ever, and more frequent than they."""
+    world.now += DAY
+    counts = []
+    for ago, limited in ((HOUR, 0), (timedelta(seconds=100), 20)):
+        upstream = world.record(task_type, ago, 30, failure="error", reason="upstream_503")
+        counts = [upstream, world.record(task_type, ago, limited, failure="error", reason="rate_limited")]
+        counts.append(world.record(task_type, ago, 70 - limited))
+    request, _ = world.alarm(task_type, Counts.total(counts))
+    return request
+
+
+def test_what_fixed_one_task_type_is_recalled_first_on_another_that_fails_for_the_same_reason(
+    database: Database,
+) -> None:
+    world = World(database, 1, *PAUSES)
+    request = rate_limited(world, "ask")
+    try_out(world, request, "ask.gap", 8.0, Ending.PROMOTED)
+    learned_at = world.now
+    # What is only of the same kind may be as weighty as it likes.
+    for _ in range(2):
+        world.now += DAY
+        counts = world.record("check", timedelta(seconds=100), 50, failure="error", reason="upstream_503")
+        request, _ = world.alarm("check", counts)
+        try_out(world, request, "check.timeout_s", 2.0, Ending.PROMOTED)
+    world.night()
+
+    recalled = world.case(rate_limited(world, "build")).recent.memory
+
+    symptom = Symptom(metric="success_rate", task_type="build", failure="error", reason="rate_limited")
+    assert recalled[0].claim.change == Change.of("ask.gap", 2.0, 8.0, Role.BACKOFF)
+    assert recalled[0].claim.symptom == symptom.model_copy(update={"task_type": "ask"})
+    assert "raising ask.gap to about 4 times fixed success_rate of ask failing by rate_limited" in recalled[0].text
+    assert recalled[1].claim.symptom.reason == "upstream_503"
+    found = posterior(recalled, symptom, Role.BACKOFF, "raise", world.now)
+    assert found == pytest.approx((0.7 * weight(learned_at, world.now), 0.0))
+    assert role_of(PAUSES[1]) is Role.BACKOFF
+    assert recalled[0].claim.change.goes_like(Change.of("build.cooldown_ms", 100.0, 300.0, role_of(PAUSES[1])))
+
+
+def test_a_parameter_that_is_declared_no_more_has_no_role(lite: Database) -> None:
+    world = World(lite, 1, *PAUSES)
+    try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
+    world.platform = platform()
+    world.night()
+
+    (pattern,) = world.patterns()
+    assert (pattern.claim.change.parameter, pattern.claim.change.role) == ("ask.gap", "")
+
+
+def test_outcomes_that_have_expired_leave_the_kind_and_no_reason(lite: Database) -> None:
+    world = World(lite, 1, *PAUSES)
+    try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
+    with lite.transaction() as session:
+        session.execute(delete(OutcomeRow))
+    world.night()
+
+    (pattern,) = world.patterns()
+    assert (pattern.claim.symptom.failure, pattern.claim.symptom.reason) == ("error", "")
+
+
+def test_a_cycle_on_a_proposal_recalls_what_is_known_of_the_tasks_it_touches(lite: Database) -> None:
+    world = World(lite, 1, *PAUSES)
+    try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
+    world.night()
+    rate_limited(world, "build")
+
+    def reasons(subject: str) -> list[tuple[str, str]]:
+        facts = world.observatory.diagnose(DiagnosisRequest(subject=subject, window_s=600), world.now)
+        return [(p.claim.symptom.task_type, p.claim.symptom.reason) for p in facts.memory]
+
+    assert reasons("proposal:build.cooldown_ms") == [("ask", "rate_limited")]
+    assert reasons("success_rate:platform") == [("ask", "rate_limited")]
+    assert reasons("success_rate:of_an_agent_s_own") == [("ask", "rate_limited")]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_made_tasks_faster_is_learned_as_what_fixed_success_is(lite: Database, named: bool) -> None:
+    both = builders.parameter(key="all.workers", unit="", default=8.0, minimum=1.0, task_types=("ask", "build"))
+    world = World(lite, 1, both)
+    for task_type in ("ask", "build"):
+        world.record(task_type, 2 * DAY, 100, duration_s=1.0)
+    counts = world.record("ask", timedelta(seconds=100), 100, duration_s=30.0)  # slow, and nothing fails
+    world.record("build", timedelta(seconds=100), 10, failure="error", reason="oom")
+    request, _ = world.alarm("ask" if named else "", counts, "slow_share")
+    try_out(world, request, "all.workers", 4.0, Ending.PROMOTED)
+    world.night()
+
+    (pattern,) = world.patterns()
+    assert pattern.claim.symptom == Symptom(metric="slow_share", task_type="ask")
+    assert pattern.claim.change == Change.of("all.workers", 8.0, 4.0, Role.CONCURRENCY)
+    # The share of good tasks went up, so that better is positive although the metric went down.
+    assert pattern.state == "supported"
+    assert pattern.effect == pytest.approx(0.27)
+    assert [p.pattern_id for p in world.case(request).recent.memory] == [pattern.pattern_id]
+
+
+def test_what_an_earlier_release_remembered_goes_on_and_what_it_learned_for_nothing_is_skipped(
+    database: Database,
+) -> None:
+    world = World(database)
+    old = {"metric": "success_rate", "task_type": "ask", "failure": "timeout"}
+    change = {"parameter": "ask.timeout_s", "verb": "raise", "size": 2, "value": None}
+    seen = [{"source": "success_rate:ask#1", "at": NOW.isoformat(), "support": 1, "against": 0, "ending": "promoted"}]
+    claims: dict[str, dict[str, Any]] = {
+        "remedy": {"symptom": old, "change": change, "hour": None, "agent_id": ""},
+        "weekly_low": {"symptom": old, "change": None, "hour": 38, "agent_id": ""},
+        "skill": {"symptom": old, "change": None, "hour": None, "agent_id": "ada"},
+    }
+    old_id = Claim.model_validate({"kind": "remedy"} | claims["remedy"]).pattern_id
+    with database.transaction() as session:
+        for kind, claim in claims.items():
+            body = {"claim": {"kind": kind} | claim, "observations": seen}
+            session.add(MemoryRow(pattern_id=old_id if kind == "remedy" else kind, kind=kind, body=body))
+    until_promoted(world, "ask")
+    world.night()
+
+    assert world.patterns()[0].claim.change.name == "timeout_s"
+    assert {p.pattern_id: p.tries for p in world.patterns()}[old_id] == 1
+    request, _ = world.fall_ill("ask")
+    case = world.case(request)
+    assert old_id in {p.pattern_id for p in case.recent.memory}
+    recalled = case.recalled("ask.timeout_s", 2.0)
+    assert recalled is not None
+    assert recalled.claim.change.goes_like(Change.model_validate(change))
 
 
 # ---- agents who remember
@@ -535,6 +639,9 @@ def test_a_person_reads_what_the_night_taught_and_what_it_rests_on(
     assert empty[0] == 0
     assert "nothing is remembered yet" in empty[1]
     assert "ask.timeout_s" in nautilus("list")[1]
+    assert (remedy["claim"]["change"]["role"], remedy["claim"]["symptom"]["reason"]) == ("limit", "")
+    assert "role limit; reason -" in shown[1]
+    assert re.search(r"state +role +reason", nautilus("list")[1])
     assert shown[0] == 0
     assert "success_rate:ask#" in shown[1]  # the cycle that it was learned from
     assert unknown[0] == 1

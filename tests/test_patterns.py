@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rules import patterns
-from rules.patterns import HALF_LIFE, Learned, judge, lesson, merge, pooled, remedy, skill, weekly_lows
+from rules.patterns import judge, lesson, merge, pooled, remedy
 from rules.rates import wilson
+from schema.experience import HALF_LIFE
 from schema.messages.cycle import CycleEnd, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.memory import Change, Claim, Memory, Observation, Pattern, PatternKind, PatternState, Symptom
-from schema.messages.observatory import Counts, Interval
+from schema.messages.observatory import Counts
 from tests.builders import NOW, TIMEOUT
 
 SYMPTOM = Symptom(metric="success_rate", task_type="research_synthesis", failure="timeout")
 DOUBLING = Change(parameter=TIMEOUT, verb="raise", size=2)
 REMEDY = Claim(kind=PatternKind.REMEDY, symptom=SYMPTOM, change=DOUBLING)
 DAY = timedelta(days=1)
-MONDAY = datetime.fromisoformat("2026-09-28T00:00:00+00:00")
 
 
 def verdict(fixed: bool | None, at: datetime = NOW, effect: float | None = None, source: str = "") -> Observation:
@@ -292,118 +292,32 @@ def test_a_pattern_says_what_was_done_how_often_it_helped_and_by_how_much() -> N
     assert "2 of 4 times (1 futile, 1 inconclusive)" in judged(verdicts("++-?")).text
 
 
-# ---- hours of the week
-
-
-def weeks(
-    count: int, tasks: int, usual: float, low: dict[tuple[int, int], float] | None = None, seed: int = 0
-) -> list[Interval]:
-    """Hourly roll-ups; `low` gives (week, hour of the week) another rate, week -1 stands for every week."""
-    rng, low = random.Random(seed), low or {}
-    found = []
-    for week in range(count):
-        for hour in range(168):
-            rate = low.get((week, hour), low.get((-1, hour), usual))
-            successes = sum(rng.random() < rate for _ in range(tasks))
-            start = MONDAY + timedelta(hours=168 * week + hour)
-            found.append(Interval(start=start, counts=Counts(tasks=tasks, successes=successes)))
-    return found
-
-
-def lows(intervals: Sequence[Interval]) -> set[int | None]:
-    return {claim.hour for claim, _ in weekly_lows("success_rate", "a", intervals)}
-
-
-def test_an_hour_that_is_low_every_week_is_found_and_named() -> None:
-    found = weekly_lows("success_rate", "a", weeks(8, 20, 0.9, {(-1, 38): 0.65}))
-
-    ((claim, seen),) = found
-    text = judged(seen, MONDAY + 56 * DAY, claim).text
-    assert text.startswith("success_rate of a lay below the rest of the week on Tuesday 14:00 UTC 8 of 8 times, -2")
-
-
-def test_looking_at_168_hours_finds_none_where_there_is_none() -> None:
-    wrong = sum(bool(lows(weeks(8, 12, 0.9, seed=seed))) for seed in range(25))
-
-    assert wrong <= 1  # 1 in 20 at most; leaving the worst week out makes it much rarer
-
-
-def test_an_incident_is_not_a_habit() -> None:
-    outage = {(3, hour): 0.0 for hour in range(30, 60)}
-
-    assert lows(weeks(8, 20, 0.9, outage)) == set()
-
-
-def test_a_platform_that_gets_better_in_the_middle_has_no_weekly_low() -> None:
-    before = {(week, hour): 0.67 for week in range(4) for hour in range(168)} | {(4, h): 0.67 for h in range(80)}
-
-    assert lows(weeks(8, 20, 0.93, before)) == set()
-
-
-def test_a_habit_that_ends_is_contested_and_then_refuted() -> None:
-    habit = {(week, 38): 0.5 for week in range(4)}
-    series = weeks(18, 20, 0.9, habit)
-    memory: dict[str, Memory] = {}
-    states = []
-    for week in range(4, 19):
-        now = MONDAY + week * 7 * DAY
-        window = [i for i in series if now - 56 * DAY <= i.start < now]
-        known = {m.claim.hour for m in memory.values() if m.claim.hour is not None}
-        memory = merge(memory, weekly_lows("success_rate", "a", window, known), now)
-        states += [p.state for p in judge(memory, now).values() if p.claim.hour == 38]
-
-    assert list(dict.fromkeys(states)) == [PatternState.SUPPORTED, PatternState.CONTESTED, PatternState.REFUTED]
-    assert states == sorted(states, key=list(dict.fromkeys(states)).index)
-
-
-# ---- skills
-
-
-def work(agent: str, tasks: int, successes: int, day: int = 0) -> Learned:
-    at = NOW - day * DAY
-    return skill("success_rate", "a", agent, at.date().isoformat(), at, Counts(tasks=tasks, successes=successes))
-
-
-@pytest.mark.parametrize(
-    ("successes", "state"),
-    [(98, "supported"), (90, "contested"), (60, "refuted")],  # the others: 90 of 100
-)
-def test_an_agent_is_compared_with_the_others_on_the_same_type(successes: int, state: str) -> None:
-    memory = merge({}, [work("ada", 100, successes), work("bob", 100, 90), work("cyd", 100, 90, 1)], NOW)
-    ada = next(p for p in judge(memory, NOW).values() if p.claim.agent_id == "ada")
-
-    assert ada.state == state
-    assert ada.reference == pytest.approx(0.9, abs=0.001)
-
-
-def test_an_agent_without_others_is_better_than_nobody() -> None:
-    (alone,) = judge(merge({}, [work("ada", 100, 98)], NOW), NOW).values()
-
-    assert (alone.state, alone.reference) == (PatternState.CONTESTED, None)
-    assert alone.text.endswith("no other agent did any")
-
-
 # ---- lessons
 
 
 def test_a_lesson_tells_what_is_new_what_has_changed_and_what_is_forgotten() -> None:
     other = REMEDY.model_copy(update={"change": Change(parameter=TIMEOUT, verb="lower", size=-2)})
     then = merge({}, [(REMEDY, verdicts("+")), (other, verdicts("-"))], NOW)
-    del (after := merge(then, [work("ada", 10, 9), (REMEDY, verdicts("--", NOW + DAY))], NOW + DAY))[other.pattern_id]
+    third_claim = REMEDY.model_copy(update={"change": Change.of(TIMEOUT, 90.0, 360.0)})
+    learned = [(third_claim, verdicts("?", NOW + DAY)), (REMEDY, verdicts("--", NOW + DAY))]
+    del (after := merge(then, learned, NOW + DAY))[other.pattern_id]
 
     told = lesson(judge(then, NOW), judge(after, NOW + DAY), NOW + DAY)
 
     first, second, third = told.text.splitlines()
     assert first.startswith("forgotten: lowering")
     assert second.startswith("changed, supported -> contested: raising")
-    assert third.startswith("new, contested: ada succeeded in 9 of 10")
+    assert third.startswith("new, contested: raising research_synthesis.timeout_s to about 4 times")
     assert lesson(judge(after, NOW), judge(after, NOW), NOW).text == "nothing new"
 
 
 def test_a_lesson_is_short_however_much_was_learned() -> None:
-    crowd = [work(f"agent-{n}-{'x' * 50}", 100, 90 + n % 10) for n in range(400)]
+    changes = [Change.of(f"a.{'x' * 50}_{n}", 1.0, 2.0) for n in range(400)]
+    crowd = [(REMEDY.model_copy(update={"change": change}), verdicts("+")) for change in changes]
 
     told = lesson({}, judge(merge({}, crowd, NOW), NOW), NOW)
 
     assert len(told.text) <= 2_000
-    assert told.text.splitlines()[-1] == "and 388 more"
+    *lines, last = told.text.splitlines()
+    assert all(line.startswith("new, supported: raising a.x") and line.endswith("1 of 1 times") for line in lines)
+    assert last == f"and {400 - len(lines)} more"

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import count
@@ -22,7 +22,7 @@ from activities import sketches
 from activities.assignments import record_assignments
 from activities.database import Database
 from activities.guardrails import guardrails, objectives
-from activities.history import agent_record, counts_since, healthy_counts, history
+from activities.history import counts_since, healthy_counts, history
 from activities.observatory import ObservatoryActivities
 from activities.recording import expire_outcomes, record_outcomes
 from activities.rollups import interval_start, rollups, together
@@ -177,7 +177,7 @@ def test_roll_ups_equal_a_recount_of_the_outcomes(database: Database, batches: l
     with database.reading() as session:
         rows = session.exec(select(OutcomeRow)).all()
         tracks = rollups(session, NOW, NOW + 4 * MINUTE)
-        agents = agent_record(session, NOW, NOW + 4 * MINUTE)
+        agents = session.exec(select(AgentRollupRow)).all()
     made: dict[tuple[str, datetime], list[OutcomeRow]] = defaultdict(list)
     for row in rows:
         made[row.task_type, interval_start(row.finished_at, INTERVAL_S)].append(row)
@@ -194,16 +194,18 @@ def test_roll_ups_equal_a_recount_of_the_outcomes(database: Database, batches: l
                 sum(row.duration_s for row in mine),
                 sum(row.cost for row in mine),
             )
-    did = Counter((row.agent_id, row.task_type) for row in rows if row.agent_id)
-    assert {key: found.tasks for key, found in agents.items()} == did
-    for (agent_id, name), found in agents.items():
-        mine = [row for row in rows if (row.agent_id, row.task_type) == (agent_id, name)]
-        assert found.successes == sum(row.failure is None for row in mine)
-        assert (found.duration_sum_s, found.cost_sum) == (
+    made_by: dict[tuple[str, str, datetime], list[OutcomeRow]] = defaultdict(list)
+    for row in rows:
+        made_by[row.agent_id, row.task_type, interval_start(row.finished_at, INTERVAL_S)].append(row)
+    assert {(cell.agent_id, cell.task_type, cell.start) for cell in agents} == made_by.keys()
+    for cell in agents:
+        mine = made_by[cell.agent_id, cell.task_type, cell.start]
+        assert (cell.tasks, cell.successes) == (len(mine), sum(row.failure is None for row in mine))
+        assert (cell.duration_sum_s, cell.cost_sum) == (
             sum(row.duration_s for row in mine),
             sum(row.cost for row in mine),
         )
-        assert (found.rated, found.quality_sum) == (
+        assert (cell.rated, cell.quality_sum) == (
             sum(row.quality is not None for row in mine),
             sum(row.quality or 0 for row in mine),
         )

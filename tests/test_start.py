@@ -27,9 +27,7 @@ from activities.observatory import ObservatoryActivities
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from activities.task_types.research_synthesis import ResearchQuestion
-from rules import patterns
 from schema import wire
-from schema.messages.observatory import Counts
 from schema.tables.observatory import AnomalyRow
 from starter.cli import COMMANDS, app, load
 from starter.commands import tasks
@@ -41,8 +39,7 @@ ROOT = Path(__file__).parent.parent
 TYPE, AGENT = "research_synthesis", "ada"
 EXPERIMENT = "success_rate:research_synthesis#1"
 ANOMALY, CLOSED = (builders.anomaly(builders.NOW, anomaly_id=f"success_rate:{TYPE}#{n}") for n in (2, 1))
-SKILL = patterns.skill("success_rate", TYPE, AGENT, "night", builders.NOW, Counts(tasks=40, successes=30))
-MEMORY = next(iter(patterns.merge({}, [SKILL], builders.NOW)))
+MEMORY = next(iter(builders.memory()))
 DECLARATION = f"""
 [[task_types]]
 name = "{TYPE}"
@@ -69,7 +66,7 @@ def fill(database: Database) -> None:
     ExperimentActivities(database, platform).open_experiment(design(experiment_id=EXPERIMENT, cycle_id=EXPERIMENT), now)
     with database.transaction() as session:
         record_outcomes(session, [builders.outcome(f"t-{n}", n % 3 > 0, now) for n in range(30)], 1)
-        keep(session, {}, patterns.merge({}, [SKILL], now))
+        keep(session, {}, builders.memory(now))
         for anomaly, closed_at in ((ANOMALY, None), (CLOSED, now)):
             session.add(
                 AnomalyRow(

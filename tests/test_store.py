@@ -61,6 +61,7 @@ from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TaskRow, TransferRow
+from schema.tables.memory import MemoryRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RetentionRow, RollupRow, SnapshotRow
 from schema.tables.proposals import ElectorateRow, ProposalRow
 from schema.tables.report import PublishedReportRow
@@ -201,6 +202,21 @@ def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: P
     assert carried is not None
     assert (carried.anomaly.metric, carried.anomaly.anomaly_id) == ("high_cost_share", alarm.anomaly_id)
     assert set(detector) == {alarm.subject, "success_rate:platform"}
+    database.close()
+
+
+def test_patterns_that_no_decision_reads_are_gone_after_an_upgrade(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
+        for kind in ("remedy", "weekly_low", "skill"):
+            connection.execute("INSERT INTO memory VALUES (?, ?, ?)", (kind, kind, "{}"))
+        connection.commit()
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+
+    migrate(database)
+
+    with database.reading() as session:
+        assert session.exec(select(MemoryRow.kind)).all() == ["remedy"]
     database.close()
 
 

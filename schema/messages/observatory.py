@@ -91,15 +91,6 @@ class Guardrail(Message):
     margin: float
 
 
-class AgentRecord(Counts):
-    """How an agent's tasks of one type went: counts and sums, so that records of several windows add up."""
-
-    duration_sum_s: float = 0.0
-    rated: int = 0
-    quality_sum: float = 0.0
-    cost_sum: float = 0.0
-
-
 class Interval(Message):
     """One roll-up interval of one task type, as the detector and the report read it."""
 

@@ -14,9 +14,12 @@ from typing import NamedTuple
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
-from schema.messages.memory import Change, Pattern, PatternKind, PatternState, Symptom
+from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts, FailureKind
-from schema.messages.platform import ParameterKind, ParameterState
+from schema.messages.platform import Mode, ParameterKind, ParameterState
+from schema.roles import role_of
+
+from .legal import legal_value
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 # A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
@@ -28,6 +31,8 @@ REFUTED = frozenset({"futile", "harmful", "rolled_back"})
 ALIKE = 0.05
 # Distances to two limits that differ by less than this share do not distinguish them: memory may.
 DISTINCT = 0.05
+# Fewer good tasks show no slowest ones.
+FEWEST_GOOD = 20
 
 
 class Remedy(NamedTuple):
@@ -86,27 +91,54 @@ class Case:
 
         return sorted(limits, key=rank)
 
+    @property
+    def metric(self) -> str:
+        return self.status.anomaly.metric if self.status.anomaly else "success_rate"
+
+    @property
+    def good_name(self) -> str:
+        """What the share of good tasks is called."""
+        return "good_share" if self.status.briefing.objectives else "success_rate"
+
+    @property
+    def good_verb(self) -> str:
+        return "were good" if self.status.briefing.objectives else "succeeded"
+
+    @property
+    def touching(self) -> list[ParameterState]:
+        """The parameters that may be tuned for the task type."""
+        return [
+            state
+            for state in self.recent.parameters
+            if self.task_type in state.declaration.task_types and state.mode is not Mode.OBSERVE
+        ]
+
+    @cached_property
+    def slowest_good_s(self) -> float:
+        """What all but a fiftieth of the tasks that succeeded took at most; 0 where too few did."""
+        durations = sorted(s.duration_s for s in self.samples if s.failure is None)
+        return durations[int(0.98 * len(durations))] if len(durations) >= FEWEST_GOOD else 0.0
+
     @cached_property
     def symptom(self) -> Symptom:
         """What is wrong here, in the words of the memory."""
-        metric = self.status.anomaly.metric if self.status.anomaly else "success_rate"
-        return Symptom.of(metric, self.task_type, self.records.failures.items() if self.records else ())
+        if self.records is None:
+            return Symptom.of(self.metric, self.task_type, ())
+        since = {counted.reason: counted.since for counted in self.records.reasons}
+        before = {counted.reason: counted.before for counted in self.records.reasons}
+        reason = prevailing_reason(since, self.records.counts.tasks, before, self.before.tasks)
+        return Symptom.of(self.metric, self.task_type, self.records.failures.items(), reason)
 
     @cached_property
     def _remedies(self) -> list[Remedy]:
         """What is remembered of the same metric failing in the same way."""
-        remedies = []
-        for pattern in self.recent.memory:
-            change, symptom = pattern.claim.change, pattern.claim.symptom
-            is_similar = (symptom.metric, symptom.failure) == (self.symptom.metric, self.symptom.failure)
-            if pattern.claim.kind is PatternKind.REMEDY and change is not None and is_similar:
-                remedies.append(Remedy(change, pattern))
-        return remedies
+        alike = [pattern for pattern in self.recent.memory if pattern.claim.symptom.is_like(self.symptom)]
+        return [Remedy(pattern.claim.change, pattern) for pattern in alike]
 
     @cached_property
     def _own_remedies(self) -> list[Remedy]:
         """Those of this task type."""
-        return [remedy for remedy in self._remedies if remedy.pattern.claim.symptom == self.symptom]
+        return [remedy for remedy in self._remedies if remedy.pattern.claim.symptom.task_type == self.task_type]
 
     def recalled(self, parameter: str, value: Value) -> Pattern | None:
         """What is remembered of a change in this direction: for this very symptom first, then of the nearest size."""
@@ -115,8 +147,10 @@ class Case:
             return None
         for remedies in (self._own_remedies, self._remedies):
             similar = [remedy for remedy in remedies if remedy.change.goes_like(change)]
-            if similar:
-                return min(similar, key=lambda remedy: abs(remedy.change.size - change.size)).pattern
+            # Two limits of one task type are one role: what is known of the very parameter goes first.
+            named = [remedy for remedy in similar if remedy.change.name == change.name] or similar
+            if named:
+                return min(named, key=lambda remedy: abs(remedy.change.size - change.size)).pattern
         return None
 
     def against(self, parameter: str, value: Value, endings: Collection[str] = REFUTED) -> str | None:
@@ -149,7 +183,7 @@ class Case:
     def change(self, parameter: str, value: Value) -> Change | None:
         """The change to `value` from what production runs on, as the memory knows changes."""
         state = self.state(parameter)
-        return Change.of(parameter, state.value, value) if state is not None else None
+        return Change.of(parameter, state.value, value, role_of(state.declaration)) if state is not None else None
 
     @property
     def task_type(self) -> str:
@@ -230,27 +264,5 @@ class Limit:
         """Legal longer values, ascending and dense enough that the best is never far."""
         current = float(self.state.value)
         wanted = (*(current * 1.05**n for n in range(1, 60)), math.inf)
-        values = {snap(self.state, seconds) for seconds in wanted}
+        values = {legal_value(self.state, seconds) for seconds in wanted}
         return sorted(value for value in values if value is not None and value > current)
-
-
-def snap(state: ParameterState, wanted: float) -> int | float | None:
-    """The readable legal value at or just under `wanted`, which is longer than what is; None where there is none."""
-    declared, current = state.declaration, float(state.value)
-    assert declared.minimum is not None
-    assert declared.maximum is not None
-    largest = declared.largest_change if declared.largest_change is not None else math.inf
-    low, high = max(declared.minimum, current - largest), min(declared.maximum, current + largest)
-    value = min(wanted, high)
-    whole = declared.kind is ParameterKind.INTEGER
-    if declared.step is not None:
-        steps = math.floor((value - declared.minimum) / declared.step + 1e-9)
-        value = float(f"{declared.minimum + steps * declared.step:.12g}")
-    elif whole:
-        value = math.floor(value)
-    else:
-        value = min(float(f"{value:.3g}"), high)
-    is_legal = low <= value <= high and (not whole or value == int(value))
-    if not is_legal or value == current:
-        return None
-    return int(value) if whole else value

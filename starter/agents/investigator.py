@@ -1,20 +1,26 @@
 """Investigator: what one agent concludes from a case. Pure; the figures it gives are its own.
 
-It investigates before it bids, proposes what its own method supports, and votes by checking the claim against the same
-records with that method. Two investigators disagree because they estimate differently and ask for different certainty.
+It proposes what it expects most of for the tasks of one experiment: a limit that its own method supports, or the trial
+that it thinks likeliest to help. It votes by checking the claim against the same records with that method; a claim that
+the records cannot show is judged as a trial. Two investigators disagree because they estimate differently, ask for
+different certainty and trust different sources.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import NormalDist
 
-from schema.messages.base import format_value
+from schema.messages.base import Value, format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
+from schema.messages.platform import ParameterState
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 
-from .estimators import Estimate, Method, Model
+from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
+from .playbook import Direction, Playbook, playbook
+from .search import Idea, Trust, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
@@ -25,6 +31,13 @@ CERTAIN, DIGITS = 0.9999, 4
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
 TIMES_FIXED = "times_mended"
+# Below this chance nothing is worth the tasks of an experiment.
+WORTH_TRYING = 0.12
+# A trial is plausible to a voter whose own weights give it this share of the best chance.
+PLAUSIBLE = 0.1
+# What of the missing gain a trial promises: causes come in twos, and no change restores everything.
+PROMISED = 0.7
+NEUTRAL_TRUST = Trust()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,7 @@ class Investigator:
     at which it stops lengthening a limit, and `boldness` the factor it lengthens by at least. A proposal must hold, by
     its own estimate less its margin, the share `bar` of the gain that is claimed. `reach` is the longest extrapolation
     it judges, as a multiple of the longest duration that ended. Price and eta are what it asks where it is certain.
+    `trust` is how far it follows each source where no method can tell, `step` the factor by which it changes numbers.
     """
 
     agent_id: str
@@ -49,6 +63,9 @@ class Investigator:
     bar: float = 0.0
     reach: float = BEYOND_THE_RECORDS
     fewest: int = 20
+    trust: Trust = NEUTRAL_TRUST
+    step: float = 2.0
+    playbook: Playbook = field(default_factory=playbook)
 
     def message(self, case: Case) -> Bid | Proposal | Ballot | None:
         """The message that the cycle's phase asks for; None where the agent has no explanation."""
@@ -63,47 +80,83 @@ class Investigator:
                 raise ValueError(f"expected a cycle that waits for agents, but it is in phase {phase.value}")
 
     def bid(self, case: Case) -> Bid | None:
-        """An offer, where the records point to a cause that this agent can remove."""
-        finding = self._finding(case)
-        if finding is None:
+        """An offer, where there is something worth trying."""
+        plan = self.plan(case)
+        if plan is None:
             return None
-        certainty = finding.limit.explained * min(1.0, finding.gain_held / finding.gain)
         return Bid(
             message_id=f"bid:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            price=round(self.price / 100 * case.status.briefing.rules.reward * (1.5 - certainty / 2)),
+            price=round(self.price / 100 * case.status.briefing.rules.reward * (1.5 - plan.chance / 2)),
             eta_s=self.eta_s,
-            pitch=f"{finding.cause}; by {self.method_name} a longer limit gains {finding.gain:+.0%}",
+            pitch=plan.pitch,
         )
 
     def proposal(self, case: Case) -> Proposal | None:
-        """The change that this agent's method supports best, or None where it supports none."""
-        finding = self._finding(case)
-        if finding is None:
+        """The change that this agent expects most of, or None where nothing is worth trying."""
+        plan = self.plan(case)
+        if plan is None:
             return None
-        limit, now, before = finding.limit, case.baseline, case.before
-        unit, present = limit.state.declaration.unit, limit.state.value
-        rate, error = round(finding.estimate.rate, DIGITS), round(finding.estimate.error, DIGITS)
-        since = f"{now.successes} of {now.tasks} tasks succeeded since the onset"
+        now, before = case.baseline, case.before
+        since = f"{now.successes} of {now.tasks} tasks {case.good_verb} since the onset"
         earlier = f", {before.successes} of {before.tasks} before" if before.tasks else ""
-        forecast = f"by {self.method_name} {rate:.1%} would succeed within {finding.value:g} {unit}"
-        recalled = case.recalled(limit.key, finding.value)
+        share = Evidence(claim=since + earlier, figures={case.good_name: round(now.rate or 0.0, DIGITS)})
+        recalled = case.recalled(plan.key, plan.value)
         precedent = f"; {recalled.text}" if recalled and recalled.state is PatternState.SUPPORTED else ""
         return Proposal(
             message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            parameter=limit.key,
-            base_version=limit.state.version,
-            value=finding.value,
-            root_cause=f"{finding.cause} and were killed at {present:g} {unit}, before they could end{precedent}",
-            evidence=(
-                Evidence(claim=since + earlier, figures={"success_rate": round(finding.baseline, DIGITS)}),
-                Evidence(claim=finding.cause, figures={"share_of_failures_at_limit": round(limit.explained, DIGITS)}),
-                Evidence(claim=forecast, figures={"predicted_rate": rate, "standard_error": error}),
-                *((memory_evidence(recalled),) if recalled else ()),
-            ),
-            predicted_rate=rate,
-            rollback_plan=f"set {limit.key} back to {present:g} {unit}",
+            parameter=plan.key,
+            base_version=plan.state.version,
+            value=plan.value,
+            root_cause=plan.cause + precedent,
+            evidence=(share, *plan.evidence, *((memory_evidence(recalled),) if recalled else ())),
+            predicted_rate=plan.rate,
+            rollback_plan=f"set {plan.key} back to {format_value(plan.state.value)}",
+        )
+
+    def plan(self, case: Case) -> "Plan | None":
+        """What this agent would do: of a limit that its method supports and of the trials, what gains most in the mean.
+
+        Every experiment costs about the same number of tasks, so that is what gains most for each of them.
+        """
+        baseline = case.baseline.rate
+        if baseline is None or len(case.samples) < self.fewest:
+            return None
+        possible = ideas(case, self.playbook, self.trust, self.step)
+        plans = [self._trial(case, idea, baseline) for idea in possible if idea.chance >= WORTH_TRYING]
+        finding = self._finding(case)
+        if finding is not None:
+            likely = [
+                idea for idea in possible if idea.key == finding.limit.key and idea.play.direction is Direction.UP
+            ]
+            plans = [plan for plan in plans if plan.key != finding.limit.key]
+            if likely or not possible:
+                plans.append(self._lengthening(case, finding))
+        return max(plans, key=lambda plan: (plan.chance * (plan.rate - baseline), plan.key), default=None)
+
+    def _trial(self, case: Case, idea: Idea, baseline: float) -> "Plan":
+        rate = round(baseline + promised_gain(case, baseline), DIGITS)
+        change = f"{idea.key} from {format_value(idea.state.value)} to {format_value(idea.value)}"
+        chance = Evidence(claim=f"a trial: {idea.why}", figures={"chance": round(idea.chance, DIGITS)})
+        pitch = f"{idea.why}; a trial of {change} has a chance of {idea.chance:.0%}"
+        return Plan(idea.state, idea.value, idea.chance, rate, idea.why, (chance,), pitch)
+
+    def _lengthening(self, case: Case, finding: "Finding") -> "Plan":
+        limit, estimate = finding.limit, finding.estimate
+        unit, present = limit.state.declaration.unit, limit.state.value
+        rate, error = round(estimate.rate, DIGITS), round(estimate.error, DIGITS)
+        forecast = f"by {self.method_name} {rate:.1%} would succeed within {finding.value:g} {unit}"
+        minimum = case.status.briefing.rules.minimum_effect
+        margin = (finding.gain - minimum) / max(estimate.error, 1e-6)
+        evidence = (
+            Evidence(claim=finding.cause, figures={"share_of_failures_at_limit": round(limit.explained, DIGITS)}),
+            Evidence(claim=forecast, figures={"predicted_rate": rate, "standard_error": error}),
+        )
+        cause = f"{finding.cause} and were killed at {present:g} {unit}, before they could end"
+        pitch = f"{finding.cause}; by {self.method_name} a longer limit gains {finding.gain:+.0%}"
+        return Plan(
+            limit.state, finding.value, limit.explained * NormalDist().cdf(margin), rate, cause, evidence, pitch
         )
 
     def ballot(self, case: Case) -> Ballot:
@@ -125,25 +178,42 @@ class Investigator:
             return Choice.REJECT, f"{proposal.parameter} has changed since version {proposal.base_version}"
         if baseline is None or len(case.samples) < self.fewest:
             return Choice.ABSTAIN, f"{len(case.samples)} tasks are recorded, too few to judge ({self.fewest})"
-        limit = Limit(state, case.samples) if is_limit(state, case.task_type) else None
+        limit = longer_limit(case, state, proposal.value)
         objection = contradiction(proposal, case, limit) or case.against(proposal.parameter, proposal.value)
         if objection is not None:
             return Choice.REJECT, objection
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
-            return verdict_from_memory(recalled, case, proposal, baseline)
+            return verdict_from_memory(recalled, case, proposal, baseline) or self._judge_trial(case, proposal)
         cause = explanation(limit)
         if cause is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
             return Choice.REJECT, f"{ended} ended at {limit.key}: it is not the cause"
-        model = self.method(case.samples)
+        # What fits no family of the method is read from the tail that was seen.
+        model = self.method(case.samples) or observed_tail(case.samples)
         if model is None:
-            return Choice.ABSTAIN, "it does not describe the durations on record"
+            return self._judge_trial(case, proposal)
         seconds = limit.in_seconds(proposal.value)
         choice, reason = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
         if choice is Choice.APPROVE:
             reason += f"; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
         return choice, reason
+
+    def _judge_trial(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
+        """The choice on what the records cannot show: a bounded trial that can be undone, if it is plausible."""
+        possible = ideas(case, self.playbook, self.trust, self.step)
+        state = case.state(proposal.parameter)
+        assert state is not None
+        way = direction(state.value, proposal.value)
+        alike = [idea for idea in possible if idea.key == proposal.parameter and idea.play.direction is way]
+        if way is Direction.SET:
+            alike = [idea for idea in alike if idea.value == proposal.value]
+        if not alike:
+            return Choice.REJECT, "nothing speaks for going this way"
+        idea, best = alike[0], possible[0]
+        if idea.chance < PLAUSIBLE * best.chance or idea.chance < WORTH_TRYING / 2:
+            return Choice.REJECT, f"a chance of {idea.chance:.0%}; {best.key} has {best.chance:.0%}: {best.why}"
+        return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {idea.why}"
 
     def _judge(
         self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, multiple: float
@@ -168,9 +238,8 @@ class Investigator:
 
     def _finding(self, case: Case) -> "Finding | None":
         """The cause that explains most, and the value this agent would try; None where no limit is a cause."""
-        metric = case.status.anomaly.metric if case.status.anomaly else "success_rate"
         baseline = case.baseline.rate
-        if metric != "success_rate" or baseline is None or len(case.samples) < self.fewest:
+        if case.metric != "success_rate" or baseline is None or len(case.samples) < self.fewest:
             return None
         model = self.method(case.samples)
         if model is None:
@@ -197,6 +266,45 @@ class Investigator:
         enough = self.content * max(finding.gain for finding in worthwhile)
         bold = [finding for finding in worthwhile if limit.in_seconds(finding.value) >= self.boldness * limit.seconds]
         return next((finding for finding in bold if finding.gain >= enough), worthwhile[-1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A change that an agent would propose: its chance to help, the rate it promises, and why."""
+
+    state: ParameterState
+    value: Value
+    chance: float
+    rate: float
+    cause: str
+    evidence: tuple[Evidence, ...]
+    pitch: str
+
+    @property
+    def key(self) -> str:
+        return self.state.declaration.key
+
+
+def promised_gain(case: Case, baseline: float) -> float:
+    """The gain in share that a trial promises: most of what is missing, and at least what is worth having."""
+    healthy = case.before if case.before.tasks else case.status.briefing.healthy
+    usual = healthy.rate if healthy is not None else None
+    minimum = case.status.briefing.rules.minimum_effect
+    missing = usual - baseline if usual is not None else 3 * minimum
+    return min(max(PROMISED * missing, minimum), max(0.0, CERTAIN - baseline))
+
+
+def direction(current: Value, value: Value) -> Direction:
+    """Which way a change goes."""
+    if isinstance(current, bool | str) or isinstance(value, bool | str):
+        return Direction.SET
+    return Direction.UP if value > current else Direction.DOWN
+
+
+def longer_limit(case: Case, state: ParameterState, value: Value) -> Limit | None:
+    """The limit that a proposal would lengthen for more successes, which the records can show the effect of."""
+    is_such = is_limit(state, case.task_type) and case.metric == "success_rate"
+    return Limit(state, case.samples) if is_such and direction(state.value, value) is Direction.UP else None
 
 
 @dataclass(frozen=True)
@@ -234,16 +342,16 @@ def memory_evidence(pattern: Pattern) -> Evidence:
 
 def verdict_from_memory(
     recalled: Pattern | None, case: Case, proposal: Proposal, baseline: float
-) -> tuple[Choice, str]:
-    """A verdict by what experiments measured before, on a change whose effect the records cannot show."""
+) -> tuple[Choice, str] | None:
+    """A verdict by what experiments measured of the very change before; None where they measured none."""
     change = case.change(proposal.parameter, proposal.value)
     is_same = recalled is not None and recalled.claim.symptom == case.symptom and recalled.claim.change == change
     if recalled is None or recalled.effect_interval is None or not is_same:
-        return Choice.ABSTAIN, f"nothing on record shows what {proposal.parameter} does to {case.task_type}"
+        return None
     low, high = recalled.effect_interval
     minimum, claimed = case.status.briefing.rules.minimum_effect, proposal.predicted_rate - baseline
     if recalled.state is not PatternState.SUPPORTED or low < minimum:
-        return Choice.ABSTAIN, f"I remember only that {recalled.text}"
+        return None
     if claimed > high + minimum:
         return Choice.REJECT, f"the claimed {claimed:+.1%} is exaggerated: I remember that {recalled.text}"
     return Choice.APPROVE, f"I remember that {recalled.text}"
@@ -253,7 +361,7 @@ def contradiction(proposal: Proposal, case: Case, limit: Limit | None) -> str | 
     """Which figure of the proposal contradicts the records, or None. Figures are matched by name."""
     recalled = case.recalled(proposal.parameter, proposal.value)
     fixes = recalled.successes if recalled else 0
-    recorded = {"good_share" if case.status.briefing.objectives else "success_rate": case.baseline.rate}
+    recorded = {case.good_name: case.baseline.rate}
     if limit is not None:
         recorded["share_of_failures_at_limit"] = limit.explained
     for evidence in proposal.evidence:

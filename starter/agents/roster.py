@@ -2,6 +2,7 @@
 
 from .estimators import LOG_LOGISTIC, LOG_NORMAL, first_of, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
+from .search import Trust
 
 ROSTER = (
     # Bold: trusts the usual shape of durations and at least doubles.
@@ -16,6 +17,8 @@ ROSTER = (
         content=0.98,
         boldness=2.0,
         fewest=16,
+        trust=Trust(playbook=1.2, records=0.8),
+        step=3.0,
     ),
     # Historian: recent records count, so it leaves the older half out.
     Investigator(
@@ -27,6 +30,7 @@ ROSTER = (
         eta_s=90,
         content=0.95,
         fewest=30,
+        trust=Trust(playbook=0.9, experience=1.5),
     ),
     # Sceptic: takes the worst of three methods and asks for half of the claimed gain beyond doubt.
     Investigator(
@@ -40,6 +44,7 @@ ROSTER = (
         bar=0.5,
         content=0.95,
         fewest=40,
+        trust=Trust(playbook=0.8, records=1.3),
     ),
     # Careful: no family of distributions, only what was observed, and little extrapolation.
     Investigator(
@@ -53,6 +58,8 @@ ROSTER = (
         content=0.8,
         reach=1.8,
         fewest=30,
+        trust=Trust(playbook=0.9, records=1.2),
+        step=1.7,
     ),
     # Frugal: expects heavy tails, and takes the smallest change that brings most of the gain.
     Investigator(
@@ -63,6 +70,8 @@ ROSTER = (
         price=38,
         eta_s=60,
         content=0.9,
+        trust=Trust(playbook=1.1),
+        step=1.7,
     ),
     # Statistician: does not choose a model, but averages those that fit; without one, the observed tail.
     Investigator(

@@ -18,13 +18,15 @@ app = typer.Typer(
 
 @app.command("list", epilog="Example: nautilus memory list --json")
 def show_all(as_json: AsJson = False) -> None:
-    """Every pattern: remedies, weekly lows, skills; the weightiest of a kind first."""
+    """Every pattern: which change fixed what, and which did not; the weightiest first."""
     from activities.reading import everything_remembered
 
     patterns = [pattern for pattern, _ in everything_remembered(open_to_read(), datetime.now(UTC))]
     columns: Columns[Pattern] = {
         "pattern": lambda pattern: pattern.pattern_id,
         "state": lambda pattern: pattern.state.value,
+        "role": lambda pattern: pattern.claim.change.role or "-",
+        "reason": lambda pattern: pattern.claim.symptom.reason or "-",
         "last seen": lambda pattern: f"{pattern.last_seen:%Y-%m-%d}",
         "what": lambda pattern: pattern.text,
     }
@@ -32,7 +34,7 @@ def show_all(as_json: AsJson = False) -> None:
     answer_rows(as_json, patterns, columns, f"nothing is remembered yet; `{trigger}` runs the nightly job now")
 
 
-@app.command(epilog="Example: nautilus memory show weekly-3f2a")
+@app.command(epilog="Example: nautilus memory show 3f2a9c81d04e")
 def show(
     pattern_id: Annotated[
         str,
@@ -54,6 +56,7 @@ def show(
         return
     low, high = pattern.interval
     out.print(f"{pattern.state.value}: {pattern.text}")
+    out.print(f"role {pattern.claim.change.role or '-'}; reason {pattern.claim.symptom.reason or '-'}")
     out.print(
         f"weighed by age {pattern.support:.1f} for, {pattern.against:.1f} against: a share of {low:.0%} to {high:.0%}; "
         f"seen {pattern.first_seen:%Y-%m-%d} to {pattern.last_seen:%Y-%m-%d}"

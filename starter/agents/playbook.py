@@ -1,0 +1,141 @@
+"""Playbook: which role of parameter, in which direction, is worth trying for which symptom. A file, read once.
+
+The one that ships is `playbook.toml`; an operator's extends it. It holds what engineers know beforehand; records and
+memory speak on the case at hand.
+"""
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from schema.messages.observatory import FailureKind
+from schema.mistakes import in_one_line
+from schema.roles import Role
+
+SHIPPED = Path(__file__).with_name("playbook.toml")
+
+
+class Direction(StrEnum):
+    """Which way a change goes; `set` is another choice, the other position of a switch, or an earlier text."""
+
+    UP = "up"
+    DOWN = "down"
+    SET = "set"
+
+
+class Play(NamedTuple):
+    """A kind of change."""
+
+    role: Role
+    direction: Direction
+
+
+class Failure(NamedTuple):
+    """Failures of one kind and reason beyond what is usual, as a share of all such."""
+
+    kind: FailureKind
+    reason: str
+    share: float
+
+
+class SymptomRule(BaseModel):
+    """How a symptom is recognised, and what to try for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    metrics: tuple[str, ...] = ()
+    kinds: tuple[FailureKind, ...] = ()
+    reasons: tuple[str, ...] = ()
+    plays: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict, alias="try")
+
+    @field_validator("plays")
+    @classmethod
+    def _known_plays(cls, entries: dict[str, float]) -> dict[str, float]:
+        for name in entries:
+            play_of(name)
+        return entries
+
+    @property
+    def is_of_failures(self) -> bool:
+        """Whether it is recognised by how tasks fail; another one is by the metric alone."""
+        return bool(self.kinds or self.reasons)
+
+    def recognises(self, reason: str) -> bool:
+        """Whether a reason holds one of the telling parts of words."""
+        return any(part in reason.lower() for part in self.reasons)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    symptoms: dict[str, SymptomRule]
+
+
+class Playbook(NamedTuple):
+    """Symptoms by name."""
+
+    symptoms: Mapping[str, SymptomRule]
+
+    def weights(self, metric: str, failures: Iterable[Failure]) -> dict[Play, float]:
+        """What is worth trying for a metric: by its name alone, or by the share that each way of failing has.
+
+        A failure is recognised by the words of its reason, or, where they tell nothing, by its kind.
+        """
+        rules = [rule for rule in self.symptoms.values() if metric in rule.metrics]
+        shares = [(rule, 1.0) for rule in rules if not rule.is_of_failures]
+        for failure in failures:
+            fitting = [rule for rule in rules if rule.recognises(failure.reason)]
+            fitting = fitting or [rule for rule in rules if failure.kind in rule.kinds]
+            shares += [(rule, failure.share / len(fitting)) for rule in fitting]
+        weights: dict[Play, float] = defaultdict(float)
+        for rule, share in shares:
+            for name, weight in rule.plays.items():
+                weights[play_of(name)] += share * weight
+        return dict(weights)
+
+    def extended(self, other: "Playbook") -> "Playbook":
+        """This playbook with another's symptoms; of one name, the other's words are added and its weights replace."""
+        symptoms = dict(self.symptoms)
+        for name, rule in other.symptoms.items():
+            shipped = symptoms.get(name, SymptomRule())
+            symptoms[name] = SymptomRule(
+                metrics=tuple(dict.fromkeys((*shipped.metrics, *rule.metrics))),
+                kinds=tuple(dict.fromkeys((*shipped.kinds, *rule.kinds))),
+                reasons=tuple(dict.fromkeys((*shipped.reasons, *rule.reasons))),
+                plays=shipped.plays | rule.plays,
+            )
+        return Playbook(symptoms)
+
+
+@cache
+def play_of(name: str) -> Play:
+    """The play that an entry names: a role and a direction. Raises ValueError."""
+    role, _, direction = name.partition(" ")
+    if role not in list(Role) or direction not in list(Direction):
+        roles, directions = ", ".join(Role), ", ".join(Direction)
+        raise ValueError(f"expected a role ({roles}) and a direction ({directions}), but {name!r} came")
+    return Play(Role(role), Direction(direction))
+
+
+def read(path: Path = SHIPPED) -> Playbook:
+    """The playbook of a file. Raises ValueError, whose message is one line, for a file that holds none."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Playbook(_File.model_validate(content).symptoms)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {in_one_line(error)}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: expected a playbook in TOML, but {error}") from None
+
+
+@cache
+def playbook(own: Path | None = None) -> Playbook:
+    """The one that ships, extended by an operator's `own`. Raises ValueError like `read`."""
+    shipped = read()
+    return shipped if own is None else shipped.extended(read(own))

@@ -1,0 +1,338 @@
+"""Search: what could be tried on a case, and how likely each is to help. Pure.
+
+Every legal kind of change is a hypothesis about the cause: its weight is what the playbook gives it, times what the
+records say of it, times what experience says: earlier attempts on the case, and memory. One more hypothesis is that no
+parameter is the cause. A chance is the hypothesis' weight among all of them, so each attempt that fails makes the
+others likelier, and giving up likelier than before. Agents differ in how far they trust each source.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from schema.experience import posterior
+from schema.messages.base import Value
+from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding
+from schema.messages.platform import ParameterKind, ParameterState
+from schema.roles import Role, role_of
+
+from .evidence import SECONDS, Case, Limit, is_limit
+from .legal import legal_value
+from .playbook import Direction, Failure, Play, Playbook
+
+# A role or direction that no entry names: playbooks are incomplete.
+UNNAMED = 0.15
+# The weight of "no parameter is the cause", where nothing is known yet.
+NO_CAUSE = 4.0
+# What an attempt that failed leaves of its hypothesis, by how it ended; what was only voted down was not tried.
+LEFT_AFTER = {
+    "futile": 0.1,
+    "harmful": 0.05,
+    "rolled_back": 0.05,
+    "inconclusive": 0.3,
+    "rejected": 0.25,
+    "invalid": 0.8,
+}
+# What harm says of the opposite direction, and a gain that was not enough of going on.
+OPPOSITE_OF_HARM, FURTHER = 2.0, 6.0
+# A change of shortly before the onset: the first suspect is the last change.
+SUSPECT = 20.0
+# One success that memory holds of the same symptom, against all that a playbook can say.
+REMEMBERED = 20.0
+# How many times the slowest good tasks a limit must be to cut off nothing but tasks that hang.
+HANGS_FROM = 3.0
+# Pauses differ by orders of magnitude, and a temperature matters near zero: a step of theirs is so many times larger.
+LARGER_STEPS = {Role.BACKOFF: 2.0, Role.TEMPERATURE: 1.5}
+# Few of something, such as retries, grow by this many at least: a factor of one or two goes nowhere.
+LEAST_MORE = 3
+# Attributes that say how much ran at the time, or how large a task was.
+LOAD_WORDS = ("running", "flight", "load", "queue", "concurren", "parallel")
+SIZE_WORDS = ("batch", "items", "size", "tokens", "length", "rows")
+
+
+class Trust(NamedTuple):
+    """How far an agent follows each source: an exponent, 1 as it is, 0 not at all."""
+
+    playbook: float = 1.0
+    records: float = 1.0
+    experience: float = 1.0
+
+
+@dataclass(frozen=True)
+class Idea:
+    """A change worth a trial: its chance to help, 0 to 1, and why it is thought of."""
+
+    state: ParameterState
+    value: Value
+    play: Play
+    chance: float
+    why: str
+
+    @property
+    def key(self) -> str:
+        return self.state.declaration.key
+
+
+class _Factor(NamedTuple):
+    """What one source says of a hypothesis: times as likely, and in what words."""
+
+    times: float
+    why: str = ""
+
+
+NEUTRAL = _Factor(1.0)
+# The directions in the words of the memory.
+VERBS = {Direction.UP: "raise", Direction.DOWN: "lower", Direction.SET: "set"}
+
+
+class _Hypothesis(NamedTuple):
+    """A change that may be the remedy, and the weight that all sources give it together."""
+
+    weight: float
+    state: ParameterState
+    value: Value
+    play: Play
+    why: str
+
+
+def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Idea]:
+    """What could be tried, the likeliest first. `step` is the factor by which numbers change at least."""
+    weights = playbook.weights(case.metric, failures(case))
+    hypotheses: list[_Hypothesis] = []
+    for state in case.touching:
+        for play, values in _plays(case, state, step).items():
+            prior = max(weights.get(play, 0.0), UNNAMED) / len(values)
+            legal = [value for value in values if not case.against(state.declaration.key, value)]
+            hypotheses += [_hypothesis(case, state, play, value, prior, trust) for value in legal]
+    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case)
+    possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
+    return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
+
+
+def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, prior: float, trust: Trust) -> _Hypothesis:
+    """What each source says of one change. Memory adds: a remedy that is known needs no playbook."""
+    records, suspect = _records(case, state, play), _suspect(case, state, value)
+    attempts, remembered = _attempts(case, state, play, value), _remembered(case, state, play)
+    weight = prior**trust.playbook * (records.times * suspect.times) ** trust.records
+    weight += trust.experience * remembered
+    weight *= attempts.times**trust.experience
+    why = "; ".join(factor.why for factor in (suspect, records, attempts) if factor.why)
+    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, play))
+
+
+def failures(case: Case) -> list[Failure]:
+    """The ways tasks fail since the onset beyond what was usual before it, as shares of all such failures."""
+    records = case.records
+    if records is None or not case.samples:
+        return []
+    seen = Counter((s.failure, s.reason) for s in case.samples if s.failure is not None)
+    usual = {r.reason: r.before / records.before.tasks for r in records.reasons if records.before.tasks}
+    reasons = Counter(reason for _, reason in seen.elements())
+    excess = {}
+    for (kind, reason), count in seen.items():
+        expected = usual.get(reason, 0.0) * len(case.samples) * count / reasons[reason]
+        excess[kind, reason] = max(0.0, count - expected)
+    total = math.fsum(excess.values())
+    if not total:
+        return []
+    return [Failure(kind, reason, count / total) for (kind, reason), count in excess.items() if count]
+
+
+# ---- what can be changed
+
+
+def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Value]]:
+    """The kinds of change of one parameter, with the values to try: one where a number goes up or down."""
+    role, declared = role_of(state.declaration), state.declaration
+    match declared.kind:
+        case ParameterKind.FLOAT | ParameterKind.INTEGER:
+            sized = {
+                Play(role, way): _sized(case, state, Play(role, way), step) for way in (Direction.UP, Direction.DOWN)
+            }
+            return {play: [value] for play, value in sized.items() if value is not None}
+        case ParameterKind.BOOLEAN:
+            values: list[Value] = [not state.value]
+        case ParameterKind.CHOICE:
+            values = [choice for choice in declared.choices if choice != state.value]
+        case _:  # agents write no texts: they can go back to one that was in use
+            earlier = dict.fromkeys(change.before for change in _changes(case, state))
+            values = [text for text in earlier if text is not None and text != state.value]
+    return {Play(role, Direction.SET): values} if values else {}
+
+
+def _sized(case: Case, state: ParameterState, play: Play, step: float) -> Value | None:
+    """How far to go: to what the records or the last change say, else by a factor."""
+    current = float(state.value)
+    undone = _undone(case, state, play)
+    if undone is not None:
+        return legal_value(state, undone)
+    if play.role is Role.LIMIT and play.direction is Direction.DOWN and state.declaration.unit in SECONDS:
+        slowest_s = case.slowest_good_s
+        if slowest_s:
+            wanted = 1.5 * slowest_s / SECONDS[state.declaration.unit]
+            return legal_value(state, wanted) if wanted < current / 1.2 else legal_value(state, current / step)
+    step *= LARGER_STEPS.get(play.role, 1.0)
+    if play.direction is Direction.UP:
+        least = current + LEAST_MORE if state.declaration.kind is ParameterKind.INTEGER else current
+        return legal_value(state, max(step * current, least) or _hundredth(state))
+    return legal_value(state, current / step)
+
+
+def _hundredth(state: ParameterState) -> float:
+    declared = state.declaration
+    return (declared.minimum or 0.0) + ((declared.maximum or 0.0) - (declared.minimum or 0.0)) / 100
+
+
+def _undone(case: Case, state: ParameterState, play: Play) -> float | None:
+    """The value before the change that is suspected, where that lies in the direction."""
+    suspected = _suspected(case, state)
+    if suspected is None:
+        return None
+    before, current = suspected[0].before, state.value
+    if isinstance(before, bool | str) or isinstance(current, bool | str) or before is None:
+        return None
+    is_higher = before > current
+    return float(before) if is_higher is (play.direction is Direction.UP) else None
+
+
+# ---- what the records say
+
+
+def _records(case: Case, state: ParameterState, play: Play) -> _Factor:
+    match play.role:
+        case Role.LIMIT if is_limit(state, case.task_type) and case.metric == "success_rate":
+            return _of_limit(case, Limit(state, case.samples), play.direction)
+        case Role.CONCURRENCY:
+            return _of_contrast(case, LOAD_WORDS, play.direction)
+        case Role.BATCH_SIZE:
+            return _of_contrast(case, SIZE_WORDS, play.direction)
+        case Role.BACKOFF | Role.RETRIES if (load := _contrast(case, LOAD_WORDS)) is not None:
+            # What depends on how much runs at once is no matter of waiting.
+            return _Factor(0.5) if load.stands_out else _Factor(1.5)
+    return NEUTRAL
+
+
+def _of_limit(case: Case, limit: Limit, direction: Direction) -> _Factor:
+    """A limit that cuts tasks off is too short, or, far beyond the slowest good ones, cuts off what hangs."""
+    cut = len(limit.at_limit)
+    if cut < 3:
+        return _Factor(0.15) if direction is Direction.UP else NEUTRAL
+    hangs = case.slowest_good_s > 0 and limit.seconds > HANGS_FROM * case.slowest_good_s
+    seen = f"{cut} of {limit.failures} failed tasks ran into {limit.key}"
+    if hangs:
+        why = f"{seen}, {limit.seconds / case.slowest_good_s:.1f} times what the slowest good ones take: they hang"
+        return _Factor(3.0, why) if direction is Direction.DOWN else _Factor(0.1)
+    return _Factor(1 + 2 * limit.explained, seen) if direction is Direction.UP else _Factor(0.3)
+
+
+def _of_contrast(case: Case, words: Sequence[str], direction: Direction) -> _Factor:
+    """Whether tasks fare worse where more ran, or was asked of them, at once."""
+    contrast = _contrast(case, words)
+    if contrast is None:
+        return NEUTRAL
+    worse_when_high = contrast.difference < 0 if contrast.value.startswith("over") else contrast.difference > 0
+    if not contrast.stands_out:
+        return _Factor(0.6)
+    share = f"{_share(contrast.counts.successes, contrast.counts.tasks)} of those with {contrast.attribute}"
+    why = f"{share} {contrast.value} are good, {_share(contrast.rest.successes, contrast.rest.tasks)} of the others"
+    return _Factor(4.0, why) if worse_when_high is (direction is Direction.DOWN) else _Factor(0.2)
+
+
+def _contrast(case: Case, words: Sequence[str]) -> Contrast | None:
+    """The strongest contrast of an attribute that one of the words names."""
+    contrasts = case.records.contrasts if case.records else ()
+    named = [c for c in contrasts if any(word in c.attribute for word in words) and c.value.startswith(("over", "up"))]
+    return max(named, key=lambda c: (c.stands_out, abs(c.difference)), default=None)
+
+
+def _share(successes: int, tasks: int) -> str:
+    return f"{successes / tasks:.0%}" if tasks else "none"
+
+
+def _helplessness(case: Case) -> float:
+    """How much likelier than usual it is that no parameter is the cause.
+
+    Nearly every task fails in one way, whatever its attributes: something that all of them need is down.
+    """
+    rate = case.baseline.rate
+    ways = failures(case)
+    contrasts = case.records.contrasts if case.records else ()
+    is_alike = not any(contrast.stands_out for contrast in contrasts)
+    if rate is not None and rate < 0.1 and ways and max(way.share for way in ways) > 0.9 and is_alike:
+        return 4.0
+    return 1.0
+
+
+# ---- what was changed and tried
+
+
+def _changes(case: Case, state: ParameterState) -> list[ParameterChange]:
+    """The changes of a parameter, the newest first."""
+    return [change for change in case.recent.changes if change.parameter == state.declaration.key]
+
+
+def _suspected(case: Case, state: ParameterState) -> tuple[ParameterChange, float] | None:
+    """The last change of a parameter, if it is in force and came before the onset, with how suspect it is.
+
+    Half as much with every length of the time since the onset that lies between the two.
+    """
+    newest = next(iter(_changes(case, state)), None)
+    if newest is None or newest.before is None or newest.kind == "declared" or newest.value != state.value:
+        return None
+    onset = case.status.anomaly.onset if case.status.anomaly else case.recent.window_start
+    since_onset = case.recent.at - onset
+    # An onset is known to within some intervals.
+    if newest.at > onset + since_onset / 4 or not since_onset:
+        return None
+    return newest, SUSPECT * 2.0 ** -max(0.0, (onset - newest.at) / since_onset)
+
+
+def _suspect(case: Case, state: ParameterState, value: Value) -> _Factor:
+    """What it says for going back that a parameter was changed shortly before things went wrong."""
+    suspected = _suspected(case, state)
+    if suspected is None or suspected[0].before != value:
+        return NEUTRAL
+    change, times = suspected
+    return _Factor(max(1.0, times), f"{change.parameter} was {change.kind} shortly before the onset")
+
+
+def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _Factor:
+    """What earlier attempts on this case say of going in a direction."""
+    times, why = 1.0, ""
+    for past in case.recent.endings:
+        if past.parameter != state.declaration.key or past.value is None:
+            continue
+        way = _direction(past, state.value)
+        if play.direction is Direction.SET:
+            times *= LEFT_AFTER.get(past.ending, 1.0) if past.value == value else 1.0
+        elif way is play.direction:
+            times *= LEFT_AFTER.get(past.ending, 1.0)
+            if past.ending == "promoted" and (past.effect is None or past.effect > 0):
+                times, why = times * FURTHER, f"going {way.value} has helped, and not enough"
+        elif past.ending in ("harmful", "rolled_back"):
+            times *= OPPOSITE_OF_HARM
+    return _Factor(times, why)
+
+
+def _direction(past: PastEnding, current: Value) -> Direction:
+    """Which way an earlier attempt went."""
+    before = past.before if past.before is not None else current
+    if isinstance(past.value, bool | str) or isinstance(before, bool | str) or past.value is None:
+        return Direction.SET
+    return Direction.UP if past.value > before else Direction.DOWN
+
+
+def _remembered(case: Case, state: ParameterState, play: Play) -> float:
+    """What memory adds to a kind of change: its successes on the like, the less the more often it failed."""
+    name = state.declaration.key.rpartition(".")[2]
+    verb = VERBS[play.direction]
+    successes, failed = posterior(case.recent.memory, case.symptom, play.role, verb, case.recent.at, name=name)
+    return REMEMBERED * successes * (successes + 1) / (successes + failed + 1)
+
+
+def _by_the_playbook(case: Case, play: Play) -> str:
+    way = {Direction.UP: "a higher", Direction.DOWN: "a lower", Direction.SET: "another"}[play.direction]
+    failure = f" failing by {case.symptom.cause}" if case.symptom.cause else ""
+    return f"{way} {play.role.value.replace('_', ' ')} is what helps as a rule with {case.metric}{failure}"
