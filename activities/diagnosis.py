@@ -1,13 +1,37 @@
-"""Diagnosis: the recorded facts about one task type. Functions, no activities."""
+"""Diagnosis: the recorded facts about task types, parameters and earlier cycles. Functions, no activities.
 
-from collections import Counter
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+Raw outcomes are read with a bound: the newest few thousand of a window say how its tasks go. Details of failures leave
+only where the operator shares them, without what looks like a credential.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from sqlmodel import Session, col, select
 
-from schema.messages.diagnosis import DurationSample, PastEnding, TaskTypeDiagnosis
-from schema.messages.observatory import Counts, FailureKind, Interval
+from activities import ledger, texts
+from rules.contrasts import ALPHA, Task, contrasts, running_at_start
+from rules.redaction import redacted
+from rules.verdict import is_good
+from schema.messages.base import Value
+from schema.messages.diagnosis import (
+    DurationSample,
+    Figures,
+    ParameterChange,
+    PastEnding,
+    ReasonCount,
+    TaskTypeDiagnosis,
+)
+from schema.messages.experiment import Promotion
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Counts, FailureKind, Guardrail, Interval, TaskOutcome
+from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
+from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow
 from schema.tables.observatory import OutcomeRow
 from schema.tables.proposals import ProposalRow
@@ -15,50 +39,273 @@ from schema.tables.proposals import ProposalRow
 # All samples of one diagnosis, about 200 kB; Temporal warns at 256.
 SAMPLES = 4_000
 LONGEST_DIAGNOSIS = timedelta(days=90)
+# Outcomes that are read of each window: of the task type in question, and of all others together: a second or two.
+MOST_READ, MOST_READ_OF_OTHERS = 4_000, 10_000
+# What no figure and no reason is made of; to read it takes most of the time.
+UNREAD_OF_BEFORE = ("detail", "attributes")
+# Reasons that are counted one by one; the rest are `other`.
+MOST_REASONS, MOST_REASONS_OF_OTHERS, OTHER = 20, 5, "other"
+MOST_EXAMPLES, LONGEST_EXAMPLE = 3, 200
+# Messages that differ in ids and numbers only are one example: so many are looked at to find different ones.
+MOST_DETAILS = 50
+NUMBERED = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
+# "The last weeks": the first suspect is the last change, and one of last quarter is none.
+RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
+# Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
+MOST_SWAPS = 2_000
+MOST_ENDINGS = 20
+SWAPS = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+
+Values = Mapping[tuple[str, int], Value]  # by a parameter's key and a version of it
+
+
+class Window(NamedTuple):
+    """What is set against each other: tasks that finished since `start`, and those from `before` until then.
+
+    `most` bounds how many outcomes are read of each, the newest first, `samples` how many are handed on, and `reasons`
+    how many are counted one by one. `alpha` is the chance of a contrast that stands out by chance; 0 for no contrasts.
+    """
+
+    before: datetime
+    start: datetime
+    most: int
+    samples: int
+    reasons: int
+    alpha: float
+
+
+def windows_of(
+    task_types: Sequence[str], in_question: str, before: datetime, start: datetime, samples: int
+) -> dict[str, Window]:
+    """What is read of each task type: most of the one in question, if it is among them, and of others an overview.
+
+    Where none is in question, all are, and share the chance that something stands out by chance.
+    """
+    others = max(1, len(set(task_types) - {in_question}))
+    most = max(1, min(MOST_READ, MOST_READ_OF_OTHERS // others))
+    samples_of_other = min(samples, SAMPLES // max(1, len(task_types)))
+    alpha = 0.0 if in_question in task_types else ALPHA / others
+    overview = Window(before, start, most, samples_of_other, MOST_REASONS_OF_OTHERS, alpha)
+    windows = dict.fromkeys(task_types, overview)
+    if in_question in windows:
+        windows[in_question] = Window(before, start, MOST_READ, samples, MOST_REASONS, ALPHA)
+    return windows
 
 
 def diagnosis_of(
     session: Session,
     task_type: str,
     intervals: Sequence[Interval],
-    start: datetime,
-    samples: int,
-    since: Counts,
-    before: Counts,
+    window: Window,
+    counts: tuple[Counts, Counts],
+    objectives: Mapping[str, Guardrail],
+    share_details: bool,
 ) -> TaskTypeDiagnosis:
-    rows = session.exec(
-        select(OutcomeRow.duration_s, OutcomeRow.failure)
-        .where(OutcomeRow.task_type == task_type, col(OutcomeRow.finished_at) >= start)
-        .order_by(col(OutcomeRow.finished_at).desc())
-        .limit(samples)
-    ).all()
+    """The facts about one task type; `counts` are those of the whole window since its start, and of that before."""
+    since = _outcomes(session, task_type, window.start, None, window.most)
+    before = _outcomes(session, task_type, window.before, window.start, window.most, without=UNREAD_OF_BEFORE)
+    verdicts = [_is_good(objectives, outcome) for outcome in since]
     failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
     return TaskTypeDiagnosis(
         task_type=task_type,
-        counts=since,
-        before=before,
+        counts=counts[0],
+        before=counts[1],
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=tuple(
-            DurationSample(duration_s=duration_s, failure=FailureKind(failure) if failure else None)
-            for duration_s, failure in rows
+            DurationSample(duration_s=outcome.duration_s, failure=outcome.failure, reason=outcome.reason)
+            for outcome in since[: window.samples]
         ),
+        reasons=_reasons(since, before, window.reasons, share_details),
+        contrasts=contrasts(_tasks(since, verdicts), window.alpha) if window.alpha else (),
+        good=_figures(outcome for outcome, good in zip(since, verdicts, strict=True) if good),
+        bad=_figures(outcome for outcome, good in zip(since, verdicts, strict=True) if good is False),
+        usual=_figures(before),
     )
 
 
-def past_endings(session: Session, subject: str) -> tuple[PastEnding, ...]:
+def _outcomes(
+    session: Session, task_type: str, since: datetime, until: datetime | None, most: int, without: Sequence[str] = ()
+) -> list[TaskOutcome]:
+    """The newest outcomes that finished in [since, until), newest first."""
+    table = OutcomeRow.__table__.c  # type: ignore[attr-defined]
+    query = select(*(column for column in table if column.name not in without)).where(
+        table.task_type == task_type, table.finished_at >= since
+    )
+    if until is not None:
+        query = query.where(table.finished_at < until)
+    rows = session.execute(query.order_by(table.finished_at.desc()).limit(most)).mappings()
+    return [_outcome(row) for row in rows]
+
+
+def _outcome(row: Mapping[Any, Any]) -> TaskOutcome:
+    """An outcome as it was recorded. Validated then; thousands are read for one diagnosis."""
+    failure = FailureKind(row["failure"]) if row["failure"] else None
+    return TaskOutcome.model_construct(**{**row, "failure": failure})
+
+
+def _is_good(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool | None:
+    """By what a cycle on the subject counts; None where the task cannot be judged, such as one without a rating."""
+    objective = objectives.get(outcome.task_type)
+    return outcome.failure is None if objective is None else is_good(objective, outcome)
+
+
+def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> list[Task]:
+    """The tasks that can be judged, with the platform's attributes and ours, which go first where names are equal."""
+    running = running_at_start([(outcome.started_at, outcome.finished_at) for outcome in outcomes])
+    tasks = []
+    for outcome, good, count in zip(outcomes, verdicts, running, strict=True):
+        if good is None:
+            continue
+        attributes: dict[str, float | str] = dict(outcome.attributes)
+        attributes["hour"] = f"{outcome.started_at.astimezone(UTC):%H}:00"
+        if outcome.agent_id:
+            attributes["agent"] = outcome.agent_id
+        if count is not None:
+            attributes["running"] = float(count)
+        tasks.append(Task(good, attributes))
+    return tasks
+
+
+def _figures(tasks: Iterable[TaskOutcome]) -> Figures:
+    outcomes = list(tasks)
+    durations = sorted(outcome.duration_s for outcome in outcomes)
+    ratings = [outcome.quality for outcome in outcomes if outcome.quality is not None]
+    costs = [outcome.cost for outcome in outcomes]
+    return Figures(
+        tasks=len(outcomes),
+        p50_duration_s=_quantile(durations, 0.5),
+        p95_duration_s=_quantile(durations, 0.95),
+        mean_quality=fmean(ratings) if ratings else None,
+        rated=len(ratings),
+        # A platform that reports no cost reports 0.
+        mean_cost=fmean(costs) if any(costs) else None,
+    )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least this share of all do not exceed (Hyndman & Fan 1996, definition 1)."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
+
+
+def _reasons(
+    since: Sequence[TaskOutcome], before: Sequence[TaskOutcome], most: int, share_details: bool
+) -> tuple[ReasonCount, ...]:
+    """Failures by reason, the most frequent first; what has no reason of the platform's goes by its kind."""
+    now, then = _by_reason(since), _by_reason(before)
+    counted = sorted(now.keys() | then.keys(), key=lambda reason: (-len(now[reason]), -len(then[reason]), reason))
+    kept, rest = counted[:most], counted[most:]
+    reasons = [
+        ReasonCount(
+            reason=reason,
+            since=len(now[reason]),
+            before=len(then[reason]),
+            examples=_examples(now[reason]) if share_details else (),
+        )
+        for reason in kept
+    ]
+    if rest:
+        sums = {"since": sum(len(now[reason]) for reason in rest), "before": sum(len(then[reason]) for reason in rest)}
+        reasons.append(ReasonCount(reason=OTHER, **sums))
+    return tuple(reasons)
+
+
+def _by_reason(outcomes: Sequence[TaskOutcome]) -> dict[str, list[TaskOutcome]]:
+    failed: dict[str, list[TaskOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            failed[outcome.reason or outcome.failure.value].append(outcome)
+    return failed
+
+
+def _examples(failed: Sequence[TaskOutcome]) -> tuple[str, ...]:
+    """Different messages of the newest failures, redacted before they are cut: half a key is not recognised."""
+    examples: dict[str, str] = {}
+    for outcome in failed[:MOST_DETAILS]:
+        text = " ".join(redacted(outcome.detail).split())
+        if text:
+            shown = text if len(text) <= LONGEST_EXAMPLE else f"{text[: LONGEST_EXAMPLE - 1]}…"
+            examples.setdefault(NUMBERED.sub("#", text), shown)
+        if len(examples) == MOST_EXAMPLES:
+            break
+    return tuple(examples.values())
+
+
+def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:
+    """What was declared, promoted and rolled back in the weeks before `at`, the newest first."""
+    since = at - RECENT_CHANGES
+    recorded = []
+    for entry in _swaps(session):
+        swap = ledger.read(Promotion, entry.body)
+        change = ParameterChange(
+            parameter=swap.parameter,
+            at=datetime.fromisoformat(entry.at),
+            kind=entry.kind.removeprefix("parameter."),
+            before=values.get((swap.parameter, swap.expected_version)),
+            value=swap.value,
+            cycle_id=swap.cycle_id,
+        )
+        recorded.append((change.at, entry.sequence, change))
+    # What was changed since keeps no instant of its declaration.
+    first = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
+    for row, value in zip(first, texts.load(session, [row.value for row in first]), strict=True):
+        declared = ParameterChange(parameter=row.key, at=row.changed_at, kind="declared", before=None, value=value)
+        recorded.append((row.changed_at, 0, declared))
+    recorded.sort(key=lambda record: (record[0], record[1], record[2].parameter), reverse=True)
+    return tuple(change for changed_at, _, change in recorded if since <= changed_at)[:MOST_CHANGES]
+
+
+def _swaps(session: Session) -> Sequence[LedgerRow]:
+    """The ledger's promotions and rollbacks, the newest first."""
+    query = select(LedgerRow).where(col(LedgerRow.kind).in_(SWAPS)).order_by(col(LedgerRow.sequence).desc())
+    return session.exec(query.limit(MOST_SWAPS)).all()
+
+
+def values_by_version(session: Session) -> Values:
+    """What parameters were at each of their versions, as far as it is recorded.
+
+    From experiments, whose control is the version that was in force; from promotions and rollbacks, which make the next
+    version; and from what is in force, with what was before it.
+    """
+    values: dict[tuple[str, int], Value] = {}
+    tried = select(ExperimentRow.parameter, ExperimentRow.design).where(
+        ExperimentRow.experiment_id == ExperimentRow.cycle_id
+    )
+    for parameter, design in session.exec(tried.order_by(col(ExperimentRow.queued_at).desc()).limit(MOST_SWAPS)):
+        values[parameter, design["base_version"]] = design["control"]
+    for entry in _swaps(session):
+        swap = ledger.read(Promotion, entry.body)
+        values[swap.parameter, swap.expected_version + 1] = swap.value
+    rows = session.exec(select(ParameterRow)).all()
+    current = texts.load(session, [row.value for row in rows])
+    previous = texts.load(session, [row.previous for row in rows])
+    for row, value, before in zip(rows, current, previous, strict=True):
+        values[row.key, row.version - 1] = before
+        values[row.key, row.version] = value
+    return values
+
+
+def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEnding, ...]:
+    """How the latest cycles on the subject ended, the newest first; what each was to replace, and what it showed."""
     rows = session.exec(
-        select(MetaTaskRow, ProposalRow)
+        select(MetaTaskRow, ProposalRow, VerdictRow)
         .outerjoin(ProposalRow, col(ProposalRow.cycle_id) == MetaTaskRow.cycle_id)
+        # A cycle's experiment has its id.
+        .outerjoin(VerdictRow, col(VerdictRow.experiment_id) == MetaTaskRow.cycle_id)
         .where(MetaTaskRow.subject == subject, col(MetaTaskRow.ending).is_not(None))
         .order_by(col(MetaTaskRow.attempt).desc())
-        .limit(20)
+        .limit(MOST_ENDINGS)
     ).all()
-    return tuple(
-        PastEnding(
-            cycle_id=task.cycle_id,
-            ending=task.ending or "",
-            parameter=proposal.body["parameter"] if proposal else None,
-            value=proposal.body["value"] if proposal else None,
+    endings = []
+    for task, proposal, verdict in rows:
+        body = proposal.body if proposal else {}
+        endings.append(
+            PastEnding(
+                cycle_id=task.cycle_id,
+                ending=task.ending or "",
+                parameter=body.get("parameter"),
+                value=body.get("value"),
+                before=values.get((body["parameter"], body["base_version"])) if proposal else None,
+                effect=verdict.body["effect"] if verdict else None,
+            )
         )
-        for task, proposal in rows
-    )
+    return tuple(endings)

@@ -6,19 +6,26 @@ transaction, keyed by the snapshot's instant.
 
 from datetime import datetime, timedelta
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 from temporalio import activity
 
 from activities.anomalies import announce
 from activities.database import Database, lock
-from activities.diagnosis import LONGEST_DIAGNOSIS, SAMPLES, diagnosis_of, past_endings
+from activities.diagnosis import (
+    LONGEST_DIAGNOSIS,
+    changes,
+    diagnosis_of,
+    past_endings,
+    values_by_version,
+    windows_of,
+)
 from activities.events import emit
 from activities.guardrails import objectives
 from activities.history import baseline_window, counts_since, failures_by_reason, history
 from activities.memory import recall
 from activities.parameters import parameter_states
 from activities.recording import EXPIRED_AT_A_TIME, expire_outcomes
-from activities.rollups import histories, interval_start, rollups
+from activities.rollups import SHARES, histories, interval_start, rollups
 from activities.snapshots import (
     active_agents,
     activity_intervals,
@@ -30,10 +37,11 @@ from activities.snapshots import (
 from activities.symptoms import symptom_of
 from rules.detection import detect_all
 from rules.elevation import after
+from rules.fit import fitted
 from rules.series import PLATFORM
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest, TaskTypeDiagnosis
 from schema.messages.events import SchedulesElevated, SchedulesRestored
-from schema.messages.observatory import Anomaly, Snapshot
+from schema.messages.observatory import Anomaly, Counts, Snapshot
 from schema.messages.platform import Platform
 from schema.messages.schedules import Elevation
 from schema.tables.observatory import AnomalyRow, SnapshotRow
@@ -100,28 +108,55 @@ class ObservatoryActivities:
 
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
-        """The recorded facts of the trailing window: counts, failures by kind, durations, parameters, past endings."""
+        """The recorded facts of the trailing window, or since an instant, set against those of the window before."""
         window = timedelta(seconds=request.window_s)
         start = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
-        samples = min(request.samples, SAMPLES // max(1, len(self._platform.task_types)))
+        rules = self._platform.observatory
+        _, _, subject_type = request.subject.partition(":")
         with self._database.reading() as session:
             tracks = history(session, start, at)
-            about = select(AnomalyRow).where(AnomalyRow.subject == request.subject)
-            row = session.exec(about.order_by(col(AnomalyRow.detected_at).desc()).limit(1)).first()
-            anomaly = Anomaly.model_validate(row.body) if row else None
-            aims = objectives(session, anomaly, self._platform.observatory)
+            names = [declared.name for declared in self._platform.task_types]
+            if subject_type in tracks and subject_type not in names:
+                names.append(subject_type)  # one that an agent has registered
+            aims = objectives(session, _anomaly(session, request.subject, start, at), rules)
+            windows = windows_of(names, subject_type, start - window, start, request.samples)
             symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
 
             def diagnosis(name: str) -> TaskTypeDiagnosis:
                 since = counts_since(session, [name], start, at, aims)
                 before = counts_since(session, [name], start - window, start, aims)
-                return diagnosis_of(session, name, tracks.get(name, []), start, samples, since, before)
+                intervals, about = tracks.get(name, []), windows[name]
+                return diagnosis_of(session, name, intervals, about, (since, before), aims, rules.share_details)
 
-            return Diagnosis(
+            values = values_by_version(session)
+            whole = Diagnosis(
                 at=at,
                 window_start=start,
-                task_types=tuple(diagnosis(declared.name) for declared in self._platform.task_types),
+                task_types=tuple(diagnosis(name) for name in names),
                 parameters=parameter_states(session, self._platform),
-                endings=past_endings(session, request.subject),
+                endings=past_endings(session, request.subject, values),
                 memory=recall(session, symptom, at),
+                changes=changes(session, at, values),
             )
+        return fitted(whole, subject_type if subject_type in names else "")
+
+
+def _anomaly(session: Session, subject: str, start: datetime, at: datetime) -> Anomaly | None:
+    """The latest anomaly on the subject, or what it would be from `start` on; None where no metric is named."""
+    about = select(AnomalyRow).where(AnomalyRow.subject == subject)
+    row = session.exec(about.order_by(col(AnomalyRow.detected_at).desc()).limit(1)).first()
+    if row is not None:
+        return Anomaly.model_validate(row.body)
+    metric, _, task_type = subject.partition(":")
+    if metric not in SHARES:
+        return None
+    return Anomaly(
+        anomaly_id=metric,
+        metric=metric,
+        task_type=task_type,
+        onset=start,
+        detected_at=at,
+        observed=Counts(),
+        baseline=None,
+        reason="",
+    )

@@ -166,6 +166,17 @@ def anomalies(readable: Readable, closed: bool = False) -> "list[AnomalyRecord]"
     ]
 
 
+def subjects(readable: Readable, platform: "Platform") -> list[str]:
+    """What may be asked about: what anomalies and cycles were about, then every metric of every task type."""
+    from rules.series import METRICS, PLATFORM, SILENCE, subject_of
+
+    rows = readable.rows("SELECT subject FROM anomaly UNION SELECT subject FROM meta_task ORDER BY subject")
+    names = [*(declared.name for declared in platform.task_types), PLATFORM]
+    metrics = [*(metric.name for metric in METRICS), SILENCE]
+    usual = [subject_of(metric, name) for metric in metrics for name in names]
+    return list(dict.fromkeys([row["subject"] for row in rows] + usual))
+
+
 def everything_remembered(readable: Readable, at: datetime) -> "list[tuple[Pattern, Memory]]":
     """Every pattern as judged at `at`, with its observations; the weightiest first."""
     from rules import patterns

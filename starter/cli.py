@@ -51,6 +51,10 @@ COMMANDS = {
         "Try the detector on your own history: one line for each episode that would have raised an alarm.",
     ),
     "anomaly": Entry("anomaly", "Anomalies: what is wrong with the platform."),
+    "diagnose": Entry(
+        "diagnose",
+        "What an agent sees of one subject: reasons, what stands out, figures, parameters and their changes, memory.",
+    ),
     "cycle": Entry("cycle", "Improvement cycles."),
     "params": Entry("params", "Production configuration."),
     "experiment": Entry("experiment", "Experiments: evidence and replays."),
@@ -65,6 +69,10 @@ COMMANDS = {
         "What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json.",
     ),
     "tasks": Entry("tasks", "User tasks."),
+    "schema": Entry(
+        "schema",
+        "The JSON Schema of every message that crosses a line: outcomes, bids, proposals, ballots, diagnoses, ...",
+    ),
 }
 # Shells ask for completions with this variable, and Typer names it after the program.
 PROGRAM, COMPLETING = "nautilus", "_NAUTILUS_COMPLETE"

@@ -2,10 +2,11 @@
 
 import getpass
 import json
+import re
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,6 +30,9 @@ KINDS = {"cycle": wire.IMPROVEMENT_CYCLE, "task": wire.MARKET_TASK}
 PATIENCE_S = 5.0
 # The exit code of a command that had nothing to answer from, where that could be read as good news.
 NO_DATA = 3
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+# A thousand weeks: older than any platform, and within what dates can hold.
+LONGEST = timedelta(weeks=1_000)
 # Agents and people write what is shown here; nothing of it is markup.
 out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -47,6 +51,15 @@ Who = Annotated[str, typer.Option(help="Your name, for the ledger.", default_fac
 
 class CommandError(Exception):
     """A mistake that the person at the keyboard can fix; the message is one line."""
+
+
+def span(text: str) -> timedelta:
+    """How far back `--since` goes. Raises CommandError."""
+    match = re.fullmatch(r"(?P<count>[1-9][0-9]{0,6})(?P<unit>[mhdw])", text)
+    span = timedelta(**{UNITS[match["unit"]]: int(match["count"])}) if match else timedelta.max
+    if span > LONGEST:
+        raise CommandError(f"expected a time like 90m, 12h, 14d or 2w for --since, but {text!r} came")
+    return span
 
 
 def new_table(name: str, *others: str) -> "Table":

@@ -71,6 +71,26 @@ def anomalies(incomplete: str) -> list[str]:
     return _offered(lambda: [record.anomaly.anomaly_id for record in reading.anomalies(open_to_read())])
 
 
+def subjects(incomplete: str) -> list[str]:
+    """Of open anomalies, or any that may be asked about where a person has begun to type one."""
+    from activities import reading
+    from schema.declaration import declared_platform
+
+    def read() -> list[str]:
+        readable = open_to_read()
+        if not incomplete:
+            return [record.anomaly.subject for record in reading.anomalies(readable)]
+        return reading.subjects(readable, declared_platform())
+
+    return _offered(read)
+
+
+def messages(incomplete: str) -> list[str]:
+    from schema.json_schema import messages as by_name
+
+    return _offered(by_name)
+
+
 def experiments(incomplete: str) -> list[str]:
     from activities import reading
 

@@ -28,7 +28,18 @@ from schema.wire import EventType
 from tests.builders import NOW, TIMEOUT
 
 MODULES = (
-    *("cycle", "events", "experiment", "ledger", "market", "memory", "observatory", "platform", "proposals"),
+    *(
+        "cycle",
+        "diagnosis",
+        "events",
+        "experiment",
+        "ledger",
+        "market",
+        "memory",
+        "observatory",
+        "platform",
+        "proposals",
+    ),
     *("report", "schedules", "tasks"),
 )
 

@@ -22,7 +22,9 @@ class DurationSample(Message):
 class ReasonCount(Message):
     """Failures of one reason, in the platform's own words, since the onset and before it.
 
-    `examples` are messages of the newest, at most three, and only where the operator shares details with agents.
+    What has no reason goes by its kind (`timeout`), and what is rare by `other`. Counted of the newest tasks of both
+    times: `good`, `bad` and `usual` say of how many. `examples` are messages of the newest failures, at most three,
+    without what looks like a credential, and only where the operator shares details with agents.
     """
 
     reason: str
@@ -34,10 +36,11 @@ class ReasonCount(Message):
 class Contrast(Message):
     """Tasks that have one value of an attribute, set against the others, since the onset.
 
-    `attribute` is the platform's, or one of ours: `agent`, `hour` (of the day, UTC) and `running` (how many tasks ran
-    when it started). `value` is a text, or a bound such as "over 12" for numbers, with about half of the tasks on each
-    side. `difference` is their share of good tasks less that of the others; `interval` holds it with 95 % for all
-    contrasts of the diagnosis together (Bonferroni). It stands out where that interval leaves out zero.
+    `attribute` is the platform's, or one of ours: `agent`, `hour` (of its start, UTC) and `running` (how many other
+    tasks of its type ran when it started). `value` is a text, or a bound such as "over 12" for numbers: the median, or
+    where it separates good from bad better, a quartile. The others are those with another value: a task without the
+    attribute is left out. `difference` is their share of good tasks less that of the others; `interval` holds it with
+    95 % for all contrasts of the diagnosis together (Bonferroni). It stands out where that interval leaves out zero.
     """
 
     attribute: str
@@ -78,7 +81,8 @@ class TaskTypeDiagnosis(Message):
     """What is recorded of one task type since the window opened; `samples` are the latest, at most 400.
 
     `before` are its tasks of as long before as was asked for. `good` and `bad` are the figures of the tasks since then
-    by what a cycle on the subject would count as a success; `usual` those of all tasks before.
+    by what a cycle on the subject would count as a success; `usual` those of all tasks before. They, `reasons` and
+    `contrasts` are of the newest few thousand tasks; the counts are of all.
     """
 
     task_type: str
@@ -111,7 +115,8 @@ class Diagnosis(Message):
     """The facts an agent may investigate with, under 256 kB whatever the platform.
 
     `changes` are those of the last weeks, the newest first: the first suspect is the last one. `memory` is what earlier
-    nightly runs have learned of similar subjects, at most 20 patterns, the nearest first.
+    nightly runs have learned of similar subjects, at most 20 patterns, the nearest first. `left_out` names what was cut
+    to make it fit, so that nobody takes what is missing for what is not there.
     """
 
     at: Instant
@@ -121,6 +126,7 @@ class Diagnosis(Message):
     endings: tuple[PastEnding, ...] = ()
     memory: tuple[Pattern, ...] = ()
     changes: tuple[ParameterChange, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class DiagnosisRequest(Message):

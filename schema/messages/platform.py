@@ -319,7 +319,8 @@ class ObservatoryRules(Declaration):
 
     `outcome_retention_s` is how long single outcomes are kept: everything older is read from roll-ups. Anomalies of
     the success rate and of silence always open cycles, and those of the metrics in `opens_cycles`: all of speed, cost
-    and quality, unless the operator names fewer. Every other anomaly needs a person, and calls one at once.
+    and quality, unless the operator names fewer. Every other anomaly needs a person, and calls one at once. With
+    `share_details`, agents see a few messages of failures, without what looks like a credential.
     """
 
     interval_s: int = Field(default=3_600, ge=1)
@@ -330,6 +331,7 @@ class ObservatoryRules(Declaration):
     floor_window_s: int = Field(default=86_400, ge=1)
     outcome_retention_s: int = Field(default=30 * 86_400, ge=1)
     opens_cycles: tuple[Aim, ...] = get_args(Aim)
+    share_details: bool = False
 
     @model_validator(mode="after")
     def _keeps_what_it_reads(self) -> Self:

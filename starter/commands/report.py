@@ -1,18 +1,14 @@
 """The report: what changed in a day or a fortnight, as a page, as text, or as JSON."""
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from starter.command import NO_DATA, AsJson, CommandError, answer, open_database, out
+from starter.command import NO_DATA, AsJson, answer, open_database, out, span
 
 app = typer.Typer()
-UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-# A thousand weeks: older than any platform, and within what dates can hold.
-LONGEST = timedelta(weeks=1_000)
 
 
 @app.command(epilog="Example: nautilus report --since 14d --html report.html")
@@ -31,18 +27,10 @@ def report(
     from starter.report_page import page
 
     now = datetime.now(UTC)
-    facts = gathered(open_database(), declared_platform(), now - _span(since), now)
+    facts = gathered(open_database(), declared_platform(), now - span(since), now)
     if html is not None:
         html.write_text(page(facts), encoding="utf-8")
     in_words = text(facts) if html is None else f"the report is in {html}"
     answer(as_json, facts, lambda: out.print(in_words, soft_wrap=True))
     if facts.after is None:
         raise typer.Exit(NO_DATA)
-
-
-def _span(text: str) -> timedelta:
-    match = re.fullmatch(r"(?P<count>[1-9][0-9]{0,6})(?P<unit>[mhdw])", text)
-    span = timedelta(**{UNITS[match["unit"]]: int(match["count"])}) if match else timedelta.max
-    if span > LONGEST:
-        raise CommandError(f"expected a time like 90m, 12h, 14d or 2w for --since, but {text!r} came")
-    return span

@@ -1,0 +1,83 @@
+"""Redaction: removes what looks like a credential from a text that an agent or a person is going to read.
+
+A platform's error messages quote requests, headers and connection strings. A false alarm costs a reader one word, a
+miss hands out a key, so what is doubtful is removed. Identifiers that people search their logs for stay: UUIDs,
+instants, paths and names.
+
+Must never: be the only protection. A text reaches agents only where the operator shares details.
+"""
+
+import re
+from itertools import pairwise
+
+REMOVED = "[removed]"
+
+# A block that was cut off has no last line.
+_PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
+_URL_USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@", re.IGNORECASE)
+_HEADER = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)(['\"]?\s*[:=]\s*)[^\r\n]+", re.IGNORECASE)
+_SCHEME = re.compile(r"\b(bearer|basic)(\s+)([A-Za-z0-9._~+/=-]{6,})", re.IGNORECASE)
+# `max_tokens=512` and `bypass=true` are no secrets; `dbPassword`, `X-Api-Key` and `client_secret` are.
+_SECRET_NAME = (
+    r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_.-]*(?:passwords?|passwd|passphrase|pwd|secrets?|token|credentials?|jwt"
+    r"|(?:api|access|private|signing|secret|account|shared|encryption)[_-]?key|sess(?:ion)?[_-]?id"
+    r"|(?<![A-Za-z])(?:pass|sig|signature|auth))(?-i:(?![a-z]))(?:[_-](?:base|value|hash|\d+))?"
+)
+_ASSIGNMENT = re.compile(
+    rf"({_SECRET_NAME})"
+    r"(\\?['\"]?\s*(?:=>|[:=])\s*)"
+    r"(\\?\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|[^\s,;&\"')\]}]+)",
+    re.IGNORECASE,
+)
+_KNOWN = re.compile(
+    r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)*"  # JSON web tokens
+    r"|\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{12,}"  # AWS
+    r"|\bgh[opsur]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"  # GitHub, GitLab
+    r"|\bxox[a-z]-[\w-]{8,}|\bxapp-[\w-]{8,}|hooks\.slack\.com/services/[\w/]+"  # Slack
+    r"|\bsk-[\w-]{12,}|\b[prs]k_(?:live|test)_\w{8,}|\bwhsec_[\w+/=]{8,}"  # OpenAI and the like, Stripe
+    r"|\bAIza[\w-]{20,}|\bya29\.[\w-]{16,}|\bnpm_\w{16,}|\bpypi-[\w-]{16,}|\bhf_\w{16,}"  # Google, npm, PyPI, ...
+)
+_RUN = re.compile(r"[A-Za-z0-9+/=_-]{20,}")
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+# Of neighbouring characters of a random token, 40 % (hexadecimal) to 62 % (base 62) are of different classes; of
+# names made of words and numbers, about one in seven.
+_RANDOM_SHARE = 0.25
+
+
+def redacted(text: str) -> str:
+    """The text with `[removed]` in place of what looks like a credential. Idempotent."""
+    text = _PEM.sub(REMOVED, text)
+    text = _URL_USER.sub(rf"\1{REMOVED}@", text)
+    text = _HEADER.sub(rf"\1\2{REMOVED}", text)
+    text = _SCHEME.sub(_without_token, text)
+    text = _ASSIGNMENT.sub(rf"\1\2{REMOVED}", text)
+    text = _KNOWN.sub(REMOVED, text)
+    return _RUN.sub(_unless_random, text)
+
+
+def _without_token(match: "re.Match[str]") -> str:
+    """ "Basic authentication failed" is no credential: a word of small letters."""
+    scheme, space, token = match.groups()
+    return match[0] if token.rstrip(".").islower() and token.rstrip(".").isalpha() else f"{scheme}{space}{REMOVED}"
+
+
+def _unless_random(match: "re.Match[str]") -> str:
+    run = match[0]
+    if _UUID.fullmatch(run) or not _looks_random(run):
+        return run
+    return REMOVED
+
+
+def _looks_random(run: str) -> bool:
+    """Whether a run changes between small letters, capitals and digits as often as a random token does."""
+    classes = [_class_of(character) for character in run if character.isalnum()]
+    if not any(character.isdigit() for character in run) or len(classes) < 16:
+        return False
+    changes = sum(1 for before, after in pairwise(classes) if before != after)
+    return changes >= _RANDOM_SHARE * (len(classes) - 1)
+
+
+def _class_of(character: str) -> str:
+    if character.isdigit():
+        return "digit"
+    return "capital" if character.isupper() else "letter"

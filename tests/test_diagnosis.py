@@ -1,0 +1,421 @@
+"""The diagnosis on a real database: what an agent sees of one subject, and that it fits a message."""
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities import diagnosis
+from activities.agents import register_agent
+from activities.database import Database
+from activities.experiment import ExperimentActivities
+from activities.market import MarketActivities
+from activities.observatory import ObservatoryActivities
+from activities.parameters import declare_parameters, roll_back_by_hand
+from activities.proposals import ProposalActivities
+from activities.recording import record_outcomes
+from rules.fit import LARGEST_BYTES, fitted
+from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.diagnosis import (
+    Contrast,
+    Diagnosis,
+    DiagnosisRequest,
+    DurationSample,
+    Figures,
+    ParameterChange,
+    PastEnding,
+    ReasonCount,
+    TaskTypeDiagnosis,
+)
+from schema.messages.experiment import ExperimentDesign, Promotion
+from schema.messages.observatory import Counts, FailureKind, TaskOutcome
+from schema.messages.platform import ObservatoryRules, ParameterKind, Platform, TaskTypeDeclaration
+from tests import builders
+from tests.builders import NOW, TIMEOUT
+
+SUBJECT = "success_rate:research_synthesis"
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def database(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
+    shutil.copy(migrated_file, tmp_path / "nautilus.db")
+    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
+    yield database
+    database.close()
+
+
+def platform(share_details: bool = True, **changes: Any) -> Platform:
+    rules = ObservatoryRules(interval_s=60, guard_s=600, floor_window_s=600, share_details=share_details)
+    return builders.platform(**({"observatory": rules} | changes))
+
+
+def failed(number: int, reason: str, detail: str = "", at: timedelta = HOUR, **changes: Any) -> TaskOutcome:
+    """A task that failed before now; the larger its number, the longer ago."""
+    fields: dict[str, Any] = {"failure": FailureKind.ERROR, "reason": reason, "detail": detail}
+    return builders.outcome(
+        f"failed-{reason}-{number}-{at}", at=NOW - at + timedelta(seconds=-number), **(fields | changes)
+    )
+
+
+def sound(number: int, at: timedelta = HOUR, **changes: Any) -> TaskOutcome:
+    return builders.outcome(f"sound-{number}-{at}", at=NOW - at + timedelta(seconds=-number), **changes)
+
+
+def diagnosed(
+    database: Database, *outcomes: TaskOutcome, subject: str = SUBJECT, share_details: bool = True
+) -> TaskTypeDiagnosis:
+    """What is seen of the first task type: the last two hours against the day before."""
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, 60)
+    request = DiagnosisRequest(subject=subject, since=NOW - 2 * HOUR)
+    return ObservatoryActivities(database, platform(share_details)).diagnose(request, NOW).task_types[0]
+
+
+# --- Reasons ----------------------------------------------------------------------------------------------------------
+
+
+def test_failures_are_counted_by_reason_since_and_before(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(failed(n, "rate_limited") for n in range(5)),
+        *(failed(n, "upstream_503") for n in range(2)),
+        *(failed(n, "rate_limited", at=5 * HOUR) for n in range(3)),
+        *(failed(n, "out_of_memory", at=5 * HOUR) for n in range(4)),
+        failed(1, "", failure=FailureKind.TIMEOUT),
+        sound(1),
+    )
+
+    counted = [(reason.reason, reason.since, reason.before) for reason in facts.reasons]
+    assert counted == [("rate_limited", 5, 3), ("upstream_503", 2, 0), ("timeout", 1, 0), ("out_of_memory", 0, 4)]
+    assert {sample.reason for sample in facts.samples[:2]} == {"rate_limited", "upstream_503"}
+
+
+def test_rare_reasons_are_counted_together(database: Database) -> None:
+    most = diagnosis.MOST_REASONS
+    often = [failed(n, f"r{reason:02d}") for reason in range(most) for n in range(2)]
+    rare = [failed(1, f"x{reason}") for reason in range(7)]
+
+    *reasons, other = diagnosed(database, *often, *rare).reasons
+
+    assert len(reasons) == most
+    assert (other.reason, other.since, other.before) == ("other", 7, 0)
+
+
+def test_the_newest_different_messages_are_the_examples(database: Database) -> None:
+    details = ["newest", "request 17 of 0a1b failed", "request 18 of 0a2c failed", "third", "too old"]
+
+    (reason,) = diagnosed(database, *(failed(n, "e", detail) for n, detail in enumerate(details))).reasons
+
+    assert reason.examples == ("newest", "request 17 of 0a1b failed", "third")
+
+
+def test_an_example_is_redacted_before_it_is_cut_and_is_one_line(database: Database) -> None:
+    secret = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
+    detail = f"{'x ' * 95}\n{secret} and so on {'y ' * 50}"
+
+    (reason,) = diagnosed(database, failed(1, "e", detail)).reasons
+    (example,) = reason.examples
+
+    assert len(example) == 200
+    assert "ghp" not in example
+    assert "\n" not in example
+    assert example.endswith("…")
+
+
+def test_no_message_leaves_where_the_operator_does_not_share_details(database: Database) -> None:
+    facts = diagnosed(database, failed(1, "e", "customer Ada was refused"), share_details=False)
+
+    assert "Ada" not in facts.model_dump_json()
+    assert [(reason.reason, reason.since) for reason in facts.reasons] == [("e", 1)]
+    assert ObservatoryRules().share_details is False
+
+
+# --- Contrasts and figures --------------------------------------------------------------------------------------------
+
+
+def test_what_tells_good_from_bad_tasks_is_found_in_attributes_agents_and_load(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(sound(n, agent_id="ada", attributes={"model": "large", "tokens": 100.0 + n}) for n in range(60)),
+        *(failed(n, "e", agent_id="bob", attributes={"model": "small", "tokens": 900.0 + n}) for n in range(40)),
+    )
+
+    standing_out = {contrast.attribute: contrast for contrast in facts.contrasts if contrast.stands_out}
+    assert {"model", "agent", "tokens"} <= standing_out.keys()
+    assert (standing_out["model"].value, standing_out["model"].difference) == ("small", -1.0)
+    assert standing_out["tokens"].value.startswith("over ")
+    assert standing_out["agent"].counts == Counts(tasks=40, successes=0)
+
+
+def test_load_and_hour_are_compared_like_attributes(database: Database) -> None:
+    crowded = [
+        failed(n, "e", started_at=NOW - HOUR + timedelta(seconds=30), at=HOUR - timedelta(seconds=100))
+        for n in range(30)
+    ]
+    alone = [sound(10 * n, at=HOUR + timedelta(seconds=600)) for n in range(40)]
+
+    standing_out = {c.attribute: c for c in diagnosed(database, *crowded, *alone).contrasts if c.stands_out}
+
+    assert standing_out["running"].value == "over 0"
+    assert standing_out["running"].difference == -1.0
+    assert (standing_out["hour"].value, standing_out["hour"].difference) == ("11:00", -1.0)
+
+
+def test_figures_of_good_and_bad_tasks_and_of_those_before(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(sound(n, duration_s=0.2, quality=0.5, cost=2.0) for n in range(3)),
+        *(failed(n, "e", duration_s=0.8) for n in range(2)),
+        *(sound(n, at=5 * HOUR, duration_s=0.4) for n in range(4)),
+    )
+
+    assert facts.good == Figures(
+        tasks=3, p50_duration_s=0.2, p95_duration_s=0.2, mean_quality=0.5, rated=3, mean_cost=2.0
+    )
+    assert facts.bad == Figures(tasks=2, p50_duration_s=0.8, p95_duration_s=0.8)
+    assert facts.usual == Figures(tasks=4, p50_duration_s=0.4, p95_duration_s=0.4)
+
+
+def test_of_a_subject_of_speed_a_slow_task_is_bad_though_it_succeeded(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(sound(n, at=5 * HOUR, duration_s=0.2) for n in range(100)),
+        *(sound(n, duration_s=0.2, attributes={"region": "eu"}) for n in range(30)),
+        *(sound(100 + n, duration_s=0.9, attributes={"region": "us"}) for n in range(20)),
+        subject="slow_share:research_synthesis",
+    )
+
+    assert (facts.good.tasks, facts.bad.tasks) == (30, 20)
+    assert facts.counts == Counts(tasks=50, successes=30)
+    assert (facts.contrasts[0].value, facts.contrasts[0].stands_out) == ("us", True)
+
+
+def test_outcomes_are_read_with_a_bound(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "MOST_READ", 10)
+
+    facts = diagnosed(database, *(sound(n) for n in range(25)), *(sound(n, at=5 * HOUR) for n in range(25)))
+
+    assert (facts.counts.tasks, facts.good.tasks, facts.usual.tasks) == (25, 10, 10)
+
+
+# --- Changes and endings ----------------------------------------------------------------------------------------------
+
+
+def design(cycle_id: str, control: float, treatment: float, version: int) -> ExperimentDesign:
+    return ExperimentDesign(
+        experiment_id=cycle_id,
+        cycle_id=cycle_id,
+        parameter=TIMEOUT,
+        task_types=("research_synthesis",),
+        metric="success_rate",
+        control=control,
+        treatment=treatment,
+        base_version=version,
+        baseline=Counts(tasks=100, successes=67),
+        baseline_rate=0.67,
+        predicted_rate=0.94,
+        minimum_effect=0.05,
+        alpha=0.05,
+        beta=0.1,
+        harm_alpha=0.01,
+        treatment_share=0.5,
+        max_tasks=200,
+        minimum_tasks=20,
+        minimum_run_s=0.0,
+        pending_cutoff_s=60.0,
+    )
+
+
+def run_cycle(database: Database, number: int, value: float, version: int, ending: Ending, control: float) -> None:
+    """A cycle that was proposed, tested unless it was rejected, promoted where it ended so, a day after another."""
+    at, cycle_id = NOW - (10 - number) * DAY, f"{SUBJECT}#{number}"
+    market = MarketActivities(database, platform())
+    request = CycleRequest(request_id=f"r{number}", anomaly=builders.anomaly(at))
+    market.open_meta_task(CycleOpening(request=request, workflow_id="w", run_id=f"run-{number}", at=at))
+    proposal = builders.proposal("ada", value=value, base_version=version)
+    ProposalActivities(database).open_vote(cycle_id, proposal, at)
+    experiments = ExperimentActivities(database, platform())
+    if ending is not Ending.REJECTED:
+        plan = design(cycle_id, control, value, version)
+        assert experiments.open_experiment(plan, at) is None
+        experiments.conclude_experiment(plan, builders.reading(at=at, effect=0.2))
+    if ending is Ending.PROMOTED:
+        swap = Promotion(cycle_id=cycle_id, parameter=TIMEOUT, expected_version=version, value=value, reason="better")
+        watch = design(f"{cycle_id}:watch", control, value, version)
+        assert experiments.promote(swap, watch, at).swapped
+    market.end_cycle(CycleEnd(cycle_id=cycle_id, subject=SUBJECT, ending=ending, reason="", at=at))
+
+
+def told(database: Database, **changes: Any) -> Diagnosis:
+    return ObservatoryActivities(database, platform(**changes)).diagnose(DiagnosisRequest(subject=SUBJECT), NOW)
+
+
+def test_the_last_changes_of_every_parameter_are_told_newest_first(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    run_cycle(database, 2, 120.0, 2, Ending.PROMOTED, 180.0)
+    roll_back_by_hand(database, TIMEOUT, "olga", "worse", NOW - HOUR)
+    other = builders.parameter(key="monte_carlo.samples", task_types=("monte_carlo",))
+    declare_parameters(database, platform(parameters=(builders.parameter(), other)), NOW - DAY)
+
+    changes = told(database).changes
+
+    shown = [(change.parameter, change.kind, change.before, change.value) for change in changes]
+    assert shown == [
+        (TIMEOUT, "rolled_back", 120.0, 180.0),
+        ("monte_carlo.samples", "declared", None, 90.0),
+        (TIMEOUT, "promoted", 180.0, 120.0),
+        (TIMEOUT, "promoted", 90.0, 180.0),
+    ]
+    assert [change.cycle_id for change in changes] == ["person:olga:3", "", f"{SUBJECT}#2", f"{SUBJECT}#1"]
+
+
+def test_a_change_of_long_ago_is_no_suspect(database: Database) -> None:
+    declare_parameters(database, platform(), NOW - 29 * DAY)
+
+    assert told(database).changes == ()
+
+
+def test_an_earlier_cycle_tells_what_it_was_to_replace_and_what_it_showed(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    run_cycle(database, 2, 240.0, 2, Ending.REJECTED, 180.0)
+    run_cycle(database, 3, 150.0, 2, Ending.FUTILE, 180.0)
+
+    endings = [(e.ending, e.value, e.before, e.effect) for e in told(database).endings]
+
+    assert endings == [("futile", 150.0, 180.0, 0.2), ("rejected", 240.0, 180.0, None), ("promoted", 180.0, 90.0, 0.2)]
+
+
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_diagnosis_of_a_hundred_task_types_with_the_longest_texts_fits_a_message(database: Database) -> None:
+    names = [f"type_{n:03d}_{'x' * 55}" for n in range(100)]
+    keys = [f"{name}.{'p' * 50}" for name in names]
+    prompts = [
+        builders.parameter(
+            key=key,
+            task_types=(name,),
+            description="d" * 1_000,
+            kind=ParameterKind.CHOICE,
+            choices=("a" * 500, "b" * 500),
+            default="a" * 500,
+            minimum=None,
+            maximum=None,
+            largest_change=None,
+        )
+        for name, key in zip(names, keys, strict=True)
+    ]
+    large = platform(task_types=tuple(TaskTypeDeclaration(name=name) for name in names), parameters=tuple(prompts))
+    declare_parameters(database, large, NOW - DAY)
+    outcomes = [
+        builders.outcome(
+            f"{name}-{n}",
+            n % 2 > 0,
+            NOW - timedelta(seconds=n + 1),
+            task_type=name,
+            duration_s=100 / (n + 103),
+            agent_id="a" * 200,
+            reason=f"r{n % 25:02d}{'y' * 60}",
+            detail="é" * 500,
+            attributes={f"a{m:02d}_{'z' * 60}": f"{(n + m) % 5}{'ü' * 99}" for m in range(16)},
+        )
+        for name in names
+        for n in range(40)
+    ]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, 60)
+    subject = f"success_rate:{names[50]}"
+
+    seen = ObservatoryActivities(database, large).diagnose(DiagnosisRequest(subject=subject), NOW)
+
+    assert len(seen.model_dump_json().encode()) <= LARGEST_BYTES < 256_000
+    own = next(facts for facts in seen.task_types if facts.task_type == names[50])
+    assert len(own.samples) == 40
+    assert own.reasons[0].examples
+    assert own.contrasts
+    assert keys[50] in [state.declaration.key for state in seen.parameters]
+    assert "facts about other task types" in seen.left_out
+
+
+def bulky(**changes: Any) -> Diagnosis:
+    """Of three task types, each with more than half of what fits."""
+    facts = [
+        TaskTypeDiagnosis(
+            task_type=name,
+            counts=Counts(tasks=100, successes=100 - failures),
+            failures={},
+            samples=tuple(DurationSample(duration_s=float(n)) for n in range(40)),
+            reasons=tuple(
+                ReasonCount(reason=f"r{n}", since=40 - n, before=0, examples=("x" * 200,)) for n in range(20)
+            ),
+            contrasts=tuple(
+                Contrast(attribute="a", value="v" * 90, counts=Counts(), rest=Counts(), difference=0, interval=(-1, 1))
+                for _ in range(20)
+            ),
+        )
+        for name, failures in (("first", 3), ("mine", 2), ("worst", 90))
+    ]
+    endings = tuple(PastEnding(cycle_id=f"c#{n}", ending="futile", value="t" * 500) for n in range(20))
+    history = tuple(
+        ParameterChange(parameter="mine.prompt", at=NOW, kind="promoted", before="b" * 500, value=f"{n}")
+        for n in range(20)
+    )
+    states = tuple(
+        builders.state(key=f"{name}.p", task_types=(name,), description="d" * 500) for name in ("first", "mine")
+    )
+    fields: dict[str, Any] = {
+        "at": NOW,
+        "window_start": NOW,
+        "task_types": tuple(facts),
+        "parameters": states,
+        "endings": endings,
+        "changes": history,
+    }
+    return Diagnosis(**(fields | changes))
+
+
+def test_what_fits_is_left_alone() -> None:
+    assert fitted(bulky(), "mine") == bulky()
+    assert bulky().left_out == ()
+
+
+def test_the_task_type_in_question_and_the_newest_are_cut_last() -> None:
+    whole = bulky()
+    largest = len(whole.model_dump_json())
+
+    shorter = fitted(whole, "mine", largest - 12_000)
+    shortest = fitted(whole, "mine", 18_000)
+
+    assert shorter.task_types[1] == whole.task_types[1]
+    assert shorter.task_types[0].reasons == whole.task_types[0].reasons[: len(shorter.task_types[0].reasons)]
+    assert shorter.changes == whole.changes
+    assert shorter.left_out == ("facts about other task types",)
+    assert shortest.changes == whole.changes[: len(shortest.changes)] != ()
+    assert shortest.task_types[1].samples == whole.task_types[1].samples
+
+
+@pytest.mark.parametrize("largest_bytes", range(1_000, 60_000, 2_500))
+@pytest.mark.parametrize("task_type", ["mine", ""])
+def test_a_diagnosis_fits_whatever_the_size(task_type: str, largest_bytes: int) -> None:
+    small = fitted(bulky(), task_type, largest_bytes)
+
+    assert len(small.model_dump_json().encode()) <= largest_bytes
+    assert len(small.left_out) == len(set(small.left_out))
+
+
+def test_of_other_task_types_those_that_fail_most_are_kept() -> None:
+    whole = bulky(endings=(), changes=(), parameters=())
+    _, mine, worst = whole.task_types
+    bare = worst.model_copy(update={"samples": (), "reasons": (), "contrasts": ()})
+    largest = len(whole.model_copy(update={"task_types": (mine, bare), "left_out": ("x" * 60,)}).model_dump_json())
+
+    assert [facts.task_type for facts in fitted(whole, "mine", largest).task_types] == ["mine", "worst"]
