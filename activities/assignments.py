@@ -4,8 +4,9 @@ A decision reads the arms' counters and never outcomes, so its cost does not gro
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import func, update
@@ -46,29 +47,29 @@ def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, .
 
 
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
-    """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it.
+    """Count a task that was assigned long ago and never reported as a failure of its arm.
 
     How long ago is measured by the clock of the evaluations, from the first one that finds it pending: the platform's
     clock, which sets `assigned_at`, may be hours behind.
     """
     # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
     lock(session, f"arms:{experiment_id}")
+    options = {"synchronize_session": False}
     pending = (col(AssignmentRow.experiment_id) == experiment_id, col(AssignmentRow.success).is_(None))
-    first_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
-    session.execute(first_seen.execution_options(synchronize_session=False))
-    lost = session.execute(
+    mark_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
+    session.execute(mark_seen, execution_options=options)
+    overdue = col(AssignmentRow.seen_at) < at - cutoff
+    fail = (
         update(AssignmentRow)
-        .where(*pending, col(AssignmentRow.seen_at) < at - cutoff)
+        .where(*pending, overdue)
         .values(success=False)
         .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
-        .execution_options(synchronize_session=False)
-    ).all()
-    for (share, variant), count in Counter((share, variant) for share, variant in lost).items():
+    )
+    failed = session.execute(fail, execution_options=options).all()
+    for (share, variant), count in Counter((share, variant) for share, variant in failed).items():
+        # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
         _arm_of(session, experiment_id, share, variant).finished += count
-        guards = select(GuardRow).where(
-            GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
-        )
-        for guard in session.exec(guards).all():
+        for guard in _guards_of(session, experiment_id, share, variant):
             guard.tasks += count
             session.add(guard)
 
@@ -84,26 +85,45 @@ def record_assignments(session: Session, assignments: Iterable[Assignment], inte
     for assignment in assignments:
         by_experiment[assignment.experiment_id].setdefault(assignment.task_id, assignment)
     for experiment_id, by_task in sorted(by_experiment.items()):
-        lock(session, f"arms:{experiment_id}")
-        experiment = session.get(ExperimentRow, experiment_id)
-        if experiment is None or not experiment.exposing:
-            continue
-        max_tasks = experiment.design["max_tasks"]
-        if max_tasks is not None:
-            counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment_id)
-            room = max_tasks - int(session.exec(counted).one() or 0)
-            # A threshold that is calibrated to a horizon holds for so many tasks; later ones are no evidence.
-            by_task = dict(list(by_task.items())[: max(0, room)])
-            experiment.exposing = room > len(by_task)
-            session.add(experiment)
-        rows = [assignment.model_dump() | {"success": None} for assignment in by_task.values()]
-        new = insert_new(session, AssignmentRow, rows, returning="task_id")
-        counts = Counter((by_task[task_id].treatment_share, by_task[task_id].variant.value) for task_id in new)
-        for (share, variant), count in counts.items():
-            _arm_of(session, experiment_id, share, variant).assigned += count
-        session.flush()
-        if outcomes := _outcomes(session, new):
-            rearm(session, outcomes.values(), finish_assignments(session, outcomes), interval_s)
+        _record_for_experiment(session, experiment_id, by_task, interval_s)
+
+
+def _record_for_experiment(
+    session: Session, experiment_id: str, by_task: Mapping[str, Assignment], interval_s: int
+) -> None:
+    """Record and count one experiment's assignments, unless it no longer exposes tasks."""
+    lock(session, f"arms:{experiment_id}")
+    experiment = session.get(ExperimentRow, experiment_id)
+    if experiment is None or not experiment.exposing:
+        return
+    admitted = _admit(session, experiment, by_task)
+    rows = [assignment.model_dump() | {"success": None} for assignment in admitted.values()]
+    new = insert_new(session, AssignmentRow, rows, returning="task_id")
+    counts = Counter((admitted[task_id].treatment_share, admitted[task_id].variant.value) for task_id in new)
+    for (share, variant), count in counts.items():
+        _arm_of(session, experiment_id, share, variant).assigned += count
+    session.flush()
+    outcomes = _outcomes(session, new)
+    if outcomes:
+        arms = finish_assignments(session, outcomes)
+        rearm(session, outcomes.values(), arms, interval_s)
+
+
+def _admit(session: Session, experiment: ExperimentRow, by_task: Mapping[str, Assignment]) -> Mapping[str, Assignment]:
+    """The assignments that the experiment has room for; it stops exposing tasks when they fill it.
+
+    A threshold that is calibrated to a horizon holds for so many tasks; later ones are no evidence.
+    """
+    max_tasks = experiment.design["max_tasks"]
+    if max_tasks is None:
+        return by_task
+    counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment.experiment_id)
+    assigned = int(session.exec(counted).one() or 0)
+    room = max(0, max_tasks - assigned)
+    admitted = dict(islice(by_task.items(), room))
+    experiment.exposing = len(admitted) < room
+    session.add(experiment)
+    return admitted
 
 
 def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:
@@ -132,35 +152,52 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     ).all()
     for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
         lock(session, f"arms:{experiment_id}")
-    rows = session.exec(
+    # Read again under the locks: an evaluation may have counted a task as lost, or closed an experiment, meanwhile.
+    pending = (
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
         .where(*reported, col(AssignmentRow.success).is_(None), col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
-    ).all()
-    for assignment, experiment in rows:
-        outcome = outcomes[assignment.task_id]
-        stored = experiment.design.get("objectives", {})  # an experiment that runs may be older than this field
-        objectives = {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
-        assignment.success = is_success(objectives, outcome)
-        session.add(assignment)
-        arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
-        arm.finished += 1
-        arm.successes += assignment.success
-        for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
-            key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
-            guard = session.get_one(GuardRow, key)
-            good = is_good(guardrail, outcome)
-            guard.tasks += 1
-            guard.judged += int(good is not None)
-            guard.good += int(good is True)
-            session.add(guard)
+    )
+    for assignment, experiment in session.exec(pending).all():
+        _finish(session, assignment, experiment.design, outcomes[assignment.task_id])
     return {task_id: variant for _, task_id, variant in assigned}
+
+
+def _finish(session: Session, assignment: AssignmentRow, design: Mapping[str, Any], outcome: TaskOutcome) -> None:
+    """Count one task in its arm and in each of the arm's guardrails."""
+    stored = design.get("objectives", {})  # an experiment that runs may be older than this field
+    objectives = {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
+    succeeded = is_success(objectives, outcome)
+    assignment.success = succeeded
+    session.add(assignment)
+    arm_key = (assignment.experiment_id, assignment.treatment_share, assignment.variant)
+    arm = _arm_of(session, *arm_key)
+    arm.finished += 1
+    if succeeded:
+        arm.successes += 1
+    for guardrail in map(Guardrail.model_validate, design["guardrails"]):
+        guard = session.get_one(GuardRow, (*arm_key, guardrail.kind.value))
+        good = is_good(guardrail, outcome)
+        guard.tasks += 1
+        if good is not None:
+            guard.judged += 1
+        if good:
+            guard.good += 1
+        session.add(guard)
 
 
 def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:
     """An arm's counters, for a caller that has locked the experiment's arms."""
     return session.get_one(ArmRow, (experiment_id, share, variant))
+
+
+def _guards_of(session: Session, experiment_id: str, share: float, variant: str) -> Sequence[GuardRow]:
+    """The counters of an arm's guardrails, for a caller that has locked the experiment's arms."""
+    guards = select(GuardRow).where(
+        GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
+    )
+    return session.exec(guards).all()
 
 
 def close_experiment(session: Session, row: ExperimentRow, at: datetime) -> None:

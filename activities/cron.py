@@ -274,14 +274,17 @@ def _with_pause_kept(schedule: Schedule, current: ScheduleState) -> ScheduleStat
 
 
 def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
-    """What is compared and shown: of a schedule that is wanted, and of one as the server returns it."""
+    """The texts by which a wanted schedule is compared with the stored one, and shown to people."""
     action, spec = schedule.action, schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
-    # The server turns a cron expression into a calendar, and keeps its comment.
+    # The server returns a cron expression as a calendar, without the expression but with its comment. So `schedule_of`
+    # repeats the expression as the comment, and the comment alone is compared.
     crons = [cron.split(" # ")[-1] for cron in spec.cron_expressions]
     calendars = [calendar.comment or "a calendar" for calendar in spec.calendars]
     intervals = [f"every {interval.every.total_seconds():g} s" for interval in spec.intervals]
     timeout_s = action.execution_timeout.total_seconds() if action.execution_timeout else 0
+    # Somebody else's schedule may have a memo of another kind: it declares nothing that we can read.
+    declared = memo if isinstance(memo, Payload) else None
     return {
         "when": ", ".join([*intervals, *crons, *calendars]),
         "cut off": f"after {timeout_s:g} s",
@@ -291,7 +294,7 @@ def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, 
         "catch-up": str(schedule.policy.catchup_window),
         "note": schedule.state.note or "",
         "input": request.data.decode(errors="replace") if request else "",
-        "declared": memo.data.decode(errors="replace") if isinstance(memo, Payload) else "",
+        "declared": declared.data.decode(errors="replace") if declared else "",
     }
 
 

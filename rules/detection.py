@@ -76,28 +76,50 @@ def detect(
 
     `history` holds the intervals of each task type, oldest first; empty ones may be missing. `states` and the result's
     are keyed like `Anomaly.subject`. `excluded` are spans to keep out of a type's baseline: its experiments, and all
-    that came before its last promotion. The first evaluation judges the guard gap.
+    that came before its last promotion. The first evaluation judges the guard gap: the latest stretch, which no
+    baseline learns from, so that a fault that has just begun is not taken for normal.
     """
-    settings = DetectorSettings(metric, rules, series_count or len(history) + 1)
-    width, recent = timedelta(seconds=rules.interval_s), timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
-    reach = timedelta(seconds=rules.baseline_s) + recent
-    own_states = [state for subject, state in states.items() if subject.startswith(f"{metric.name}:")]
-    last_judged = max((state.seen for state in own_states if state.seen), default=at - recent)
-    # After a pause longer than a baseline, what lies before it is history: the cost never grows with the pause.
-    last_judged = max(last_judged, at - reach)
-    tracks = dict[str, list[Interval]]()
-    for name, intervals in history.items():
-        first = bisect_left(intervals, last_judged - reach, key=START)
-        tracks[name] = [interval for interval in intervals[first:] if interval.start + width <= at]
-    evaluation = _Evaluation(at, settings, tracks, dict(states), excluded or {})
-    starts = {interval.start for interval in chain.from_iterable(tracks.values()) if interval.start > last_judged}
-    for start in sorted(starts):
+    # What a baseline must not learn from yet, or the window of the floor where that is longer: it is judged first.
+    recent = timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
+    lookback = timedelta(seconds=rules.baseline_s) + recent
+    last_judged = _last_judged(metric, states, default=at - recent, earliest=at - lookback)
+    tracks = _complete_tracks(history, last_judged - lookback, at - timedelta(seconds=rules.interval_s))
+    evaluation = _Evaluation(
+        at=at,
+        settings=DetectorSettings(metric, rules, series_count or len(history) + 1),
+        tracks=tracks,
+        states=dict(states),
+        excluded=excluded or {},
+    )
+    unjudged = {interval.start for interval in chain.from_iterable(tracks.values()) if interval.start > last_judged}
+    for start in sorted(unjudged):
         evaluation.judge(start)
     evaluation.retire(metric.name)
     if metric.floor:
         evaluation.judge_silences()
         evaluation.retire(SILENCE)
     return Detection(evaluation.states, tuple(evaluation.raised), tuple(evaluation.closed))
+
+
+def _last_judged(metric: Metric, states: Mapping[str, Series], default: datetime, earliest: datetime) -> datetime:
+    """The start of the last interval that an earlier evaluation judged; `default` where none has judged any."""
+    own_states = [state for subject, state in states.items() if subject.startswith(f"{metric.name}:")]
+    seen = [state.seen for state in own_states if state.seen is not None]
+    if not seen:
+        return default
+    # After a pause longer than a baseline, what lies before it is history: the cost never grows with the pause.
+    return max(*seen, earliest)
+
+
+def _complete_tracks(
+    history: Mapping[str, Sequence[Interval]], first: datetime, last: datetime
+) -> dict[str, list[Interval]]:
+    """The intervals of each task type that start from `first` to `last`, both included."""
+    tracks = dict[str, list[Interval]]()
+    for name, intervals in history.items():
+        begin = bisect_left(intervals, first, key=START)
+        tracks[name] = [interval for interval in intervals[begin:] if interval.start <= last]
+    return tracks
 
 
 def detect_all(
