@@ -20,7 +20,8 @@ LARGEST_SCORE = log(CERTAIN / (1 - CERTAIN))
 
 def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> CycleEnd:
     """The ending of a cycle for the ledger, with what the proposer earns, or pays where its change did harm."""
-    market, proposal = state.briefing.market, state.proposal
+    market = state.briefing.market
+    proposal = state.proposal
     is_promoted = ending is Ending.PROMOTED
     did_harm = state.watch is not None and designs.breaks_something(state.designed, state.watch)
     price = state.award.price if state.award else state.briefing.rules.reward
