@@ -203,5 +203,6 @@ def _guards_of(session: Session, experiment_id: str, share: float, variant: str)
 def close_experiment(session: Session, row: ExperimentRow, at: datetime) -> None:
     """No further task is assigned to it."""
     if row.closed_at is None:
-        row.exposing, row.closed_at = False, at
+        row.exposing = False
+        row.closed_at = at
         session.add(row)

@@ -75,7 +75,7 @@ class MarketActivities:
 
         A request that another run has opened comes back as a duplicate of that run's cycle.
         """
-        request, at, observatory = opening.request, opening.at, self._platform.observatory
+        request = opening.request
         with self._database.transaction() as session:
             lock(session, f"subject:{request.subject}")
             row = session.exec(select(MetaTaskRow).where(MetaTaskRow.request_id == request.request_id)).first()
@@ -84,29 +84,35 @@ class MarketActivities:
                 if refusal is not None:
                     raise ApplicationError(refusal, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
-            task_types = self._task_types(opening)
-            window = timedelta(seconds=observatory.floor_window_s)
-            onset = request.anomaly.onset if request.anomaly else at - window
-            aims = objectives(session, request.anomaly, observatory)
-            return Briefing(
-                cycle_id=row.cycle_id,
-                attempt=row.attempt,
-                failed_attempts=_failures_in_a_row(session, row, request.proposal),
-                rules=self._platform.cycle,
-                parameters=parameter_states(session, self._platform),
-                agents=roster(session),
-                baseline=counts_since(session, task_types, onset, None, aims),
-                baselines={
-                    declared.name: counts_since(session, [declared.name], onset, None, aims)
-                    for declared in self._platform.task_types
-                },
-                healthy=healthy_counts(session, task_types, at, observatory, aims),
-                guardrails=guardrails(session, task_types, at, observatory, bool(aims)),
-                objectives=aims,
-                duplicate=row.run_id != opening.run_id,
-                unsigned_agents=self._platform.unsigned_agents,
-                market=self._platform.market,
-            )
+            return self._briefing(session, opening, row)
+
+    def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
+        """What the cycle is decided by: the counts since the onset (of no anomaly, the trailing floor window)."""
+        request, at = opening.request, opening.at
+        observatory = self._platform.observatory
+        task_types = self._task_types(opening)
+        window = timedelta(seconds=observatory.floor_window_s)
+        onset = request.anomaly.onset if request.anomaly else at - window
+        aims = objectives(session, request.anomaly, observatory)
+        return Briefing(
+            cycle_id=row.cycle_id,
+            attempt=row.attempt,
+            failed_attempts=_failures_in_a_row(session, row, request.proposal),
+            rules=self._platform.cycle,
+            parameters=parameter_states(session, self._platform),
+            agents=roster(session),
+            baseline=counts_since(session, task_types, onset, None, aims),
+            baselines={
+                declared.name: counts_since(session, [declared.name], onset, None, aims)
+                for declared in self._platform.task_types
+            },
+            healthy=healthy_counts(session, task_types, at, observatory, aims),
+            guardrails=guardrails(session, task_types, at, observatory, bool(aims)),
+            objectives=aims,
+            duplicate=row.run_id != opening.run_id,
+            unsigned_agents=self._platform.unsigned_agents,
+            market=self._platform.market,
+        )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
         request, at = opening.request, opening.at
@@ -180,7 +186,8 @@ class MarketActivities:
                 count_fill(session, PLATFORM_META, end.at, False, self._platform.observatory.interval_s)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
-            task.ended_at, task.ending = end.at, end.ending.value
+            task.ended_at = end.at
+            task.ending = end.ending.value
             session.add(task)
             ended = CycleEnded(cycle_id=end.cycle_id, ending=end.ending, reason=end.reason)
             emit(session, ended, end.subject, end.cycle_id, end.at)
@@ -198,15 +205,7 @@ class MarketActivities:
         # One transaction each: the agent's lock comes before the event's, as everywhere.
         for name in names:
             with self._database.transaction() as session:
-                lock(session, f"standing:{name}")
-                agent = session.get_one(AgentRow, name)
-                if agent.suspended and agent.suspended_at is not None and agent.suspended_at <= due:
-                    key = f"{name}:{agent.suspended_at.isoformat()}"
-                    agent.suspended, agent.suspended_at, agent.failure_log_ratio = False, None, 0.0
-                    agent.standing, agent.active_at = standings.RETURN_STANDING, at
-                    session.add(agent)
-                    session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
-                    emit(session, AgentRestored(agent_id=name), name, key, at)
+                _restore(session, name, due, at)
         return f"restored: {', '.join(names)}" if names else None
 
     @activity.defn
@@ -220,20 +219,42 @@ class MarketActivities:
             names = session.exec(select(AgentRow.agent_id).where(~col(AgentRow.suspended))).all()
         for name in names:
             with self._database.transaction() as session:
-                lock(session, f"standing:{name}")
-                agent = session.get_one(AgentRow, name)
-                idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
-                if idle_s <= 0:
-                    continue
-                agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
-                agent.failure_log_ratio = decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s)
-                agent.active_at = at
-                session.add(agent)
-                for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
-                    for count in COUNTS:
-                        setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
-                    session.add(record)
+                _decay(session, name, half_life_s, at)
         return None
+
+
+def _restore(session: Session, name: str, due: datetime, at: datetime) -> None:
+    """End the suspension of an agent, unless another run has, or it was suspended anew after `due`."""
+    lock(session, f"standing:{name}")
+    agent = session.get_one(AgentRow, name)
+    if not agent.suspended or agent.suspended_at is None or agent.suspended_at > due:
+        return
+    key = f"{name}:{agent.suspended_at.isoformat()}"
+    agent.suspended = False
+    agent.suspended_at = None
+    agent.failure_log_ratio = 0.0
+    agent.standing = standings.RETURN_STANDING
+    agent.active_at = at
+    session.add(agent)
+    session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
+    emit(session, AgentRestored(agent_id=name), name, key, at)
+
+
+def _decay(session: Session, name: str, half_life_s: float, at: datetime) -> None:
+    """Decay the standing and the records of one agent by the time since its last result or decay."""
+    lock(session, f"standing:{name}")
+    agent = session.get_one(AgentRow, name)
+    idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
+    if idle_s <= 0:
+        return
+    agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
+    agent.failure_log_ratio = decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s)
+    agent.active_at = at
+    session.add(agent)
+    for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
+        for count in COUNTS:
+            setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
+        session.add(record)
 
 
 def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
