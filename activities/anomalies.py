@@ -27,7 +27,7 @@ CHANGES = (Ending.PROMOTED, Ending.ROLLED_BACK)
 
 
 def close_anomaly(database: Database, anomaly_id: str, who: str, why: str, at: datetime) -> str | None:
-    """Close an anomaly by hand, for good; the workflow of the cycle that still works on it, or None.
+    """Close an anomaly by hand, for good; returns the workflow of the cycle that still works on it, or None.
 
     What is still wrong is raised anew. Raises ValueError where there is no such anomaly, or it is closed.
     """

@@ -139,7 +139,7 @@ def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutc
 
 
 def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> dict[str, str]:
-    """Count how assigned tasks went; their arms, by task id. A task that was counted as lost stays lost."""
+    """Count how assigned tasks went; returns their arms by task id. A task that was counted as lost stays lost."""
     running = select(ExperimentRow.experiment_id).where(
         col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
     )

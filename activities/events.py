@@ -59,7 +59,7 @@ def undelivered_count(session: Session, subscriber: str) -> int:
 
 
 def undelivered(database: Database) -> list[Undelivered]:
-    """What subscribers have not had because it failed, or waits behind such a one; in order."""
+    """The events that could not be delivered, and those parked behind them, in order for each subscriber."""
     with database.reading() as session:
         rows = session.exec(
             select(UndeliveredRow, EventRow.type)

@@ -58,7 +58,7 @@ def write_award(
     if not insert_new(session, AwardRow, [row], returning="agent_id"):
         return False
     if is_first:
-        count_fill(session, task_type, at, True, interval_s)
+        count_fill(session, task_type, at, awarded=True, interval_s=interval_s)
     return True
 
 
@@ -154,7 +154,7 @@ class MarketActivities:
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
-        """The winner missed its deadline: it loses standing and pays, once, and its task is free for another agent."""
+        """Take standing and a penalty, once, from a winner that missed its deadline, and free its task for another."""
         with self._database.transaction() as session:
             move_standing(session, missed)
             if missed.task_type != PLATFORM_META:
@@ -183,7 +183,8 @@ class MarketActivities:
             if end.agent_id is not None:
                 _settle(session, end, end.agent_id)
             if end.ending is Ending.NO_BIDS:
-                count_fill(session, PLATFORM_META, end.at, False, self._platform.observatory.interval_s)
+                interval_s = self._platform.observatory.interval_s
+                count_fill(session, PLATFORM_META, end.at, awarded=False, interval_s=interval_s)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
             task.ended_at = end.at
@@ -263,7 +264,8 @@ def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
     for name, amount in payments.items():
         if amount:
             debit, credit = (TREASURY, agent_id) if amount > 0 else (agent_id, TREASURY)
-            transfer(session, f"{name}:{end.cycle_id}", debit, credit, abs(amount), end.at, end.reason)
+            reference = f"{name}:{end.cycle_id}"
+            transfer(session, reference, debit=debit, credit=credit, amount=abs(amount), at=end.at, memo=end.reason)
     if end.result is not None:
         move_standing(session, Standing(cycle_id=end.cycle_id, agent_id=agent_id, result=end.result, at=end.at))
 

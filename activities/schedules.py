@@ -59,7 +59,7 @@ class ScheduleActivities:
 
     @activity.defn
     async def follow_health(self) -> tuple[str, ...]:
-        """Elevate schedules or restore them, and renew budgets, by the latest snapshot; the changes.
+        """Elevate schedules or restore them, and renew budgets, by the latest snapshot; returns the changes.
 
         It creates and removes nothing: what a person deleted stays away until the next `nautilus schedules apply`.
         """
@@ -154,7 +154,7 @@ class ScheduleActivities:
 
     @activity.defn
     async def end_abandoned(self, at: datetime) -> tuple[str, ...]:
-        """Record the endings of workflows that were terminated, or failed, and so recorded none; a line about each.
+        """Record the endings of workflows that were terminated or failed, and recorded none; returns a line about each.
 
         Otherwise a cycle's experiment would expose tasks for ever, and a task would stay its agent's load.
         """

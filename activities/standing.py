@@ -47,7 +47,15 @@ def _take_penalty(session: Session, result: Standing) -> None:
     if not result.penalty:
         return
     reference = f"penalty:{result.cycle_id}:{result.agent_id}"
-    transfer(session, reference, result.agent_id, TREASURY, result.penalty, result.at, "missed its deadline")
+    transfer(
+        session,
+        reference,
+        debit=result.agent_id,
+        credit=TREASURY,
+        amount=result.penalty,
+        at=result.at,
+        memo="missed its deadline",
+    )
 
 
 def _suspend_if_failing(session: Session, agent: AgentRow, result: Standing) -> None:

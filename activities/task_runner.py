@@ -308,8 +308,10 @@ class _Prepared(NamedTuple):
 
 
 def zygote(control_fd: int) -> None:
-    """Prepare the task types, then fork, watch and reap for the runner until it is gone. One thread, so that a fork
-    copies no lock that another thread holds."""
+    """Prepare the task types, then fork, watch and reap for the runner until it is gone.
+
+    One thread, so that a fork copies no lock that another thread holds.
+    """
     control = Connection(control_fd)
     prepared = _prepare(control.recv())
     control.send(prepared.not_prepared)
@@ -338,9 +340,7 @@ def zygote(control_fd: int) -> None:
 def _time_to_the_next_deadline(children: Iterable[_Child]) -> float | None:
     """Seconds; None where no child runs, and only the runner can have something to say."""
     deadlines = [child.deadline for child in children]
-    if not deadlines:
-        return None
-    return max(0.0, min(deadlines) - time.monotonic())
+    return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
 
 def _finish(control: Connection, pipe: Connection, child: _Child, report: _Report) -> None:

@@ -297,13 +297,15 @@ class _Evaluation:
         watched = [name for name in self.tracks if name not in alarmed] if platform.alarm is None else []
         cells = {name: self.cell(name, start, name in watched) for name in self.tracks}
         after = {
-            name: step(name, self.state(name), start, {name: cells[name]}, self.settings)
+            name: step(name, self.state(name), start, {name: cells[name]}, settings=self.settings)
             for name in (*watched, *alarmed)
         }
         if platform.alarm is not None:
-            after[""] = step("", platform, start, self.together(list(self.tracks), cells, start), self.settings)
+            together = self.together(list(self.tracks), cells, start)
+            after[""] = step("", platform, start, together, settings=self.settings)
         elif len(cells) > 1:
-            whole = step("", platform, start, self.together(watched, cells, start), self.settings)
+            together = self.together(watched, cells, start)
+            whole = step("", platform, start, together, settings=self.settings)
             after |= _attributed(whole, {name: after[name] for name in watched})
         for name, state in after.items():
             self.put(name, state)
@@ -319,38 +321,43 @@ class _Evaluation:
                 self.judge_silence(name, [name])
 
     def judge_silence(self, name: str, types: Sequence[str]) -> None:
-        """Raise or close the silence of some types, taken together.
+        """Raise or close the silence of some types, taken together."""
+        intervals = chain.from_iterable(self.tracks[task_type] for task_type in types)
+        busy = sorted((interval for interval in intervals if interval.counts.tasks), key=START)
+        if not busy:
+            return
+        alarm = self.state(name, SILENCE).alarm
+        if alarm is not None:
+            if busy[-1].start < alarm.anomaly.onset:
+                return
+            self.put(name, Series(), SILENCE, "tasks arrive again")
+        anomaly = self.silence(name, busy)
+        if anomaly is not None:
+            self.put(name, Series(alarm=Alarm(anomaly=anomaly)), SILENCE)
+
+    def silence(self, name: str, busy: Sequence[Interval]) -> Anomaly | None:
+        """The silence since the last of the busy intervals, which are in order; None where it may be chance.
 
         It takes a silence longer than any before, with so many tasks in the same stretch a week ago (or a day, on a
         young platform) that it is beyond chance: at the same volume, all n tasks fall in the earlier one by 2^-n.
         Where less than a day is read, as at trial pace, there is nothing to compare with, and no silence is raised.
         """
         width = timedelta(seconds=self.settings.rules.interval_s)
-        intervals = chain.from_iterable(self.tracks[task_type] for task_type in types)
-        busy = sorted((interval for interval in intervals if interval.counts.tasks), key=START)
-        if not busy:
-            return
-        last_busy = busy[-1].start
-        alarm = self.state(name, SILENCE).alarm
-        if alarm is not None:
-            if last_busy < alarm.anomaly.onset:
-                return
-            self.put(name, Series(), SILENCE, "tasks arrive again")
-        since = last_busy + width
+        since = busy[-1].start + width
         silence = self.at - since
-        if silence <= timedelta(0):
-            return
+        longest_gap = _longest_gap(busy, width)
+        if silence <= max(timedelta(0), longest_gap):
+            return None
         has_a_week = since - busy[0].start >= timedelta(days=7)
         lag = timedelta(days=7) if has_a_week else timedelta(days=1)
         usual = Counts.total(interval.counts for interval in busy if since <= interval.start + lag < self.at)
-        # With fewer, some silence of some series would come by chance more often than the budget allows.
+        # With fewer, some series would be silent by chance more often than the budget allows.
         fewest = math.log2(WEEK_S / width.total_seconds() * self.settings.series_count / BUDGET)
-        longest = _longest_gap(busy, width)
-        if usual.tasks < fewest or silence <= longest:
-            return
+        if usual.tasks < fewest:
+            return None
         usually = f"{usual.tasks} came {'a week' if has_a_week else 'a day'} earlier"
-        before = f"the longest gap before took {_hours(longest):.3g} h"
-        anomaly = anomaly_of(
+        before = f"the longest gap before took {_hours(longest_gap):.3g} h"
+        return anomaly_of(
             metric=SILENCE,
             name=name,
             raised=self.at,
@@ -359,7 +366,6 @@ class _Evaluation:
             usual=usual,
             reason=f"no task for {_hours(silence):.3g} h, where {usually}; {before}",
         )
-        self.put(name, Series(alarm=Alarm(anomaly=anomaly)), SILENCE)
 
     def retire(self, metric: str) -> None:
         """Close the alarms on task types that are gone: nothing is left of them in all that is evaluated.

@@ -151,7 +151,7 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
     if not counts.tasks:
         return state
     if state.alarm is not None:
-        return _recover(state, state.alarm, start, cells, settings)
+        return _recover(state, state.alarm, start, cells, settings=settings)
     cusums, excess = _advance_departures(state.cusums, start, cells, settings)
     if settings.metric.floor:
         shortfall = settings.rules.success_floor * counts.tasks - counts.successes
@@ -162,7 +162,7 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
     if not excess:
         return state
     cause = max(excess, key=lambda delta: (excess[delta], delta))
-    return _alarmed(name, state, cause, start, cells, settings)
+    return _alarmed(name, state, cause, start=start, cells=cells, settings=settings)
 
 
 def _advance_departures(
@@ -251,7 +251,7 @@ def _is_below_the_floor(low: Counts, tasks: int, settings: DetectorSettings) -> 
 
 
 def _alarmed(
-    name: str, state: Series, cause: float, start: datetime, cells: Cells, settings: DetectorSettings
+    name: str, state: Series, cause: float, *, start: datetime, cells: Cells, settings: DetectorSettings
 ) -> Series:
     """The series with the alarm that one of its CUSUMs raises."""
     cusum = state.cusums[cause]

@@ -105,7 +105,7 @@ class _RateDetector:
             self._learn(at)
         if tasks and (was_open or self.normal is not None):
             self.judged += 1
-        self.state = step("", self.state, at, {"": (self.track[i].counts, self.normal)}, self.settings)
+        self.state = step("", self.state, at, {"": (self.track[i].counts, self.normal)}, settings=self.settings)
         if was_open and self.state.alarm is None:
             self.normal = None
         if not was_open and self.state.alarm is not None:
@@ -134,7 +134,7 @@ def _rate_alarm(at: datetime, alarm: Alarm) -> SeriesAlarm:
     usual = anomaly.baseline.rate if anomaly.baseline else None
     direction = Direction.DOWN if alarm.cause < 0 else Direction.UP
     size = (anomaly.observed.rate or 0.0) - (usual or 0.0)
-    return SeriesAlarm(at, anomaly.onset, direction, size, anomaly.reason)
+    return SeriesAlarm(timestamp=at, onset=anomaly.onset, direction=direction, size=size, reason=anomaly.reason)
 
 
 class _Usual(NamedTuple):
@@ -161,7 +161,7 @@ class _Usual(NamedTuple):
 
 
 def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
-    """Median by hour of the day, by weekday and weekend, by hour of the week: each where it predicts the rows better.
+    """The medians by hour of the day, by weekday and weekend, and by hour of the week, where they predict better.
 
     With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): a finer
     pattern must win in spite of that. None below MINIMUM_ROWS.
@@ -325,11 +325,14 @@ class _ValueDetector:
             f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
             f"log likelihood ratio {self.sums[c]:.1f}, alarm at {self.limit:.1f}"
         )
-        self.alarms.append(SeriesAlarm(AT(since[-1]), onset, direction, observed - expected, reason))
+        size = observed - expected
+        self.alarms.append(
+            SeriesAlarm(timestamp=AT(since[-1]), onset=onset, direction=direction, size=size, reason=reason)
+        )
         # Half of what a lasting shift shows in the innovations: chance helped to raise it, and must not close it.
         score = fmean(self.scores[self.onsets[c] :])
-        size = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
-        self.episode = _Episode(onset, math.copysign(size, WATCHED[c]))
+        shift = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
+        self.episode = _Episode(onset, math.copysign(shift, WATCHED[c]))
         self.sums = [0.0] * len(WATCHED)
         del self.healthy[-len(since) :]
 

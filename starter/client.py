@@ -292,7 +292,7 @@ class NautilusClient:
         return receipts
 
     async def open_cycle(self, proposal: Proposal) -> str:
-        """Open a cycle at the vote, with a proposal of one's own; its workflow id. `result` has how it ended.
+        """Open a cycle at the vote, with a proposal of one's own; returns its workflow id. `result` has how it ended.
 
         Raises Refused where a cycle is open on another proposal for this parameter.
         """
