@@ -29,7 +29,7 @@ from importlib import import_module
 from itertools import count
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -197,8 +197,7 @@ class _Zygote:
                 raise RunnerStopped("expected an open runner, but it was closed while it prepared")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not within {PREPARE_LIMIT_S:g} s")
-        not_prepared: dict[str, str] = self._control.recv()
-        return not_prepared
+        return cast(dict[str, str], self._control.recv())
 
     def send(self, number: int, request: Mapping[str, Any]) -> "Future[Execution]":
         """Ask for a task. Where the zygote dies before it is done, the answer is an EOFError."""
@@ -308,10 +307,8 @@ class _Prepared(NamedTuple):
 
 
 def zygote(control_fd: int) -> None:
-    """Prepare the task types, then fork, watch and reap for the runner until it is gone.
-
-    One thread, so that a fork copies no lock that another thread holds.
-    """
+    """Prepare the task types, then fork, watch and reap until the runner is gone."""
+    # One thread, so that a fork copies no lock that another thread holds.
     control = Connection(control_fd)
     prepared = _prepare(control.recv())
     control.send(prepared.not_prepared)
