@@ -23,7 +23,7 @@ CHANGES = (Ending.PROMOTED, Ending.ROLLED_BACK)
 
 
 def close_anomaly(database: Database, anomaly_id: str, who: str, why: str, at: datetime) -> str | None:
-    """Close an anomaly by hand, for good; the workflow of the cycle that still works on it, or None.
+    """Close an anomaly by hand, for good; returns the workflow of the cycle that still works on it, or None.
 
     What is still wrong is raised anew. Raises ValueError where there is no such anomaly, or it is closed.
     """
@@ -38,10 +38,10 @@ def close_anomaly(database: Database, anomaly_id: str, who: str, why: str, at: d
             )
         ledger.append(session, EntryKind.ANOMALY_CLOSED, anomaly_id, row.subject, at, {"who": who, "why": why})
         close(session, row, f"closed by {who}: {why}", at)
-        open_cycles = select(MetaTaskRow.workflow_id).where(
+        working_on_it = select(MetaTaskRow.workflow_id).where(
             MetaTaskRow.anomaly_id == anomaly_id, col(MetaTaskRow.ended_at).is_(None)
         )
-        return session.exec(open_cycles).first()
+        return session.exec(working_on_it).first()
 
 
 def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> None:
@@ -57,9 +57,7 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     The open anomalies that need a person come back, oldest first.
     """
     for anomaly in detection.raised:
-        body = anomaly.model_dump(mode="json")
-        fields = {"anomaly_id": anomaly.anomaly_id, "subject": anomaly.subject, "detected_at": at, "body": body}
-        insert_new(session, AnomalyRow, [fields | {"closed_at": None}], returning="anomaly_id")
+        _store(session, anomaly, at)
     closing_reasons = dict(detection.closed)
     attempted_types: set[str] = set()
     escalated: list[Anomaly] = []
@@ -90,6 +88,17 @@ def _by_turn(row: AnomalyRow) -> tuple[datetime, bool, str]:
     return row.detected_at, row.body["metric"] not in ALWAYS, row.anomaly_id
 
 
+def _store(session: Session, anomaly: Anomaly, at: datetime) -> None:
+    row = {
+        "anomaly_id": anomaly.anomaly_id,
+        "subject": anomaly.subject,
+        "detected_at": at,
+        "body": anomaly.model_dump(mode="json"),
+        "closed_at": None,
+    }
+    insert_new(session, AnomalyRow, [row], returning="anomaly_id")
+
+
 def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: datetime) -> None:
     detected = AnomalyDetected(anomaly=Anomaly.model_validate(row.body), attempt=attempt)
     emit(session, detected, row.subject, f"{row.anomaly_id}:{attempt or 'observed'}", at)
@@ -98,14 +107,10 @@ def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: d
 def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: datetime) -> int | None:
     """The number of the next attempt on an open anomaly, or None while one runs or cools down.
 
-    Two metrics of a task type often have one cause: while a cycle on another of them runs, or the effect of its
-    change is yet to show, none begins.
+    What was given up is given up until the alarm closes: a new alarm is a new reason.
     """
-    metric, _, about = anomaly.subject.partition(":")
-    for other in {*ALWAYS, *AIMS} - {metric}:
-        related = _last_attempt(session, f"{other}:{about}")
-        if related is not None and _is_pending(platform, related, at):
-            return None
+    if _cause_is_in_work(session, platform, anomaly, at):
+        return None
     last = _last_attempt(session, anomaly.subject)
     if last is None:
         return 1
@@ -113,9 +118,21 @@ def _due_attempt(session: Session, platform: Platform, anomaly: AnomalyRow, at: 
         return None
     start = next_attempt_at(Ending(last.ending), last.ended_at, platform.cycle)
     if start is None:
-        # What was given up is given up until the alarm closes: a new alarm is a new reason.
         return last.attempt + 1 if last.anomaly_id != anomaly.anomaly_id else None
     return last.attempt + 1 if at >= start else None
+
+
+def _cause_is_in_work(session: Session, platform: Platform, anomaly: AnomalyRow, at: datetime) -> bool:
+    """Whether a cycle on another metric of the same task type runs, or its effect is yet to show.
+
+    Two metrics of a task type often have one cause.
+    """
+    metric, _, about = anomaly.subject.partition(":")
+    for other in {*ALWAYS, *AIMS} - {metric}:
+        related = _last_attempt(session, f"{other}:{about}")
+        if related is not None and _is_pending(platform, related, at):
+            return True
+    return False
 
 
 def _is_pending(platform: Platform, cycle: MetaTaskRow, at: datetime) -> bool:

@@ -4,8 +4,9 @@ A decision reads the arms' counters and never outcomes, so its cost does not gro
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import func, update
@@ -49,7 +50,7 @@ def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, .
 
 
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
-    """A task that was assigned long ago and never reported is a failure of its arm, not a gap in it.
+    """Count a task that was assigned long ago and never reported as a failure of its arm.
 
     Where ratings decide, it leaves the evidence as every failed task does: none of them is rated. It has not completed,
     and that guardrail counts it.
@@ -59,31 +60,31 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
     """
     # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
     lock(session, f"arms:{experiment_id}")
-    by_ratings = decided_by_ratings(_objectives(session.get_one(ExperimentRow, experiment_id)))
+    experiment = session.get_one(ExperimentRow, experiment_id)
+    by_ratings = decided_by_ratings(_objectives(experiment))
+    options = {"synchronize_session": False}
     pending = (col(AssignmentRow.experiment_id) == experiment_id, *PENDING)
-    first_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
-    session.execute(first_seen.execution_options(synchronize_session=False))
-    lost = session.execute(
+    mark_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
+    session.execute(mark_seen, execution_options=options)
+    overdue = col(AssignmentRow.seen_at) < at - cutoff
+    ending = {"excluded": True} if by_ratings else {"success": False}
+    fail = (
         update(AssignmentRow)
-        .where(*pending, col(AssignmentRow.seen_at) < at - cutoff)
-        .values(**({"excluded": True} if by_ratings else {"success": False}))
+        .where(*pending, overdue)
+        .values(**ending)
         .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
-        .execution_options(synchronize_session=False)
-    ).all()
-    for (share, variant), count in Counter((share, variant) for share, variant in lost).items():
+    )
+    failed = session.execute(fail, execution_options=options).all()
+    for (share, variant), count in Counter((share, variant) for share, variant in failed).items():
+        # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
         arm = _arm_of(session, experiment_id, share, variant)
         if by_ratings:
             arm.excluded += count
         else:
             arm.finished += count
-        guards = select(GuardRow).where(
-            GuardRow.experiment_id == experiment_id,
-            GuardRow.treatment_share == share,
-            GuardRow.variant == variant,
-            # Of the tasks that succeeded, and a lost one did not.
-            GuardRow.guardrail != GuardrailKind.RATED.value,
-        )
-        for guard in session.exec(guards).all():
+        for guard in _guards_of(session, experiment_id, share, variant):
+            if guard.guardrail == GuardrailKind.RATED.value:
+                continue  # a share of the tasks that succeeded, and a lost one did not
             guard.tasks += count
             session.add(guard)
 
@@ -99,27 +100,46 @@ def record_assignments(session: Session, assignments: Iterable[Assignment], inte
     for assignment in assignments:
         by_experiment[assignment.experiment_id].setdefault(assignment.task_id, assignment)
     for experiment_id, by_task in sorted(by_experiment.items()):
-        lock(session, f"arms:{experiment_id}")
-        experiment = session.get(ExperimentRow, experiment_id)
-        if experiment is None or not experiment.exposing:
-            continue
-        max_tasks = experiment.design["max_tasks"]
-        if max_tasks is not None:
-            counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment_id)
-            room = max_tasks - int(session.exec(counted).one() or 0)
-            # A threshold that is calibrated to a horizon holds for so many tasks; later ones are no evidence.
-            by_task = dict(list(by_task.items())[: max(0, room)])
-            experiment.exposing = room > len(by_task)
-            session.add(experiment)
-        new_row = {"success": None, "excluded": False}
-        rows = [assignment.model_dump() | new_row for assignment in by_task.values()]
-        new = insert_new(session, AssignmentRow, rows, returning="task_id")
-        counts = Counter((by_task[task_id].treatment_share, by_task[task_id].variant.value) for task_id in new)
-        for (share, variant), count in counts.items():
-            _arm_of(session, experiment_id, share, variant).assigned += count
-        session.flush()
-        if outcomes := _outcomes(session, new):
-            rearm(session, outcomes.values(), finish_assignments(session, outcomes), interval_s)
+        _record_for_experiment(session, experiment_id, by_task, interval_s)
+
+
+def _record_for_experiment(
+    session: Session, experiment_id: str, by_task: Mapping[str, Assignment], interval_s: int
+) -> None:
+    """Record and count one experiment's assignments, unless it no longer exposes tasks."""
+    lock(session, f"arms:{experiment_id}")
+    experiment = session.get(ExperimentRow, experiment_id)
+    if experiment is None or not experiment.exposing:
+        return
+    admitted = _admit(session, experiment, by_task)
+    new_row = {"success": None, "excluded": False}
+    rows = [assignment.model_dump() | new_row for assignment in admitted.values()]
+    new = insert_new(session, AssignmentRow, rows, returning="task_id")
+    counts = Counter((admitted[task_id].treatment_share, admitted[task_id].variant.value) for task_id in new)
+    for (share, variant), count in counts.items():
+        _arm_of(session, experiment_id, share, variant).assigned += count
+    session.flush()
+    outcomes = _outcomes(session, new)
+    if outcomes:
+        arms = finish_assignments(session, outcomes)
+        rearm(session, outcomes.values(), arms, interval_s)
+
+
+def _admit(session: Session, experiment: ExperimentRow, by_task: Mapping[str, Assignment]) -> Mapping[str, Assignment]:
+    """The assignments that the experiment has room for; it stops exposing tasks when they fill it.
+
+    A threshold that is calibrated to a horizon holds for so many tasks; later ones are no evidence.
+    """
+    max_tasks = experiment.design["max_tasks"]
+    if max_tasks is None:
+        return by_task
+    counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment.experiment_id)
+    assigned = int(session.exec(counted).one() or 0)
+    room = max(0, max_tasks - assigned)
+    admitted = dict(islice(by_task.items(), room))
+    experiment.exposing = len(admitted) < room
+    session.add(experiment)
+    return admitted
 
 
 def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:
@@ -135,7 +155,7 @@ def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutc
 
 
 def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> dict[str, str]:
-    """Count how assigned tasks went; their arms, by task id. A task that was counted as lost stays lost."""
+    """Count how assigned tasks went; returns their arms by task id. A task that was counted as lost stays lost."""
     running = select(ExperimentRow.experiment_id).where(
         col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
     )
@@ -148,38 +168,43 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     ).all()
     for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
         lock(session, f"arms:{experiment_id}")
-    rows = session.exec(
+    # Read again under the locks: an evaluation may have counted a task as lost, or closed an experiment, meanwhile.
+    pending = (
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
         .where(*reported, *PENDING, col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
-    ).all()
-    for assignment, experiment in rows:
+    )
+    for assignment, experiment in session.exec(pending).all():
         _finish(session, assignment, experiment, outcomes[assignment.task_id])
     return {task_id: variant for _, task_id, variant in assigned}
 
 
 def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentRow, outcome: TaskOutcome) -> None:
-    """Count one task in its arm, or as excluded from it, and in the guardrails."""
+    """Count one task in its arm, or as excluded from it, and in each of the arm's guardrails."""
     objectives = _objectives(experiment)
-    assignment.success = is_success(objectives, outcome)
-    assignment.excluded = assignment.success is None
+    success = is_success(objectives, outcome)
+    assignment.success = success
+    assignment.excluded = success is None
     session.add(assignment)
-    arm = _arm_of(session, assignment.experiment_id, assignment.treatment_share, assignment.variant)
-    if assignment.success is None:
+    arm_key = (assignment.experiment_id, assignment.treatment_share, assignment.variant)
+    arm = _arm_of(session, *arm_key)
+    if success is None:
         arm.excluded += 1
     else:
         arm.finished += 1
-        arm.successes += assignment.success
+    if success:
+        arm.successes += 1
     for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
         if not is_counted(guardrail, objectives, outcome):
             continue
-        key = (assignment.experiment_id, assignment.treatment_share, assignment.variant, guardrail.kind.value)
-        guard = session.get_one(GuardRow, key)
+        guard = session.get_one(GuardRow, (*arm_key, guardrail.kind.value))
         good = is_good(guardrail, outcome)
         guard.tasks += 1
-        guard.judged += int(good is not None)
-        guard.good += int(good is True)
+        if good is not None:
+            guard.judged += 1
+        if good:
+            guard.good += 1
         session.add(guard)
 
 
@@ -194,8 +219,17 @@ def _arm_of(session: Session, experiment_id: str, share: float, variant: str) ->
     return session.get_one(ArmRow, (experiment_id, share, variant))
 
 
+def _guards_of(session: Session, experiment_id: str, share: float, variant: str) -> Sequence[GuardRow]:
+    """The counters of an arm's guardrails, for a caller that has locked the experiment's arms."""
+    guards = select(GuardRow).where(
+        GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
+    )
+    return session.exec(guards).all()
+
+
 def close_experiment(session: Session, row: ExperimentRow, at: datetime) -> None:
     """No further task is assigned to it."""
     if row.closed_at is None:
-        row.exposing, row.closed_at = False, at
+        row.exposing = False
+        row.closed_at = at
         session.add(row)

@@ -142,12 +142,8 @@ async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) ->
     declared = {job.declaration.id.value: job for job in wanted}
     for job_id, job in declared.items():
         stored = await find(client, job_id)
-        before = stored.state if stored else None
-        state = JobState(declaration=job.declaration, budget=rules.budget((), (), None, job.declaration))
-        if before is not None:
-            budget = before.budget if before.declaration == job.declaration else state.budget
-            state = JobState(declaration=job.declaration, budget=budget, elevation=before.elevation)
-        changes += await settle(client, job, state, stored, dry_run)
+        state = _wanted_state(job, stored.state if stored else None)
+        changes += await settle(client, job, state, stored, dry_run=dry_run)
     async for entry in await client.list_schedules():
         if entry.id in declared or MARK not in await entry.memo():
             continue
@@ -157,6 +153,15 @@ async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) ->
         if dry_run or await _remove(client, entry.id):
             changes.append(ScheduleChange(entry.id, "remove"))
     return changes
+
+
+def _wanted_state(job: Job, before: JobState | None) -> JobState:
+    """The declared state, with the elevation and, under the same declaration, the budget that it has now."""
+    declared = JobState(declaration=job.declaration, budget=rules.budget((), (), None, job.declaration))
+    if before is None:
+        return declared
+    budget = before.budget if before.declaration == job.declaration else declared.budget
+    return JobState(declaration=job.declaration, budget=budget, elevation=before.elevation)
 
 
 async def _remove(client: Client, job_id: str) -> bool:
@@ -174,26 +179,30 @@ async def listed(client: Client) -> list[ScheduledJob]:
     """Our schedules as the server has them."""
     rows = []
     async for entry in await client.list_schedules():
-        stored = await find(client, entry.id) if MARK in await entry.memo() else None
-        if stored is None or stored.state is None:
+        if MARK not in await entry.memo():
             continue
-        declaration, info = stored.state.declaration, stored.description.info
-        rows.append(
-            ScheduledJob(
-                id=entry.id,
-                when=stored.facts["when"],
-                starts=stored.facts["starts"],
-                budget_s=stored.state.budget.seconds,
-                job_class=declaration.job_class.value if declaration.job_class else "",
-                priority=int(stored.facts["priority"]),
-                elevated=rules.is_elevated(declaration, stored.state.elevation),
-                paused=stored.description.schedule.state.paused,
-                next_run=info.next_action_times[0].isoformat() if info.next_action_times else None,
-                last_run=info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None,
-                note=stored.facts["note"],
-            )
-        )
+        stored = await find(client, entry.id)
+        if stored is not None and stored.state is not None:
+            rows.append(_scheduled_job(entry.id, stored, stored.state))
     return sorted(rows)
+
+
+def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> ScheduledJob:
+    declaration = state.declaration
+    info = stored.description.info
+    return ScheduledJob(
+        id=job_id,
+        when=stored.facts["when"],
+        starts=stored.facts["starts"],
+        budget_s=state.budget.seconds,
+        job_class=declaration.job_class.value if declaration.job_class else "",
+        priority=int(stored.facts["priority"]),
+        elevated=rules.is_elevated(declaration, state.elevation),
+        paused=stored.description.schedule.state.paused,
+        next_run=info.next_action_times[0].isoformat() if info.next_action_times else None,
+        last_run=info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None,
+        note=stored.facts["note"],
+    )
 
 
 async def find(client: Client, job_id: str) -> StoredSchedule | None:
@@ -216,7 +225,7 @@ async def find(client: Client, job_id: str) -> StoredSchedule | None:
 
 
 async def settle(
-    client: Client, job: Job, state: JobState, stored: StoredSchedule | None, dry_run: bool
+    client: Client, job: Job, state: JobState, stored: StoredSchedule | None, *, dry_run: bool
 ) -> list[ScheduleChange]:
     """Make one schedule what it ought to be; the change, or nothing where it is so already."""
     job_id = job.declaration.id.value
@@ -274,14 +283,17 @@ def _with_pause_kept(schedule: Schedule, current: ScheduleState) -> ScheduleStat
 
 
 def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
-    """What is compared and shown: of a schedule that is wanted, and of one as the server returns it."""
+    """The texts by which a wanted schedule is compared with the stored one, and shown to people."""
     action, spec = schedule.action, schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
-    # The server turns a cron expression into a calendar, and keeps its comment.
+    # The server returns a cron expression as a calendar, without the expression but with its comment. So `schedule_of`
+    # repeats the expression as the comment, and the comment alone is compared.
     crons = [cron.split(" # ")[-1] for cron in spec.cron_expressions]
     calendars = [calendar.comment or "a calendar" for calendar in spec.calendars]
     intervals = [f"every {interval.every.total_seconds():g} s" for interval in spec.intervals]
     timeout_s = action.execution_timeout.total_seconds() if action.execution_timeout else 0
+    # Somebody else's schedule may have a memo of another kind: it declares nothing that we can read.
+    declared = memo if isinstance(memo, Payload) else None
     return {
         "when": ", ".join([*intervals, *crons, *calendars]),
         "cut off": f"after {timeout_s:g} s",
@@ -291,32 +303,26 @@ def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, 
         "catch-up": str(schedule.policy.catchup_window),
         "note": schedule.state.note or "",
         "input": request.data.decode(errors="replace") if request else "",
-        "declared": memo.data.decode(errors="replace") if isinstance(memo, Payload) else "",
+        "declared": declared.data.decode(errors="replace") if declared else "",
     }
 
 
 def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
-    declared, budget_s = job.declaration, request.budget_s
+    """The schedule of a job in this state; its note says why it runs as often and for as long as it does."""
+    declared = job.declaration
     elevated = rules.is_elevated(declared, state.elevation)
+    spec, pace_notes = _timing(job, elevated)
     notes = [state.elevation.reason] if state.elevation.reason else []
     budget_reason = f" ({state.budget.reason})" if state.budget.reason else ""
-    notes += [job.purpose, f"budget {budget_s:g} s{budget_reason}"]
-    if declared.every_s is not None:
-        every_s = rules.interval_s(declared.every_s, elevated, job.elevation)
-        # A little after the interval ends, so that its outcomes have been recorded.
-        offset = timedelta(seconds=min(60.0, every_s / 5))
-        spec = ScheduleSpec(intervals=[ScheduleIntervalSpec(timedelta(seconds=every_s), offset)])
-        if every_s != declared.every_s:
-            notes.append(f"every {every_s} s instead of {declared.every_s} s")
-    else:
-        spec = ScheduleSpec(cron_expressions=[f"{declared.cron} # {declared.cron}"])
+    notes += [job.purpose, f"budget {request.budget_s:g} s{budget_reason}", *pace_notes]
+    grace_s = max(request.budget_s, LEAST_GRACE_S)
     return Schedule(
         action=ScheduleActionStartWorkflow(
             job.starts,
             request,
             id=declared.id.value,
             task_queue=wire.TASK_QUEUE,
-            execution_timeout=timedelta(seconds=budget_s + max(budget_s, LEAST_GRACE_S)),
+            execution_timeout=timedelta(seconds=request.budget_s + grace_s),
             static_summary=f"{declared.id.value}: {job.purpose}",
             priority=Priority(priority_key=rules.FIRST if elevated else declared.priority or 3),
             memo={"job": state},
@@ -325,3 +331,18 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
         policy=SchedulePolicy(overlap=job.overlap, catchup_window=job.catch_up),
         state=ScheduleState(note="; ".join(notes)),
     )
+
+
+def _timing(job: Job, elevated: bool) -> tuple[ScheduleSpec, list[str]]:
+    """When a job runs, and a note where that is not as declared."""
+    declared = job.declaration
+    if declared.every_s is None:
+        # Its own comment, because the server keeps only that: see `_facts`.
+        return ScheduleSpec(cron_expressions=[f"{declared.cron} # {declared.cron}"]), []
+    every_s = rules.interval_s(declared.every_s, elevated, job.elevation)
+    # A little after the interval ends, so that its outcomes have been recorded.
+    offset = timedelta(seconds=min(60.0, every_s / 5))
+    spec = ScheduleSpec(intervals=[ScheduleIntervalSpec(timedelta(seconds=every_s), offset)])
+    if every_s == declared.every_s:
+        return spec, []
+    return spec, [f"every {every_s} s instead of {declared.every_s} s"]

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -36,6 +36,7 @@ from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
 
 if TYPE_CHECKING:
     from apprise import Apprise
+    from httpx import Response
     from standardwebhooks import Webhook as Signer
 
 Deliver = Callable[[Event], Awaitable[None]]
@@ -145,24 +146,16 @@ class Deliveries:
         source = f"/nautilus/{self._client.namespace}"
 
         async def post(event: Event) -> None:
-            body, now = envelope(event, source), datetime.now(UTC)
-            headers = {
-                "content-type": "application/cloudevents+json; charset=utf-8",
-                "webhook-id": event.key,
-                "webhook-timestamp": str(int(now.timestamp())),
-                "webhook-signature": " ".join(signer.sign(event.key, now, body) for signer in signers),
-            }
+            now = datetime.now(UTC)
+            body = envelope(event, source)
+            headers = _headers(event.key, now, body, signers)
             try:
                 # The library's own limits are for each step of a request, and a response may have very many.
                 async with (
                     asyncio.timeout(declared.timeout_s),
                     http.stream("POST", declared.url, content=body, headers=headers) as response,
                 ):
-                    received_bytes = 0
-                    async for chunk in response.aiter_raw():
-                        received_bytes += len(chunk)
-                        if received_bytes > RESPONSE_BYTES:
-                            break
+                    await _drain(response)
             except TimeoutError:
                 raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
             except httpx.TransportError as error:
@@ -189,6 +182,25 @@ class Deliveries:
                 raise Later("; ".join(entry.message for entry in result.logs()) or result.status.name.lower())
 
         yield notify
+
+
+def _headers(key: str, now: datetime, body: str, signers: "Sequence[Signer]") -> dict[str, str]:
+    """The headers of Standard Webhooks; several secrets give several signatures, of which one must be known."""
+    return {
+        "content-type": "application/cloudevents+json; charset=utf-8",
+        "webhook-id": key,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(signer.sign(key, now, body) for signer in signers),
+    }
+
+
+async def _drain(response: "Response") -> None:
+    """Read the body, so that the connection can be used again, unless it is too long for that."""
+    received_bytes = 0
+    async for chunk in response.aiter_raw():
+        received_bytes += len(chunk)
+        if received_bytes > RESPONSE_BYTES:
+            break
 
 
 def mistakes(platform: Platform, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

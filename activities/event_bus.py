@@ -112,34 +112,23 @@ class EventActivities:
         self, subscriber: str, clock: "_Clock", chains: list[list[Event]], deliver: Deliver
     ) -> int:
         """Deliver each chain until its first failure, and begin further ones while slow ones are under way."""
-
-        def may_begin() -> bool:
-            return not clock.overtime and not activity.is_worker_shutdown()
-
-        async def follow(chain: list[Event]) -> ChainResult:
-            for number, event in enumerate(chain):
-                if not may_begin():
-                    return ChainResult(chain[:number])
-                try:
-                    await deliver(event)
-                except Exception as error:  # noqa: BLE001  (no error may hold up other subjects)
-                    return ChainResult(chain[:number], event, error)
-                log.info("event.delivered", subscriber=subscriber, type=event.type.value, subject=event.subject)
-            return ChainResult(chain)
-
         delivered = 0
         in_flight: dict[asyncio.Task[ChainResult], str] = {}
         try:
             while chains or in_flight:
-                in_flight |= {asyncio.create_task(follow(chain)): chain[0].subject for chain in chains}
+                for chain in chains:
+                    task = asyncio.create_task(_follow(subscriber, chain, clock, deliver))
+                    in_flight[task] = chain[0].subject
                 done, _ = await asyncio.wait(in_flight, timeout=POLL_S)
                 # One transaction for all results: a commit takes longer than many a delivery.
                 results = [task.result() for task in done]
                 in_flight = {task: subject for task, subject in in_flight.items() if task not in done}
                 if results:
                     delivered += await asyncio.to_thread(self._record, subscriber, results, clock.now)
-                busy = frozenset(in_flight.values())
-                chains = await asyncio.to_thread(self._next, subscriber, clock.now, busy) if may_begin() else []
+                chains = []
+                if clock.delivery_may_begin:
+                    busy = frozenset(in_flight.values())
+                    chains = await asyncio.to_thread(self._next, subscriber, clock.now, busy)
         finally:
             for task in in_flight:
                 task.cancel()
@@ -155,6 +144,7 @@ class EventActivities:
         return chains
 
     def _due(self, subscriber: str, now: datetime, busy: frozenset[str]) -> list[list[Event]]:
+        """Chains of undelivered events, oldest first, of the free subjects whose first row is due."""
         alive = col(UndeliveredRow.dead_at).is_(None)
         is_due = col(UndeliveredRow.due_at) <= now
         is_free = col(UndeliveredRow.subject).not_in(busy)
@@ -184,7 +174,6 @@ class EventActivities:
 
         False where no row was added.
         """
-        subscription = self._subscriptions[subscriber]
         with self._database.reading() as session:
             cursor = session.get(CursorRow, subscriber)
             newest = newest_sequence(session)
@@ -197,11 +186,7 @@ class EventActivities:
         with self._database.transaction() as session:
             lock(session, f"cursor:{subscriber}")
             cursor = session.get_one(CursorRow, subscriber)
-            accepted: list[Event] = []
-            while not accepted and cursor.sequence < newest:
-                batch = _next_batch(session, subscription, cursor.sequence, newest)
-                cursor.sequence = batch[-1].sequence if len(batch) == BATCH else newest
-                accepted = [event for event in batch if accepts(subscription, event)]
+            accepted = _advance(session, cursor, self._subscriptions[subscriber], newest)
             new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
             rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in accepted]
             insert_new(session, UndeliveredRow, rows, returning="sequence")
@@ -257,6 +242,30 @@ class EventActivities:
         return line, max(0.1, min(self._poll_s, due_s))
 
 
+async def _follow(subscriber: str, chain: list[Event], clock: "_Clock", deliver: Deliver) -> ChainResult:
+    """Deliver a subject's events one after the other, until one fails or no further delivery may begin."""
+    for number, event in enumerate(chain):
+        if not clock.delivery_may_begin:
+            return ChainResult(chain[:number])
+        try:
+            await deliver(event)
+        except Exception as error:  # noqa: BLE001  (no error may hold up other subjects)
+            return ChainResult(chain[:number], event, error)
+        log.info("event.delivered", subscriber=subscriber, type=event.type.value, subject=event.subject)
+    return ChainResult(chain)
+
+
+def _advance(session: Session, cursor: CursorRow, subscription: Subscription, newest: int) -> list[Event]:
+    """Move a cursor to the next batch with an event that the subscriber accepts; those events."""
+    accepted: list[Event] = []
+    while not accepted and cursor.sequence < newest:
+        batch = _next_batch(session, subscription, cursor.sequence, newest)
+        # A batch that is not full holds all that is left.
+        cursor.sequence = batch[-1].sequence if len(batch) == BATCH else newest
+        accepted = [event for event in batch if accepts(subscription, event)]
+    return accepted
+
+
 def _next_batch(session: Session, subscription: Subscription, after: int, newest: int) -> list[Event]:
     """The next events of the subscription's types, up to BATCH of them.
 
@@ -290,6 +299,10 @@ class _Clock:
     @property
     def overtime(self) -> bool:
         return self._seconds() - self._began > WORK_S
+
+    @property
+    def delivery_may_begin(self) -> bool:
+        return not self.overtime and not activity.is_worker_shutdown()
 
 
 @asynccontextmanager

@@ -59,27 +59,27 @@ def undelivered_count(session: Session, subscriber: str) -> int:
 
 
 def undelivered(database: Database) -> list[Undelivered]:
-    """What subscribers have not had because it failed, or waits behind such a one; in order."""
-    letters = []
-    heads_by_subject: dict[tuple[str, str], UndeliveredRow] = {}
+    """The events that could not be delivered, and those parked behind them, in order for each subscriber."""
     with database.reading() as session:
         rows = session.exec(
             select(UndeliveredRow, EventRow.type)
             .join(EventRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
             .order_by(col(UndeliveredRow.subscriber), col(UndeliveredRow.sequence))
         ).all()
+    letters = []
+    heads_by_subject: dict[tuple[str, str], UndeliveredRow] = {}
     for row, type in rows:
+        # In order, so the first row of a subject is the one that is tried.
         head = heads_by_subject.setdefault((row.subscriber, row.subject), row)
         if head.attempts == 0:
             continue  # about to be tried for the first time
-        if row is not head:
-            state = DeliveryState.PARKED
-        elif row.dead_at is None:
-            state = DeliveryState.RETRYING
-        else:
-            state = DeliveryState.DEAD
+        state = _delivery_state(row) if row is head else DeliveryState.PARKED
         letters.append(Undelivered.model_validate(row.model_dump() | {"type": type, "state": state}))
     return letters
+
+
+def _delivery_state(head: UndeliveredRow) -> DeliveryState:
+    return DeliveryState.RETRYING if head.dead_at is None else DeliveryState.DEAD
 
 
 def subscribers(database: Database, platform: Platform) -> list[SubscriberStatus]:

@@ -170,7 +170,8 @@ def progress_of(database: Database, design: ExperimentDesign) -> str:
     """One line: how many tasks each arm of a running experiment has, for people outside of Temporal."""
     with database.reading() as session:
         strata = counters(session, design.experiment_id)
-    control, treatment = sum(s.control.tasks for s in strata), sum(s.treatment.tasks for s in strata)
+    control = sum(stratum.control.tasks for stratum in strata)
+    treatment = sum(stratum.treatment.tasks for stratum in strata)
     old, new = format_value(design.control), format_value(design.treatment)
     return f"experiment: {control} tasks with {old}, {treatment} with {new}"
 
@@ -228,7 +229,8 @@ def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
 def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
     """Begin to expose tasks, with counters at zero."""
     row = session.get(ExperimentRow, design.experiment_id) or ExperimentRow(**_queued_row(design, at))
-    row.exposing, row.opened_at = True, at
+    row.exposing = True
+    row.opened_at = at
     session.add(row)
     for variant in Variant:
         arm: dict[str, Any] = {

@@ -69,7 +69,7 @@ def write_award(
     if not insert_new(session, AwardRow, [row], returning="agent_id"):
         return False
     if is_first and counted:
-        count_fill(session, task_type, at, True, interval_s)
+        count_fill(session, task_type, at, awarded=True, interval_s=interval_s)
     return True
 
 
@@ -86,7 +86,7 @@ class MarketActivities:
 
         A request that another run has opened comes back as a duplicate of that run's cycle.
         """
-        request, at, observatory = opening.request, opening.at, self._platform.observatory
+        request = opening.request
         with self._database.transaction() as session:
             lock(session, f"subject:{request.subject}")
             row = session.exec(select(MetaTaskRow).where(MetaTaskRow.request_id == request.request_id)).first()
@@ -95,30 +95,36 @@ class MarketActivities:
                 if refusal is not None:
                     raise ApplicationError(refusal, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
-            task_types = self._task_types(opening)
-            window = timedelta(seconds=observatory.floor_window_s)
-            onset = request.anomaly.onset if request.anomaly else at - window
-            aims = objectives(session, request.anomaly, observatory)
-            return Briefing(
-                cycle_id=row.cycle_id,
-                attempt=row.attempt,
-                failed_attempts=_failures_in_a_row(session, row, request.proposal),
-                rules=self._platform.cycle,
-                parameters=parameter_states(session, self._platform),
-                agents=roster(session),
-                baseline=counts_since(session, task_types, onset, None, aims),
-                baselines={
-                    declared.name: counts_since(session, [declared.name], onset, None, aims)
-                    for declared in self._platform.task_types
-                },
-                healthy=healthy_counts(session, task_types, at, observatory, aims),
-                guardrails=guardrails(session, task_types, at, observatory, aims),
-                objectives=aims,
-                duplicate=row.run_id != opening.run_id,
-                unsigned_agents=self._platform.unsigned_agents,
-                market=self._platform.market,
-                endings=past_endings(session, request.subject, values_by_version(session)),
-            )
+            return self._briefing(session, opening, row)
+
+    def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
+        """What the cycle is decided by: the counts since the onset (of no anomaly, the trailing floor window)."""
+        request, at = opening.request, opening.at
+        observatory = self._platform.observatory
+        task_types = self._task_types(opening)
+        window = timedelta(seconds=observatory.floor_window_s)
+        onset = request.anomaly.onset if request.anomaly else at - window
+        aims = objectives(session, request.anomaly, observatory)
+        return Briefing(
+            cycle_id=row.cycle_id,
+            attempt=row.attempt,
+            failed_attempts=_failures_in_a_row(session, row, request.proposal),
+            rules=self._platform.cycle,
+            parameters=parameter_states(session, self._platform),
+            agents=roster(session),
+            baseline=counts_since(session, task_types, onset, None, aims),
+            baselines={
+                declared.name: counts_since(session, [declared.name], onset, None, aims)
+                for declared in self._platform.task_types
+            },
+            healthy=healthy_counts(session, task_types, at, observatory, aims),
+            guardrails=guardrails(session, task_types, at, observatory, aims),
+            objectives=aims,
+            duplicate=row.run_id != opening.run_id,
+            unsigned_agents=self._platform.unsigned_agents,
+            market=self._platform.market,
+            endings=past_endings(session, request.subject, values_by_version(session)),
+        )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
         request, at = opening.request, opening.at
@@ -160,7 +166,7 @@ class MarketActivities:
 
     @activity.defn
     def record_missed_award(self, missed: Standing) -> None:
-        """The winner missed its deadline: it loses standing and pays, once, and its task is free for another agent."""
+        """Take standing and a penalty, once, from a winner that missed its deadline, and free its task for another."""
         with self._database.transaction() as session:
             move_standing(session, missed)
             if missed.task_type != PLATFORM_META:
@@ -189,10 +195,12 @@ class MarketActivities:
             if end.agent_id is not None:
                 _settle(session, end, end.agent_id)
             if end.ending is Ending.NO_BIDS and _tells_of_market(end.subject):
-                count_fill(session, PLATFORM_META, end.at, False, self._platform.observatory.interval_s)
+                interval_s = self._platform.observatory.interval_s
+                count_fill(session, PLATFORM_META, end.at, awarded=False, interval_s=interval_s)
             release(session, end.cycle_id, end.at)
             task = session.get_one(MetaTaskRow, end.cycle_id)
-            task.ended_at, task.ending = end.at, end.ending.value
+            task.ended_at = end.at
+            task.ending = end.ending.value
             session.add(task)
             ended = CycleEnded(cycle_id=end.cycle_id, ending=end.ending, reason=end.reason, dossier=end.dossier)
             emit(session, ended, end.subject, end.cycle_id, end.at)
@@ -210,15 +218,7 @@ class MarketActivities:
         # One transaction each: the agent's lock comes before the event's, as everywhere.
         for name in names:
             with self._database.transaction() as session:
-                lock(session, f"standing:{name}")
-                agent = session.get_one(AgentRow, name)
-                if agent.suspended and agent.suspended_at is not None and agent.suspended_at <= due:
-                    key = f"{name}:{agent.suspended_at.isoformat()}"
-                    agent.suspended, agent.suspended_at, agent.failure_log_ratio = False, None, 0.0
-                    agent.standing, agent.active_at = standings.RETURN_STANDING, at
-                    session.add(agent)
-                    session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
-                    emit(session, AgentRestored(agent_id=name), name, key, at)
+                _restore(session, name, due, at)
         return f"restored: {', '.join(names)}" if names else None
 
     @activity.defn
@@ -232,19 +232,7 @@ class MarketActivities:
             names = session.exec(select(AgentRow.agent_id).where(~col(AgentRow.suspended))).all()
         for name in names:
             with self._database.transaction() as session:
-                lock(session, f"standing:{name}")
-                agent = session.get_one(AgentRow, name)
-                idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
-                if idle_s <= 0:
-                    continue
-                agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
-                agent.failure_log_ratio = decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s)
-                agent.active_at = at
-                session.add(agent)
-                for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
-                    for count in COUNTS:
-                        setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
-                    session.add(record)
+                _decay(session, name, half_life_s, at)
         return None
 
 
@@ -257,13 +245,48 @@ def _tells_of_market(subject: str) -> bool:
     return subject.partition(":")[0] not in AIMS
 
 
+def _restore(session: Session, name: str, due: datetime, at: datetime) -> None:
+    """End the suspension of an agent, unless another run has, or it was suspended anew after `due`."""
+    lock(session, f"standing:{name}")
+    agent = session.get_one(AgentRow, name)
+    if not agent.suspended or agent.suspended_at is None or agent.suspended_at > due:
+        return
+    key = f"{name}:{agent.suspended_at.isoformat()}"
+    agent.suspended = False
+    agent.suspended_at = None
+    agent.failure_log_ratio = 0.0
+    agent.standing = standings.RETURN_STANDING
+    agent.active_at = at
+    session.add(agent)
+    session.exec(delete(RecordRow).where(col(RecordRow.agent_id) == name))
+    emit(session, AgentRestored(agent_id=name), name, key, at)
+
+
+def _decay(session: Session, name: str, half_life_s: float, at: datetime) -> None:
+    """Decay the standing and the records of one agent by the time since its last result or decay."""
+    lock(session, f"standing:{name}")
+    agent = session.get_one(AgentRow, name)
+    idle_s = (at - (agent.active_at or agent.registered_at)).total_seconds()
+    if idle_s <= 0:
+        return
+    agent.standing = decayed(agent.standing, standings.NEWCOMER_STANDING, idle_s, half_life_s)
+    agent.failure_log_ratio = decayed(agent.failure_log_ratio, 0.0, idle_s, half_life_s)
+    agent.active_at = at
+    session.add(agent)
+    for record in session.exec(select(RecordRow).where(RecordRow.agent_id == name)).all():
+        for count in COUNTS:
+            setattr(record, count, decayed(getattr(record, count), 0.0, idle_s, half_life_s))
+        session.add(record)
+
+
 def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
     """Transfer what the proposer earns and pays, each under a reference of its own, and move its standing."""
     payments = {"reward": end.reward, "bonus": end.bonus, "forecast": end.forecast, "penalty": -end.penalty}
     for name, amount in payments.items():
         if amount:
             debit, credit = (TREASURY, agent_id) if amount > 0 else (agent_id, TREASURY)
-            transfer(session, f"{name}:{end.cycle_id}", debit, credit, abs(amount), end.at, end.reason)
+            reference = f"{name}:{end.cycle_id}"
+            transfer(session, reference, debit=debit, credit=credit, amount=abs(amount), at=end.at, memo=end.reason)
     if end.result is not None:
         move_standing(session, Standing(cycle_id=end.cycle_id, agent_id=agent_id, result=end.result, at=end.at))
 

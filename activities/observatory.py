@@ -81,7 +81,9 @@ class ObservatoryActivities:
             unusual = unusual_spans(session, self._platform, since, until)
             detection = detect_all(until, series, states, rules, unusual)
             measured = last.body.get("measured", ()) if last else ()
-            snapshot = measure(session, at, rules, tracks, active, fills, detection, measured)
+            snapshot = measure(
+                session, at, rules, tracks=tracks, active=active, fills=fills, detection=detection, measured=measured
+            )
             before = Snapshot.model_validate(last.body).elevation if last else Elevation()
             elevation = after(before, snapshot.health, at, self._platform.elevation)
             reasons = failures_by_reason(session, until - timedelta(seconds=rules.floor_window_s), until)

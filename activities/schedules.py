@@ -5,7 +5,7 @@ without `platform.toml`: a worker that has read an older file does not undo what
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -30,7 +30,7 @@ from schema.messages.cycle import CycleEnd, Ending, Phase
 from schema.messages.events import BudgetExceeded
 from schema.messages.observatory import Anomaly, Snapshot
 from schema.messages.platform import Platform
-from schema.messages.schedules import JobReport, JobState, OpenWindow
+from schema.messages.schedules import Budget, JobReport, JobState, OpenWindow
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, task_workflow_id
 from schema.tables.market import MetaTaskRow, TaskRow
 from schema.tables.observatory import AnomalyRow
@@ -59,7 +59,7 @@ class ScheduleActivities:
 
     @activity.defn
     async def follow_health(self) -> tuple[str, ...]:
-        """Elevate schedules or restore them, and renew budgets, by the latest snapshot; the changes.
+        """Elevate schedules or restore them, and renew budgets, by the latest snapshot; returns the changes.
 
         It creates and removes nothing: what a person deleted stays away until the next `nautilus schedules apply`.
         """
@@ -74,16 +74,20 @@ class ScheduleActivities:
             if stored is None or stored.state is None:
                 continue
             budgets_s[job_id] = stored.state.budget.seconds
-            declared = stored.state.declaration
-            durations_s = await self._recent_runs(job_id) if declared.budget_s == "auto" else ()
-            budget = rules.budget(durations_s, anomalies, snapshot.health, declared)
-            if budget.seconds == stored.state.budget.seconds:
-                budget = stored.state.budget  # with the reason it was set for
-            state = JobState(declaration=declared, budget=budget, elevation=snapshot.elevation)
-            changes += await settle(self._client, replace(job, declaration=declared), state, stored, False)
+            budget = await self._budget(job_id, stored.state, snapshot, anomalies)
+            state = JobState(declaration=stored.state.declaration, budget=budget, elevation=snapshot.elevation)
+            as_stored = replace(job, declaration=stored.state.declaration)
+            changes += await settle(self._client, as_stored, state, stored, dry_run=False)
         if budgets_s:
             await self._report_the_cut_off(budgets_s)
         return tuple(map(str, changes))
+
+    async def _budget(self, job_id: str, state: JobState, snapshot: Snapshot, anomalies: Sequence[Anomaly]) -> Budget:
+        """The budget that the job should have now; the one it has, with its reason, where the seconds are the same."""
+        declared = state.declaration
+        durations_s = await self._recent_runs(job_id) if declared.budget_s == "auto" else ()
+        budget = rules.budget(durations_s, anomalies, snapshot.health, declared)
+        return state.budget if budget.seconds == state.budget.seconds else budget
 
     def _situation(self) -> tuple[Snapshot | None, list[Anomaly]]:
         with self._database.reading() as session:
@@ -150,25 +154,34 @@ class ScheduleActivities:
 
     @activity.defn
     async def end_abandoned(self, at: datetime) -> tuple[str, ...]:
-        """Record the endings of workflows that were terminated, or failed, and so recorded none; a line about each.
+        """Record the endings of workflows that were terminated or failed, and recorded none; returns a line about each.
 
         Otherwise a cycle's experiment would expose tasks for ever, and a task would stay its agent's load.
         """
+        return (*await self._end_abandoned_cycles(at), *await self._end_abandoned_tasks(at))
+
+    async def _end_abandoned_cycles(self, at: datetime) -> list[str]:
         lines = []
         for cycle in await asyncio.to_thread(self._open_cycles):
-            if reason := await self._why_abandoned(cycle.workflow_id, cycle.run_id):
+            reason = await self._why_abandoned(cycle.workflow_id, cycle.run_id)
+            if reason is not None:
                 await asyncio.to_thread(self._end_cycle, cycle, reason, at)
                 lines.append(f"{cycle.workflow_id} was ended: {reason}")
+        return lines
+
+    async def _end_abandoned_tasks(self, at: datetime) -> list[str]:
+        lines = []
         closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
         recent = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
         query = f"{closed} AND WorkflowType='{wire.MARKET_TASK}' AND {recent}"
         task_ids = [e.id.removeprefix(task_workflow_id("")) async for e in self._client.list_workflows(query)]
         for task in await asyncio.to_thread(self._open_tasks, task_ids):
             workflow_id = task_workflow_id(task.task_id)
-            if reason := await self._why_abandoned(workflow_id, task.run_id):
+            reason = await self._why_abandoned(workflow_id, task.run_id)
+            if reason is not None:
                 await asyncio.to_thread(self._end_task, task, reason, at)
                 lines.append(f"{workflow_id} was ended: {reason}")
-        return tuple(lines)
+        return lines
 
     async def _why_abandoned(self, workflow_id: str, first_run_id: str) -> str | None:
         """Why no workflow is left that could end what this run began; None where one is."""

@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlmodel import Session, col, select
 
 from activities.history import healthy_counts
 from activities.rollups import Rollup, interval_start, measures, together
 from rules.detection import Detection
-from rules.health import health
+from rules.health import Health, health
 from rules.series import Series, dismiss
 from schema.messages.observatory import Counts, Interval, Measures, Snapshot
 from schema.messages.platform import ObservatoryRules, Platform
@@ -56,24 +56,32 @@ def recorded_states(session: Session, last: SnapshotRow, rules: ObservatoryRules
 
 def active_agents(session: Session, since: datetime, until: datetime, interval_s: int) -> dict[datetime, set[str]]:
     """The agents that executed a task, won a bid, proposed or voted, by interval; one without any is missing."""
-    queries = [
+    executors = (
         select(AgentRollupRow.start, AgentRollupRow.agent_id)
-        .where(col(AgentRollupRow.start) >= since, col(AgentRollupRow.start) < until)
-        .distinct(),
-        # Awards of cycles only: users' tasks have one award each, too many to read.
+        .where(*_between(AgentRollupRow.start, since, until))
+        .distinct()
+    )
+    # Awards of cycles only: users' tasks have one award each, too many to read.
+    winners = (
         select(AwardRow.at, AwardRow.agent_id)
         .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(AwardRow.at) >= since, col(AwardRow.at) < until),
-        select(ProposalRow.at, ProposalRow.agent_id).where(col(ProposalRow.at) >= since, col(ProposalRow.at) < until),
+        .where(*_between(AwardRow.at, since, until))
+    )
+    proposers = select(ProposalRow.at, ProposalRow.agent_id).where(*_between(ProposalRow.at, since, until))
+    voters = (
         select(ElectorateRow.opened_at, BallotRow.agent_id)
         .join(BallotRow, col(BallotRow.cycle_id) == ElectorateRow.cycle_id)
-        .where(col(ElectorateRow.opened_at) >= since, col(ElectorateRow.opened_at) < until),
-    ]
+        .where(*_between(ElectorateRow.opened_at, since, until))
+    )
     active: dict[datetime, set[str]] = defaultdict(set)
-    for query in queries:
+    for query in (executors, winners, proposers, voters):
         for at, agent_id in session.exec(query).all():
             active[interval_start(at, interval_s)].add(agent_id)
     return active
+
+
+def _between(column: datetime, since: datetime, until: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return col(column) >= since, col(column) < until
 
 
 def market_fills(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
@@ -106,45 +114,68 @@ def measure(
     detection: Detection,
     measured: Collection[str],
 ) -> Snapshot:
-    """The metrics of the trailing floor window, by task type and together."""
+    """The metrics of the trailing floor window, by task type and together; `measured` are the parts known before."""
     since = at - timedelta(seconds=rules.floor_window_s)
     recent = {name: _since(since, track) for name, track in tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
     everything = together(by_type.values())
     whole = measures(everything)
     fill_counts = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in fills.items()}
-    fill_rate = Counts.total(fill_counts.values()).rate
     registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
     recently_active = set[str]().union(*(agent_ids for start, agent_ids in active.items() if start >= since))
-    active_count = len(recently_active & registered_ids)
-    throughput_per_h = everything.tasks * 3_600 / rules.floor_window_s
     usual = healthy_counts(session, sorted(tracks), at, rules)
-    # A platform that never ran a task is not healthy merely because no agent is missing.
-    has_run = bool(tracks) or "success" in measured
-    score = health(
+    window = _Window(
         success_rate=everything.counts.rate,
         mean_quality=whole.mean_quality,
-        # A market with nothing to fill counts as measured, and as full.
-        market_fill_rate=1.0 if fill_rate is None and has_run else fill_rate,
-        active_agents=active_count if has_run else None,
-        expected_agents=len(registered_ids),
-        throughput_per_h=throughput_per_h,
-        expected_throughput_per_h=usual.tasks * 3_600 / rules.baseline_s if usual else None,
-        known_parts=_known_parts(tracks, measured),
+        fill_rate=Counts.total(fill_counts.values()).rate,
+        active_agents=len(recently_active & registered_ids),
+        registered_agents=len(registered_ids),
+        throughput_per_h=everything.tasks * 3_600 / rules.floor_window_s,
+        usual_throughput_per_h=usual.tasks * 3_600 / rules.baseline_s if usual else None,
     )
+    score = _health(window, tracks, measured)
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
         platform=everything.counts,
         task_types={name: rollup.counts for name, rollup in by_type.items()},
-        market_fill_rate=fill_rate,
-        throughput_per_h=throughput_per_h,
+        market_fill_rate=window.fill_rate,
+        throughput_per_h=window.throughput_per_h,
         health=score.score,
         reason=_reason(detection) or score.reason,
         measures=_measures_by_type(by_type, fill_counts, _working_agents(session, since)),
         measured=tuple(sorted({*measured, *score.parts})),
-        active_agents=active_count,
+        active_agents=window.active_agents,
         **whole.model_dump(exclude={"market_fill_rate", "active_agents"}),
+    )
+
+
+class _Window(NamedTuple):
+    """What the trailing floor window shows of the whole platform; None where nothing was measured."""
+
+    success_rate: float | None
+    mean_quality: float | None
+    fill_rate: float | None
+    active_agents: int
+    registered_agents: int
+    throughput_per_h: float
+    usual_throughput_per_h: float | None
+
+
+def _health(window: _Window, tracks: Mapping[str, Sequence[Rollup]], measured: Collection[str]) -> Health:
+    # A platform that never ran a task is not healthy merely because no agent is missing.
+    has_run = bool(tracks) or "success" in measured
+    # A market with nothing to fill counts as measured, and as full.
+    fill_rate = 1.0 if window.fill_rate is None and has_run else window.fill_rate
+    return health(
+        success_rate=window.success_rate,
+        mean_quality=window.mean_quality,
+        market_fill_rate=fill_rate,
+        active_agents=window.active_agents if has_run else None,
+        expected_agents=window.registered_agents,
+        throughput_per_h=window.throughput_per_h,
+        expected_throughput_per_h=window.usual_throughput_per_h,
+        known_parts=_known_parts(tracks, measured),
     )
 
 

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from importlib import import_module
 from itertools import count
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -141,7 +141,7 @@ class TaskRunner:
             raise ValueError(f"expected a limit of more than 0 and at most {LONGEST_LIMIT_S:g} s, but {limit_s!r} came")
         content = payload.model_dump(mode="json") if isinstance(payload, BaseModel) else payload
         request = {"task_type": task_type, "payload": content, "parameters": dict(parameters), "limit_s": limit_s}
-        for _ in range(2):
+        for _ in range(2):  # a zygote that died once may have been killed; one that dies again is broken
             with self._lock:
                 answer = self._ready().send(next(self._numbers), request)
             try:
@@ -179,14 +179,7 @@ class _Zygote:
                 start_new_session=True,  # Ctrl-C on the terminal is for the runner, which then closes in order
             )
         try:
-            self._control.send(order)
-            deadline = time.monotonic() + PREPARE_LIMIT_S
-            while not self._control.poll(CLOSED_POLL_S):
-                if is_closed():
-                    raise RunnerStopped("expected an open runner, but it was closed while it prepared")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not within {PREPARE_LIMIT_S:g} s")
-            not_prepared: dict[str, str] = self._control.recv()
+            not_prepared = self._prepare(order, is_closed)
         except BaseException as error:
             self.process.kill()  # on Ctrl-C too: a zygote that is not ready must not be used later
             self.process.wait()
@@ -198,6 +191,17 @@ class _Zygote:
         self._answers_lock = threading.Lock()  # no request may come between the last answer and `listening = False`
         self.listening = True
         threading.Thread(target=self._listen, name="zygote", daemon=True).start()
+
+    def _prepare(self, order: Mapping[str, Any], is_closed: Callable[[], bool]) -> dict[str, str]:
+        """Have the task types prepared; the reasons why some of them cannot run, by type."""
+        self._control.send(order)
+        deadline = time.monotonic() + PREPARE_LIMIT_S
+        while not self._control.poll(CLOSED_POLL_S):
+            if is_closed():
+                raise RunnerStopped("expected an open runner, but it was closed while it prepared")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {PREPARE_LIMIT_S:g} s")
+        return cast(dict[str, str], self._control.recv())
 
     def send(self, number: int, request: Mapping[str, Any]) -> "Future[Execution]":
         """Ask for a task. Where the zygote dies before it is done, the answer is an EOFError."""
@@ -275,7 +279,8 @@ class _Child:
         except (EOFError, OSError):
             return _Report(self._worked_s(), FailureKind.ERROR, "", "", None)
         if isinstance(received, float):
-            self.started_at, self.deadline = received, received + self.limit_s
+            self.started_at = received
+            self.deadline = received + self.limit_s
             return None
         report = _Report(*received)
         # A report may arrive after the limit, before the deadline was checked: the limit still holds.
@@ -308,28 +313,22 @@ class _Prepared(NamedTuple):
 
 
 def zygote(control_fd: int) -> None:
-    """Prepare the task types, then fork, watch and reap for the runner until it is gone. One thread, so that a fork
-    copies no lock that another thread holds."""
+    """Prepare the task types, then fork, watch and reap until the runner is gone."""
+    # One thread, so that a fork copies no lock that another thread holds.
     control = Connection(control_fd)
     prepared = _prepare(control.recv())
     control.send(prepared.not_prepared)
     children: dict[Connection, _Child] = {}
     with suppress(OSError, EOFError):  # the runner is gone
         while True:
-            due = min((child.deadline for child in children.values()), default=None)
-            ready = wait([control, *children], max(0.0, due - time.monotonic()) if due is not None else None)
+            ready = wait([control, *children], _time_to_the_next_deadline(children.values()))
             for pipe, child in list(children.items()):
                 report = child.receive(pipe) if pipe in ready else None
                 if report is None and child.deadline <= time.monotonic():
                     report = child.overdue()
                 if report is not None:
                     del children[pipe]
-                    pipe.close()
-                    exit_code = child.end()
-                    if not report.detail and report.result is None:
-                        reason, detail = _end_without_report(exit_code)
-                        report = report._replace(reason=reason, detail=detail)
-                    control.send((child.number, *report))
+                    _finish(control, pipe, child, report)
             if control in ready:
                 message = control.recv()
                 if message is None:
@@ -339,6 +338,22 @@ def zygote(control_fd: int) -> None:
                 children[pipe] = child
     for child in children.values():
         child.end()
+
+
+def _time_to_the_next_deadline(children: Iterable[_Child]) -> float | None:
+    """Seconds; None where no child runs, and only the runner can have something to say."""
+    deadlines = [child.deadline for child in children]
+    return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+
+def _finish(control: Connection, pipe: Connection, child: _Child, report: _Report) -> None:
+    """End a child and send its report to the runner; one that left none is explained by its exit code."""
+    pipe.close()
+    exit_code = child.end()
+    if not report.detail and report.result is None:
+        reason, detail = _end_without_report(exit_code)
+        report = report._replace(reason=reason, detail=detail)
+    control.send((child.number, *report))
 
 
 def _prepare(order: Mapping[str, Any]) -> _Prepared:

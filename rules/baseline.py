@@ -53,38 +53,62 @@ def baseline(
 
     With less than a week there are no hours of the week, with less than two days no pattern at all.
     """
-    end = at - timedelta(seconds=rules.guard_s)
-    first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
-    last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
-    busy = [interval for interval in track[first:last] if interval.counts.tasks]
-    busy = [interval for interval in busy if not _is_within(excluded, interval.start)]
-    tasks, successes = [0] * HOURS, [0] * HOURS
-    for interval in busy:
-        start = interval.start.astimezone(UTC)
-        hour = start.weekday() * 24 + start.hour
-        tasks[hour] += interval.counts.tasks
-        successes[hour] += interval.counts.successes
+    busy = _busy_intervals(at, track, rules, excluded)
+    tasks, successes = _by_hour_of_week(busy)
     counts = Counts(tasks=sum(tasks), successes=sum(successes))
     if counts.tasks < PRIOR_TASKS:
         return None
     span_s = (busy[-1].start - busy[0].start).total_seconds() + rules.interval_s
-    # A perfect week must not make one failure impossible.
-    rates = [smoothed(counts.successes, counts.tasks)]
+    rates = _rates(tasks, successes, span_s)
+    normal = Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
+    return normal._replace(dispersion=_observed_dispersion(busy, rates)) if clustered else normal
+
+
+def _busy_intervals(
+    at: datetime, track: Sequence[Interval], rules: ObservatoryRules, excluded: Sequence[Span]
+) -> list[Interval]:
+    """The intervals with tasks in the window before the guard gap, without the excluded spans."""
+    end = at - timedelta(seconds=rules.guard_s)
+    first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
+    last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
+    busy = [interval for interval in track[first:last] if interval.counts.tasks]
+    return [interval for interval in busy if not _is_within(excluded, interval.start)]
+
+
+def _by_hour_of_week(intervals: Iterable[Interval]) -> tuple[list[int], list[int]]:
+    """Tasks and successes by hour of the week, Monday 00:00 UTC first."""
+    tasks = [0] * HOURS
+    successes = [0] * HOURS
+    for interval in intervals:
+        start = interval.start.astimezone(UTC)
+        hour = start.weekday() * 24 + start.hour
+        tasks[hour] += interval.counts.tasks
+        successes[hour] += interval.counts.successes
+    return tasks, successes
+
+
+def _rates(tasks: Sequence[int], successes: Sequence[int], span_s: float) -> list[float]:
+    """One rate, one by hour of the day, or one by hour of the week: as fine as so long a span shows."""
+    # Smoothed: a perfect week must not make one failure impossible.
+    rates = [smoothed(sum(successes), sum(tasks))]
     if span_s >= 2 * DAY_S:
         daily_tasks = [sum(tasks[hour::24]) for hour in range(24)]
         daily_successes = [sum(successes[hour::24]) for hour in range(24)]
         rates = _shrunk(daily_tasks, daily_successes, _daily_wave(daily_tasks, daily_successes, rates[0]))
+    # Half a day less than a week will do: its first and last hours may have had no tasks.
     if span_s >= WEEK_S - DAY_S / 2:
         rates = _shrunk(tasks, successes, rates * 7)
-    normal = Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
-    if not clustered:
-        return normal
+    return rates
+
+
+def _observed_dispersion(intervals: Iterable[Interval], rates: Sequence[float]) -> float:
+    """How many times more than by chance the successes vary around the rates."""
     deviations = []
-    for interval in busy:
+    for interval in intervals:
         rate = rate_at(rates, interval.start)
         expected = interval.counts.tasks * rate
         deviations.append((interval.start.toordinal(), interval.counts.successes - expected, expected * (1 - rate)))
-    return normal._replace(dispersion=dispersion(deviations))
+    return dispersion(deviations)
 
 
 def _is_within(spans: Iterable[Span], at: datetime) -> bool:
@@ -99,16 +123,19 @@ def dispersion(parts: Sequence[tuple[int, float, float]], patterns: int = 1) -> 
     days = defaultdict[int, float](float)
     for day, deviation, _ in parts:
         days[day] += deviation
-    most = max(sum(d * d for _, d, _ in parts), sum(d * d for d in days.values()))
+    by_itself = sum(deviation * deviation for _, deviation, _ in parts)
+    by_day = sum(deviation * deviation for deviation in days.values())
+    by_chance = sum(variance for _, _, variance in parts)
     fitted = len(days) / max(1, len(days) - patterns)  # patterns of the day were fitted to the same days
-    return max(1.0, fitted * most / max(sum(v for _, _, v in parts), 1e-9))
+    return max(1.0, fitted * max(by_itself, by_day) / max(by_chance, 1e-9))
 
 
 def _daily_wave(tasks: Sequence[int], successes: Sequence[int], rate: float) -> list[float]:
     """The rate as one sine of the day: ridge regression weighted by tasks, by Gauss-Seidel."""
     weights = [[sum(map(mul, tasks, products)) for products in row] for row in PRODUCTS]
     residuals = [k - n * rate for n, k in zip(tasks, successes, strict=True)]
-    targets, coefficients = [sum(map(mul, residuals, wave)) for wave in WAVES], [0.0, 0.0, 0.0]
+    targets = [sum(map(mul, residuals, wave)) for wave in WAVES]
+    coefficients = [0.0, 0.0, 0.0]
     for _ in range(6):  # the waves are nearly orthogonal
         for i, penalty in enumerate((1, PRIOR_TASKS, PRIOR_TASKS)):
             others = sum(weights[i][j] * coefficients[j] for j in range(3) if j != i)

@@ -80,29 +80,39 @@ def rank(task_id: str, bids: Sequence[Bid], agents: Mapping[str, Agent], reward:
     """Order `bids` from best to worst. `reward` is the highest price, in credits."""
     expected_s = {bid.agent_id: seconds(agents[bid.agent_id], bid.eta_s) for bid in bids}
     fastest_s = min(expected_s.values(), default=0.0)
+    ranked = []
+    for bid in bids:
+        agent = agents[bid.agent_id]
+        takes_s = expected_s[bid.agent_id]
+        score = _score(bid, agent, reward=reward, takes_s=takes_s, fastest_s=fastest_s)
+        ranked.append(RankedBid(bid=bid, score=score, reason=_reason(bid, agent, reward=reward, takes_s=takes_s)))
+    return tuple(sorted(ranked, key=lambda r: (-r.score, _tie_break(task_id, r.bid.agent_id))))
 
-    def ranked(bid: Bid) -> RankedBid:
-        agent, takes_s = agents[bid.agent_id], expected_s[bid.agent_id]
-        score = (
-            TRACK_WEIGHT * upper_confidence_bound(agent)
-            + QUALITY_WEIGHT * quality(agent)
-            + STANDING_WEIGHT * agent.standing
-            + PRICE_WEIGHT * (1 - bid.price / reward if reward else 1.0)
-            + SPEED_WEIGHT * fastest_s / takes_s
-            + LOAD_WEIGHT / (1 + agent.load)
-            + (TRIAL_HEAD_START if on_trial(agent) else 0.0)
-        )
-        record = agent.record
-        reason = (
-            f"record {record.successes:.3g}/{record.attempts:.3g} counts {success_rate(agent):.2f}, "
-            f"at best {upper_confidence_bound(agent):.2f}, quality {quality(agent):.2f}, "
-            f"standing {agent.standing:.2f}, price {bid.price} of {reward}, about {takes_s:.3g} s, load {agent.load}"
-            f"{', on trial' if on_trial(agent) else ''}"
-        )
-        return RankedBid(bid=bid, score=score, reason=reason)
 
-    scored = [ranked(bid) for bid in bids]
-    return tuple(sorted(scored, key=lambda r: (-r.score, _tie_break(task_id, r.bid.agent_id))))
+def _score(bid: Bid, agent: Agent, *, reward: int, takes_s: float, fastest_s: float) -> float:
+    """The weighted sum of the module's parts, each from 0 to 1, and the head start of an agent on trial."""
+    thrift = 1 - bid.price / reward if reward else 1.0
+    head_start = TRIAL_HEAD_START if on_trial(agent) else 0.0
+    return (
+        TRACK_WEIGHT * upper_confidence_bound(agent)
+        + QUALITY_WEIGHT * quality(agent)
+        + STANDING_WEIGHT * agent.standing
+        + PRICE_WEIGHT * thrift
+        + SPEED_WEIGHT * fastest_s / takes_s
+        + LOAD_WEIGHT / (1 + agent.load)
+        + head_start
+    )
+
+
+def _reason(bid: Bid, agent: Agent, *, reward: int, takes_s: float) -> str:
+    """What the score was computed from, for people."""
+    record = agent.record
+    trial = ", on trial" if on_trial(agent) else ""
+    return (
+        f"record {record.successes:.3g}/{record.attempts:.3g} counts {success_rate(agent):.2f}, "
+        f"at best {upper_confidence_bound(agent):.2f}, quality {quality(agent):.2f}, "
+        f"standing {agent.standing:.2f}, price {bid.price} of {reward}, about {takes_s:.3g} s, load {agent.load}{trial}"
+    )
 
 
 def direct(task_id: str, agents: Sequence[Agent]) -> tuple[Agent, float] | None:

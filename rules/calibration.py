@@ -12,7 +12,7 @@ and cached, so the same design always has the same threshold. No clock, no IO.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from math import log
@@ -29,6 +29,7 @@ EFFECTS = 12
 # A design that hopes for much must still see a small harm: the smallest harm bet on is never above five points.
 LARGEST_SMALL_HARM = 0.05
 
+GOLDEN_RATIO = 0.6180339887498949
 SEED = 20_261_122
 MARGIN = 0.95  # of alpha: .0475 for .05, which leaves room for two standard errors of the simulation
 RATE_SHIFTS = (-0.05, 0.0, 0.05)
@@ -103,6 +104,7 @@ def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) ->
     arms = [(b / (a + b), a / (a + b), (1 - b) / (2 - a - b), (1 - a) / (2 - a - b)) for _, a, b in bets]
     # Of each bet, where on [0, 1) its outcomes end: the columns of `factors` in their order, the last one at 1.
     outcomes = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
+    # An outcome multiplies a bet by its odds over those of no effect, which are one in two.
     factors = [[2 * p for p in column] for column in zip(*arms, strict=True)]
     weights = [weight for weight, _, _ in bets]
     ends = list(accumulate(weights))
@@ -110,20 +112,29 @@ def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) ->
     steps = 0
     while len(paths) < PATHS and steps < STEPS / len(RATE_SHIFTS):
         # The golden ratio spreads any number of paths over the bets by their weights, better than rng would.
-        place = len(paths) * 0.6180339887498949 % 1.0 * ends[-1]
+        place = len(paths) * GOLDEN_RATIO % 1.0 * ends[-1]
         outcome_ends = outcomes[bisect_left(ends, place)]
-        e, maxima = weights, [1.0]
-        for _ in range(max_tasks):
-            factor = factors[bisect_right(outcome_ends, rng.random())]
-            e = [x * f for x, f in zip(e, factor, strict=True)]
-            steps += 1
-            total = sum(e)
-            if total > maxima[-1]:
-                maxima.append(total)
-                if total >= ceiling:
-                    break
+        drawn = (factors[bisect_right(outcome_ends, rng.random())] for _ in range(max_tasks))
+        maxima, length = _path(weights, drawn, ceiling)
         paths.append(maxima)
+        steps += length
     return paths if len(paths) >= FEWEST_PATHS else [[ceiling]]
+
+
+def _path(weights: list[float], drawn: Iterable[Sequence[float]], ceiling: float) -> tuple[list[float], int]:
+    """The successive maxima of E on the drawn factors of the bets, until it reaches `ceiling`; and how many it took."""
+    wealth = weights
+    maxima = [1.0]
+    steps = 0
+    for factor in drawn:
+        wealth = [x * f for x, f in zip(wealth, factor, strict=True)]
+        steps += 1
+        total = sum(wealth)
+        if total > maxima[-1]:
+            maxima.append(total)
+            if total >= ceiling:
+                break
+    return maxima, steps
 
 
 def _least_threshold(paths: Sequence[Sequence[float]], level: float) -> float:

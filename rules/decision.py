@@ -73,18 +73,7 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     was spent by then, and Ville for what was left).
     """
     strata = tuple(strata)
-    evidence = _Evidence(
-        log_e=_least_evidence(
-            promotion_bets(design), strata, [_tally(s, pending_treated_succeed=False) for s in strata]
-        ),
-        log_threshold=promotion_log_threshold(design, strata, extended=extended),
-        log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
-        log_e_smallest=log_evidence(
-            smallest_bet(design.baseline_rate, design.minimum_effect),
-            [_tally(s, pending_treated_succeed=None) for s in strata],
-        ),
-        srm_e=assignment_evidence(strata),
-    )
+    evidence = _evidence(design, strata, extended)
     effect = rate_difference(strata)
     finished, excluded = sum(s.finished for s in strata), sum(s.excluded for s in strata)
     decision, why = _conclusion(design, strata, finished + excluded, evidence)
@@ -110,18 +99,32 @@ class _Evidence(NamedTuple):
     srm_e: float
 
 
+def _evidence(design: DecisionRule, strata: Sequence[StratumCounts], extended: bool) -> _Evidence:
+    # Pending tasks count against a promotion; futility reads finished tasks alone.
+    pessimistic = [_tally(s, pending_treated_succeed=False) for s in strata]
+    finished_only = [_tally(s, pending_treated_succeed=None) for s in strata]
+    return _Evidence(
+        log_e=_least_evidence(promotion_bets(design), strata, pessimistic),
+        log_threshold=promotion_log_threshold(design, strata, extended=extended),
+        log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
+        log_e_smallest=log_evidence(smallest_bet(design.baseline_rate, design.minimum_effect), finished_only),
+        srm_e=assignment_evidence(strata),
+    )
+
+
 def _conclusion(
     design: DecisionRule, strata: Sequence[StratumCounts], ended: int, evidence: _Evidence
 ) -> tuple[Decision, str]:
     """The decision and its reason; `ended` are the tasks that no more will be heard of, evidence or not."""
-    fewest = min((arm.tasks for s in strata for arm in (s.control, s.treatment)), default=0)
+    fewest = min((min(s.control.tasks, s.treatment.tasks) for s in strata), default=0)
     has_enough_tasks = fewest >= design.minimum_tasks
     shortage = "" if has_enough_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
     # Ville 1939: a nonnegative supermartingale that starts at 1 ever reaches 1 / alpha with probability <= alpha.
     harm_threshold = -log(design.harm_alpha)
     # Wald 1945: give up on the effect at likelihood ratio beta / (1 - alpha).
     futility_bound = log(design.beta / (1 - design.alpha))
-    e_value, threshold = f"evidence e = {_e(evidence.log_e)}", _e(evidence.log_threshold)
+    e_value = f"evidence e = {_e(evidence.log_e)}"
+    threshold = _e(evidence.log_threshold)
     if evidence.srm_e >= SRM_THRESHOLD:
         why = f"the assignment departs from its share, e = {evidence.srm_e:.3g} >= {SRM_THRESHOLD:g}"
         return Decision.INVALID, why
@@ -246,28 +249,41 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally])
     A bet's factor is 1 + l X with X = (A / pi - (1 - A) / (1 - pi)) (Y - m), whose conditional mean is the rate
     difference, and l = pi (r_B(1) - r_B(0)). So the factor less l d is the same bet against a difference of d.
     """
-    factors = [[tuple(map(exp, row)) for row in log_factors(bets, share)] for share, *_ in tallies]
+    factors = [[_factors(row) for row in log_factors(bets, share)] for share, *_ in tallies]
 
-    def rejected(d: float) -> bool:
+    def is_rejected(difference: float) -> bool:
         logs = []
         for j in range(len(bets)):
             total = 0.0
-            for (share, ts, tf, cs, cf), rows in zip(tallies, factors, strict=True):
-                w, x, y, z = rows[j]
-                loss = share * (w - x) * d
-                if x <= loss or y <= loss:
-                    # A bet that could lose more than it has is off, its weight lost, so that E stays nonnegative.
-                    total = -inf
-                    break
-                total += ts * log(w - loss) + tf * log(x - loss) + cs * log(y - loss) + cf * log(z - loss)
+            for tally, rows in zip(tallies, factors, strict=True):
+                total += _log_product(tally, rows[j], difference)
             logs.append(total)
         return _log_mean(bets, logs) >= level
 
     low, high = -1.0, 1.0
-    for _ in range(15):
+    for _ in range(15):  # halvings: 2 / 2**15 is less than a hundredth of a point
         middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) else (low, middle)
+        if is_rejected(middle):
+            low = middle
+        else:
+            high = middle
     return low
+
+
+def _factors(logs: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    w, x, y, z = logs
+    return exp(w), exp(x), exp(y), exp(z)
+
+
+def _log_product(tally: ArmTally, factors: tuple[float, float, float, float], difference: float) -> float:
+    """Log of what one bet, held against this difference, has won on one stratum."""
+    share, ts, tf, cs, cf = tally
+    w, x, y, z = factors
+    loss = share * (w - x) * difference
+    if x <= loss or y <= loss:
+        # A bet that could lose more than it has is off, its weight lost, so that E stays nonnegative.
+        return -inf
+    return ts * log(w - loss) + tf * log(x - loss) + cs * log(y - loss) + cf * log(z - loss)
 
 
 def promotion_bets(design: DecisionRule) -> tuple[Bet, ...]:

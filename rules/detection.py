@@ -12,7 +12,7 @@ Must never: read a clock, take missing tasks for good news, or report one cause 
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain, pairwise, product
@@ -76,28 +76,50 @@ def detect(
 
     `history` holds the intervals of each task type, oldest first; empty ones may be missing. `states` and the result's
     are keyed like `Anomaly.subject`. `excluded` are spans to keep out of a type's baseline: its experiments, and all
-    that came before its last promotion. The first evaluation judges the guard gap.
+    that came before its last promotion. The first evaluation judges the guard gap: the latest stretch, which no
+    baseline learns from, so that a fault that has just begun is not taken for normal.
     """
-    settings = DetectorSettings(metric, rules, series_count or len(history) + 1)
-    width, recent = timedelta(seconds=rules.interval_s), timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
-    reach = timedelta(seconds=rules.baseline_s) + recent
-    own_states = [state for subject, state in states.items() if subject.startswith(f"{metric.name}:")]
-    last_judged = max((state.seen for state in own_states if state.seen), default=at - recent)
-    # After a pause longer than a baseline, what lies before it is history: the cost never grows with the pause.
-    last_judged = max(last_judged, at - reach)
-    tracks = dict[str, list[Interval]]()
-    for name, intervals in history.items():
-        first = bisect_left(intervals, last_judged - reach, key=START)
-        tracks[name] = [interval for interval in intervals[first:] if interval.start + width <= at]
-    evaluation = _Evaluation(at, settings, tracks, dict(states), excluded or {})
-    starts = {interval.start for interval in chain.from_iterable(tracks.values()) if interval.start > last_judged}
-    for start in sorted(starts):
+    # What a baseline must not learn from yet, or the window of the floor where that is longer: it is judged first.
+    recent = timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
+    lookback = timedelta(seconds=rules.baseline_s) + recent
+    last_judged = _last_judged(metric, states, default=at - recent, earliest=at - lookback)
+    tracks = _complete_tracks(history, last_judged - lookback, at - timedelta(seconds=rules.interval_s))
+    evaluation = _Evaluation(
+        at=at,
+        settings=DetectorSettings(metric, rules, series_count or len(history) + 1),
+        tracks=tracks,
+        states=dict(states),
+        excluded=excluded or {},
+    )
+    unjudged = {interval.start for interval in chain.from_iterable(tracks.values()) if interval.start > last_judged}
+    for start in sorted(unjudged):
         evaluation.judge(start)
     evaluation.retire(metric.name)
     if metric.floor:
         evaluation.judge_silences()
         evaluation.retire(SILENCE)
     return Detection(evaluation.states, tuple(evaluation.raised), tuple(evaluation.closed))
+
+
+def _last_judged(metric: Metric, states: Mapping[str, Series], default: datetime, earliest: datetime) -> datetime:
+    """The start of the last interval that an earlier evaluation judged; `default` where none has judged any."""
+    own_states = [state for subject, state in states.items() if subject.startswith(f"{metric.name}:")]
+    seen = [state.seen for state in own_states if state.seen is not None]
+    if not seen:
+        return default
+    # After a pause longer than a baseline, what lies before it is history: the cost never grows with the pause.
+    return max(*seen, earliest)
+
+
+def _complete_tracks(
+    history: Mapping[str, Sequence[Interval]], first: datetime, last: datetime
+) -> dict[str, list[Interval]]:
+    """The intervals of each task type that start from `first` to `last`, both included."""
+    tracks = dict[str, list[Interval]]()
+    for name, intervals in history.items():
+        begin = bisect_left(intervals, first, key=START)
+        tracks[name] = [interval for interval in intervals[begin:] if interval.start <= last]
+    return tracks
 
 
 def detect_all(
@@ -116,32 +138,59 @@ def detect_all(
     unknown = histories.keys() - {metric.name for metric in METRICS}
     if unknown:
         raise ValueError(f"expected histories of declared metrics, but {', '.join(sorted(unknown))} came")
-    series_count = sum(len(history) + (len(history) > 1) for history in histories.values())
+    series_count = sum(_series_count(history) for history in histories.values())
     excluded = excluded or {}
-    states, raised, closed = dict(states), list[Anomaly](), list[Closing]()
-    # Of each task type, and under the empty name of all: spans of the earlier metrics' alarms, those still open last.
-    alarm_spans, alarmed = defaultdict[str, tuple[Span, ...]](tuple), set[str]()
+    carried = dict(states)
+    raised: list[Anomaly] = []
+    closed: list[Closing] = []
+    earlier = _EarlierAlarms()
     for metric in METRICS:
         history = histories.get(metric.name, {})
-        by_type = history.keys() - {PLATFORM}
-        spans = {name: (*excluded.get(name, ()), *alarm_spans[name], *alarm_spans[""]) for name in by_type}
-        detection = detect(at, history, states, rules, metric, series_count, spans)
-        states = detection.states
-        suppressed = set[str]()
+        task_types = history.keys() - {PLATFORM}
+        spans = {name: (*excluded.get(name, ()), *earlier.spans_of(name)) for name in task_types}
+        detection = detect(at, history, carried, rules, metric=metric, series_count=series_count, excluded=spans)
+        carried = detection.states
+        explained: set[str] = set()
         for anomaly in detection.raised:
-            if by_type and not alarmed.isdisjoint(("", anomaly.task_type)):
-                suppressed.add(anomaly.anomaly_id)
-                states[anomaly.subject] = restarted(states[anomaly.subject])
-        raised += [anomaly for anomaly in detection.raised if anomaly.anomaly_id not in suppressed]
-        closed += [closing for closing in detection.closed if closing.anomaly_id not in suppressed]
-        for name, watched in product((*by_type, ""), (metric.name, SILENCE)):
+            if task_types and earlier.explain(anomaly):
+                explained.add(anomaly.anomaly_id)
+                carried[anomaly.subject] = restarted(carried[anomaly.subject])
+            else:
+                raised.append(anomaly)
+        closed += [closing for closing in detection.closed if closing.anomaly_id not in explained]
+        earlier.add(metric, task_types, carried, at)
+    return Detection(carried, tuple(raised), tuple(closed))
+
+
+def _series_count(history: Mapping[str, Sequence[Interval]]) -> int:
+    """One series for each task type and, where there are several, one for the platform."""
+    return len(history) + 1 if len(history) > 1 else len(history)
+
+
+@dataclass
+class _EarlierAlarms:
+    """The alarms of the metrics that were judged before, by task type; the empty name stands for all types."""
+
+    alarmed: set[str] = field(default_factory=set)
+    spans: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+
+    def explain(self, anomaly: Anomaly) -> bool:
+        return "" in self.alarmed or anomaly.task_type in self.alarmed
+
+    def spans_of(self, name: str) -> tuple[Span, ...]:
+        return (*self.spans.get(name, ()), *self.spans.get("", ()))
+
+    def add(self, metric: Metric, task_types: Collection[str], states: Mapping[str, Series], at: datetime) -> None:
+        """Add the alarms of one more metric, and of silence; one that is open lasts until `at`."""
+        for name, watched in product((*task_types, ""), (metric.name, SILENCE)):
             state = states.get(subject_of(watched, name), NEW)
-            alarm_spans[name] += state.episodes
+            alarm_spans = state.episodes
             if state.alarm is not None:
-                alarm_spans[name] += ((state.alarm.anomaly.onset, at),)
-                if by_type:
-                    alarmed.add(name)
-    return Detection(states, tuple(raised), tuple(closed))
+                alarm_spans = (*alarm_spans, (state.alarm.anomaly.onset, at))
+                # A metric without task types says nothing of any type: it explains no later alarm.
+                if task_types:
+                    self.alarmed.add(name)
+            self.spans[name] = (*self.spans.get(name, ()), *alarm_spans)
 
 
 @dataclass
@@ -248,13 +297,15 @@ class _Evaluation:
         watched = [name for name in self.tracks if name not in alarmed] if platform.alarm is None else []
         cells = {name: self.cell(name, start, name in watched) for name in self.tracks}
         after = {
-            name: step(name, self.state(name), start, {name: cells[name]}, self.settings)
+            name: step(name, self.state(name), start, {name: cells[name]}, settings=self.settings)
             for name in (*watched, *alarmed)
         }
         if platform.alarm is not None:
-            after[""] = step("", platform, start, self.together(list(self.tracks), cells, start), self.settings)
+            together = self.together(list(self.tracks), cells, start)
+            after[""] = step("", platform, start, together, settings=self.settings)
         elif len(cells) > 1:
-            whole = step("", platform, start, self.together(watched, cells, start), self.settings)
+            together = self.together(watched, cells, start)
+            whole = step("", platform, start, together, settings=self.settings)
             after |= _attributed(whole, {name: after[name] for name in watched})
         for name, state in after.items():
             self.put(name, state)
@@ -270,34 +321,51 @@ class _Evaluation:
                 self.judge_silence(name, [name])
 
     def judge_silence(self, name: str, types: Sequence[str]) -> None:
-        """Raise or close the silence of some types, taken together.
+        """Raise or close the silence of some types, taken together."""
+        intervals = chain.from_iterable(self.tracks[task_type] for task_type in types)
+        busy = sorted((interval for interval in intervals if interval.counts.tasks), key=START)
+        if not busy:
+            return
+        alarm = self.state(name, SILENCE).alarm
+        if alarm is not None:
+            if busy[-1].start < alarm.anomaly.onset:
+                return
+            self.put(name, Series(), SILENCE, "tasks arrive again")
+        anomaly = self.silence(name, busy)
+        if anomaly is not None:
+            self.put(name, Series(alarm=Alarm(anomaly=anomaly)), SILENCE)
+
+    def silence(self, name: str, busy: Sequence[Interval]) -> Anomaly | None:
+        """The silence since the last of the busy intervals, which are in order; None where it may be chance.
 
         It takes a silence longer than any before, with so many tasks in the same stretch a week ago (or a day, on a
         young platform) that it is beyond chance: at the same volume, all n tasks fall in the earlier one by 2^-n.
         Where less than a day is read, as at trial pace, there is nothing to compare with, and no silence is raised.
         """
         width = timedelta(seconds=self.settings.rules.interval_s)
-        intervals = chain.from_iterable(self.tracks[task_type] for task_type in types)
-        busy = sorted((interval for interval in intervals if interval.counts.tasks), key=START)
-        alarm = self.state(name, SILENCE).alarm
-        if not busy or (alarm is not None and busy[-1].start < alarm.anomaly.onset):
-            return
-        if alarm is not None:
-            self.put(name, Series(), SILENCE, "tasks arrive again")
         since = busy[-1].start + width
-        if since >= self.at:
-            return
-        lag = timedelta(days=7 if since - busy[0].start >= timedelta(days=7) else 1)
+        silence = self.at - since
+        longest_gap = _longest_gap(busy, width)
+        if silence <= max(timedelta(0), longest_gap):
+            return None
+        has_a_week = since - busy[0].start >= timedelta(days=7)
+        lag = timedelta(days=7) if has_a_week else timedelta(days=1)
         usual = Counts.total(interval.counts for interval in busy if since <= interval.start + lag < self.at)
-        longest = max((later.start - earlier.start for earlier, later in pairwise(busy)), default=width) - width
+        # With fewer, some series would be silent by chance more often than the budget allows.
         fewest = math.log2(WEEK_S / width.total_seconds() * self.settings.series_count / BUDGET)
-        if usual.tasks < fewest or self.at - since <= longest:
-            return
-        silence_h, before_h = (gap.total_seconds() / 3_600 for gap in (self.at - since, longest))
-        usually = f"{usual.tasks} came {'a week' if lag.days == 7 else 'a day'} earlier"
-        reason = f"no task for {silence_h:.3g} h, where {usually}; the longest gap before took {before_h:.3g} h"
-        anomaly = anomaly_of(SILENCE, name, self.at, self.at, Cusum(since=since), usual, reason)
-        self.put(name, Series(alarm=Alarm(anomaly=anomaly)), SILENCE)
+        if usual.tasks < fewest:
+            return None
+        usually = f"{usual.tasks} came {'a week' if has_a_week else 'a day'} earlier"
+        before = f"the longest gap before took {_hours(longest_gap):.3g} h"
+        return anomaly_of(
+            metric=SILENCE,
+            name=name,
+            raised=self.at,
+            at=self.at,
+            cusum=Cusum(since=since),
+            usual=usual,
+            reason=f"no task for {_hours(silence):.3g} h, where {usually}; {before}",
+        )
 
     def retire(self, metric: str) -> None:
         """Close the alarms on task types that are gone: nothing is left of them in all that is evaluated.
@@ -315,6 +383,16 @@ class _Evaluation:
             after = Series() if metric == SILENCE else healthy_again(state, state.alarm, self.at, self.settings.rules)
             reason = f"retired, not recovered: no task of {', '.join(sorted(affected))} within a whole baseline"
             self.put(subject.partition(":")[2], after, metric, reason)
+
+
+def _longest_gap(busy: Sequence[Interval], width: timedelta) -> timedelta:
+    """The longest time without a task between two intervals with some, which are in order; 0 with fewer than two."""
+    gaps = [later.start - earlier.start - width for earlier, later in pairwise(busy)]
+    return max(gaps, default=timedelta(0))
+
+
+def _hours(time: timedelta) -> float:
+    return time.total_seconds() / 3_600
 
 
 def _attributed(platform: Series, types: Mapping[str, Series]) -> dict[str, Series]:

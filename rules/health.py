@@ -5,7 +5,7 @@ that losing a measurement can only lower the score: a platform that stops report
 reports trouble.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from pydantic import Field
 
@@ -53,21 +53,25 @@ def health(
         "throughput": _share(throughput_per_h, expected_throughput_per_h),
     }
     parts = {name: value for name, value in measured.items() if value is not None}
-    for name, value in parts.items():
-        # Written so that NaN, which compares false with everything, is refused too.
-        if not 0 <= value <= 1:
-            raise ValueError(f"expected {name} between 0 and 1, but {value!r} came")
+    _raise_if_impossible(parts)
     counted = [name for name in WEIGHTS if name in parts or name in known_parts]
     missing = tuple(name for name in counted if name not in parts)
     if not parts:
         return Health(score=None, missing=missing, reason="nothing was measured")
     # Not the last known value: an old good one would outlive the platform. Not a reweighting of the rest either: that
     # raises the score of a platform that stops measuring what is going badly.
-    whole = sum(WEIGHTS[name] for name in counted)
-    score = 100 * sum(WEIGHTS[name] * value for name, value in parts.items()) / whole
+    counted_weight = sum(WEIGHTS[name] for name in counted)
+    score = 100 * sum(WEIGHTS[name] * value for name, value in parts.items()) / counted_weight
     shown = ", ".join(f"{name} {value:.0%}" for name, value in parts.items())
     absent = f"; not measured and counted as 0: {', '.join(missing)}" if missing else ""
     return Health(score=score, parts=parts, missing=missing, reason=f"{shown}{absent}")
+
+
+def _raise_if_impossible(parts: Mapping[str, float]) -> None:
+    for name, value in parts.items():
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not 0 <= value <= 1:
+            raise ValueError(f"expected {name} between 0 and 1, but {value!r} came")
 
 
 def _share(value: float | None, expected: float | None) -> float | None:

@@ -24,7 +24,8 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
 
     An escalation comes with a dossier, whatever it is for.
     """
-    market, proposal = state.briefing.market, state.proposal
+    market = state.briefing.market
+    proposal = state.proposal
     is_promoted = ending is Ending.PROMOTED
     did_harm = state.watch is not None and designs.breaks_something(state.designed, state.watch)
     price = state.award.price if state.award else state.briefing.rules.reward

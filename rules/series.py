@@ -151,30 +151,37 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
     if not counts.tasks:
         return state
     if state.alarm is not None:
-        return _recover(state, state.alarm, start, cells, settings)
-    cusums = dict[float, Cusum]()
-    excess = dict[float, float]()  # by how much a CUSUM is over its threshold
+        return _recover(state, state.alarm, start, cells, settings=settings)
+    cusums, excess = _advance_departures(state.cusums, start, cells, settings)
+    if settings.metric.floor:
+        shortfall = settings.rules.success_floor * counts.tasks - counts.successes
+        cusums[FLOOR] = _advanced(state.cusums.get(FLOOR, ZERO), shortfall, start, counts)
+        if not excess and _is_below_the_floor(cusums[FLOOR].counts, state.tasks, settings):
+            excess[FLOOR] = 0.0
+    state = state.model_copy(update={"cusums": {cause: cusum for cause, cusum in cusums.items() if cusum != ZERO}})
+    if not excess:
+        return state
+    cause = max(excess, key=lambda delta: (excess[delta], delta))
+    return _alarmed(name, state, cause, start=start, cells=cells, settings=settings)
+
+
+def _advance_departures(
+    before: Mapping[float, Cusum], start: datetime, cells: Cells, settings: DetectorSettings
+) -> tuple[dict[float, Cusum], dict[float, float]]:
+    """The CUSUMs of all departures after one more interval, and by how much each is over its threshold, if it is."""
+    cusums: dict[float, Cusum] = {}
+    excess: dict[float, float] = {}
     for delta, spend in _departures(settings.metric):
+        cusum = before.get(delta, ZERO)
         judged = _judged(delta, cells, settings)
-        cusum = state.cusums.get(delta, ZERO)
         if judged:
             limit = threshold(_information(delta, judged, start), settings, spend)
             gain = _gain(delta, judged, start, limit)
             cusum = _advanced(cusum, gain, start, Counts.total(counts for counts, _ in judged))
             if cusum.score >= limit:
                 excess[delta] = cusum.score - limit
-        if cusum != ZERO:
-            cusums[delta] = cusum
-    if settings.metric.floor:
-        shortfall = settings.rules.success_floor * counts.tasks - counts.successes
-        cusums[FLOOR] = _advanced(state.cusums.get(FLOOR, ZERO), shortfall, start, counts)
-        if not excess and _is_below_the_floor(cusums[FLOOR].counts, state.tasks, settings):
-            excess[FLOOR] = 0.0
-    state = state.model_copy(update={"cusums": {delta: c for delta, c in cusums.items() if c != ZERO}})
-    if not excess:
-        return state
-    cause = max(excess, key=lambda delta: (excess[delta], delta))
-    return _alarmed(name, state, cause, start, cells, settings)
+        cusums[delta] = cusum
+    return cusums, excess
 
 
 def _departures(metric: Metric) -> Iterable[tuple[float, float]]:
@@ -244,7 +251,7 @@ def _is_below_the_floor(low: Counts, tasks: int, settings: DetectorSettings) -> 
 
 
 def _alarmed(
-    name: str, state: Series, cause: float, start: datetime, cells: Cells, settings: DetectorSettings
+    name: str, state: Series, cause: float, *, start: datetime, cells: Cells, settings: DetectorSettings
 ) -> Series:
     """The series with the alarm that one of its CUSUMs raises."""
     cusum = state.cusums[cause]
@@ -256,7 +263,9 @@ def _alarmed(
         healthy = dict.fromkeys(cells, (departed(settings.rules.success_floor, SLIGHT),))
     reason = _reason(cause, cusum, usual, settings)
     end = start + timedelta(seconds=settings.rules.interval_s)
-    anomaly = anomaly_of(settings.metric.name, name, start, end, cusum, usual, reason)
+    anomaly = anomaly_of(
+        metric=settings.metric.name, name=name, raised=start, at=end, cusum=cusum, usual=usual, reason=reason
+    )
     dispersion = max((normal.dispersion for normal in baselines.values()), default=1.0)
     alarm = Alarm(anomaly=anomaly, cause=cause, healthy=healthy, dispersion=dispersion)
     return state.model_copy(update={"alarm": alarm})
@@ -278,8 +287,9 @@ def _reason(cause: float, cusum: Cusum, usual: Counts | None, settings: Detector
 
 
 def anomaly_of(
-    metric: str, name: str, raised: datetime, at: datetime, cusum: Cusum, usual: Counts | None, reason: str
+    *, metric: str, name: str, raised: datetime, at: datetime, cusum: Cusum, usual: Counts | None, reason: str
 ) -> Anomaly:
+    """An anomaly, named by what it is about and the instant that raised it."""
     return Anomaly(
         anomaly_id=f"{subject_of(metric, name)}#{raised:%Y-%m-%dT%H:%M:%SZ}",
         metric=metric,
@@ -295,15 +305,10 @@ def anomaly_of(
 def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
     """Close the alarm when health is likelier than the departure, by enough.
 
-    The departure is half of the one observed when it was raised, between the slight and the clear one: chance helped
-    to raise it, and what is likelier than too large a departure need not be health. The evidence of each type is
-    bounded, that against health at half of that for it: once most of a platform is well again, the rest is no longer
-    its alarm.
+    The evidence of each type is bounded, that against health at half of that for it: once most of a platform is well
+    again, the rest is no longer its alarm.
     """
-    usual, delta = alarm.anomaly.baseline, -SLIGHT
-    if alarm.cause != FLOOR and usual is not None:
-        departure = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
-        delta = math.copysign(min(max(SLIGHT, departure / 2), CLEAR), alarm.cause)
+    delta = _lasting_departure(alarm)
     recovery = dict(alarm.recovery)
     for name, (counts, _) in cells.items():
         if name not in alarm.healthy:
@@ -314,6 +319,18 @@ def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, setting
     if sum(recovery.values()) < CLOSING:
         return state.model_copy(update={"alarm": alarm.model_copy(update={"recovery": recovery})})
     return healthy_again(state, alarm, start, settings.rules)
+
+
+def _lasting_departure(alarm: Alarm) -> float:
+    """Half of the departure observed when the alarm was raised, between the slight and the clear one.
+
+    Chance helped to raise it, and what is likelier than too large a departure need not be health.
+    """
+    usual = alarm.anomaly.baseline
+    if alarm.cause == FLOOR or usual is None:
+        return -SLIGHT
+    departure = abs((alarm.anomaly.observed.rate or 0.0) - (usual.rate or 0.0))
+    return math.copysign(min(max(SLIGHT, departure / 2), CLEAR), alarm.cause)
 
 
 def restarted(state: Series) -> Series:

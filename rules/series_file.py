@@ -30,6 +30,7 @@ PATTERNS: tuple[tuple[int, float, Sequence[tuple[bool, int]]], ...] = (
     (2, 0.9, [(hour >= SATURDAY, hour % 24) for hour in range(HOURS)]),
     (1, 3.5, [(False, hour) for hour in range(HOURS)]),
 )
+FINER_SHARE = 0.9  # a finer pattern is believed where it leaves less than this share of the distances
 WATCHED = (-3.0, -1.0, 1.0, 3.0)  # shifts to watch for, in standard deviations of a normal rank
 BUDGET_SHARE = 0.3  # what is spent of the budget: a file's normal is estimated from less than a platform's
 NORMAL = NormalDist()
@@ -67,33 +68,65 @@ class Judged(NamedTuple):
 def detect_rates(rows: Iterable[tuple[datetime, int, int]], watch: Watch[tuple[datetime, int, int]] = iter) -> Judged:
     """Episodes in rows of (timestamp, successes, total). A row with total 0 is no data."""
     rows = _in_order(rows)
-    with_data = sum(tasks > 0 for _, _, tasks in rows)
+    with_data = [at for at, _, tasks in rows if tasks > 0]
     if not with_data:
         return Judged([])
-    rules = _rules_for([at for at, _, _ in rows])
-    settings = DetectorSettings(Metric("rate", (-1, 1)), rules)
-    track = [Interval(start=at, counts=Counts(tasks=tasks, successes=k)) for at, k, tasks in rows]
-    window, refit = timedelta(seconds=rules.baseline_s + rules.guard_s), timedelta(hours=6)
-    state, alarms, judged = Series(), list[SeriesAlarm](), 0
-    normal: Baseline | None = None
-    first_at, _, _ = rows[0]
-    fitted_at = checked_at = first_at
-    for i, (at, _, _) in enumerate(watch(rows)):
-        open_since = state.alarm.anomaly.onset if state.alarm else None
-        if open_since and at - max(open_since, checked_at - window) > window:
-            checked_at = at + refit
-            if _settled_rate(track[bisect_left(rows, at - window, key=AT) : i]):
-                state, open_since, normal = Series(episodes=((first_at, at - window),)), None, None
-        if not open_since and (normal is None or at - fitted_at >= refit):
-            normal, fitted_at = baseline(at, track, rules, state.episodes), at
-        if track[i].counts.tasks and (open_since or normal):
-            judged += 1
-        state = step("", state, at, {"": (track[i].counts, normal)}, settings)
-        if open_since and state.alarm is None:
-            normal = None
-        if not open_since and state.alarm is not None:
-            alarms.append(_rate_alarm(at, state.alarm))
-    return Judged(alarms, with_data, judged)
+    detector = _RateDetector(rows)
+    for i, _ in enumerate(watch(rows)):
+        detector.step(i)
+    return Judged(detector.alarms, len(with_data), detector.judged)
+
+
+class _RateDetector:
+    """The platform's CUSUMs of a rate, both ways; its baseline is learnt anew every `refit`, but in no episode."""
+
+    def __init__(self, rows: Sequence[tuple[datetime, int, int]]) -> None:
+        rules = _rules_for([at for at, _, _ in rows])
+        self.rows = rows
+        self.settings = DetectorSettings(Metric("rate", (-1, 1)), rules)
+        self.track = [Interval(start=at, counts=Counts(tasks=tasks, successes=k)) for at, k, tasks in rows]
+        self.window = timedelta(seconds=rules.baseline_s + rules.guard_s)
+        self.refit = timedelta(hours=6)
+        self.first_at = AT(rows[0])
+        self.fitted_at = self.first_at
+        self.checked_at = self.first_at
+        self.state = Series()
+        self.normal: Baseline | None = None
+        self.alarms: list[SeriesAlarm] = []
+        self.judged = 0
+
+    def step(self, i: int) -> None:
+        """Judge row `i`, which follows on the last one."""
+        at, _, tasks = self.rows[i]
+        if self.state.alarm is not None:
+            self._settle(self.state.alarm, i)
+        was_open = self.state.alarm is not None
+        if not was_open:
+            self._learn(at)
+        if tasks and (was_open or self.normal is not None):
+            self.judged += 1
+        self.state = step("", self.state, at, {"": (self.track[i].counts, self.normal)}, settings=self.settings)
+        if was_open and self.state.alarm is None:
+            self.normal = None
+        if not was_open and self.state.alarm is not None:
+            self.alarms.append(_rate_alarm(at, self.state.alarm))
+
+    def _settle(self, alarm: Alarm, i: int) -> None:
+        """A rate that stays where it is becomes the new normal, and the episode is over."""
+        at = AT(self.rows[i])
+        if at - max(alarm.anomaly.onset, self.checked_at - self.window) <= self.window:
+            return
+        self.checked_at = at + self.refit
+        begin = at - self.window
+        if _settled_rate(self.track[bisect_left(self.rows, begin, key=AT) : i]):
+            self.state = Series(episodes=((self.first_at, begin),))
+            self.normal = None
+
+    def _learn(self, at: datetime) -> None:
+        if self.normal is not None and at - self.fitted_at < self.refit:
+            return
+        self.normal = baseline(at, self.track, self.settings.rules, self.state.episodes)
+        self.fitted_at = at
 
 
 def _rate_alarm(at: datetime, alarm: Alarm) -> SeriesAlarm:
@@ -101,7 +134,7 @@ def _rate_alarm(at: datetime, alarm: Alarm) -> SeriesAlarm:
     usual = anomaly.baseline.rate if anomaly.baseline else None
     direction = Direction.DOWN if alarm.cause < 0 else Direction.UP
     size = (anomaly.observed.rate or 0.0) - (usual or 0.0)
-    return SeriesAlarm(at, anomaly.onset, direction, size, anomaly.reason)
+    return SeriesAlarm(timestamp=at, onset=anomaly.onset, direction=direction, size=size, reason=anomaly.reason)
 
 
 class _Usual(NamedTuple):
@@ -128,34 +161,53 @@ class _Usual(NamedTuple):
 
 
 def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
-    """Median by hour of the day, by weekday and weekend, by hour of the week: each where it predicts the rows better.
+    """The medians by hour of the day, by weekday and weekend, and by hour of the week, where they predict better.
 
     With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): a finer
     pattern must win in spite of that. None below MINIMUM_ROWS.
     """
     if len(rows) < MINIMUM_ROWS:
         return None
-    levels = [median(value for _, value in rows)] * HOURS
-    distances = [value - levels[0] for _, value in rows]
-    slots = [(at.weekday() * 24 + at.hour + (at.minute >= 30)) % HOURS for at, _ in rows]
+    overall = median(value for _, value in rows)
+    levels = [overall] * HOURS
+    distances = [value - overall for _, value in rows]
+    slots = [_nearest_hour(at) for at, _ in rows]
     weeks = (AT(rows[-1]) - AT(rows[0])) / timedelta(weeks=1)
     for per_week, fewest_weeks, pattern in PATTERNS:
         if weeks < fewest_weeks:
             break
-        groups = defaultdict[tuple[bool, int], list[float]](list)
-        for slot, distance in zip(slots, distances, strict=True):
-            groups[pattern[slot]].append(distance)
-        medians = {hour: median(group) for hour, group in groups.items()}
+        hours = [pattern[slot] for slot in slots]
+        medians = _medians(hours, distances)
         repeats = per_week * weeks
         correction = math.sqrt((repeats + 1) / (repeats - 1))
-        finer = [correction * (d - medians[pattern[slot]]) for slot, d in zip(slots, distances, strict=True)]
-        if fmean(map(abs, finer)) < 0.9 * fmean(map(abs, distances)):
+        finer = [correction * (distance - medians[hour]) for hour, distance in zip(hours, distances, strict=True)]
+        if fmean(map(abs, finer)) < FINER_SHARE * fmean(map(abs, distances)):
             levels = [level + medians.get(hour, 0.0) for level, hour in zip(levels, pattern, strict=True)]
             distances = finer
     usual = _Usual(levels, sorted(distances))
-    scores = [usual.score(d) for d in distances]
-    autocorrelation = sum(a * b for a, b in pairwise(scores)) / (sum(z * z for z in scores) or 1.0)
-    return usual._replace(autocorrelation=min(0.95, max(0.0, autocorrelation)))
+    scores = [usual.score(distance) for distance in distances]
+    return usual._replace(autocorrelation=_autocorrelation(scores))
+
+
+def _nearest_hour(at: datetime) -> int:
+    """The hour of the week that is nearest: levels are those of full hours."""
+    nearest = at + timedelta(minutes=30)
+    return nearest.weekday() * 24 + nearest.hour
+
+
+def _medians(hours: Sequence[tuple[bool, int]], distances: Sequence[float]) -> dict[tuple[bool, int], float]:
+    """The median distance at each hour of a pattern; `hours` are those of the rows."""
+    groups = defaultdict[tuple[bool, int], list[float]](list)
+    for hour, distance in zip(hours, distances, strict=True):
+        groups[hour].append(distance)
+    return {hour: median(group) for hour, group in groups.items()}
+
+
+def _autocorrelation(scores: Sequence[float]) -> float:
+    """Of each row's score with that of the row before; below 1, or an innovation would be divided by zero."""
+    squares = sum(score * score for score in scores)
+    products = sum(before * score for before, score in pairwise(scores))
+    return min(0.95, max(0.0, products / (squares or 1.0)))
 
 
 class _Episode(NamedTuple):
@@ -190,13 +242,16 @@ class _ValueDetector:
         self.guard = timedelta(seconds=rules.guard_s)
         self.window = timedelta(seconds=rules.baseline_s + rules.guard_s)
         # Four weeks of daily rows are fewer than a baseline takes.
-        self.reach = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
+        self.lookback = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
         self.refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
         # 0.2 is the peak of the crossings in `series.threshold`.
-        self.limit = max(math.log(WEEK_S / rules.interval_s * 0.2 * len(WATCHED) / (BUDGET * BUDGET_SHARE)), CLOSING)
-        first, last = AT(rows[0]), AT(rows[-1])
-        self.begin_at = first + min(self.window, (last - first) / 4)
-        self.fitted_at = self.checked_at = first
+        crossings = WEEK_S / rules.interval_s * 0.2 * len(WATCHED)
+        self.limit = max(math.log(crossings / (BUDGET * BUDGET_SHARE)), CLOSING)
+        first_at = AT(rows[0])
+        span = AT(rows[-1]) - first_at
+        self.begin_at = first_at + min(self.window, span / 4)
+        self.fitted_at = first_at
+        self.checked_at = first_at
         self.sums = [0.0] * len(WATCHED)
         self.onsets = [0] * len(WATCHED)
         self.scores: list[float] = []
@@ -239,7 +294,7 @@ class _ValueDetector:
     def _learn(self, at: datetime) -> None:
         if at < self.begin_at or (self.usual is not None and at - self.fitted_at < self.refit):
             return
-        first = bisect_left(self.healthy, at - self.guard - self.reach, key=AT)
+        first = bisect_left(self.healthy, at - self.guard - self.lookback, key=AT)
         end = bisect_left(self.healthy, at - self.guard, key=AT)
         self.usual = _usual(self.healthy[max(first, end - MOST_ROWS) : end])
         self.fitted_at = at
@@ -262,18 +317,22 @@ class _ValueDetector:
 
     def _raise(self, i: int, c: int, usual: _Usual) -> None:
         since = self.rows[self.onsets[c] : i + 1]
-        onset, direction = AT(since[0]), Direction.UP if WATCHED[c] > 0 else Direction.DOWN
+        onset = AT(since[0])
+        direction = Direction.UP if WATCHED[c] > 0 else Direction.DOWN
         observed = fmean(value for _, value in since)
         expected = fmean(usual.level(at) for at, _ in since)
         reason = (
             f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
             f"log likelihood ratio {self.sums[c]:.1f}, alarm at {self.limit:.1f}"
         )
-        self.alarms.append(SeriesAlarm(AT(since[-1]), onset, direction, observed - expected, reason))
+        size = observed - expected
+        self.alarms.append(
+            SeriesAlarm(timestamp=AT(since[-1]), onset=onset, direction=direction, size=size, reason=reason)
+        )
         # Half of what a lasting shift shows in the innovations: chance helped to raise it, and must not close it.
         score = fmean(self.scores[self.onsets[c] :])
-        size = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
-        self.episode = _Episode(onset, math.copysign(size, WATCHED[c]))
+        shift = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
+        self.episode = _Episode(onset, math.copysign(shift, WATCHED[c]))
         self.sums = [0.0] * len(WATCHED)
         del self.healthy[-len(since) :]
 

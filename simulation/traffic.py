@@ -8,7 +8,7 @@ resolved limit, and records the outcome. It knows nothing of anomalies, cycles o
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from itertools import islice
@@ -73,26 +73,36 @@ class SimulatedPlatform:
 
 
 def paced(
-    traffic: Traffic, stopping: threading.Event, series: str, work: Callable[[str, str], None], most: int | None = None
+    traffic: Traffic,
+    stopping: threading.Event,
+    series: str,
+    work: Callable[[str, str], None],
+    max_tasks: int | None = None,
 ) -> None:
     """Call `work` with (task type, task id) as often as declared, at most `traffic.concurrency` at a time.
 
-    Where the machine is too slow, tasks start later and none is left out. Ends when `stopping` is set or after `most`
-    tasks; an exception of `work` ends it too.
+    Where the machine is too slow, tasks start later and none is left out. Ends when `stopping` is set or after
+    `max_tasks`; an exception of `work` ends it too.
     """
-    free = threading.Semaphore(traffic.concurrency)
+    # The pool would queue tasks without a bound: a task is submitted only when a thread is free to begin it.
+    free_slots = threading.Semaphore(traffic.concurrency)
     running: set[Future[None]] = set()
+    due_tasks = islice(_due(traffic.per_second, monotonic()), max_tasks)
     with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
-        for number, (task_type, at) in enumerate(islice(_due(traffic.per_second, monotonic()), most)):
-            if stopping.wait(max(0.0, at - monotonic())):
+        for number, (task_type, due_at) in enumerate(due_tasks):
+            if stopping.wait(max(0.0, due_at - monotonic())):
                 break
-            free.acquire()
+            free_slots.acquire()
             future = pool.submit(work, task_type, f"{task_type}-{series}-{number}")
-            future.add_done_callback(lambda _: free.release())
-            done, running = wait({*running, future}, timeout=0)
-            for ended in done:
-                ended.result()
-    for future in running:
+            future.add_done_callback(lambda _: free_slots.release())
+            ended, running = wait({*running, future}, timeout=0)
+            _raise_failures(ended)
+    _raise_failures(running)
+
+
+def _raise_failures(futures: Iterable[Future[None]]) -> None:
+    """Raise the exception of one that failed; those that run are waited for."""
+    for future in futures:
         future.result()
 
 

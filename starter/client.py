@@ -111,6 +111,15 @@ def _refused_if_missing(expected: str) -> Iterator[None]:
         raise
 
 
+def _difference(before: TaskRequest, request: TaskRequest) -> str | None:
+    """Why a request is not the one that was submitted under its id before; None where it is the same."""
+    differs = [name for name in TaskRequest.model_fields if getattr(before, name) != getattr(request, name)]
+    if not differs:
+        return None
+    came = f"another {' and another '.join(differs)} came"
+    return f"expected {request.task_id} as it was submitted before, which stands, but {came}; take another id"
+
+
 def _cause(error: WorkflowFailureError) -> BaseException | None:
     """What made a workflow fail: of a failed activity, the activity's own error."""
     return error.cause.cause if isinstance(error.cause, ActivityError) else error.cause
@@ -237,12 +246,9 @@ class NautilusClient:
             )
         except WorkflowAlreadyStartedError:
             before = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
-            differs = [name for name in TaskRequest.model_fields if getattr(before, name) != getattr(request, name)]
-            if differs:
-                came = f"another {' and another '.join(differs)} came"
-                raise Refused(
-                    f"expected {request.task_id} as it was submitted before, which stands, but {came}; take another id"
-                ) from None
+            difference = _difference(before, request)
+            if difference is not None:
+                raise Refused(difference) from None
             return False
         return True
 
@@ -290,7 +296,7 @@ class NautilusClient:
         return receipts
 
     async def open_cycle(self, proposal: Proposal) -> str:
-        """Open a cycle at the vote, with a proposal of one's own; its workflow id. `result` has how it ended.
+        """Open a cycle at the vote, with a proposal of one's own; returns its workflow id. `result` has how it ended.
 
         Raises Refused where a cycle is open on another proposal for this parameter.
         """

@@ -17,9 +17,11 @@ from schema import wire
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from temporalio.client import WorkflowExecutionDescription
 
     from activities.database import Database
     from activities.reading import Readable
+    from starter.client import NautilusClient
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -121,19 +123,10 @@ async def status_of(
     from temporalio.client import WorkflowExecutionStatus
     from temporalio.service import RPCError
 
-    from schema.connection import is_missing
     from starter.client import NautilusClient
 
     client = await NautilusClient.connect()
-    try:
-        described = await client.temporal.get_workflow_handle(workflow_id).describe()
-    except RPCError as error:
-        if not is_missing(error):
-            raise
-        shows = f"`nautilus {'tasks' if kind == 'task' else kind} list` shows them"
-        raise CommandError(f"expected a {kind}, but there is no {workflow_id}; {shows}") from None
-    if described.workflow_type != KINDS[kind]:
-        raise CommandError(f"expected a {kind}, but {workflow_id} is of type {described.workflow_type}")
+    described = await _described(client, workflow_id, kind)
     if described.status is WorkflowExecutionStatus.COMPLETED:
         return await ended(client, workflow_id)
     if described.status is not WorkflowExecutionStatus.RUNNING:
@@ -144,6 +137,24 @@ async def status_of(
     except (TimeoutError, RPCError):
         expected = f"expected a worker to answer for {workflow_id}, but none does"
         raise CommandError(f"{expected}; run `nautilus worker`") from None
+
+
+async def _described(client: "NautilusClient", workflow_id: str, kind: str) -> "WorkflowExecutionDescription":
+    """What the server says of a cycle or task; raises CommandError where it has none of this id."""
+    from temporalio.service import RPCError
+
+    from schema.connection import is_missing
+
+    try:
+        described = await client.temporal.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if not is_missing(error):
+            raise
+        shows = f"`nautilus {'tasks' if kind == 'task' else kind} list` shows them"
+        raise CommandError(f"expected a {kind}, but there is no {workflow_id}; {shows}") from None
+    if described.workflow_type != KINDS[kind]:
+        raise CommandError(f"expected a {kind}, but {workflow_id} is of type {described.workflow_type}")
+    return described
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, bytes, int]]:

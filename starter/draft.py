@@ -43,6 +43,8 @@ PLACEHOLDER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 SHORTEST_LONGEST = 2_000
 # The fewest tasks from which a type's rate or durations can be estimated.
 ENOUGH_TASKS = 50
+# Tasks that take next to no time must not round the limit to zero, which no task meets.
+SHORTEST_LIMIT_S = 0.001
 # With this many tasks an interval, a drop to two thirds is detected within some intervals.
 TASKS_PER_INTERVAL = 20
 # Shorter intervals would be many to read and to keep: roll-ups are kept for more than a year.
@@ -106,23 +108,33 @@ def drafted(
         if task_types.count(name) > 1:
             raise DraftError(f"--task-type {name}: expected every task type once, but it came twice")
     names = [*histories, *(name for name in task_types if name not in histories)]
+    by_key = _declared_parameters(parameters, names)
+    derived = _rules_for(histories, pace)
+    for name, history in histories.items():
+        limit_and_reason = _limit(name, history)
+        if limit_and_reason is None:
+            continue
+        limit, reason = limit_and_reason
+        if limit.key not in by_key:
+            by_key[limit.key] = limit
+            derived.reasons[limit.key] = reason
+    return Draft(
+        task_types=tuple(task_type(name, by_key) for name in names),
+        parameters=tuple(by_key.values()),
+        observatory=derived.observatory,
+        cycle=derived.cycle,
+        reasons=derived.reasons,
+    )
+
+
+def _declared_parameters(texts: Iterable[str], task_types: Sequence[str]) -> dict[str, Parameter]:
     by_key: dict[str, Parameter] = {}
-    for text in parameters:
-        declared = parameter(text, names)
+    for text in texts:
+        declared = parameter(text, task_types)
         if declared.key in by_key:
             raise DraftError(f"--parameter {text}: expected every parameter once, but {declared.key} came twice")
         by_key[declared.key] = declared
-    reasons = dict[str, str]()
-    for name, history in histories.items():
-        derived = _limit(name, history)
-        if derived is None:
-            continue
-        limit, reason = derived
-        if limit.key not in by_key:
-            by_key[limit.key], reasons[limit.key] = limit, reason
-    observatory, cycle, rule_reasons = _rules_for(histories, pace)
-    types = tuple(task_type(name, by_key) for name in names)
-    return Draft(types, tuple(by_key.values()), observatory, cycle, reasons | rule_reasons)
+    return by_key
 
 
 def task_type(name: str, keys: Iterable[str] = ()) -> TaskTypeDeclaration:
@@ -141,9 +153,12 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
     match = PARAMETER.fullmatch(text.strip())
     if match is None:
         raise DraftError(f"--parameter {text}: expected {SYNTAX}")
-    key, default, bounds = match["key"], match["default"].strip(), match["bounds"] or ""
-    types = [name.strip() for name in match["types"].split(",")] if match["types"] else [key.partition(".")[0]]
-    if unknown := [name for name in types if name not in task_types]:
+    key = match["key"]
+    types = [key.partition(".")[0]]
+    if match["types"]:
+        types = [name.strip() for name in match["types"].split(",")]
+    unknown = [name for name in types if name not in task_types]
+    if unknown:
         known = ", ".join(task_types) or "none"
         raise DraftError(
             f"--parameter {text}: expected a task type before the point or after an @ ({known}), but {unknown[0]} came"
@@ -151,7 +166,7 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
     unit = next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
     fields = {"key": key, "task_types": types, "unit": unit}
     try:
-        return Parameter.model_validate(fields | _values(key, default, bounds))
+        return Parameter.model_validate(fields | _values(key, match["default"].strip(), match["bounds"] or ""))
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -159,7 +174,9 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         raise DraftError(f"--parameter {text}: {where}{reason}") from None
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else error
-        raise DraftError(f"--parameter {text}: expected a file of text at {default}, but {what}") from None
+        raise DraftError(
+            f"--parameter {text}: expected a file of text at {match['default'].strip()}, but {what}"
+        ) from None
     except (ValueError, KeyError):
         raise DraftError(f"--parameter {text}: expected {SYNTAX}") from None
 
@@ -167,7 +184,8 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
 def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
     """Kind, default and bounds; raises ValueError or KeyError for another form. Durations need not be whole numbers."""
     if not bounds:
-        return {"kind": ParameterKind.BOOLEAN, "default": {"true": True, "false": False}[default.lower()]}
+        truth = {"true": True, "false": False}
+        return {"kind": ParameterKind.BOOLEAN, "default": truth[default.lower()]}
     if bounds.strip() == ParameterKind.TEXT:
         return _text(Path(default))
     if ".." not in bounds:
@@ -177,22 +195,27 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
     numbers = (default, minimum, maximum)
     is_whole = all(re.fullmatch(r"[+-]?\d+", number.strip()) for number in numbers)
     if is_whole and not key.endswith(tuple(UNITS)):
-        low, high = int(minimum), int(maximum)
-        change = max(1, round((high - low) / STEPS))
-        return {
-            "kind": ParameterKind.INTEGER,
-            "default": int(default),
-            "minimum": low,
-            "maximum": high,
-            "largest_change": change,
-        }
-    least, most = float(minimum), float(maximum)
+        return _integer(int(default), int(minimum), int(maximum))
+    return _float(float(default), float(minimum), float(maximum))
+
+
+def _integer(default: int, minimum: int, maximum: int) -> dict[str, Any]:
+    return {
+        "kind": ParameterKind.INTEGER,
+        "default": default,
+        "minimum": minimum,
+        "maximum": maximum,
+        "largest_change": max(1, round((maximum - minimum) / STEPS)),
+    }
+
+
+def _float(default: float, minimum: float, maximum: float) -> dict[str, Any]:
     return {
         "kind": ParameterKind.FLOAT,
-        "default": float(default),
-        "minimum": least,
-        "maximum": most,
-        "largest_change": _rounded((most - least) / STEPS) if most > least else None,
+        "default": default,
+        "minimum": minimum,
+        "maximum": maximum,
+        "largest_change": _rounded((maximum - minimum) / STEPS) if maximum > minimum else None,
     }
 
 
@@ -212,10 +235,12 @@ def _text(file: Path) -> dict[str, Any]:
 
 def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
     """The limit of a type, as its outcomes show it, and the reason; None where too few succeeded."""
-    middle, late = (quantile(history.durations, share) for share in (0.5, 0.99))
+    middle = quantile(history.durations, 0.5)
+    late = quantile(history.durations, 0.99)
     if middle is None or late is None or history.successes < ENOUGH_TASKS:
         return None
-    usual_s, slow_s = value(middle), value(late)
+    usual_s = value(middle)
+    slow_s = value(late)
     reason = f"half of the successes took under {usual_s:.3g} s, 99% under {slow_s:.3g} s"
     if history.cut_off_s:
         [(default, _)] = history.cut_off_s.most_common(1)
@@ -223,7 +248,7 @@ def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
     else:
         default = _rounded(3 * slow_s)
         reason += "; none was cut off: three times that, because your limit is not known"
-    default = max(default, 0.001)
+    default = max(default, SHORTEST_LIMIT_S)
     limit = Parameter(
         key=f"{name}.timeout_s",
         kind=ParameterKind.FLOAT,
@@ -238,52 +263,89 @@ def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
     return limit, reason
 
 
-def _rules_for(
-    histories: Mapping[str, TypeHistory], pace: Pace
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """The rules of detection and experiments that differ from the defaults, with their reasons by `section.key`.
+@dataclass
+class _DerivedRules:
+    """The rules that differ from the defaults, and why, by `section.key`."""
+
+    observatory: dict[str, Any] = field(default_factory=dict)
+    cycle: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def observe(self, key: str, setting: float, reason: str) -> None:
+        self.observatory[key] = setting
+        self.reasons[f"observatory.{key}"] = reason
+
+    def run_cycles(self, key: str, setting: float, reason: str) -> None:
+        self.cycle[key] = setting
+        self.reasons[f"cycle.{key}"] = reason
+
+
+def _rules_for(histories: Mapping[str, TypeHistory], pace: Pace) -> _DerivedRules:
+    """The rules of detection and experiments that past outcomes call for.
 
     At trial pace the windows are the pace's: derived ones would override them.
     """
-    observatory, cycle, reasons = dict[str, Any](), dict[str, Any](), dict[str, str]()
+    derived = _DerivedRules()
     # A type with hardly any tasks must not set the windows of all.
     frequent = {name: history for name, history in histories.items() if history.tasks >= ENOUGH_TASKS} or histories
     if not frequent:
-        return observatory, cycle, reasons
-    defaults, rules = ObservatoryRules(), CycleRules()
+        return derived
     per_day = {name: _per_day(history) for name, history in frequent.items()}
-    everything, rarest = sum(per_day.values()), min(per_day, key=lambda name: per_day[name])
-    few = f"{rarest} has {per_day[rarest]:,.3g} tasks a day"
     if pace is not Pace.TRIAL:
-        fits = [seconds for seconds in INTERVALS_S if everything * seconds / DAY_S >= TASKS_PER_INTERVAL]
-        if fits and fits[0] != defaults.interval_s:
-            observatory["interval_s"] = fits[0]
-            reasons["observatory.interval_s"] = f"{everything:,.0f} tasks a day: {TASKS_PER_INTERVAL} or more in each"
-        if per_day[rarest] * defaults.baseline_s / DAY_S < 4 * ENOUGH_TASKS:
-            observatory["baseline_s"] = 4 * WEEK_S
-            reasons["observatory.baseline_s"] = f"{few}: a week of it says little"
-        within = per_day[rarest] * rules.experiment_window_s / DAY_S
-        if within < rules.max_tasks:
-            cycle["max_tasks"] = max(4 * rules.minimum_tasks, int(within))
-            reasons["cycle.max_tasks"] = f"{few}: {within:,.0f} in an experiment's window"
+        _derive_interval(derived, sum(per_day.values()))
+        _derive_windows(derived, per_day)
+    _derive_floor(derived, frequent, per_day)
+    _derive_patience(derived, frequent.values(), pace)
+    return derived
+
+
+def _derive_interval(derived: _DerivedRules, tasks_a_day: float) -> None:
+    """The shortest interval with enough tasks in each."""
+    fits = [seconds for seconds in INTERVALS_S if tasks_a_day * seconds / DAY_S >= TASKS_PER_INTERVAL]
+    if fits and fits[0] != ObservatoryRules().interval_s:
+        derived.observe("interval_s", fits[0], f"{tasks_a_day:,.0f} tasks a day: {TASKS_PER_INTERVAL} or more in each")
+
+
+def _derive_windows(derived: _DerivedRules, per_day: Mapping[str, float]) -> None:
+    """A longer baseline, and experiments of fewer tasks, where the rarest type has too few for the defaults."""
+    defaults = ObservatoryRules()
+    rules = CycleRules()
+    rarest, few = _rarest(per_day)
+    if per_day[rarest] * defaults.baseline_s / DAY_S < 4 * ENOUGH_TASKS:
+        derived.observe("baseline_s", 4 * WEEK_S, f"{few}: a week of it says little")
+    within = per_day[rarest] * rules.experiment_window_s / DAY_S
+    if within < rules.max_tasks:
+        max_tasks = max(4 * rules.minimum_tasks, int(within))
+        derived.run_cycles("max_tasks", max_tasks, f"{few}: {within:,.0f} in an experiment's window")
+
+
+def _derive_floor(derived: _DerivedRules, histories: Mapping[str, TypeHistory], per_day: Mapping[str, float]) -> None:
+    """A floor that the worst type can meet, over a window that the rarest fills within a day."""
+    defaults = ObservatoryRules()
+    rarest, few = _rarest(per_day)
     if per_day[rarest] < defaults.floor_window_tasks:
-        observatory["floor_window_tasks"] = 20
-        reasons["observatory.floor_window_tasks"] = f"{few}: {defaults.floor_window_tasks} would be more than a day"
-    worst = min(frequent, key=lambda name: frequent[name].rate)
-    history = frequent[worst]
+        derived.observe("floor_window_tasks", 20, f"{few}: {defaults.floor_window_tasks} would be more than a day")
+    worst = min(histories, key=lambda name: histories[name].rate)
+    history = histories[worst]
     if history.rate < defaults.success_floor + 0.05 and not history.is_mostly_cut_off:
-        observatory["success_floor"] = max(0.05, round(history.rate - 0.1, 2))
-        reasons["observatory.success_floor"] = (
-            f"{worst} succeeds at {history.rate:.0%}, and {defaults.success_floor:.0%} would be a standing anomaly"
-        )
-    longest_s = max(history.longest_s for history in frequent.values())
-    patience_s = TRIAL["cycle"]["pending_cutoff_s"] if pace is Pace.TRIAL else rules.pending_cutoff_s
+        floor = max(0.05, round(history.rate - 0.1, 2))
+        standing = f"{defaults.success_floor:.0%} would be a standing anomaly"
+        derived.observe("success_floor", floor, f"{worst} succeeds at {history.rate:.0%}, and {standing}")
+
+
+def _derive_patience(derived: _DerivedRules, histories: Iterable[TypeHistory], pace: Pace) -> None:
+    """A later cut-off for tasks that are pending, where one took so long that it would be counted as failed."""
+    longest_s = max(history.longest_s for history in histories)
+    patience_s = TRIAL["cycle"]["pending_cutoff_s"] if pace is Pace.TRIAL else CycleRules().pending_cutoff_s
     if 3 * longest_s > patience_s:
-        cycle["pending_cutoff_s"] = _rounded(3 * longest_s)
-        reasons["cycle.pending_cutoff_s"] = (
-            f"a task took {longest_s:,.0f} s; one that is later than this counts as failed"
-        )
-    return observatory, cycle, reasons
+        reason = f"a task took {longest_s:,.0f} s; one that is later than this counts as failed"
+        derived.run_cycles("pending_cutoff_s", _rounded(3 * longest_s), reason)
+
+
+def _rarest(per_day: Mapping[str, float]) -> tuple[str, str]:
+    """The type with the fewest tasks a day, and that in words."""
+    rarest = min(per_day, key=lambda name: per_day[name])
+    return rarest, f"{rarest} has {per_day[rarest]:,.3g} tasks a day"
 
 
 def _per_day(history: TypeHistory) -> float:
@@ -331,20 +393,25 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     for declaration in draft.task_types:
         lines += ["[[task_types]]", *_pairs(declaration.model_dump(mode="json", exclude_defaults=True)), ""]
     lines += ["# What agents may tune: within the bounds, and by no more than largest_change per proposal."]
-    for parameter in draft.parameters:
-        lines += [f"# {draft.reasons[parameter.key]}."] if parameter.key in draft.reasons else []
-        fields = parameter.model_dump(mode="json", exclude_defaults=True) | {"risk": parameter.risk.value}
-        if parameter.kind is ParameterKind.INTEGER:
-            fields |= {key: int(fields[key]) for key in ("minimum", "maximum", "largest_change")}
-        lines += ["[[parameters]]", *_pairs(fields), ""]
+    for declared in draft.parameters:
+        lines += _parameter_lines(declared, draft.reasons.get(declared.key))
     if not draft.parameters:
         lines += [EXAMPLE.format(name=draft.task_types[0].name)]
     lines += _section("observatory", "When it measures, and what it calls bad", draft.observatory, draft.reasons)
-    if (interval_s := draft.observatory.get("interval_s")) is not None:
+    interval_s = draft.observatory.get("interval_s")
+    if interval_s is not None:
         lines += ["# Each interval is judged when it has ended.", "[[schedules]]"]
         lines += [*_pairs({"id": JobId.METRICS_SNAPSHOT.value, "every_s": interval_s, "budget_s": 30}), ""]
     lines += _section("cycle", "Windows of a cycle, and what its experiment may take", draft.cycle, draft.reasons)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _parameter_lines(declared: Parameter, reason: str | None) -> list[str]:
+    comment = [f"# {reason}."] if reason is not None else []
+    fields = declared.model_dump(mode="json", exclude_defaults=True) | {"risk": declared.risk.value}
+    if declared.kind is ParameterKind.INTEGER:
+        fields |= {key: int(fields[key]) for key in ("minimum", "maximum", "largest_change")}
+    return [*comment, "[[parameters]]", *_pairs(fields), ""]
 
 
 def _section(name: str, what: str, values: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:

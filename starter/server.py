@@ -78,17 +78,14 @@ async def dev_server(
     home: Path, port: int, ui_port: int, database_file: bool = True, options: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
-    for number in (port, ui_port):
-        if not _is_free(number):
+    for wanted_port in (port, ui_port):
+        if not _is_free(wanted_port):
             # A server that cannot listen dies, but the one that listens already would answer for it.
-            raise ServerError(f"expected a free port for the Temporal server, but something listens on {number}")
-    log = home / "temporal.log"
-    arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
-    arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
-    arguments += [part for name in wire.SEARCH_ATTRIBUTES for part in ("--search-attribute", f"{name}=Keyword")]
-    arguments += options
+            raise ServerError(f"expected a free port for the Temporal server, but something listens on {wanted_port}")
+    arguments = [*_arguments(port, ui_port), *options]
     if database_file:
         arguments += ["--db-filename", str(home / "temporal.db")]
+    log = home / "temporal.log"
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
             str(binary()),
@@ -106,6 +103,15 @@ async def dev_server(
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
+
+
+def _arguments(port: int, ui_port: int) -> list[str]:
+    """The command line of a dev server with our namespace and search attributes."""
+    arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port)]
+    arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
+    for name in wire.SEARCH_ATTRIBUTES:
+        arguments += ["--search-attribute", f"{name}=Keyword"]
+    return arguments
 
 
 async def _until_up(address: str, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -138,11 +144,7 @@ async def prepare(client: Client) -> None:
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-        retention = Duration()
-        retention.FromTimedelta(RETENTION)
-        await client.workflow_service.register_namespace(
-            RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
-        )
+        await _register_namespace(client)
     listed = await _search_attributes(client)
     missing = {
         name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
@@ -153,6 +155,14 @@ async def prepare(client: Client) -> None:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
         )
+
+
+async def _register_namespace(client: Client) -> None:
+    retention = Duration()
+    retention.FromTimedelta(RETENTION)
+    await client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(namespace=client.namespace, workflow_execution_retention_period=retention)
+    )
 
 
 async def _search_attributes(client: Client) -> ListSearchAttributesResponse:

@@ -82,45 +82,68 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     The server is the one that the SDK's configuration names, else (or where `ports.embedded`) the embedded one.
     """
     platform = declared_platform(settings)
-    wanted = cron.jobs(platform)
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
         environment = settings.variables()
-        if (service := platform.simulation.research_service) is not None:
+        service = platform.simulation.research_service
+        if service is not None:
             # First, because it takes longest.
             environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
-        named = ClientConfig.load_client_connect_config().get("target_host")
-        if named and not ports.embedded:
-            server = Server(named, "")
-        else:
-            server = await stack.enter_async_context(dev_server(settings.home, ports.server, ports.web_ui))
-            await retain(await connection.connect(server.address))
+        server = await stack.enter_async_context(_server(settings.home, ports))
         client = await connect(server)
+        environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
         database = Database(settings.database)
         stack.callback(database.close)
-        await asyncio.to_thread(migrate, database)
-        now = datetime.now(UTC)
-        declare_parameters(database, platform, now)
-        register_own(database, settings.home, now)
-        await cron.apply(client, wanted)
-        await start_bus(client, database, platform)
+        await _declare(client, database, platform, settings.home)
         # Checked here, because the worker has the same environment, and a person reads this terminal.
         delivery_mistakes = await asyncio.to_thread(mistakes, platform)
-        environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
-        commands = {
-            "worker": ["-m", "starter", "worker"],
-            "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
-        }
         if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
-        if platform.traffic is not None:
-            commands["traffic"] = ["-m", "simulation.traffic"]
-        for name, command in commands.items():
+        for name, command in _commands(platform).items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
-        refresh_s = settings.resolver_refresh_s
-        yield Stack(client, database, server.web_ui, environment, platform.pace, delivery_mistakes, refresh_s)
+        yield Stack(
+            client=client,
+            database=database,
+            web_ui=server.web_ui,
+            environment=environment,
+            pace=platform.pace,
+            mistakes=delivery_mistakes,
+            resolver_refresh_s=settings.resolver_refresh_s,
+        )
+
+
+@asynccontextmanager
+async def _server(home: Path, ports: Ports) -> AsyncIterator[Server]:
+    named = ClientConfig.load_client_connect_config().get("target_host")
+    if named and not ports.embedded:
+        yield Server(named, "")
+        return
+    async with dev_server(home, ports.server, ports.web_ui) as server:
+        await retain(await connection.connect(server.address))
+        yield server
+
+
+async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> None:
+    """Bring the database and the server to what is declared; idempotent."""
+    await asyncio.to_thread(migrate, database)
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    register_own(database, home, now)
+    await cron.apply(client, cron.jobs(platform))
+    await start_bus(client, database, platform)
+
+
+def _commands(platform: Platform) -> dict[str, list[str]]:
+    """The processes that run beside the server, by the name of their log: arguments of this interpreter."""
+    commands = {
+        "worker": ["-m", "starter", "worker"],
+        "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
+    }
+    if platform.traffic is not None:
+        commands["traffic"] = ["-m", "simulation.traffic"]
+    return commands
 
 
 @asynccontextmanager

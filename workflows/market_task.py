@@ -100,7 +100,8 @@ class MarketTask(Shell):
             run_id = workflow.info().first_execution_run_id
             opening = TaskOpening(request=state.request, run_id=run_id, at=workflow.now())
             state.opened = await call(TaskActivities.open_task, opening)
-            state.award, state.awarded_at = state.briefing.award, workflow.now()
+            state.award = state.briefing.award
+            state.awarded_at = workflow.now()
         if state.briefing.duplicate:
             raise ApplicationError(f"expected a new task, but {state.request.task_id} has been done", type="duplicate")
         if state.briefing.refusal:
@@ -123,11 +124,7 @@ class MarketTask(Shell):
         state = self._state
         if state.award is not None:
             return
-        remaining = tuple(bid for bid in state.bids.values() if bid.agent_id not in state.missed)
-        if not remaining or len(state.missed) >= state.briefing.most_awards:
-            if not state.missed:
-                raise StoryOver(TaskEnding.NO_BIDS, "no bidder is left whose key is in force")
-            raise StoryOver(TaskEnding.NO_RESULT, f"{', '.join(state.missed)} handed in nothing in time")
+        remaining = self._remaining_bids()
         self._enter(TaskPhase.AWARDING, state.briefing.award_window_s)
         order = AwardOrder(
             request=state.request,
@@ -140,7 +137,9 @@ class MarketTask(Shell):
         _, award = await self._poll(TaskActivities.award_task, order, summary=f"award to one of {len(remaining)}")
         if award is None:
             raise StoryOver(TaskEnding.NO_BIDS, "no bidder had room for the task, or all have been suspended")
-        state.award, state.awarded_at, state.last_message_at = award, workflow.now(), None
+        state.award = award
+        state.awarded_at = workflow.now()
+        state.last_message_at = None
         self._note(f"awarded to {award.agent_id} for {award.price} credits: {award.reason}")
 
     async def _run_built_in_executor(self) -> None:
@@ -161,14 +160,27 @@ class MarketTask(Shell):
         result = state.result
         if result is None:
             await self._pass_on_the_award()
-        elif result.failure is not None:
+            return
+        if result.failure is not None:
             await self._settle(TaskEnding.FAILED, f"{result.failure}: {result.summary}"[:2_000], result.failure)
-        elif (difference := await self._check(result)) is not None:
+            return
+        difference = await self._check(result)
+        if difference is not None:
             await self._settle(TaskEnding.FAILED, difference, FailureKind.INVALID_RESULT)
         else:
             await self._settle(TaskEnding.DONE, f"done by {state.award.agent_id}")
 
     # ---- steps of the story
+
+    def _remaining_bids(self) -> tuple[Bid, ...]:
+        """The bids of agents that have not missed the deadline; the story is over where none may be awarded."""
+        state = self._state
+        remaining = tuple(bid for bid in state.bids.values() if bid.agent_id not in state.missed)
+        if remaining and len(state.missed) < state.briefing.most_awards:
+            return remaining
+        if state.missed:
+            raise StoryOver(TaskEnding.NO_RESULT, f"{', '.join(state.missed)} handed in nothing in time")
+        raise StoryOver(TaskEnding.NO_BIDS, "no bidder is left whose key is in force")
 
     async def _check(self, result: WorkResult) -> str | None:
         """Repeat a random share of what is handed in, to compare; returns how this one differs, or None."""
@@ -181,7 +193,9 @@ class MarketTask(Shell):
         return difference
 
     async def _pass_on_the_award(self) -> None:
-        state, award = self._state, self._state.award
+        """Record that the winner missed its deadline; the story goes on with the next best bid."""
+        state = self._state
+        award = state.award
         assert award is not None
         missed = Standing(
             cycle_id=award.cycle_id,
@@ -194,11 +208,14 @@ class MarketTask(Shell):
         await call(MarketActivities.record_missed_award, missed, summary=f"{award.agent_id} fell silent")
         self._note(f"{award.agent_id} fell silent")
         state.missed.append(award.agent_id)
-        state.award, state.deadline = None, None
+        state.award = None
+        state.deadline = None
 
     async def _settle(self, ending: TaskEnding, reason: str, failure: FailureKind | None = None) -> None:
         """Settle what the platform did not do itself. The awarded agent answers only for what it handed in."""
-        state, result, now = self._state, self._state.result, workflow.now()
+        state = self._state
+        result = state.result
+        now = workflow.now()
         is_done = ending is TaskEnding.DONE
         is_answered = ending in (TaskEnding.DONE, TaskEnding.FAILED)
         started_at = state.awarded_at or now

@@ -87,7 +87,8 @@ class Shell(Intake):
 
     async def _wait(self, is_met: Callable[[], bool], summary: str) -> None:
         """Wait until the condition is met, the deadline passes or moves, or something interrupts the wait."""
-        due_at, before = self._due_at, self._what_moves_a_wait()
+        due_at = self._due_at
+        before = self._what_moves_a_wait()
         with suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: is_met() or self._is_interrupted() or self._what_moves_a_wait() != before,
@@ -127,7 +128,8 @@ class Shell(Intake):
         """Enter a phase and open its window; a run that continues as new is in it already and keeps its deadline."""
         state = self._state
         if state.phase is not phase or state.deadline is None:
-            state.phase, state.window_open = phase, window_s is not None
+            state.phase = phase
+            state.window_open = window_s is not None
             state.deadline = None if window_s is None else workflow.now() + timedelta(seconds=window_s)
             self._entered()
         self._show()
