@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from benchmarks.faults import is_good
+from rules.contrasts import Task, contrasts
 from schema.messages.diagnosis import (
     Diagnosis,
     DurationSample,
@@ -40,8 +41,10 @@ class Records(NamedTuple):
     ) -> Diagnosis:
         """What agents are given."""
         failures = Counter(o.failure for o in self.since if o.failure is not None)
-        since = Counter(o.reason for o in self.since if o.failure is not None)
-        before = Counter(o.reason for o in self.before if o.failure is not None)
+        since = Counter(o.reason or o.failure.value for o in self.since if o.failure is not None)
+        before = Counter(o.reason or o.failure.value for o in self.before if o.failure is not None)
+        judged = [(outcome, is_good(self.objective, outcome)) for outcome in self.since]
+        tasks = [Task(good, outcome.attributes) for outcome, good in judged if good is not None]
         newest = self.since[: -SAMPLES - 1 : -1]
         of_type = TaskTypeDiagnosis(
             task_type=self.task_type,
@@ -49,6 +52,7 @@ class Records(NamedTuple):
             before=self._counts(self.before),
             failures=dict(failures),
             samples=tuple(DurationSample(duration_s=o.duration_s, failure=o.failure, reason=o.reason) for o in newest),
+            contrasts=contrasts(tasks),
             reasons=tuple(ReasonCount(reason=r, since=since[r], before=before[r]) for r in sorted(since | before)),
         )
         return Diagnosis(

@@ -34,6 +34,7 @@ from schema.messages.memory import Memory, Pattern
 from schema.messages.observatory import Anomaly, Counts, GuardrailKind, TaskOutcome
 from schema.messages.platform import CycleRules, ParameterState
 from schema.messages.proposals import Electorate, Proposal, Tally, Voter
+from schema.roles import role_of
 from starter.agents.evidence import Case
 from starter.agents.roster import ROSTER
 from workflows import windows
@@ -158,7 +159,7 @@ class Platform:
             reading=reading,
             watch=watch,
         )
-        learned = patterns.remedy(end, design, self._case(state).symptom)
+        learned = patterns.remedy(end, design, self._case(state).symptom, self._role(design.parameter))
         if learned is not None:
             self.run.learned.append(learned)
         self._ended(proposal, ending.value, reading.effect, tasks)
@@ -242,6 +243,9 @@ class Platform:
             self._at, self._onset, self._parameters(), tuple(self._endings), self._memory, tuple(self._changes)
         )
         return Case(CycleStatus(workflow_id="cycle:drawn", run_id="drawn", **dict(state)), diagnosis)
+
+    def _role(self, parameter: str) -> str:
+        return next(role_of(p).value for p in self._world.parameters if p.key == parameter)
 
     def _vote(self, state: CycleState) -> Tally:
         proposal = state.proposed

@@ -13,7 +13,8 @@ class Settings(BaseModel):
     """`home` holds the embedded server's files and, unless `database_url` is set, the SQLite database.
 
     `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages; without
-    one, from the corpus of this machine. An empty variable is ignored.
+    one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. An empty
+    variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -21,6 +22,7 @@ class Settings(BaseModel):
     pace: Pace | None = None
     database_url: str = ""
     research_url: str = ""
+    playbook: Path | None = None
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
 
@@ -41,4 +43,6 @@ class Settings(BaseModel):
         fields = type(self).model_fields
         own = {name: "" if value == fields[name].default else str(value) for name, value in self}
         own |= {"home": str(self.home.resolve()), "platform": str(self.platform.resolve())}
+        if self.playbook is not None:
+            own["playbook"] = str(self.playbook.resolve())
         return {f"NAUTILUS_{name.upper()}": value for name, value in (own | {"database_url": self.database}).items()}

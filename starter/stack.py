@@ -32,6 +32,7 @@ from schema.messages.platform import Platform, ResearchService
 from schema.pace import Pace
 from schema.settings import Settings
 from starter import keys
+from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
 from starter.server import Server, ServerError, dev_server, free_port, prepare, retain
 from workflows.plugin import plugin
@@ -95,6 +96,7 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
         database = Database(settings.database)
         stack.callback(database.close)
+        playbook(settings.playbook)  # a mistake in it is for the person at this terminal
         await _declare(client, database, platform, settings.home)
         # Checked here, because the worker has the same environment, and a person reads this terminal.
         delivery_mistakes = await asyncio.to_thread(mistakes, platform)

@@ -22,7 +22,7 @@ from temporalio.worker import Worker
 from schema import wire
 from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import PLATFORM_META, Bid
-from schema.messages.proposals import Ballot, Proposal
+from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.schedules import Scan
 from schema.messages.tasks import TaskStatus
 from starter.client import Listed, NautilusClient, Refused
@@ -58,7 +58,7 @@ def is_due(agent_id: str, status: CycleStatus) -> bool:
     """Whether the cycle waits for a message of this agent."""
     match status.phase:
         case Phase.BIDDING:
-            return agent_id not in status.bids
+            return agent_id not in status.bids and agent_id not in status.declines
         case Phase.PROPOSING:
             return status.award is not None and status.award.agent_id == agent_id and status.proposal is None
         case Phase.VOTING:
@@ -164,13 +164,15 @@ class Watcher:
         file.answered.add(agent.agent_id)
         return accepted
 
-    async def _send(self, to: CycleStatus | TaskStatus, message: Bid | Proposal | Ballot) -> bool:
+    async def _send(self, to: CycleStatus | TaskStatus, message: Bid | Decline | Proposal | Ballot) -> bool:
         """Whether the message was accepted. A refusal is logged: the window may have closed."""
         about = {"workflow_id": to.workflow_id, "agent_id": message.agent_id, "message": type(message).__name__}
         try:
             match message:
                 case Bid():
                     await self._client.place_bid(to, message)
+                case Decline():
+                    await self._client.decline(to, message)
                 case Proposal():
                     await self._client.submit_proposal(to, message)
                 case Ballot():

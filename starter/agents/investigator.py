@@ -15,12 +15,12 @@ from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
 from schema.messages.platform import ParameterState
-from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
+from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
 from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
 from .playbook import Direction, Playbook, playbook
-from .search import Idea, Trust, ideas
+from .search import Idea, Trust, failures, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
@@ -37,6 +37,8 @@ WORTH_TRYING = 0.12
 PLAUSIBLE = 0.1
 # What of the missing gain a trial promises: causes come in twos, and no change restores everything.
 PROMISED = 0.7
+# What a decline tells of each: the ways tasks fail, and the changes that were considered.
+MOST_FINDINGS = 5
 NEUTRAL_TRUST = Trust()
 
 
@@ -67,11 +69,11 @@ class Investigator:
     step: float = 2.0
     playbook: Playbook = field(default_factory=playbook)
 
-    def message(self, case: Case) -> Bid | Proposal | Ballot | None:
-        """The message that the cycle's phase asks for; None where the agent has no explanation."""
+    def message(self, case: Case) -> Bid | Decline | Proposal | Ballot | None:
+        """The message that the cycle's phase asks for; None where the agent knows too little to say anything."""
         match case.status.phase:
             case Phase.BIDDING:
-                return self.bid(case)
+                return self.bid(case) or self.decline(case)
             case Phase.PROPOSING:
                 return self.proposal(case)
             case Phase.VOTING:
@@ -90,6 +92,31 @@ class Investigator:
             price=round(self.price / 100 * case.status.briefing.rules.reward * (1.5 - plan.chance / 2)),
             eta_s=self.eta_s,
             pitch=plan.pitch,
+        )
+
+    def decline(self, case: Case) -> Decline | None:
+        """That nothing is worth trying, with what was considered; None where there is too little to tell."""
+        if not self._can_tell(case):
+            return None
+        possible = ideas(case, self.playbook, self.trust, self.step)
+        best = f"the likeliest change, of {possible[0].key}, has" if possible else "no legal change has"
+        chance = possible[0].chance if possible else 0.0
+        ways = sorted(failures(case), key=lambda way: -way.share)[:MOST_FINDINGS]
+        seen = [
+            Evidence(
+                claim=f"of the failures that are new: {way.reason or way.kind.value}", figures={"share": way.share}
+            )
+            for way in ways
+        ]
+        considered = [
+            Evidence(claim=f"{idea.key} to {format_value(idea.value)}: {idea.why}", figures={"chance": idea.chance})
+            for idea in possible[:MOST_FINDINGS]
+        ]
+        return Decline(
+            message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
+            agent_id=self.agent_id,
+            reason=f"{best} a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
+            findings=(*seen, *considered),
         )
 
     def proposal(self, case: Case) -> Proposal | None:
@@ -121,10 +148,8 @@ class Investigator:
         Every experiment costs about the same number of tasks, so that is what gains most for each of them.
         """
         baseline = case.baseline.rate
-        if baseline is None or len(case.samples) < self.fewest:
+        if baseline is None or not self._can_tell(case):
             return None
-        if baseline + case.status.briefing.rules.minimum_effect > CERTAIN:
-            return None  # hardly anything fails any more
         possible = ideas(case, self.playbook, self.trust, self.step)
         plans = [self._trial(case, idea, baseline) for idea in possible if idea.chance >= WORTH_TRYING]
         finding = self._finding(case)
@@ -136,6 +161,13 @@ class Investigator:
             if likely or not possible:
                 plans.append(self._lengthening(case, finding))
         return max(plans, key=lambda plan: (plan.chance * (plan.rate - baseline), plan.key), default=None)
+
+    def _can_tell(self, case: Case) -> bool:
+        """Whether enough tasks are recorded, and enough of them still go wrong, to say anything of remedies."""
+        baseline = case.baseline.rate
+        if baseline is None or len(case.samples) < self.fewest:
+            return False
+        return baseline + case.status.briefing.rules.minimum_effect <= CERTAIN
 
     def _trial(self, case: Case, idea: Idea, baseline: float) -> "Plan":
         rate = round(baseline + promised_gain(case, baseline), DIGITS)

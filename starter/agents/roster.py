@@ -1,8 +1,18 @@
 """Roster: the six built-in agents, named after ships of exploration. Each has its own operator and its own method."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from .estimators import LOG_LOGISTIC, LOG_NORMAL, first_of, fitted, newest_half, observed_tail, worst_of
 from .investigator import Investigator
+from .playbook import playbook
 from .search import Trust
+
+
+def roster(own_playbook: Path | None) -> tuple[Investigator, ...]:
+    """The six, with an operator's own playbook beside the one that ships. Raises ValueError where it is none."""
+    return tuple(replace(agent, playbook=playbook(own_playbook)) for agent in ROSTER)
+
 
 ROSTER = (
     # Bold: trusts the usual shape of durations and at least doubles.

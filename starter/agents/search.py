@@ -132,7 +132,7 @@ def failures(case: Case) -> list[Failure]:
     reasons = Counter(reason for _, reason in seen.elements())
     excess = {}
     for (kind, reason), count in seen.items():
-        expected = usual.get(reason, 0.0) * len(case.samples) * count / reasons[reason]
+        expected = usual.get(reason or kind.value, 0.0) * len(case.samples) * count / reasons[reason]
         excess[kind, reason] = max(0.0, count - expected)
     total = math.fsum(excess.values())
     if not total:

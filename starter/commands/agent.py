@@ -50,13 +50,16 @@ def agent_run(
     from schema.settings import Settings
     from starter import keys
     from starter.agents import run_agents
-    from starter.agents.roster import ROSTER
+    from starter.agents.roster import roster
     from starter.client import NautilusClient
+
+    settings = Settings()
+    agents = roster(settings.playbook)
 
     async def serve() -> None:
         # `up` makes and registers these keys; a key made here would not be registered.
-        agent_keys = [keys.read(keys.path_of(Settings().home, agent.agent_id)) for agent in ROSTER]
-        await run_agents(await NautilusClient.connect(*agent_keys), ROSTER, every_s, task_queue=wire.AGENTS_QUEUE)
+        agent_keys = [keys.read(keys.path_of(settings.home, agent.agent_id)) for agent in agents]
+        await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve())
 
