@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -265,6 +266,7 @@ PROMOTED = (Role.LIMIT, Role.CONCURRENCY, Role.BATCH_SIZE, Role.TEMPERATURE, Rol
 KINDS = (*FAULTS, "two_causes", "last_promotion", "nothing")
 
 
+@lru_cache(maxsize=16)
 def world(kind: str, seed: int, task_type: str = "") -> World:
     """The platform of one kind and seed. Another `task_type` is other work on it, with the like fault.
 
@@ -326,7 +328,7 @@ def _healthy(rng: random.Random) -> Draft:
     # Of the alternatives one is about as good as what is in use, and one is worse.
     worth = (1.0, 1.0, 0.9)
     validity = {name: w * rng.uniform(0.94, 0.98) for name, w in zip(choices[Role.MODEL], worth, strict=True)}
-    quality = {name: w * rng.uniform(0.97, 1.0) for name, w in zip(choices[Role.PROMPT], worth, strict=True)}
+    quality = {name: w * rng.uniform(0.99, 1.0) for name, w in zip(choices[Role.PROMPT], worth, strict=True)}
     physics = Physics(median_s=median_s, sigma=rng.uniform(0.3, 0.5), validity=validity, quality=quality)
     return Draft(rng, set(rng.sample(sorted(NAMES), 5)), values, choices, physics)
 

@@ -27,7 +27,7 @@ from rules.standing import vote_weight
 from rules.verdict import is_success, read
 from schema.messages.base import Value
 from schema.messages.cycle import Briefing, CycleEnd, CycleRequest, CycleState, CycleStatus, Ending, Phase
-from schema.messages.diagnosis import ParameterChange, PastEnding
+from schema.messages.diagnosis import Diagnosis, ParameterChange, PastEnding
 from schema.messages.experiment import ArmCounts, Decision, ExperimentDesign, GuardCounts, Reading, StratumCounts
 from schema.messages.market import Agent
 from schema.messages.memory import Memory, Pattern
@@ -102,6 +102,7 @@ class Platform:
         self._onset = self._at
         self._since = self._run_tasks(SINCE, self._values)
         self.run = Run(broken.kind, seed)
+        self._diagnosis = self._diagnose()
 
     def mend(self, attempts: int = ATTEMPTS) -> Run:
         """Run cycles until the metric is healthy, the agents give up, or the attempts are used up."""
@@ -117,6 +118,7 @@ class Platform:
     def _cycle(self, number: int) -> bool:
         """One improvement cycle; False where every agent finds nothing worth trying."""
         state = self._opened(number)
+        self._diagnosis = self._diagnose()
         case = self._case(state)
         bids = {agent.agent_id: bid for agent in ROSTER if (bid := agent.bid(case)) is not None}
         if not bids:
@@ -238,11 +240,13 @@ class Platform:
         )
 
     def _case(self, state: CycleState) -> Case:
+        return Case(CycleStatus(workflow_id="cycle:drawn", run_id="drawn", **dict(state)), self._diagnosis)
+
+    def _diagnose(self) -> Diagnosis:
         records = Records(self._world.task_type, self._world.objective, self._before, self._since)
-        diagnosis = records.diagnosis(
+        return records.diagnosis(
             self._at, self._onset, self._parameters(), tuple(self._endings), self._memory, tuple(self._changes)
         )
-        return Case(CycleStatus(workflow_id="cycle:drawn", run_id="drawn", **dict(state)), diagnosis)
 
     def _role(self, parameter: str) -> str:
         return next(role_of(p).value for p in self._world.parameters if p.key == parameter)

@@ -228,7 +228,10 @@ class Investigator:
         if model is None:
             return self._judge_trial(case, proposal)
         seconds = limit.in_seconds(proposal.value)
-        choice, reason = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
+        own = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
+        if own is None:
+            return self._judge_trial(case, proposal)
+        choice, reason = own
         if choice is Choice.APPROVE:
             reason += f"; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
         return choice, reason
@@ -251,8 +254,11 @@ class Investigator:
 
     def _judge(
         self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, multiple: float
-    ) -> tuple[Choice, str]:
-        """The choice by this agent's own estimate; `multiple` is the proposed limit over the longest task on record."""
+    ) -> tuple[Choice, str] | None:
+        """The choice by this agent's own estimate; None where that is too far from what was seen, or too uncertain.
+
+        `multiple` is the proposed limit over the longest task on record.
+        """
         minimum = case.status.briefing.rules.minimum_effect
         claimed = proposal.predicted_rate
         gain_held = estimate.lower(self.z_margin) - baseline
@@ -261,11 +267,11 @@ class Investigator:
         if estimate.rate - baseline < minimum:
             return Choice.REJECT, f"{reason}: less than the minimum effect"
         if multiple > self.reach:
-            return Choice.ABSTAIN, f"{reason}, but that is {multiple:.1f} times the longest task on record: too far"
+            return None
         if claimed > estimate.upper(2 * self.z_margin) + minimum:
             return Choice.REJECT, f"{reason}: the claimed {claimed:.1%} is exaggerated"
         if gain_held < minimum:
-            return Choice.ABSTAIN, f"{reason}: too uncertain"
+            return None
         if gain_held < self.bar * (claimed - baseline):
             return Choice.REJECT, f"{reason}: supports {gain_held:+.1%} of the claimed {claimed - baseline:+.1%}"
         return Choice.APPROVE, reason
