@@ -23,7 +23,7 @@ from schema.messages.ledger import EntryKind
 from schema.messages.memory import Lesson, Symptom
 from schema.messages.observatory import Anomaly
 from schema.messages.platform import Platform
-from schema.roles import role_of
+from schema.parameter_roles import role_of
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow
 from schema.tables.memory import ConsolidationRow

@@ -139,7 +139,10 @@ class ExperimentActivities:
 
     @activity.defn
     def roll_back(self, promotion: Promotion, at: datetime) -> PromotionResult:
-        """Swap the parameter back; refused, like a promotion, where it has been changed since."""
+        """Swap the parameter back; refused, like a promotion, where it has been changed since.
+
+        `activities.parameters.swap` writes the ledger entry and announces it, in the same transaction.
+        """
         with self._database.transaction() as session:
             return swap(session, promotion, ParameterRolledBack, at)
 

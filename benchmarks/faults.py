@@ -19,7 +19,7 @@ from rules import verdict
 from schema.messages.base import Value
 from schema.messages.observatory import FailureKind, Guardrail, GuardrailKind, TaskOutcome
 from schema.messages.platform import Parameter, ParameterKind
-from schema.roles import Role
+from schema.parameter_roles import Role
 
 TASK_TYPES = ("translation", "summary", "search", "crawl", "training", "rendering", "indexing", "simulation", "review")
 # How a platform may call each parameter.

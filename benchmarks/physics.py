@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from schema.messages.base import Value
-from schema.roles import Role
+from schema.parameter_roles import Role
 
 Values = Mapping[Role, Value]
 

@@ -51,7 +51,7 @@ def posterior(
     name: str = "",
     value: Value | None = None,
 ) -> tuple[float, float]:
-    """Successes and failures of changes of a role (`schema.roles`) in a direction: raise, lower or set.
+    """Successes and failures of changes of a role (`schema.parameter_roles`) in a direction: raise, lower or set.
 
     Weighed by age `now` and by nearness; changes of any size count alike. `name` is the parameter's, without its task
     type: what has no role is known by it. `value` counts only what was set to it. Raises ValueError for another

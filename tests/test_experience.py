@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rules.patterns import relevant
 from schema.experience import HALF_LIFE, SAME_KIND, SAME_REASON_ELSEWHERE, nearness, posterior
 from schema.messages.memory import Change, Claim, Pattern, PatternKind, PatternState, Symptom, prevailing_reason
-from schema.roles import Role
+from schema.parameter_roles import Role
 from tests.builders import NOW
 
 LIMITED = Symptom(metric="success_rate", task_type="a", failure="error", reason="rate_limited")

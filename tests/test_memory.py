@@ -40,7 +40,7 @@ from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import Parameter, ParameterKind, Platform, Risk, TaskTypeDeclaration
 from schema.messages.proposals import Choice, Evidence, Proposal
 from schema.messages.schedules import JobReport, JobRequest
-from schema.roles import Role, role_of
+from schema.parameter_roles import Role, role_of
 from schema.settings import Settings
 from schema.tables.events import EventRow
 from schema.tables.memory import ConsolidationRow, MemoryRow

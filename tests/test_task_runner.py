@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from activities.task_runner import RESULT_LIMIT_BYTES, RunnerStopped, TaskRunner, UnknownTaskType
+from activities.task_runner import RunnerStopped, TaskRunner, UnknownTaskType
 from activities.task_types import InvalidResult, TaskPayload, TaskResult, TaskType
 from activities.task_types.monte_carlo import MonteCarlo
+from activities.zygote import RESULT_LIMIT_BYTES
 from schema.messages.base import Value
 from schema.messages.observatory import FailureKind
 

@@ -206,13 +206,13 @@ class ImprovementCycle(Shell):
 
     async def _end(self, over: StoryOver) -> None:
         if not self._state.briefing.duplicate:
-            await self._write_the_ledger(Ending(over.ending), over.reason)
+            await self._record_the_ending(Ending(over.ending), over.reason)
         self._enter(Phase.ENDED)
         # The page is a query and needs a live worker; the memo stays.
         workflow.upsert_memo({"page": self._page().splitlines()})
         await workflow.wait_condition(workflow.all_handlers_finished)
 
-    async def _write_the_ledger(self, ending: Ending, reason: str) -> None:
+    async def _record_the_ending(self, ending: Ending, reason: str) -> None:
         state = self._state
         state.end = rewards.settle(state, ending, reason, workflow.now())
         await call(MarketActivities.end_cycle, state.end, summary=f"{ending.value}: write the ledger, settle")

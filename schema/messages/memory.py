@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Self, get_args
 
 from ..canonical import content_hash
-from ..roles import Role
+from ..parameter_roles import Role
 from .base import Instant, Message, Text, Value
 from .observatory import FailureKind
 from .platform import Aim
@@ -95,7 +95,8 @@ class Change(Message):
     """A change of a parameter, relative to what it was. `verb` is raise, lower or set; `value` is what it was set to.
 
     Of a long text, `value` is its name by hash. `size` counts half octaves: 2 is a doubling, -2 a halving; 0 where the
-    values have no ratio. `role` is what the parameter is to its tasks (`schema.roles`); empty where that is not known.
+    values have no ratio. `role` is what the parameter is to its tasks (`schema.parameter_roles`); empty where that is
+    not known.
     """
 
     parameter: str

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 from schema.messages.references import mismatches
 
 from ..pace import Pace
-from ..roles import Role
+from ..parameter_roles import Role
 from ..wire import EventType
 from .base import LONGEST_VALUE, Instant, Message, Name, Value, quoted
 from .texts import text_refusal
@@ -66,8 +66,9 @@ class Mode(StrEnum):
 class Parameter(Declaration):
     """One tunable value. `largest_change` is absolute, in the parameter's unit, per proposal.
 
-    `mode` overrides the platform's for this parameter. `role` says what it is to its tasks (`schema.roles`). A text (a
-    prompt, a template) has `longest` characters at most, and every value keeps its `placeholders` as they are spelled.
+    `mode` overrides the platform's for this parameter. `role` says what it is to its tasks (`schema.parameter_roles`).
+    A text (a prompt, a template) has `longest` characters at most, and every value keeps its `placeholders` as they are
+    spelled.
     """
 
     key: ParameterKey

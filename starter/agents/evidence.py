@@ -17,7 +17,7 @@ from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, Tas
 from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts, FailureKind
 from schema.messages.platform import Mode, ParameterKind, ParameterState
-from schema.roles import Role, role_of
+from schema.parameter_roles import Role, role_of
 
 from .legal import legal_value
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from schema.messages.observatory import FailureKind
 from schema.mistakes import in_one_line
-from schema.roles import Role
+from schema.parameter_roles import Role
 
 SHIPPED = Path(__file__).with_name("playbook.toml")
 

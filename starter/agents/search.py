@@ -16,7 +16,7 @@ from schema.experience import posterior
 from schema.messages.base import Value
 from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding
 from schema.messages.platform import ParameterKind, ParameterState
-from schema.roles import Role, role_of
+from schema.parameter_roles import Role, role_of
 
 from .evidence import SECONDS, Case, Limit, is_limit
 from .legal import legal_value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schema.messages.base import format_value, is_long
-from schema.roles import role_of
+from schema.parameter_roles import role_of
 from schema.wire import EVERYTHING
 from starter import completion
 from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, open_to_read, out

@@ -1,4 +1,4 @@
-"""Roles: what a parameter does for the tasks it touches, so that what is known of one parameter serves another.
+"""Parameter roles: what a parameter does for the tasks it touches, so that what is known of one serves another.
 
 A declaration may say it; otherwise it is read from the words of the name, the unit and the description.
 """
