@@ -34,7 +34,7 @@ from schema.messages.memory import Memory, Pattern
 from schema.messages.observatory import Anomaly, Counts, GuardrailKind, TaskOutcome
 from schema.messages.platform import CycleRules, ParameterState
 from schema.messages.proposals import Electorate, Proposal, Tally, Voter
-from schema.roles import role_of
+from schema.parameter_roles import role_of
 from starter.agents.evidence import Case
 from starter.agents.roster import ROSTER
 from workflows import windows

@@ -44,7 +44,7 @@ COMMANDS = {
     "worker": Entry("running", "Run a worker; the same as `python worker.py`."),
     "health": Entry(
         "observatory",
-        "The latest snapshot: the health score, what it is made of, and every metric by task type and together.",
+        "The latest snapshot: the health score, every metric by task type and together, and why tasks failed.",
     ),
     "detect": Entry(
         "observatory",

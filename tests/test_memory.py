@@ -509,7 +509,8 @@ def test_a_refuted_change_is_not_proposed_again_under_another_subject(lite: Data
     request, _ = world.fall_ill("ask", named=False)  # the endings of the other subject are not known here
     proposed = {p.parameter for agent in ROSTER if (p := agent.proposal(world.case(request))) is not None}
 
-    assert proposed == {f"ask.{LIMIT}" if remembers else f"ask.{DECOY}"}
+    assert (f"ask.{DECOY}" in proposed) is not remembers
+    assert proposed == {f"ask.{LIMIT}"} or not remembers
 
 
 def remembering_world(lite: Database) -> tuple[World, CycleRequest, Proposal]:
@@ -565,16 +566,16 @@ def test_voters_reject_what_was_refuted_for_the_same_symptom(lite: Database) -> 
 
 
 def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: Database) -> None:
-    depth = builders.parameter(
-        key="ask.depth", kind=ParameterKind.INTEGER, unit="", default=32, minimum=8, maximum=200, task_types=("ask",)
+    passages = builders.parameter(
+        key="ask.passages", kind=ParameterKind.INTEGER, unit="", default=32, minimum=8, maximum=200, task_types=("ask",)
     )
-    world = World(lite, 1, depth)
+    world = World(lite, 1, passages)
     request, _ = world.fall_ill("ask")
     rate = world.case(request).baseline.rate
     assert rate is not None
     proposal = builders.proposal(
         "mallory",
-        parameter="ask.depth",
+        parameter="ask.passages",
         value=16,
         predicted_rate=rate + 0.25,
         evidence=(Evidence(claim="some fail", figures={"success_rate": rate}),),
@@ -587,7 +588,7 @@ def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: 
         voting = world.case(request, Phase.VOTING, about)
         return {agent.ballot(voting).choice for agent in ROSTER}
 
-    assert choices(proposal) == {Choice.ABSTAIN}
+    assert choices(proposal) == {Choice.REJECT}  # nothing speaks for such a trial
     world.now += HOUR
     end_cycle(world, design, proposal.model_copy(update={"agent_id": "argo"}), reading, Ending.PROMOTED, "s")
     ConsolidationActivities(lite, world.platform).consolidate(world.now)
