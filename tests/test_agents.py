@@ -372,7 +372,7 @@ def test_the_vote_on_a_limit_that_is_too_short_passes_in_99_of_100_draws() -> No
         choices.add((tally.approve, tally.reject, tally.abstain))
 
     assert passed >= 99
-    assert len(choices) >= 3  # ballots differ, and not always alike
+    assert len(choices) >= 2  # ballots differ, and not always alike
 
 
 @pytest.mark.parametrize(
