@@ -191,8 +191,9 @@ def limit_long(draft: Draft) -> Physics:
 
 def few_retries(draft: Draft) -> Physics:
     """Calls fail one by one: another try succeeds as a rule."""
+    draft.values[Role.RETRIES] = draft.rng.randint(0, 1)
     calls = draft.number(Role.RETRIES) + 1
-    return replace(draft.physics, transient=draft.rng.uniform(0.25, 0.45) ** (1 / calls))
+    return replace(draft.physics, transient=draft.rng.uniform(0.25, 0.4) ** (1 / calls))
 
 
 def short_backoff(draft: Draft) -> Physics:

@@ -124,5 +124,5 @@ class Task:
 
     def _quality(self) -> float:
         """Better with effort, worse with a worse model or prompt."""
-        level = self._of_choices(self._physics.quality) * (1 - 0.25 / self._number(Role.EFFORT))
+        level = self._of_choices(self._physics.quality) * (1 - 0.06 / self._number(Role.EFFORT))
         return min(1.0, max(0.0, level + self._rng.gauss(0, 0.08)))

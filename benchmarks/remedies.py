@@ -44,7 +44,8 @@ ATTEMPTS, UNMENDABLE_ATTEMPTS = 6, 3
 SINCE, BEFORE = 200, 400
 # Evaluations of an experiment, in finished tasks; a platform asks every half minute.
 EVERY = 10
-WATCHED = 300
+# A bake time of a day at some 80 tasks an hour.
+WATCHED = 2_000
 # A configuration that a peer measures, in tasks, and what it may spend in all: as much as six of our experiments.
 TRIAL_TASKS = (50, 100)
 # What measures healthy is measured once more, or half of what a peer takes would be luck.
