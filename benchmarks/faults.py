@@ -63,6 +63,8 @@ FAILURE_KINDS = {
 UNTELLING_SHARE = 0.1
 HEALTHY_MARGIN = 0.05
 HARM = 0.05
+# A holdback of a tenth of a day's tasks shows a loss of .15 in a share, and not one of .1.
+GUARDED_HARM = 0.15
 LEAST_DROP = 0.12
 # Draws of a true share of good tasks: a standard error of at most 1.1 points.
 TRUTH_DRAWS = 2_000
@@ -106,10 +108,10 @@ class World:
         return self.truth(values, self.objective) >= self.healthy_rate - HEALTHY_MARGIN
 
     def is_harm(self, before: Mapping[str, Value], after: Mapping[str, Value]) -> bool:
-        """Whether a change made the metric, or by twice as much what a guardrail watches, worse than is allowed."""
+        """Whether a change made the metric worse, or what a guardrail watches by so much that a day must show it."""
         aims = (self.objective, *self.guardrails)
         metric, *guarded = (self.truth(before, aim) - self.truth(after, aim) for aim in aims)
-        return metric > HARM or max(guarded) > 2 * HARM
+        return metric > HARM or max(guarded) > GUARDED_HARM
 
     def draw(
         self, values: Mapping[str, Value], rng: random.Random, task_id: str, at: datetime, *, healthy: bool = False
