@@ -4,7 +4,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -144,6 +144,7 @@ def test_the_interval_agrees_with_published_values() -> None:
         assert found == pytest.approx(expected, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_the_exact_test_is_fishers(counts: Counts, rest: Counts) -> None:
     table = [
