@@ -39,6 +39,8 @@ from schema.pace import TRIAL_EVERY_S, Pace
 MARK = "nautilus"
 # After its budget a job records what was left and ends; a worker that is busy meanwhile gets this long at least.
 LEAST_GRACE_S = 15.0
+# Temporal gives it to what has none.
+USUAL_PRIORITY = 3
 # Missed runs are made up for only this far back: a snapshot of yesterday, taken today, measures nothing. What is done
 # once a day is worth doing late.
 SOON, TODAY = timedelta(minutes=10), timedelta(hours=12)
@@ -316,6 +318,9 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
     budget_reason = f" ({state.budget.reason})" if state.budget.reason else ""
     notes += [job.purpose, f"budget {request.budget_s:g} s{budget_reason}", *pace_notes]
     grace_s = max(request.budget_s, LEAST_GRACE_S)
+    priority = declared.priority or USUAL_PRIORITY
+    if elevated:
+        priority = rules.FIRST
     return Schedule(
         action=ScheduleActionStartWorkflow(
             job.starts,
@@ -324,7 +329,7 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
             task_queue=wire.TASK_QUEUE,
             execution_timeout=timedelta(seconds=request.budget_s + grace_s),
             static_summary=f"{declared.id.value}: {job.purpose}",
-            priority=Priority(priority_key=rules.FIRST if elevated else declared.priority or 3),
+            priority=Priority(priority_key=priority),
             memo={"job": state},
         ),
         spec=spec,

@@ -140,6 +140,7 @@ class Deliveries:
 
     @asynccontextmanager
     async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:
+        """Posts events as signed CloudEvents, over one pool of connections; raises what `judge` makes of an answer."""
         import httpx
 
         signers = _signers(declared, self._environment)

@@ -93,6 +93,7 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 
 
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
+    """The counts of both arms by treatment share, as they would be had only these tasks been assigned."""
     excluded = Counter((row.treatment_share, row.variant) for row in rows if row.excluded)
     counted = Counter((row.treatment_share, row.variant, row.success) for row in rows if not row.excluded)
 

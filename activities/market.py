@@ -99,11 +99,13 @@ class MarketActivities:
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
         """What the cycle is decided by: the counts since the onset (of no anomaly, the trailing floor window)."""
-        request, at = opening.request, opening.at
+        request = opening.request
+        at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        window = timedelta(seconds=observatory.floor_window_s)
-        onset = request.anomaly.onset if request.anomaly else at - window
+        onset = at - timedelta(seconds=observatory.floor_window_s)
+        if request.anomaly is not None:
+            onset = request.anomaly.onset
         aims = objectives(session, request.anomaly, observatory)
         return Briefing(
             cycle_id=row.cycle_id,
@@ -112,9 +114,9 @@ class MarketActivities:
             rules=self._platform.cycle,
             parameters=parameter_states(session, self._platform),
             agents=roster(session),
-            baseline=counts_since(session, task_types, onset, None, aims),
+            baseline=counts_since(session, task_types, onset, objectives=aims),
             baselines={
-                declared.name: counts_since(session, [declared.name], onset, None, aims)
+                declared.name: counts_since(session, [declared.name], onset, objectives=aims)
                 for declared in self._platform.task_types
             },
             healthy=healthy_counts(session, task_types, at, observatory, aims),
