@@ -77,7 +77,7 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
     return tuple(agents)
 
 
-def _load_by_agent(session: Session) -> Counter[str]:
+def _load_by_agent(session: Session) -> Counter[str | None]:
     """How many cycles and tasks each agent has been awarded that have not ended."""
     open_awards = (
         select(AwardRow.agent_id, func.count())
@@ -90,5 +90,4 @@ def _load_by_agent(session: Session) -> Counter[str]:
         .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
         .group_by(TaskRow.agent_id)
     )
-    load = Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))
-    return load
+    return Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))

@@ -42,13 +42,20 @@ def diagnose(
     from schema.declaration import declared_platform
     from schema.messages.diagnosis import DiagnosisRequest
 
-    database, platform, now = open_database(), declared_platform(), datetime.now(UTC)
+    now = datetime.now(UTC)
+    database = open_database()
+    platform = declared_platform()
     _check(subject, database, platform)
+
     anomalies = {record.anomaly.subject: record.anomaly for record in reading.anomalies(database)}
     anomaly = anomalies.get(subject)
-    start = now - span(since) if since else anomaly and anomaly.onset
+    reason = anomaly.reason if anomaly else "no anomaly is open on it"
+    start = anomaly.onset if anomaly else None
+    if since:
+        start = now - span(since)
     seen = ObservatoryActivities(database, platform).diagnose(DiagnosisRequest(subject=subject, since=start), now)
-    answer(as_json, seen, lambda: _show(subject, seen, anomaly.reason if anomaly else "no anomaly is open on it"))
+    answer(as_json, seen, lambda: _show(subject, seen, reason))
+
     task_type = _in_question(subject, seen)
     if task_type is None or not task_type.counts.tasks:
         raise typer.Exit(NO_DATA)
@@ -78,6 +85,7 @@ def _in_question(subject: str, seen: "Diagnosis") -> "TaskTypeDiagnosis | None":
 
 
 def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
+    """Print what concerns the task type in question, section by section, and then the other types."""
     from activities.report_text import lasted
 
     facts = _in_question(subject, seen)
@@ -87,6 +95,7 @@ def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
     if facts is None:
         out.print("no task type is declared")
         return
+
     out.print(f"{facts.task_type}: good {_rate(facts.counts)} since then; {_rate(facts.before)} before")
     for section in (_reasons(facts), _contrasts(facts), _figures(facts)):
         _print(section)
