@@ -157,13 +157,13 @@ async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) ->
     return changes
 
 
-def _wanted_state(job: Job, before: JobState | None) -> JobState:
+def _wanted_state(job: Job, current: JobState | None) -> JobState:
     """The declared state, with the elevation and, under the same declaration, the budget that it has now."""
-    declared = JobState(declaration=job.declaration, budget=rules.budget((), (), None, job.declaration))
-    if before is None:
-        return declared
-    budget = before.budget if before.declaration == job.declaration else declared.budget
-    return JobState(declaration=job.declaration, budget=budget, elevation=before.elevation)
+    first_budget = rules.budget(durations_s=(), anomalies=(), health=None, declared=job.declaration)
+    if current is None:
+        return JobState(declaration=job.declaration, budget=first_budget)
+    budget = current.budget if current.declaration == job.declaration else first_budget
+    return JobState(declaration=job.declaration, budget=budget, elevation=current.elevation)
 
 
 async def _remove(client: Client, job_id: str) -> bool:
@@ -208,6 +208,7 @@ def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> Sche
 
 
 async def find(client: Client, job_id: str) -> StoredSchedule | None:
+    """The job's schedule as Temporal holds it; None where there is none."""
     try:
         description = await client.get_schedule_handle(job_id).describe()
     except RPCError as error:
@@ -263,6 +264,8 @@ def _change(job_id: str, wanted: dict[str, str], stored: StoredSchedule | None) 
 
 
 async def write_schedule(client: Client, job_id: str, schedule: Schedule, new: bool) -> None:
+    """Create or change a schedule; what somebody paused stays paused."""
+
     def updated(current: ScheduleUpdateInput) -> ScheduleUpdate:
         state = _with_pause_kept(schedule, current.description.schedule.state)
         return ScheduleUpdate(schedule=replace(schedule, state=state))
@@ -286,7 +289,8 @@ def _with_pause_kept(schedule: Schedule, current: ScheduleState) -> ScheduleStat
 
 def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
     """The texts by which a wanted schedule is compared with the stored one, and shown to people."""
-    action, spec = schedule.action, schedule.spec
+    action = schedule.action
+    spec = schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
     # The server returns a cron expression as a calendar, without the expression but with its comment. So `schedule_of`
     # repeats the expression as the comment, and the comment alone is compared.

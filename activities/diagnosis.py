@@ -103,7 +103,7 @@ def diagnosis_of(
     share_details: bool,
 ) -> TaskTypeDiagnosis:
     """The facts about one task type; `counts` are of the whole window, and `counts_before` of the one before it."""
-    since = _outcomes(session, task_type, window.start, None, window.most)
+    since = _outcomes(session, task_type, window.start, until=None, most=window.most)
     before = _outcomes(session, task_type, window.before, window.start, window.most, without=UNREAD_OF_BEFORE)
     verdicts = [_is_good(objectives, outcome) for outcome in since]
     failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
@@ -169,6 +169,7 @@ def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> 
 
 
 def _figures(tasks: Iterable[TaskOutcome]) -> Figures:
+    """Durations, ratings and cost of some tasks; None for what none of them has."""
     outcomes = list(tasks)
     durations = sorted(outcome.duration_s for outcome in outcomes)
     ratings = [outcome.quality for outcome in outcomes if outcome.quality is not None]
@@ -193,9 +194,11 @@ def _reasons(
     since: Sequence[TaskOutcome], before: Sequence[TaskOutcome], most: int, share_details: bool
 ) -> tuple[ReasonCount, ...]:
     """Failures by reason, the most frequent first; what has no reason of the platform's goes by its kind."""
-    now, then = _by_reason(since), _by_reason(before)
+    now = _by_reason(since)
+    then = _by_reason(before)
     counted = sorted(now.keys() | then.keys(), key=lambda reason: (-len(now[reason]), -len(then[reason]), reason))
-    kept, rest = counted[:most], counted[most:]
+    kept = counted[:most]
+    rest = counted[most:]
     reasons = [
         ReasonCount(
             reason=reason,

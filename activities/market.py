@@ -129,7 +129,8 @@ class MarketActivities:
         )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
-        request, at = opening.request, opening.at
+        """The next attempt on the subject, recorded with its event."""
+        request = opening.request
         last = session.exec(select(func.max(MetaTaskRow.attempt)).where(MetaTaskRow.subject == request.subject)).one()
         attempt = (last or 0) + 1
         row = MetaTaskRow(
@@ -140,10 +141,10 @@ class MarketActivities:
             workflow_id=opening.workflow_id,
             run_id=opening.run_id,
             anomaly_id=request.anomaly.anomaly_id if request.anomaly else None,
-            opened_at=at,
+            opened_at=opening.at,
         )
         session.add(row)
-        emit(session, MetaTaskOpened(cycle_id=row.cycle_id), row.subject, row.cycle_id, at)
+        emit(session, MetaTaskOpened(cycle_id=row.cycle_id), row.subject, row.cycle_id, opening.at)
         return row
 
     def _task_types(self, opening: CycleOpening) -> list[str]:
@@ -160,7 +161,8 @@ class MarketActivities:
     @activity.defn
     def record_award(self, award: Award, at: datetime) -> None:
         """Record which agent got the meta-task and why."""
-        body, interval_s = award.model_dump(mode="json"), self._platform.observatory.interval_s
+        body = award.model_dump(mode="json")
+        interval_s = self._platform.observatory.interval_s
         with self._database.transaction() as session:
             if write_award(session, award, body, PLATFORM_META, at, interval_s, _tells_of_market(award.cycle_id)):
                 key = f"{award.cycle_id}:{award.agent_id}"

@@ -233,9 +233,11 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
 
 def _taken_back(changes: Iterable[RecordedChange]) -> set[str]:
     """The cycles whose promotion was rolled back: a rollback starts from the very version that the promotion made."""
-    promotions, rolled_back = {}, set()
+    promotions: dict[tuple[str, int], str] = {}
+    rolled_back: set[tuple[str, int]] = set()
     for change in changes:
-        parameter, version = change.promotion.parameter, change.promotion.expected_version
+        parameter = change.promotion.parameter
+        version = change.promotion.expected_version
         if change.rolled_back:
             rolled_back.add((parameter, version - 1))
         else:
@@ -301,7 +303,8 @@ def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading |
         return recorded
     design = ExperimentDesign.model_validate(row.design)
     # `extended` avoids the calibration of a threshold, which takes seconds: nothing is decided here.
-    reading = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
+    strata = counters(session, row.experiment_id)
+    reading = read(design, strata, guards=(), opened_at=row.opened_at, at=until, extended=True)
     return reading.model_copy(update={"decision": Decision.CONTINUE, "interval": None})
 
 

@@ -166,6 +166,7 @@ class _Window(NamedTuple):
 
 
 def _health(window: _Window, tracks: Mapping[str, Sequence[Rollup]], measured: Collection[str]) -> Health:
+    """The health score of the window; what was never measured here takes no part in it."""
     # A platform that never ran a task is not healthy merely because no agent is missing.
     has_run = bool(tracks) or "success" in measured
     # A market with nothing to fill counts as measured, and as full.

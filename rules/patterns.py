@@ -180,7 +180,8 @@ def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
 
 def _sentence(pattern: Pattern, observations: Sequence[Observation]) -> str:
     """The claim and its evidence; effects in points."""
-    change, symptom = pattern.claim.change, pattern.claim.symptom
+    change = pattern.claim.change
+    symptom = pattern.claim.symptom
     effect = ""
     if pattern.effect is not None and pattern.effect_interval is not None:
         low, high = pattern.effect_interval

@@ -98,6 +98,7 @@ class MarketTask(Shell):
                 await self._wait_for_the_executor()
 
     async def _open(self) -> None:
+        """Write the task down and learn who may do it; a direct type comes back awarded."""
         state = self._state
         if state.opened is None:
             run_id = workflow.info().first_execution_run_id
@@ -275,7 +276,7 @@ class MarketTask(Shell):
     @workflow.update(name=wire.ABORT, description="End the task, as a person.")
     async def abort(self, act: Act) -> Receipt:
         self._state.abort = self._state.abort or act
-        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, None)
+        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, refusal=None)
 
     @abort.validator
     def _check_abort(self, act: Act) -> None:

@@ -260,7 +260,8 @@ def _line(parameter: Parameter) -> str:
 
 
 def _pace(platform: Platform) -> str:
-    observatory, cycle = platform.observatory, platform.cycle
+    observatory = platform.observatory
+    cycle = platform.cycle
     return (
         f"{platform.pace}: intervals of {_span(observatory.interval_s)}, "
         f"a baseline of {_span(observatory.baseline_s)}, "

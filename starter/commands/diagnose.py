@@ -126,8 +126,9 @@ def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     yield "\nFailures by reason"
     table = new_table("reason", "since", "share", "before", "share")
     for reason in facts.reasons:
-        shares = _share(reason.since, read), _share(reason.before, facts.usual.tasks)
-        table.add_row(reason.reason, f"{reason.since:,}", shares[0], f"{reason.before:,}", shares[1])
+        share_since = _share(reason.since, read)
+        share_before = _share(reason.before, facts.usual.tasks)
+        table.add_row(reason.reason, f"{reason.since:,}", share_since, f"{reason.before:,}", share_before)
     yield table
     for reason in facts.reasons:
         for example in reason.examples:
@@ -141,7 +142,7 @@ def _share(count: int, whole: int) -> str:
 def _contrasts(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     standing_out = [contrast for contrast in facts.contrasts if contrast.stands_out]
     others = [contrast for contrast in facts.contrasts if not contrast.stands_out]
-    shown = standing_out + ([] if standing_out else others[:MOST_UNREMARKABLE])
+    shown = standing_out or others[:MOST_UNREMARKABLE]
     if not shown:
         yield "\nnothing to compare tasks by: no attribute, agent or hour has enough tasks of two kinds"
         return
@@ -220,11 +221,11 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     yield "\nChanges of the last four weeks, newest first"
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
-        before = "" if change.kind == "declared" else f"{_value(change.before)} to "
+        values = _value(change.value)
+        if change.kind != "declared":
+            values = f"{_value(change.before)} to {values}"
         by = change.cycle_id or "declaration"
-        table.add_row(
-            change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {before}{_value(change.value)}", by
-        )
+        table.add_row(change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {values}", by)
     yield table
     if len(changes) > MOST_CHANGES:
         yield f"  and {len(changes) - MOST_CHANGES} earlier ones"
