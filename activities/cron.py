@@ -192,6 +192,8 @@ async def listed(client: Client) -> list[ScheduledJob]:
 def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> ScheduledJob:
     declaration = state.declaration
     info = stored.description.info
+    next_run = info.next_action_times[0].isoformat() if info.next_action_times else None
+    last_run = info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None
     return ScheduledJob(
         id=job_id,
         when=stored.facts["when"],
@@ -201,8 +203,8 @@ def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> Sche
         priority=int(stored.facts["priority"]),
         elevated=rules.is_elevated(declaration, state.elevation),
         paused=stored.description.schedule.state.paused,
-        next_run=info.next_action_times[0].isoformat() if info.next_action_times else None,
-        last_run=info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None,
+        next_run=next_run,
+        last_run=last_run,
         note=stored.facts["note"],
     )
 

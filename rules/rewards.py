@@ -26,6 +26,7 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
     """
     market = state.briefing.market
     proposal = state.proposal
+    tally = state.tally if state.voted else None
     proposer = {}
     if proposal is not None:
         proposer = {"agent_id": proposal.agent_id, "result": result_of(ending)}
@@ -38,6 +39,10 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
         did_harm = designs.breaks_something(state.designed, state.watch)
         pay = {"penalty": price if did_harm else 0}
 
+    call_for_a_person = None
+    if ending is Ending.ESCALATED:
+        call_for_a_person = dossier.of(state)
+
     return CycleEnd(
         cycle_id=state.briefing.cycle_id,
         subject=state.request.subject,
@@ -45,11 +50,11 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
         reason=reason,
         at=at,
         proposal=proposal,
-        tally=state.tally if state.voted else None,
+        tally=tally,
         reading=state.reading,
         watch=state.watch,
         forecast=forecast_pay(state.design, state.reading, market.forecast_stake),
-        dossier=dossier.of(state) if ending is Ending.ESCALATED else None,
+        dossier=call_for_a_person,
         **proposer,
         **pay,
     )

@@ -66,7 +66,9 @@ class Chart(NamedTuple):
         return round(44 + (self.width - 56) * (value - low) / (high - low), 1)
 
     def y(self, value: float) -> float:
-        (low, high), top, bottom = self.up, 44 if self.marks else 10, self.height - 26
+        low, high = self.up
+        top = 44 if self.marks else 10
+        bottom = self.height - 26
         return round(bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low), 1)
 
     def path(self, points: Points) -> str:
