@@ -24,16 +24,12 @@ def register_agent(
     public_key: str | None = None,
     built_in: bool = False,
 ) -> bool:
-    """Add an agent under its operator, with its key. Raises ValueError for a bad name or key.
+    """Add an agent under its operator, with its key; False where it is registered, and then nothing changes.
 
-    False where the agent is registered already: its operator and its key stay as they are.
-
-    The platform does a `built_in` agent's tasks in its name; any other brings its own executor.
+    The platform does a `built_in` agent's tasks in its name; any other brings its own executor. Raises ValueError for
+    a bad name or key.
     """
-    # A name that no message can carry would stop every cycle that reads it.
-    Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
-    if agent_id == TREASURY or agent_id.startswith(REQUESTER):
-        raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
+    _check_name(agent_id, operator)
     row = AgentRow(
         agent_id=agent_id,
         operator=operator,
@@ -50,24 +46,22 @@ def register_agent(
         return True
 
 
+def _check_name(agent_id: str, operator: str) -> None:
+    """Raise ValueError for a name that no message can carry, or that is an account of the market's own."""
+    # A name that no message can carry would stop every cycle that reads it.
+    Agent(agent_id=agent_id, operator=operator, standing=standings.NEWCOMER_STANDING)
+    if agent_id == TREASURY or agent_id.startswith(REQUESTER):
+        raise ValueError(f"expected a name that is no account of the market, but {agent_id} came")
+
+
 def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...]:
     """Every registered agent, with its record on `task_type` and the awards it is working on as its load."""
-    open_awards = (
-        select(AwardRow.agent_id, func.count())
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(MetaTaskRow.ended_at).is_(None))
-        .group_by(AwardRow.agent_id)
-    )
-    open_tasks = (
-        select(TaskRow.agent_id, func.count())
-        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
-        .group_by(TaskRow.agent_id)
-    )
-    load = Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))
+    load = _load_by_agent(session)
     record_rows = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
     records = {row.agent_id: Record.model_validate(row.model_dump()) for row in record_rows}
     market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
     keys = identity.keys(session)
+
     agents = []
     for row in session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all():
         key = keys.get(row.agent_id)
@@ -81,3 +75,19 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
         # An agent whose key was revoked takes part in nothing until it has another.
         agents.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
     return tuple(agents)
+
+
+def _load_by_agent(session: Session) -> Counter[str | None]:
+    """How many cycles and tasks each agent has been awarded that have not ended."""
+    open_awards = (
+        select(AwardRow.agent_id, func.count())
+        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+        .where(col(MetaTaskRow.ended_at).is_(None))
+        .group_by(AwardRow.agent_id)
+    )
+    open_tasks = (
+        select(TaskRow.agent_id, func.count())
+        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
+        .group_by(TaskRow.agent_id)
+    )
+    return Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))

@@ -58,6 +58,7 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     """
     for anomaly in detection.raised:
         _store(session, anomaly, at)
+
     closing_reasons = dict(detection.closed)
     attempted_types: set[str] = set()
     escalated: list[Anomaly] = []
@@ -66,6 +67,7 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
         if row.anomaly_id in closing_reasons:
             close(session, row, closing_reasons[row.anomaly_id], at)
             continue
+
         why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
         if why != row.body.get("escalation", ""):
             # Kept with the anomaly, so that whatever shows it says so; the operator may have changed the rules.
@@ -73,8 +75,9 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
             session.add(row)
         if why:
             escalated.append(Anomaly.model_validate(row.body))
+
         if why or platform.mode is Mode.OBSERVE:
-            _announce_open(session, row, None, at)
+            _announce_open(session, row, attempt=None, at=at)
         elif row.body["task_type"] not in attempted_types:
             attempt = _due_attempt(session, platform, row, at)
             if attempt is not None:

@@ -62,10 +62,12 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
     lock(session, f"arms:{experiment_id}")
     experiment = session.get_one(ExperimentRow, experiment_id)
     by_ratings = decided_by_ratings(_objectives(experiment))
+
     options = {"synchronize_session": False}
     pending = (col(AssignmentRow.experiment_id) == experiment_id, *PENDING)
     mark_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
     session.execute(mark_seen, execution_options=options)
+
     overdue = col(AssignmentRow.seen_at) < at - cutoff
     ending = {"excluded": True} if by_ratings else {"success": False}
     fail = (
@@ -75,6 +77,7 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
         .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
     )
     failed = session.execute(fail, execution_options=options).all()
+
     for (share, variant), count in Counter((share, variant) for share, variant in failed).items():
         # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
         arm = _arm_of(session, experiment_id, share, variant)
@@ -82,6 +85,7 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
             arm.excluded += count
         else:
             arm.finished += count
+
         for guard in _guards_of(session, experiment_id, share, variant):
             if guard.guardrail == GuardrailKind.RATED.value:
                 continue  # a share of the tasks that succeeded, and a lost one did not
@@ -111,6 +115,7 @@ def _record_for_experiment(
     experiment = session.get(ExperimentRow, experiment_id)
     if experiment is None or not experiment.exposing:
         return
+
     admitted = _admit(session, experiment, by_task)
     new_row = {"success": None, "excluded": False}
     rows = [assignment.model_dump() | new_row for assignment in admitted.values()]
@@ -119,6 +124,7 @@ def _record_for_experiment(
     for (share, variant), count in counts.items():
         _arm_of(session, experiment_id, share, variant).assigned += count
     session.flush()
+
     outcomes = _outcomes(session, new)
     if outcomes:
         arms = finish_assignments(session, outcomes)
@@ -162,12 +168,14 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     experiment_ids = session.exec(running).all()
     if not experiment_ids:
         return {}
+
     reported = (col(AssignmentRow.experiment_id).in_(experiment_ids), col(AssignmentRow.task_id).in_(outcomes))
     assigned = session.exec(
         select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
     ).all()
     for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
         lock(session, f"arms:{experiment_id}")
+
     # Read again under the locks: an evaluation may have counted a task as lost, or closed an experiment, meanwhile.
     pending = (
         select(AssignmentRow, ExperimentRow)
@@ -187,6 +195,7 @@ def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentR
     assignment.success = success
     assignment.excluded = success is None
     session.add(assignment)
+
     arm_key = (assignment.experiment_id, assignment.treatment_share, assignment.variant)
     arm = _arm_of(session, *arm_key)
     if success is None:
@@ -195,6 +204,7 @@ def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentR
         arm.finished += 1
     if success:
         arm.successes += 1
+
     for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
         if not is_counted(guardrail, objectives, outcome):
             continue

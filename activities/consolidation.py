@@ -53,23 +53,23 @@ class ConsolidationActivities:
                 return Lesson.model_validate(last.lesson)
             cursor = last.ledger_sequence if last else 0
             ends = _ended_cycles(session, cursor)
-            before = memory.remembered(session)
+            remembered = memory.remembered(session)
             learned = list(self._remedies(session, ends))
-        after = patterns.merge(before, learned, at)
-        lesson = patterns.lesson(patterns.judge(before, last.at if last else at), patterns.judge(after, at), at)
-        row = ConsolidationRow(
-            at=at,
-            ledger_sequence=ends[-1].sequence if ends else cursor,
-            lesson=lesson.model_dump(mode="json"),
-        )
+
+        merged = patterns.merge(remembered, learned, at)
+        judged_before = patterns.judge(remembered, last.at if last else at)
+        lesson = patterns.lesson(judged_before, patterns.judge(merged, at), at)
+        read_to = ends[-1].sequence if ends else cursor
+        row = ConsolidationRow(at=at, ledger_sequence=read_to, lesson=lesson.model_dump(mode="json"))
+
         with self._database.transaction() as session:
             lock(session, "memory")
             current = _last_run(session)
             if (current.at if current else None) != (last.at if last else None):
                 raise RuntimeError(f"expected one run at a time, but another ended at {current and current.at}")
-            if last is not None and after == before and row.ledger_sequence == cursor:
+            if last is not None and merged == remembered and read_to == cursor:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
-            memory.keep(session, before, after)
+            memory.keep(session, remembered, merged)
             session.add(row)
             emit(session, MemoryConsolidated(lesson=lesson), SUBJECT, at.isoformat(), at)
         return lesson

@@ -39,6 +39,8 @@ from schema.pace import TRIAL_EVERY_S, Pace
 MARK = "nautilus"
 # After its budget a job records what was left and ends; a worker that is busy meanwhile gets this long at least.
 LEAST_GRACE_S = 15.0
+# Temporal gives it to what has none.
+USUAL_PRIORITY = 3
 # Missed runs are made up for only this far back: a snapshot of yesterday, taken today, measures nothing. What is done
 # once a day is worth doing late.
 SOON, TODAY = timedelta(minutes=10), timedelta(hours=12)
@@ -155,13 +157,13 @@ async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) ->
     return changes
 
 
-def _wanted_state(job: Job, before: JobState | None) -> JobState:
+def _wanted_state(job: Job, current: JobState | None) -> JobState:
     """The declared state, with the elevation and, under the same declaration, the budget that it has now."""
-    declared = JobState(declaration=job.declaration, budget=rules.budget((), (), None, job.declaration))
-    if before is None:
-        return declared
-    budget = before.budget if before.declaration == job.declaration else declared.budget
-    return JobState(declaration=job.declaration, budget=budget, elevation=before.elevation)
+    first_budget = rules.budget(durations_s=(), anomalies=(), health=None, declared=job.declaration)
+    if current is None:
+        return JobState(declaration=job.declaration, budget=first_budget)
+    budget = current.budget if current.declaration == job.declaration else first_budget
+    return JobState(declaration=job.declaration, budget=budget, elevation=current.elevation)
 
 
 async def _remove(client: Client, job_id: str) -> bool:
@@ -190,6 +192,8 @@ async def listed(client: Client) -> list[ScheduledJob]:
 def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> ScheduledJob:
     declaration = state.declaration
     info = stored.description.info
+    next_run = info.next_action_times[0].isoformat() if info.next_action_times else None
+    last_run = info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None
     return ScheduledJob(
         id=job_id,
         when=stored.facts["when"],
@@ -199,13 +203,14 @@ def _scheduled_job(job_id: str, stored: StoredSchedule, state: JobState) -> Sche
         priority=int(stored.facts["priority"]),
         elevated=rules.is_elevated(declaration, state.elevation),
         paused=stored.description.schedule.state.paused,
-        next_run=info.next_action_times[0].isoformat() if info.next_action_times else None,
-        last_run=info.recent_actions[-1].started_at.isoformat() if info.recent_actions else None,
+        next_run=next_run,
+        last_run=last_run,
         note=stored.facts["note"],
     )
 
 
 async def find(client: Client, job_id: str) -> StoredSchedule | None:
+    """The job's schedule as Temporal holds it; None where there is none."""
     try:
         description = await client.get_schedule_handle(job_id).describe()
     except RPCError as error:
@@ -261,6 +266,8 @@ def _change(job_id: str, wanted: dict[str, str], stored: StoredSchedule | None) 
 
 
 async def write_schedule(client: Client, job_id: str, schedule: Schedule, new: bool) -> None:
+    """Create or change a schedule; what somebody paused stays paused."""
+
     def updated(current: ScheduleUpdateInput) -> ScheduleUpdate:
         state = _with_pause_kept(schedule, current.description.schedule.state)
         return ScheduleUpdate(schedule=replace(schedule, state=state))
@@ -284,7 +291,8 @@ def _with_pause_kept(schedule: Schedule, current: ScheduleState) -> ScheduleStat
 
 def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
     """The texts by which a wanted schedule is compared with the stored one, and shown to people."""
-    action, spec = schedule.action, schedule.spec
+    action = schedule.action
+    spec = schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
     # The server returns a cron expression as a calendar, without the expression but with its comment. So `schedule_of`
     # repeats the expression as the comment, and the comment alone is compared.
@@ -316,6 +324,9 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
     budget_reason = f" ({state.budget.reason})" if state.budget.reason else ""
     notes += [job.purpose, f"budget {request.budget_s:g} s{budget_reason}", *pace_notes]
     grace_s = max(request.budget_s, LEAST_GRACE_S)
+    priority = declared.priority or USUAL_PRIORITY
+    if elevated:
+        priority = rules.FIRST
     return Schedule(
         action=ScheduleActionStartWorkflow(
             job.starts,
@@ -324,7 +335,7 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
             task_queue=wire.TASK_QUEUE,
             execution_timeout=timedelta(seconds=request.budget_s + grace_s),
             static_summary=f"{declared.id.value}: {job.purpose}",
-            priority=Priority(priority_key=rules.FIRST if elevated else declared.priority or 3),
+            priority=Priority(priority_key=priority),
             memo={"job": state},
         ),
         spec=spec,

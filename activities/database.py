@@ -71,6 +71,7 @@ def existing(url: str) -> Database:
 
 
 def _sqlite_engine(path: str | None) -> Engine:
+    """An engine whose transactions are durable, and serialized where they write; without a path, in memory."""
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     # The timeout lets a writer wait for another's commit instead of failing; commits last milliseconds.

@@ -91,6 +91,7 @@ class Deliveries:
         return self._notification(self._notifications[subscriber])
 
     async def _start_cycle(self, event: Event) -> None:
+        """Start the cycle on an anomaly whose attempt is due, unless one on the subject is running."""
         detected = read(event)
         if not isinstance(detected, AnomalyDetected):
             raise Undeliverable(f"expected an anomaly, but {event.type.value} with other fields came")
@@ -140,6 +141,7 @@ class Deliveries:
 
     @asynccontextmanager
     async def _webhook(self, declared: Webhook) -> AsyncIterator[Deliver]:
+        """Posts events as signed CloudEvents, over one pool of connections; raises what `judge` makes of an answer."""
         import httpx
 
         signers = _signers(declared, self._environment)
@@ -167,6 +169,7 @@ class Deliveries:
 
     @asynccontextmanager
     async def _notification(self, declared: Notification) -> AsyncIterator[Deliver]:
+        """Sends notices to the services that the target's URLs name; raises Later where one of them did not accept."""
         # Apprise's hundred plug-ins take a second to load, which must not block the event loop.
         target = await asyncio.to_thread(_target, declared, self._environment)
 
@@ -249,6 +252,7 @@ def _secret_mistake(secret: str) -> str | None:
 
 
 def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise":
+    """The services that the declared URLs name; raises Misconfigured for a URL that names none."""
     import apprise
     from apprise.utils.parse import parse_urls
 
@@ -257,7 +261,9 @@ def _target(declared: Notification, environment: Mapping[str, str]) -> "Apprise"
     urls = parse_urls(_secret(declared.url_env, f"notification {declared.name}", environment))
     for number, url in enumerate(urls, 1):
         if not target.add(url):
-            which = f"URL {number} of {len(urls)} in {declared.url_env}" if len(urls) > 1 else declared.url_env
+            which = declared.url_env
+            if len(urls) > 1:
+                which = f"URL {number} of {len(urls)} in {which}"
             raise Misconfigured(f"{which}: {_url_mistake(url)}")
     for service in target:
         service.redirects = False  # whatever its URL says

@@ -97,19 +97,21 @@ def diagnosis_of(
     task_type: str,
     intervals: Sequence[Interval],
     window: Window,
-    counts: tuple[Counts, Counts],
+    counts: Counts,
+    counts_before: Counts,
     objectives: Mapping[str, Guardrail],
     share_details: bool,
 ) -> TaskTypeDiagnosis:
-    """The facts about one task type; `counts` are those of the whole window since its start, and of that before."""
-    since = _outcomes(session, task_type, window.start, None, window.most)
+    """The facts about one task type; `counts` are of the whole window, and `counts_before` of the one before it."""
+    since = _outcomes(session, task_type, window.start, until=None, most=window.most)
     before = _outcomes(session, task_type, window.before, window.start, window.most, without=UNREAD_OF_BEFORE)
     verdicts = [_is_good(objectives, outcome) for outcome in since]
     failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
+
     return TaskTypeDiagnosis(
         task_type=task_type,
-        counts=counts[0],
-        before=counts[1],
+        counts=counts,
+        before=counts_before,
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=tuple(
             DurationSample(duration_s=outcome.duration_s, failure=outcome.failure, reason=outcome.reason)
@@ -167,6 +169,7 @@ def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> 
 
 
 def _figures(tasks: Iterable[TaskOutcome]) -> Figures:
+    """Durations, ratings and cost of some tasks; None for what none of them has."""
     outcomes = list(tasks)
     durations = sorted(outcome.duration_s for outcome in outcomes)
     ratings = [outcome.quality for outcome in outcomes if outcome.quality is not None]
@@ -191,9 +194,11 @@ def _reasons(
     since: Sequence[TaskOutcome], before: Sequence[TaskOutcome], most: int, share_details: bool
 ) -> tuple[ReasonCount, ...]:
     """Failures by reason, the most frequent first; what has no reason of the platform's goes by its kind."""
-    now, then = _by_reason(since), _by_reason(before)
+    now = _by_reason(since)
+    then = _by_reason(before)
     counted = sorted(now.keys() | then.keys(), key=lambda reason: (-len(now[reason]), -len(then[reason]), reason))
-    kept, rest = counted[:most], counted[most:]
+    kept = counted[:most]
+    rest = counted[most:]
     reasons = [
         ReasonCount(
             reason=reason,
@@ -230,10 +235,16 @@ def _examples(failed: Sequence[TaskOutcome]) -> tuple[str, ...]:
     return tuple(examples.values())
 
 
+class _RecordedChange(NamedTuple):
+    """A change and its number in the ledger, which orders changes of one instant; a declaration is before them."""
+
+    change: ParameterChange
+    sequence: int = 0
+
+
 def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:
     """What was declared, promoted and rolled back in the weeks before `at`, the newest first."""
-    since = at - RECENT_CHANGES
-    recorded = []
+    recorded: list[_RecordedChange] = []
     for entry in _swaps(session):
         swap = ledger.read(Promotion, entry.body)
         change = ParameterChange(
@@ -244,14 +255,17 @@ def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterCh
             value=swap.value,
             cycle_id=swap.cycle_id,
         )
-        recorded.append((change.at, entry.sequence, change))
+        recorded.append(_RecordedChange(change, entry.sequence))
+
     # What was changed since keeps no instant of its declaration.
     first = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
     for row, value in zip(first, texts.load(session, [row.value for row in first]), strict=True):
         declared = ParameterChange(parameter=row.key, at=row.changed_at, kind="declared", before=None, value=value)
-        recorded.append((row.changed_at, 0, declared))
-    recorded.sort(key=lambda record: (record[0], record[1], record[2].parameter), reverse=True)
-    return tuple(change for changed_at, _, change in recorded if since <= changed_at)[:MOST_CHANGES]
+        recorded.append(_RecordedChange(declared))
+
+    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
+    since = at - RECENT_CHANGES
+    return tuple(record.change for record in recorded if since <= record.change.at)[:MOST_CHANGES]
 
 
 def _swaps(session: Session) -> Sequence[LedgerRow]:
@@ -272,9 +286,11 @@ def values_by_version(session: Session) -> Values:
     )
     for parameter, design in session.exec(tried.order_by(col(ExperimentRow.queued_at).desc()).limit(MOST_SWAPS)):
         values[parameter, design["base_version"]] = design["control"]
+
     for entry in _swaps(session):
         swap = ledger.read(Promotion, entry.body)
         values[swap.parameter, swap.expected_version + 1] = swap.value
+
     rows = session.exec(select(ParameterRow)).all()
     current = texts.load(session, [row.value for row in rows])
     previous = texts.load(session, [row.previous for row in rows])
@@ -295,17 +311,15 @@ def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEn
         .order_by(col(MetaTaskRow.attempt).desc())
         .limit(MOST_ENDINGS)
     ).all()
+
     endings = []
     for task, proposal, verdict in rows:
-        body = proposal.body if proposal else {}
-        endings.append(
-            PastEnding(
-                cycle_id=task.cycle_id,
-                ending=task.ending or "",
-                parameter=body.get("parameter"),
-                value=body.get("value"),
-                before=values.get((body["parameter"], body["base_version"])) if proposal else None,
-                effect=verdict.body["effect"] if verdict else None,
-            )
-        )
+        facts: dict[str, Any] = {}
+        if proposal is not None:
+            body = proposal.body
+            facts |= {"parameter": body["parameter"], "value": body["value"]}
+            facts["before"] = values.get((body["parameter"], body["base_version"]))
+        if verdict is not None:
+            facts["effect"] = verdict.body["effect"]
+        endings.append(PastEnding(cycle_id=task.cycle_id, ending=task.ending or "", **facts))
     return tuple(endings)

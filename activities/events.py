@@ -26,8 +26,9 @@ def emit(session: Session, data: EventData, subject: str, key: str, at: datetime
     """Announce a change, in its own transaction; the same key announces once for each type of event."""
     # Sequence numbers must become visible in order, or a cursor could pass an event that commits later.
     lock(session, "event")
-    type, body = data.type.value, data.model_dump(mode="json")
-    row = {"key": f"{type}:{key}", "type": type, "subject": subject, "at": at, "data": body}
+    event_type = data.type.value
+    body = data.model_dump(mode="json")
+    row = {"key": f"{event_type}:{key}", "type": event_type, "subject": subject, "at": at, "data": body}
     insert_new(session, EventRow, [row], returning="key")
 
 

@@ -162,7 +162,8 @@ def _settled(request: EvaluationRequest, reading: Reading) -> bool:
 
 def progress(reading: Reading) -> str:
     """One line for the web UI: where an undecided experiment stands."""
-    control, treatment = reading.control, reading.treatment
+    control = reading.control
+    treatment = reading.treatment
     return (
         f"collecting: control {control.successes}/{control.tasks}, treatment {treatment.successes}/{treatment.tasks}, "
         f"log e {reading.log_e:+.2f}"
@@ -175,7 +176,8 @@ def progress_of(database: Database, design: ExperimentDesign) -> str:
         strata = counters(session, design.experiment_id)
     control = sum(stratum.control.tasks for stratum in strata)
     treatment = sum(stratum.treatment.tasks for stratum in strata)
-    old, new = format_value(design.control), format_value(design.treatment)
+    old = format_value(design.control)
+    new = format_value(design.treatment)
     return f"experiment: {control} tasks with {old}, {treatment} with {new}"
 
 

@@ -73,7 +73,7 @@ def trajectory(database: Database, experiment_id: str) -> list[Reading]:
     opened_at = row.opened_at or row.queued_at
     return [
         # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one will do.
-        read(design, _strata(rows[: n + 1]), (), opened_at=opened_at, at=assignment.assigned_at, extended=True)
+        read(design, _strata(rows[: n + 1]), guards=(), opened_at=opened_at, at=assignment.assigned_at, extended=True)
         for n, assignment in enumerate(rows)
         if n % every == 0 or n == len(rows) - 1
     ]
@@ -93,6 +93,7 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 
 
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
+    """The counts of both arms by treatment share, as they would be had only these tasks been assigned."""
     excluded = Counter((row.treatment_share, row.variant) for row in rows if row.excluded)
     counted = Counter((row.treatment_share, row.variant, row.success) for row in rows if not row.excluded)
 

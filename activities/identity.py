@@ -65,7 +65,8 @@ def _key_in_force(session: Session, agent_id: str) -> AgentKeyRow | None:
 
 
 def _revoke(session: Session, key: AgentKeyRow, who: str, why: str, at: datetime) -> None:
-    key.revoked_at, key.why = at, why
+    key.revoked_at = at
+    key.why = why
     session.add(key)
     _record(session, AgentKeyRevoked(public_key=key.public_key, who=who, why=why), key.agent_id, at)
 
@@ -79,7 +80,8 @@ def _record(session: Session, change: AgentKeyRegistered | AgentKeyRevoked, agen
 
 def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: bool) -> str | None:
     """Why a cycle cannot be opened with the proposal of its request, or None."""
-    request, proposal = opening.request, opening.request.proposal
+    request = opening.request
+    proposal = request.proposal
     if proposal is None:
         return None
     key = keys(session).get(proposal.agent_id)

@@ -99,11 +99,13 @@ class MarketActivities:
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
         """What the cycle is decided by: the counts since the onset (of no anomaly, the trailing floor window)."""
-        request, at = opening.request, opening.at
+        request = opening.request
+        at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        window = timedelta(seconds=observatory.floor_window_s)
-        onset = request.anomaly.onset if request.anomaly else at - window
+        onset = at - timedelta(seconds=observatory.floor_window_s)
+        if request.anomaly is not None:
+            onset = request.anomaly.onset
         aims = objectives(session, request.anomaly, observatory)
         return Briefing(
             cycle_id=row.cycle_id,
@@ -112,9 +114,9 @@ class MarketActivities:
             rules=self._platform.cycle,
             parameters=parameter_states(session, self._platform),
             agents=roster(session),
-            baseline=counts_since(session, task_types, onset, None, aims),
+            baseline=counts_since(session, task_types, onset, objectives=aims),
             baselines={
-                declared.name: counts_since(session, [declared.name], onset, None, aims)
+                declared.name: counts_since(session, [declared.name], onset, objectives=aims)
                 for declared in self._platform.task_types
             },
             healthy=healthy_counts(session, task_types, at, observatory, aims),
@@ -127,7 +129,8 @@ class MarketActivities:
         )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
-        request, at = opening.request, opening.at
+        """The next attempt on the subject, recorded with its event."""
+        request = opening.request
         last = session.exec(select(func.max(MetaTaskRow.attempt)).where(MetaTaskRow.subject == request.subject)).one()
         attempt = (last or 0) + 1
         row = MetaTaskRow(
@@ -138,10 +141,10 @@ class MarketActivities:
             workflow_id=opening.workflow_id,
             run_id=opening.run_id,
             anomaly_id=request.anomaly.anomaly_id if request.anomaly else None,
-            opened_at=at,
+            opened_at=opening.at,
         )
         session.add(row)
-        emit(session, MetaTaskOpened(cycle_id=row.cycle_id), row.subject, row.cycle_id, at)
+        emit(session, MetaTaskOpened(cycle_id=row.cycle_id), row.subject, row.cycle_id, opening.at)
         return row
 
     def _task_types(self, opening: CycleOpening) -> list[str]:
@@ -158,7 +161,8 @@ class MarketActivities:
     @activity.defn
     def record_award(self, award: Award, at: datetime) -> None:
         """Record which agent got the meta-task and why."""
-        body, interval_s = award.model_dump(mode="json"), self._platform.observatory.interval_s
+        body = award.model_dump(mode="json")
+        interval_s = self._platform.observatory.interval_s
         with self._database.transaction() as session:
             if write_award(session, award, body, PLATFORM_META, at, interval_s, _tells_of_market(award.cycle_id)):
                 key = f"{award.cycle_id}:{award.agent_id}"

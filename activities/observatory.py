@@ -67,6 +67,7 @@ class ObservatoryActivities:
             lock(session, "anomalies")
             if (recorded := session.get(SnapshotRow, at)) is not None:
                 return Snapshot.model_validate(recorded.body)
+
             tracks = rollups(session, since, until)
             series = histories(tracks, *baseline_window(until, rules))
             active = active_agents(session, since, until, rules.interval_s)
@@ -76,6 +77,7 @@ class ObservatoryActivities:
                 "market_fill_rate": fills,
                 "active_agents": {PLATFORM: activity_intervals(session, active)} if active else {},
             }
+
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             states = recorded_states(session, last, rules) if last else {}
             unusual = unusual_spans(session, self._platform, since, until)
@@ -84,21 +86,22 @@ class ObservatoryActivities:
             snapshot = measure(
                 session, at, rules, tracks=tracks, active=active, fills=fills, detection=detection, measured=measured
             )
-            before = Snapshot.model_validate(last.body).elevation if last else Elevation()
-            elevation = after(before, snapshot.health, at, self._platform.elevation)
+
+            earlier = Snapshot.model_validate(last.body).elevation if last else Elevation()
+            elevation = after(earlier, snapshot.health, at, self._platform.elevation)
             reasons = failures_by_reason(session, until - timedelta(seconds=rules.floor_window_s), until)
             snapshot = snapshot.model_copy(update={"elevation": elevation, "reasons": reasons})
-            if elevation.elevated != before.elevated:
+            if elevation.elevated != earlier.elevated:
                 event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
                 event = event_type(health=snapshot.health, reason=elevation.reason)
                 emit(session, event, "schedules", at.isoformat(), at)
+
             escalated = announce(session, self._platform, detection, at)
             needs = tuple(f"{a.anomaly_id}: {a.escalation}" for a in escalated[:MOST_ESCALATIONS])
             snapshot = snapshot.model_copy(update={"escalations": needs})
+            body = snapshot.model_dump(mode="json")
             detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
-            session.add(
-                SnapshotRow(at=at, health=snapshot.health, body=snapshot.model_dump(mode="json"), detector=detector)
-            )
+            session.add(SnapshotRow(at=at, health=snapshot.health, body=body, detector=detector))
         return snapshot
 
     @activity.defn
@@ -125,10 +128,16 @@ class ObservatoryActivities:
             symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
 
             def diagnosis(name: str) -> TaskTypeDiagnosis:
-                since = counts_since(session, [name], start, at, aims)
-                before = counts_since(session, [name], start - window, start, aims)
-                intervals, about = tracks.get(name, []), windows[name]
-                return diagnosis_of(session, name, intervals, about, (since, before), aims, rules.share_details)
+                return diagnosis_of(
+                    session,
+                    name,
+                    intervals=tracks.get(name, []),
+                    window=windows[name],
+                    counts=counts_since(session, [name], start, at, aims),
+                    counts_before=counts_since(session, [name], start - window, start, aims),
+                    objectives=aims,
+                    share_details=rules.share_details,
+                )
 
             values = values_by_version(session)
             whole = Diagnosis(

@@ -99,6 +99,7 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
         row = session.get(ParameterRow, parameter)
         if row is None or row.version == 1:
             raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
+
         swaps = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
         kinds = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(swaps))
         last_kind = session.exec(kinds.order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
@@ -106,6 +107,7 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
             (value,) = texts.load(session, [row.value])
             back_to = format_value(value)
             raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {back_to}")
+
         (previous,) = texts.load(session, [row.previous])
         back = Promotion(
             cycle_id=f"person:{who}:{row.version}",
@@ -125,18 +127,23 @@ def swap(
     row = session.get_one(ParameterRow, promotion.parameter, with_for_update=True)
     if ledger.recorded(session, key):
         return PromotionResult(swapped=True, version=row.version, reason="recorded before")
-    if (reason := why_stale(row, promotion.expected_version)) is not None:
-        return PromotionResult(swapped=False, version=row.version, reason=reason)
+    stale_because = why_stale(row, promotion.expected_version)
+    if stale_because is not None:
+        return PromotionResult(swapped=False, version=row.version, reason=stale_because)
+
     ledger.append(session, EntryKind(change.type.value), key, promotion.parameter, at, promotion)
     opened = col(ExperimentRow.opened_at).is_not(None)
     for experiment in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
         # Otherwise its tasks, nine in ten under a watch, would go on getting the value that was just rolled back.
         close_experiment(session, experiment, at)
+
     row.previous = row.value
     row.value = texts.store(session, promotion.value)
     row.version += 1
-    row.changed_at, row.changed_by = at, promotion.cycle_id
+    row.changed_at = at
+    row.changed_by = promotion.cycle_id
     session.add(row)
+
     announced = change(
         parameter=promotion.parameter,
         value=promotion.value,

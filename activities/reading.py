@@ -110,7 +110,8 @@ def entries(
     """The ledger's entries, oldest first; of one subject, only the latest ones, or the one of a number."""
     from schema.messages.ledger import LedgerEntry
 
-    statement, values = "SELECT * FROM ledger", dict[str, Value]()
+    statement = "SELECT * FROM ledger"
+    values: dict[str, Value] = {}
     if subject is not None:
         statement += " WHERE subject = :subject"
         values["subject"] = subject

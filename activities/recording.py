@@ -66,85 +66,104 @@ def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: i
     """
     # One order for all writers: the roll-ups before the arms of experiments.
     lock(session, "rollup")
-    expired = session.exec(select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)).first()
-    first_by_task: dict[str, TaskOutcome] = {}
+    subject = OutcomeRow.__tablename__
+    expired_before = session.exec(select(RetentionRow.before).where(RetentionRow.subject == subject)).first()
+
+    def is_too_old(outcome: TaskOutcome) -> bool:
+        return expired_before is not None and outcome.finished_at < expired_before
+
+    # By task id. What was stored before stands; of a new task, the first outcome that was reported.
+    standing: dict[str, TaskOutcome] = {}
     for outcome in outcomes:
-        if expired is None or outcome.finished_at >= expired:
-            first_by_task.setdefault(outcome.task_id, outcome)
-    firsts = list(first_by_task.values())
-    stored: dict[str, TaskOutcome] = {}
-    for n in range(0, len(firsts), RECORDED_AT_A_TIME):
-        stored |= _store_new(session, firsts[n : n + RECORDED_AT_A_TIME], interval_s)
-    new_ids: set[str] = set()
+        if not is_too_old(outcome):
+            standing.setdefault(outcome.task_id, outcome)
+    stored_before = _store_in_batches(session, list(standing.values()), interval_s)
+    standing |= stored_before
 
-    def fate(outcome: TaskOutcome) -> Fate:
-        if expired is not None and outcome.finished_at < expired:
-            return Fate.TOO_OLD
-        if outcome.task_id not in stored and outcome.task_id not in new_ids:
-            new_ids.add(outcome.task_id)
-            return Fate.NEW
-        recorded = stored.get(outcome.task_id) or first_by_task[outcome.task_id]
-        return Fate.KNOWN if outcome == recorded else Fate.CONFLICTING
+    fates: list[Fate] = []
+    unreported_ids = standing.keys() - stored_before.keys()
+    for outcome in outcomes:
+        if is_too_old(outcome):
+            fates.append(Fate.TOO_OLD)
+        elif outcome.task_id in unreported_ids:
+            unreported_ids.remove(outcome.task_id)
+            fates.append(Fate.NEW)
+        elif outcome == standing[outcome.task_id]:
+            fates.append(Fate.KNOWN)
+        else:
+            fates.append(Fate.CONFLICTING)
+    return fates
 
-    return [fate(outcome) for outcome in outcomes]
+
+def _store_in_batches(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
+    """Store the outcomes of tasks that have none yet; the stored outcomes of the other tasks, by task id."""
+    stored_before: dict[str, TaskOutcome] = {}
+    for start in range(0, len(outcomes), RECORDED_AT_A_TIME):
+        stored_before |= _store_new(session, outcomes[start : start + RECORDED_AT_A_TIME], interval_s)
+    return stored_before
 
 
 def _store_new(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
-    """Store the outcomes of tasks that have none yet; the stored outcomes of the other tasks, by task id."""
+    """Store one batch, of at most RECORDED_AT_A_TIME outcomes, and count what is new in it."""
     rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
     table = OutcomeRow.__table__  # type: ignore[attr-defined]
     connection = session.connection()
-    stored = dict[str, TaskOutcome]()
+    stored_before: dict[str, TaskOutcome] = {}
     try:
         # Without the ORM, and as if all were new: a repeated report is rare, and querying for it first takes time.
         with connection.begin_nested():
             connection.execute(insert(table), list(rows.values()))
     except IntegrityError:
         for row in connection.execute(select(table).where(table.c.task_id.in_(list(rows)))).mappings():
-            stored[row["task_id"]] = TaskOutcome.model_validate(dict(row))
+            stored_before[row["task_id"]] = TaskOutcome.model_validate(dict(row))
             del rows[row["task_id"]]
         if not rows:
-            return stored
+            return stored_before
         connection.execute(insert(table), list(rows.values()))
+
     new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
     arms = finish_assignments(session, new)
     roll_up(session, new.values(), arms, interval_s)
-    return stored
+    return stored_before
 
 
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
-    """Delete at most `limit` outcomes that finished before then, and the assignments of experiments closed before then.
+    """Delete at most `limit` outcomes that finished before an instant, and assignments of experiments closed before it.
 
-    Whatever an open experiment may have counted stays. Roll-ups are deleted after ROLLUP_RETENTION. The assignments
-    of an experiment are deleted together, or an audit would take those that are left for all there were.
+    Returns how many of these rows were deleted. Whatever an open experiment may have counted stays. Roll-ups are
+    deleted after ROLLUP_RETENTION. The assignments of an experiment are deleted together, or an audit would take those
+    that are left for all there were.
     """
     lock(session, "rollup")
     running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))
-    before = min(before, session.exec(running).one() or before)
-    expired = session.get(RetentionRow, OutcomeRow.__tablename__) or RetentionRow(
-        subject=OutcomeRow.__tablename__, before=before
-    )
-    expired.before = max(expired.before, before)
-    session.add(expired)
+    oldest_needed = session.exec(running).one() or before
+    cutoff = min(before, oldest_needed)
+    subject = OutcomeRow.__tablename__
+    retention = session.get(RetentionRow, subject) or RetentionRow(subject=subject, before=cutoff)
+    retention.before = max(retention.before, cutoff)
+    session.add(retention)
+
     old = (
         select(OutcomeRow.task_id)
-        .where(col(OutcomeRow.finished_at) < before)
+        .where(col(OutcomeRow.finished_at) < cutoff)
         .order_by(col(OutcomeRow.finished_at))
         .limit(limit)
     )
     deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(old))
+
     assigned = exists().where(col(AssignmentRow.experiment_id) == ExperimentRow.experiment_id)
     closed = (
         select(ExperimentRow.experiment_id)
-        .where(col(ExperimentRow.closed_at) < before, assigned)
+        .where(col(ExperimentRow.closed_at) < cutoff, assigned)
         .order_by(col(ExperimentRow.closed_at))
     )
     for experiment_id in session.exec(closed).all():
         if deleted >= limit:
             return deleted
         deleted += _delete(session, AssignmentRow, col(AssignmentRow.experiment_id) == experiment_id)
+
     for table in (RollupRow, AgentRollupRow, FillRow):
-        _delete(session, table, col(table.start) < before - ROLLUP_RETENTION)
+        _delete(session, table, col(table.start) < cutoff - ROLLUP_RETENTION)
     return deleted
 
 

@@ -70,6 +70,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
     """Gather the facts of [since, until); raises ValueError where it does not end after `since`."""
     if until <= since:
         raise ValueError(f"expected a period that ends after it begins, but {since:%F %T} to {until:%F %T} came")
+
     entries, head, broken = ledger.verify(database)
     own_s = platform.observatory.interval_s
     width_s = own_s * math.ceil(max(NARROWEST_S, (until - since).total_seconds() / INTERVALS) / own_s)
@@ -81,6 +82,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
         changes = _changes(session, platform, since, until)
         issues = _issues(session, changes, since, until)
         agents = _agents(session, since, until)
+
         ended = (col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until)
         # A watch belongs to its experiment.
         experiments = (
@@ -89,6 +91,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
             or_(col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.closed_at) >= since),
         )
         newest = select(ExperimentRow).where(*experiments).order_by(col(ExperimentRow.queued_at).desc())
+        drawn = [_experiment(database, session, row, until) for row in session.exec(newest.limit(EXPERIMENTS))]
         return Report(
             since=since,
             until=until,
@@ -101,9 +104,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
             issues=issues[:LISTED],
             issue_states=Counter(issue.state for issue in issues if issue.anomaly.detected_at >= since),
             endings=_count(session, MetaTaskRow.ending, *ended),
-            experiments=tuple(
-                _experiment(database, session, row, until) for row in session.exec(newest.limit(EXPERIMENTS))
-            ),
+            experiments=tuple(drawn),
             experiments_total=session.exec(select(func.count()).where(*experiments)).one(),
             agents=agents[:LISTED],
             agents_total=len(agents),
@@ -145,6 +146,7 @@ def _stretches(
     starts = sorted({interval.start for interval in intervals})
     if not starts:
         return None, None
+
     width = timedelta(seconds=interval_s)
     begin, end = starts[0], starts[-1] + width
     shortest = max(width, min(2 * width, (end - begin) / 2))
@@ -175,6 +177,7 @@ def _changes(session: Session, platform: Platform, since: datetime, until: datet
     rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))).all()
     task_types = {parameter.key: parameter.task_types for parameter in platform.parameters}
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
+
     changes = []
     for row in rows:
         promotion = _body(Promotion, row.body)
@@ -200,13 +203,16 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
         or_(col(AnomalyRow.detected_at) >= since, col(AnomalyRow.closed_at).is_(None)),
     )
     rows = session.exec(select(AnomalyRow).where(*in_period).order_by(col(AnomalyRow.detected_at).desc())).all()
+
     cycles_by_anomaly = defaultdict(list)
     joined = select(MetaTaskRow).join(AnomalyRow, col(AnomalyRow.anomaly_id) == MetaTaskRow.anomaly_id)
     for task in session.exec(joined.where(*in_period)).all():
         cycles_by_anomaly[task.anomaly_id].append(task)
+
     acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
     by_hand = set(session.exec(acted).all())
     taken_back = _taken_back(changes)
+
     issues = []
     for row in rows:
         cycles = cycles_by_anomaly[row.anomaly_id]
@@ -215,8 +221,10 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
             state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
         elif fix.cycle_id in taken_back:
             state = IssueState.TAKEN_BACK
+        elif fix.cycle_id in by_hand:
+            state = IssueState.FIXED_BY_PERSON
         else:
-            state = IssueState.FIXED_BY_PERSON if fix.cycle_id in by_hand else IssueState.FIXED
+            state = IssueState.FIXED
         over_at = fix.ended_at if fix else row.closed_at
         anomaly = Anomaly.model_validate(row.body)
         issues.append(Issue(anomaly=anomaly, state=state, attempts=len(cycles), over_at=over_at))
@@ -225,9 +233,11 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
 
 def _taken_back(changes: Iterable[RecordedChange]) -> set[str]:
     """The cycles whose promotion was rolled back: a rollback starts from the very version that the promotion made."""
-    promotions, rolled_back = {}, set()
+    promotions: dict[tuple[str, int], str] = {}
+    rolled_back: set[tuple[str, int]] = set()
     for change in changes:
-        parameter, version = change.promotion.parameter, change.promotion.expected_version
+        parameter = change.promotion.parameter
+        version = change.promotion.expected_version
         if change.rolled_back:
             rolled_back.add((parameter, version - 1))
         else:
@@ -249,20 +259,26 @@ def _escalations(session: Session, *ended: ColumnElement[bool]) -> tuple[CycleEn
 
 
 def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
+    """How an experiment went, from its proposal and vote to its latest reading and the watch that came after it."""
     ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
     end = _body(CycleEnd, ended) if ended else None
     proposed = session.get(ProposalRow, row.cycle_id)
     ballots = session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id)).all()
     watched = session.get(ExperimentRow, f"{row.experiment_id}.watch")
+
     reading = _reading(session, row, until)
     finished = reading.control.tasks + reading.treatment.tasks if reading else 0
     points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
+
     if end is not None:
         outcome, reason = end.ending.replace("_", " "), end.reason
     elif row.closed_at is not None and reading is not None:
         outcome, reason = reading.decision.value, reading.reason
+    elif row.opened_at is not None:
+        outcome, reason = "running", "it runs"
     else:
-        outcome, reason = ("running", "it runs") if row.opened_at else ("waiting", "it waits for its turn")
+        outcome, reason = "waiting", "it waits for its turn"
+
     return ExperimentRecord(
         design=ExperimentDesign.model_validate(row.design),
         outcome=outcome,
@@ -287,7 +303,8 @@ def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading |
         return recorded
     design = ExperimentDesign.model_validate(row.design)
     # `extended` avoids the calibration of a threshold, which takes seconds: nothing is decided here.
-    reading = read(design, counters(session, row.experiment_id), (), opened_at=row.opened_at, at=until, extended=True)
+    strata = counters(session, row.experiment_id)
+    reading = read(design, strata, guards=(), opened_at=row.opened_at, at=until, extended=True)
     return reading.model_copy(update={"decision": Decision.CONTINUE, "interval": None})
 
 
@@ -314,10 +331,12 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
     by = (col(StandingRow.agent_id), col(StandingRow.result))
     for agent_id, result, count in session.exec(select(*by, func.count()).where(*inside).group_by(*by)):
         results[agent_id][result] = count
+
     last = select(StandingRow.agent_id, func.max(StandingRow.at).label("at")).where(col(StandingRow.at) < since)
     newest = last.group_by(col(StandingRow.agent_id)).subquery()
     same = and_(col(StandingRow.agent_id) == newest.c.agent_id, col(StandingRow.at) == newest.c.at)
-    standing = {row.agent_id: row.standing for row in session.exec(select(StandingRow).join(newest, same))}
+    standing_before = {row.agent_id: row.standing for row in session.exec(select(StandingRow).join(newest, same))}
+
     earned = _net(session, col(TransferRow.at) >= since, col(TransferRow.at) < until)
     balance = _net(session)
     agents = [
@@ -325,7 +344,7 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
             agent_id=agent.agent_id,
             operator=agent.operator,
             suspended=agent.suspended,
-            standing_before=standing.get(agent.agent_id, NEWCOMER_STANDING),
+            standing_before=standing_before.get(agent.agent_id, NEWCOMER_STANDING),
             standing=agent.standing,
             results=results[agent.agent_id],
             earned=earned[agent.agent_id],

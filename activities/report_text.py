@@ -96,21 +96,26 @@ def issue_counts(facts: Report) -> list[tuple[str, str]]:
 def text(facts: Report) -> str:
     """The report in at most 40 lines of plain text, for a notification."""
     lines = [f"Nautilus, {facts.since:%d %b %Y %H:%M} to {facts.until:%d %b %Y %H:%M} UTC", ""]
+
     lines += compared(facts)
     for name, ends in headline(facts):
         start, end = (f"{figure} ({counts})" if counts else figure for figure, counts in ends)
         lines.append(f"{name}: {start} -> {end}")
     lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
+
     still_open = [issue.anomaly for issue in facts.issues if issue.state is IssueState.OPEN]
+    needing = [f"{anomaly.subject}: {one_line(anomaly.escalation, 160)}" for anomaly in escalated(facts)]
     earners = [agent for agent in facts.agents if agent.earned]
     lines += _first("changes", [_changed(change) for change in facts.changes], 5)
     lines += _first("experiments", [_tested(experiment) for experiment in facts.experiments], 4)
     lines += _first("open anomalies", [one_line(anomaly.reason, 160) for anomaly in still_open], 3)
     lines += _for_people(facts)
-    needing = [f"{anomaly.subject}: {one_line(anomaly.escalation, 160)}" for anomaly in escalated(facts)]
     lines += _first("a person is needed", needing, 3)
     lines += _first("agents", [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in earners], 3)
-    chain = one_line(facts.ledger_broken, 160) if facts.ledger_broken else f"unbroken, head {facts.ledger_head[:16]}"
+
+    chain = f"unbroken, head {facts.ledger_head[:16]}"
+    if facts.ledger_broken:
+        chain = one_line(facts.ledger_broken, 160)
     lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
     return "\n".join(lines)
 

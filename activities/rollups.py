@@ -85,6 +85,7 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
         totals[cell["start"], cell["task_type"]].update(sums)
     if not agent_rows:
         return
+
     stored = _stored(session, groups)
     rows = []
     for (start, task_type), group in groups.items():
@@ -95,6 +96,7 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
         row |= _merged_sketches(group, stored_row)
         row["reasons"] = merged([stored_row.get("reasons", {}), by_reason(group)])
         rows.append(row)
+
     dialect = session.get_bind().dialect.name
     session.execute(_upsert(RollupRow, dialect), rows)
     session.execute(_upsert(AgentRollupRow, dialect), agent_rows)
@@ -268,6 +270,7 @@ def histories(
         "success_rate": {name: [_interval(r, r.tasks, r.successes) for r in track] for name, track in tracks.items()},
         "throughput": {name: [_interval(r, r.tasks, r.tasks) for r in track] for name, track in tracks.items()},
     }
+
     for task_type, track in tracks.items():
         baseline = together(rollup for rollup in track if start <= rollup.start < end)
         for metric, (field, share, beyond) in SHARES.items():

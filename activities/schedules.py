@@ -170,6 +170,7 @@ class ScheduleActivities:
         return lines
 
     async def _end_abandoned_tasks(self, at: datetime) -> list[str]:
+        """End tasks whose workflow closed without settling them, as where a person terminated it; a line for each."""
         lines = []
         closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
         recent = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"

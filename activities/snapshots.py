@@ -120,10 +120,12 @@ def measure(
     by_type = {name: together(track) for name, track in recent.items() if track}
     everything = together(by_type.values())
     whole = measures(everything)
+
     fill_counts = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in fills.items()}
     registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
     recently_active = set[str]().union(*(agent_ids for start, agent_ids in active.items() if start >= since))
     usual = healthy_counts(session, sorted(tracks), at, rules)
+
     window = _Window(
         success_rate=everything.counts.rate,
         mean_quality=whole.mean_quality,
@@ -134,6 +136,7 @@ def measure(
         usual_throughput_per_h=usual.tasks * 3_600 / rules.baseline_s if usual else None,
     )
     score = _health(window, tracks, measured)
+
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
@@ -163,6 +166,7 @@ class _Window(NamedTuple):
 
 
 def _health(window: _Window, tracks: Mapping[str, Sequence[Rollup]], measured: Collection[str]) -> Health:
+    """The health score of the window; what was never measured here takes no part in it."""
     # A platform that never ran a task is not healthy merely because no agent is missing.
     has_run = bool(tracks) or "success" in measured
     # A market with nothing to fill counts as measured, and as full.

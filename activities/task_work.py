@@ -18,6 +18,7 @@ from activities.task_runner import Execution, TaskRunner
 from activities.tasks import settle
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment
+from schema.messages.market import Award
 from schema.messages.observatory import detail_of
 from schema.messages.platform import Platform
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, WorkOrder, WorkResult
@@ -77,33 +78,28 @@ class TaskWork:
         return None
 
     def _execute(self, order: WorkOrder, at: datetime) -> Settlement:
+        """Do the task with the parameters of its arm, and settle it, unless an earlier attempt has."""
         request = order.request
         with self._database.reading() as session:
             task = session.get_one(TaskRow, request.task_id)
             if task.settlement is not None:
                 return Settlement.model_validate(task.settlement)
+
         resolution = self._resolver.resolve_task(request.task_type, request.task_id, at)
         if resolution.assignments:
             with self._database.transaction() as session:
                 record_assignments(session, resolution.assignments, self._platform.observatory.interval_s)
         execution = self._run(request, resolution.values)
-        result = execution.result
-        failed_because = f"{execution.failure}: {execution.detail}"[:2_000]
         settlement = Settlement(
             request=request,
-            ending=TaskEnding.DONE if result else TaskEnding.FAILED,
-            reason=f"done by {order.award.agent_id}" if result else failed_because,
             started_at=at,
             at=at + timedelta(seconds=execution.duration_s),
             duration_s=execution.duration_s,
             agent_id=order.award.agent_id,
-            price=order.award.price if result else 0,
             failure=execution.failure,
-            quality=result.quality if result else None,
-            summary=result.summary[:2_000] if result else "",
-            details=result.details if result else {},
             failure_reason=execution.reason,
             failure_detail=detail_of(execution.detail),
+            **_ending_of(execution, order.award),
         )
         with self._database.transaction() as session:
             return settle(session, settlement, self._platform.observatory.interval_s)
@@ -112,6 +108,22 @@ class TaskWork:
         key = self._limits[request.task_type]
         limit_s = float(values[key]) if key else DEFAULT_LIMIT_S
         return self._runner.run(request.task_type, request.payload, values, limit_s)
+
+
+def _ending_of(execution: Execution, award: Award) -> dict[str, Any]:
+    """The fields of a settlement that depend on whether the execution has a result."""
+    result = execution.result
+    if result is None:
+        reason = f"{execution.failure}: {execution.detail}"[:2_000]
+        return {"ending": TaskEnding.FAILED, "reason": reason}
+    return {
+        "ending": TaskEnding.DONE,
+        "reason": f"done by {award.agent_id}",
+        "price": award.price,
+        "quality": result.quality,
+        "summary": result.summary[:2_000],
+        "details": result.details,
+    }
 
 
 async def _with_heartbeats(work: Coroutine[Any, Any, T]) -> T:

@@ -4,7 +4,9 @@ A settlement is one transaction: the outcome, the payment, the standing it earne
 idempotent, so a task has one outcome and is paid once, however often workers die.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlmodel import Session, select
 from temporalio import activity
@@ -55,17 +57,21 @@ def task_types(session: Session, platform: Platform) -> list[TaskTypeListing]:
 
 def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlement:
     """Write how a task ended, with all that hangs on it, once; the settlement that stands."""
-    request, at, agent_id = settlement.request, settlement.at, settlement.agent_id
+    request = settlement.request
+    agent_id = settlement.agent_id
     task = session.get_one(TaskRow, request.task_id, with_for_update=True)
     if task.settlement is not None:
         return Settlement.model_validate(task.settlement)
+
     if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
         record_outcomes(session, [_outcome_of(settlement)], interval_s)
     if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):
-        count_fill(session, request.task_type, at, False, interval_s)
+        count_fill(session, request.task_type, settlement.at, awarded=False, interval_s=interval_s)
     if agent_id is not None:
         _reward(session, settlement, agent_id)
-    task.ended_at, task.ending = at, settlement.ending.value
+
+    task.ended_at = settlement.at
+    task.ending = settlement.ending.value
     task.settlement = settlement.model_dump(mode="json")
     session.add(task)
     _announce(session, settlement)
@@ -91,11 +97,13 @@ def _outcome_of(settlement: Settlement) -> TaskOutcome:
 
 def _reward(session: Session, settlement: Settlement, agent_id: str) -> None:
     """Pay the agent, and let the result move its standing."""
-    request, at = settlement.request, settlement.at
+    request = settlement.request
+    at = settlement.at
     work_id = task_workflow_id(request.task_id)
     if settlement.price:
         payer = f"{REQUESTER}{request.requester or 'unnamed'}"
         transfer(session, f"reward:{work_id}", payer, agent_id, settlement.price, at, settlement.reason)
+
     result = Standing(
         cycle_id=work_id,
         agent_id=agent_id,
@@ -109,7 +117,9 @@ def _reward(session: Session, settlement: Settlement, agent_id: str) -> None:
 
 
 def _announce(session: Session, settlement: Settlement) -> None:
-    request, is_done = settlement.request, settlement.ending is TaskEnding.DONE
+    """Emit the event that notifies the requester, with the report of a task that is done, or else the reason."""
+    request = settlement.request
+    is_done = settlement.ending is TaskEnding.DONE
     by = f" by {settlement.agent_id}" if settlement.agent_id else ""
     text = settlement.reason
     if is_done:
@@ -173,21 +183,17 @@ class TaskActivities:
                 return briefing.model_copy(update={"refusal": refusal})
             if briefing.duplicate:
                 return briefing
-            built_in = not task_type.executor
-            agents = roster(session, request.task_type)
-            if not built_in:
-                agents = tuple(agent for agent in agents if not agent.built_in)
-            if not task_type.direct:
-                check_share = self._platform.market.check_share if built_in else 0.0
-                update = {"agents": agents, "built_in": built_in, "check_share": check_share}
-                return briefing.model_copy(update=update)
-            if built_in:
-                candidates = [agent for agent in agents if agent.built_in]
-            else:
-                candidates = [agent for agent in agents if agent.agent_id == task_type.executor]
-            award = self._award_direct(session, opening, briefing, task, candidates)
-            senders = () if built_in else tuple(candidates)  # a built-in agent sends nothing
-            update = {"agents": senders, "built_in": built_in, "award": award, "most_awards": 1}
+
+            candidates = _candidates(task_type, roster(session, request.task_type))
+            update: dict[str, Any] = {"agents": candidates, "built_in": not task_type.executor}
+            if task_type.direct:
+                update["award"] = self._award_direct(session, opening, briefing, task, candidates)
+                update["most_awards"] = 1
+                # The agents of a briefing are those that may send messages, and a built-in one sends nothing.
+                update["agents"] = tuple(agent for agent in candidates if not agent.built_in)
+            elif not task_type.executor:
+                # Only work that the platform can do itself can be done again, to compare.
+                update["check_share"] = self._platform.market.check_share
             return briefing.model_copy(update=update)
 
     def _briefing(self, request: TaskRequest, *, duplicate: bool) -> TaskBriefing:
@@ -209,17 +215,19 @@ class TaskActivities:
         opening: TaskOpening,
         briefing: TaskBriefing,
         task: TaskRow,
-        candidates: list[Agent],
+        candidates: Sequence[Agent],
     ) -> Award | None:
-        work_id = task_workflow_id(task.task_id)
+        """Award a task that has no bidding window; None where no candidate can take it."""
+        # An earlier attempt may have awarded it, and loads have changed since: that award stands.
         if task.agent_id is not None:
-            return Award.model_validate(session.get_one(AwardRow, (work_id, task.agent_id)).body)
-        choice = bidding.direct(task.task_id, candidates)
-        if choice is None:
+            return _recorded_award(session, task.task_id, task.agent_id)
+        best = bidding.direct(task.task_id, candidates)
+        if best is None:
             return None
-        agent, score = choice
+
+        agent, score = best
         award = Award(
-            cycle_id=work_id,
+            cycle_id=task_workflow_id(task.task_id),
             agent_id=agent.agent_id,
             price=briefing.price,
             score=score,
@@ -227,7 +235,8 @@ class TaskActivities:
             deadline=opening.at + timedelta(seconds=briefing.result_window_s),
             built_in=agent.built_in and briefing.built_in,
         )
-        _award(session, task, award, (), opening.at, self._platform.observatory.interval_s)
+        interval_s = self._platform.observatory.interval_s
+        _record_award(session, task, award, ranking=(), at=opening.at, interval_s=interval_s)
         return award
 
     @activity.defn
@@ -236,13 +245,15 @@ class TaskActivities:
 
         While none has room it asks to be retried; the retries are not history.
         """
-        request, work_id = order.request, task_workflow_id(order.request.task_id)
+        request = order.request
+        work_id = task_workflow_id(request.task_id)
         with self._database.transaction() as session:
             # Two awards at once must not both see an agent's last free place.
             lock(session, "award")
             task = session.get_one(TaskRow, request.task_id)
             if task.agent_id is not None:
-                return Award.model_validate(session.get_one(AwardRow, (work_id, task.agent_id)).body)
+                return _recorded_award(session, task.task_id, task.agent_id)
+
             agents = {a.agent_id: a for a in roster(session, request.task_type) if not a.suspended}
             bids = [bid for bid in order.bids if bid.agent_id in agents]
             ranked = bidding.rank(work_id, bids, agents, order.price)
@@ -257,8 +268,10 @@ class TaskActivities:
                     deadline=order.at + timedelta(seconds=order.result_window_s),
                     built_in=order.built_in and agents[best.bid.agent_id].built_in,
                 )
-                _award(session, task, award, ranked, order.at, self._platform.observatory.interval_s)
+                interval_s = self._platform.observatory.interval_s
+                _record_award(session, task, award, ranking=ranked, at=order.at, interval_s=interval_s)
                 return award
+
         if not ranked:
             return None
         raise ApplicationError(
@@ -278,29 +291,8 @@ class TaskActivities:
         """Add a task type, or change one's own. What it may not be is refused and not retried."""
         with self._database.transaction() as session:
             lock(session, f"task_type:{registration.name}")
-            agent = session.get(AgentRow, registration.agent_id)
-            authentication_failure = identity.refusal(
-                registration,
-                registration.workflow_id,
-                registration.message_id,
-                wire.TYPE_REGISTRATION,
-                keys(session).get(registration.agent_id),
-                self._platform.unsigned_agents,
-            )
-            if authentication_failure is not None:
-                raise _refused(authentication_failure)
-            if agent is None or agent.suspended or agent.built_in:
-                raise _refused(
-                    f"expected a registered agent in good standing with an executor of its own, "
-                    f"but {registration.agent_id} is not one"
-                )
-            if any(registration.name == declared.name for declared in self._platform.task_types):
-                raise _refused(f"expected a new task type, but the platform itself runs {registration.name}")
-            existing = session.get(TaskTypeRow, registration.name)
-            if existing is not None and existing.operator != agent.operator:
-                raise _refused(
-                    f"expected a task type of {agent.operator}, but {registration.name} is {existing.operator}'s"
-                )
+            agent = self._registering_agent(session, registration)
+            self._check_type_name(session, registration.name, agent.operator)
             row = TaskTypeRow(
                 name=registration.name,
                 operator=agent.operator,
@@ -313,18 +305,68 @@ class TaskActivities:
             row = session.merge(row)
             return TaskTypeListing(**row.model_dump(exclude={"agent_id"}), executor=row.agent_id)
 
+    def _registering_agent(self, session: Session, registration: TypeRegistration) -> AgentRow:
+        """The agent that a registration names, which signed it and may bring a task type; otherwise it is refused."""
+        authentication_failure = identity.refusal(
+            registration,
+            registration.workflow_id,
+            registration.message_id,
+            wire.TYPE_REGISTRATION,
+            keys(session).get(registration.agent_id),
+            self._platform.unsigned_agents,
+        )
+        if authentication_failure is not None:
+            raise _refused(authentication_failure)
+
+        agent = session.get(AgentRow, registration.agent_id)
+        if agent is None or agent.suspended or agent.built_in:
+            raise _refused(
+                f"expected a registered agent in good standing with an executor of its own, "
+                f"but {registration.agent_id} is not one"
+            )
+        return agent
+
+    def _check_type_name(self, session: Session, name: str, operator: str) -> None:
+        """Refuse a task type that the platform declares, or that another operator brought."""
+        if any(name == declared.name for declared in self._platform.task_types):
+            raise _refused(f"expected a new task type, but the platform itself runs {name}")
+        existing = session.get(TaskTypeRow, name)
+        if existing is not None and existing.operator != operator:
+            raise _refused(f"expected a task type of {operator}, but {name} is {existing.operator}'s")
+
+
+def _candidates(task_type: TaskTypeListing, agents: Sequence[Agent]) -> tuple[Agent, ...]:
+    """The agents that may be awarded a task of this type.
+
+    One that an agent brought is for external executors: where it is direct, for that agent's own. A direct one that
+    the platform does itself is for its built-in agents. For any other, every agent may bid.
+    """
+    if task_type.executor:
+        external = tuple(agent for agent in agents if not agent.built_in)
+        if task_type.direct:
+            return tuple(agent for agent in external if agent.agent_id == task_type.executor)
+        return external
+    if task_type.direct:
+        return tuple(agent for agent in agents if agent.built_in)
+    return tuple(agents)
+
 
 def _refused(reason: str) -> ApplicationError:
     return ApplicationError(reason, type="refused", non_retryable=True)
 
 
-def _award(
-    session: Session, task: TaskRow, award: Award, ranked: tuple[RankedBid, ...], at: datetime, interval_s: int
+def _recorded_award(session: Session, task_id: str, agent_id: str) -> Award:
+    return Award.model_validate(session.get_one(AwardRow, (task_workflow_id(task_id), agent_id)).body)
+
+
+def _record_award(
+    session: Session, task: TaskRow, award: Award, *, ranking: Sequence[RankedBid], at: datetime, interval_s: int
 ) -> None:
+    """Give the task to the agent, with the best bids of the `ranking` beside the award, and announce it."""
     task.agent_id = award.agent_id
     session.add(task)
     body = award.model_dump(mode="json")
-    others = [{"agent_id": r.bid.agent_id, "score": r.score, "reason": r.reason} for r in ranked[:KEPT_BIDS]]
+    others = [{"agent_id": r.bid.agent_id, "score": r.score, "reason": r.reason} for r in ranking[:KEPT_BIDS]]
     write_award(session, award, body | {"ranking": others}, task.task_type, at, interval_s)
     key = f"{award.cycle_id}:{award.agent_id}"
     emit(session, TaskAwarded(task_id=task.task_id, award=award), award.cycle_id, key, at)

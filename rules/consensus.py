@@ -71,7 +71,8 @@ def tally(
     for ballot in ballots.values():
         counts[ballot.choice] += 1
         cast[ballot.choice] += weights[ballot.agent_id]
-    approve, reject = cast[Choice.APPROVE], cast[Choice.REJECT]
+    approve = cast[Choice.APPROVE]
+    reject = cast[Choice.REJECT]
 
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
@@ -84,11 +85,12 @@ def tally(
     accepted = quorum and _carries(approve, reject, needed)
     certain_yes = quorum and _carries(approve, reject + open_weight, needed)
     certain_no = len(reachable) < rules.minimum_ballots or not _carries(approve + open_weight, reject, needed)
-    shares = f"{approve:g} for and {reject:g} against by weight, {needed:.0%} needed"
+
     if not quorum:
         reason = f"ballots for or against of {len(operators)} operators, {rules.minimum_ballots} needed"
     else:
-        reason = f"{'carried' if accepted else 'not carried'}: {shares}"
+        outcome = "carried" if accepted else "not carried"
+        reason = f"{outcome}: {approve:g} for and {reject:g} against by weight, {needed:.0%} needed"
     return Tally(
         approve=counts[Choice.APPROVE],
         reject=counts[Choice.REJECT],

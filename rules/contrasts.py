@@ -78,7 +78,9 @@ def running_at_start(spans: Sequence[tuple[datetime, datetime]]) -> list[int | N
             running.append(None)
             continue
         begun = bisect_right(starts, start) - 1
-        over = bisect_right(ends, start) - (1 if end <= start else 0)
+        over = bisect_right(ends, start)
+        if end <= start:
+            over -= 1  # itself
         running.append(begun - over)
     return running
 
@@ -98,6 +100,7 @@ def _groups(tasks: Sequence[Task]) -> list[list[Split]]:
 
 
 def _by_value(name: str, values: Sequence[tuple[str, bool]]) -> list[Split]:
+    """The tasks with each of the commonest values against all others, where both are enough to compare."""
     tasks = Counter(value for value, _ in values)
     good = Counter(value for value, is_good in values if is_good)
     whole = Counts(tasks=len(values), successes=good.total())
@@ -114,9 +117,11 @@ def _by_value(name: str, values: Sequence[tuple[str, bool]]) -> list[Split]:
 
 
 def _by_bound(name: str, values: Sequence[tuple[float, bool]]) -> list[Split]:
+    """The tasks over each of some quantiles against the others, where both are enough to compare."""
     ordered = sorted(value for value, _ in values)
     good = sorted(value for value, is_good in values if is_good)
     bounds = sorted({_bound_below(ordered, ordered[int(share * len(ordered))]) for share in SPLITS})
+
     splits = []
     for bound in bounds:
         over = len(ordered) - bisect_right(ordered, bound)
@@ -151,7 +156,8 @@ def _contrast(split: Split, level: float) -> Contrast:
     excludes_zero = low > 0 or high < 0
     if excludes_zero and fisher(split.counts, split.rest) > level:
         # Far out in the tails the score interval of a small part is too short, most of all where failures are rare.
-        low, high = min(low, 0.0), max(high, 0.0)
+        low = min(low, 0.0)
+        high = max(high, 0.0)
     return Contrast(**split._asdict(), difference=_difference(split), interval=(low, high))
 
 
@@ -170,8 +176,10 @@ def newcombe(counts: Counts, rest: Counts, level: float) -> tuple[float, float]:
     Wilson's interval of each share.
     """
     z = -NormalDist().inv_cdf(level / 2)
-    share, other = counts.successes / counts.tasks, rest.successes / rest.tasks
-    (low, high), (other_low, other_high) = wilson(*_pair(counts), z), wilson(*_pair(rest), z)
+    share = counts.successes / counts.tasks
+    low, high = wilson(*_pair(counts), z)
+    other = rest.successes / rest.tasks
+    other_low, other_high = wilson(*_pair(rest), z)
     below = math.hypot(share - low, other_high - other)
     above = math.hypot(high - share, other - other_low)
     return max(-1.0, share - other - below), min(1.0, share - other + above)
@@ -183,8 +191,10 @@ def _pair(counts: Counts) -> tuple[int, int]:
 
 def fisher(counts: Counts, rest: Counts) -> float:
     """Twice the smaller tail of Fisher's exact test: how likely so unequal a split is where it makes no difference."""
-    tasks, good = counts.tasks + rest.tasks, counts.successes + rest.successes
-    least, most = max(0, good - rest.tasks), min(good, counts.tasks)
+    tasks = counts.tasks + rest.tasks
+    good = counts.successes + rest.successes
+    least = max(0, good - rest.tasks)
+    most = min(good, counts.tasks)
     lower = _tail(range(least, counts.successes + 1), counts.tasks, good, tasks)
     upper = _tail(range(counts.successes, most + 1), counts.tasks, good, tasks)
     return min(1.0, 2 * min(lower, upper))

@@ -56,7 +56,10 @@ def _line(text: str) -> str:
 
 
 def _seen(state: CycleState) -> list[str]:
-    briefing, anomaly, proposal = state.briefing, state.request.anomaly, state.proposal
+    """What the records show, what the proposer said of it, and what the experiment and the watch did."""
+    briefing = state.briefing
+    anomaly = state.request.anomaly
+    proposal = state.proposal
     lines = [anomaly.reason] if anomaly else []
     lines.append(f"since the onset: {_good(briefing.baseline)}")
     lines.append(f"before: {_good(briefing.healthy or Counts())}")
@@ -78,13 +81,17 @@ def _good(counts: Counts) -> str:
 
 
 def _since(state: CycleState) -> list[str]:
-    briefing, anomaly = state.briefing, state.request.anomaly
+    """Since when it is so, and for how many attempts."""
+    briefing = state.briefing
+    anomaly = state.request.anomaly
     lines = []
     if anomaly is not None:
         lines.append(f"it began {anomaly.onset:%Y-%m-%d %H:%M:%S} UTC")
         lines.append(f"it was detected {anomaly.detected_at:%Y-%m-%d %H:%M:%S} UTC")
-    failed = f"; {briefing.failed_attempts} in a row before it promoted nothing" if briefing.failed_attempts else ""
-    lines.append(f"this was attempt {briefing.attempt}{failed}")
+    attempt = f"this was attempt {briefing.attempt}"
+    if briefing.failed_attempts:
+        attempt += f"; {briefing.failed_attempts} in a row before it promoted nothing"
+    lines.append(attempt)
     return lines
 
 
@@ -104,12 +111,16 @@ def _stands_out(state: CycleState) -> list[str]:
 
 def _findings(state: CycleState) -> list[tuple[str, Evidence]]:
     """Every agent's first finding, then every agent's second: twenty of one agent must not hide the others'."""
-    found = {agent_id: decline.findings for agent_id, decline in state.declines.items()}
+    by_agent = {agent_id: decline.findings for agent_id, decline in state.declines.items()}
     if state.proposal is not None:
-        found[state.proposal.agent_id] = state.proposal.evidence
-    rounds = zip_longest(*found.values())
-    pairs = [zip(found, findings, strict=True) for findings in rounds]
-    return [(agent_id, evidence) for pair in pairs for agent_id, evidence in pair if evidence is not None]
+        by_agent[state.proposal.agent_id] = state.proposal.evidence
+
+    findings: list[tuple[str, Evidence]] = []
+    for one_of_each in zip_longest(*by_agent.values()):
+        for agent_id, evidence in zip(by_agent, one_of_each, strict=True):
+            if evidence is not None:
+                findings.append((agent_id, evidence))
+    return findings
 
 
 def _finding(evidence: Evidence) -> str:
@@ -152,10 +163,14 @@ def _attempt(attempt: PastEnding) -> str:
 
 
 def _look_at(state: CycleState) -> list[str]:
-    lines = [f"{agent_id}: {decline.reason}" for agent_id, decline in state.declines.items()][:MOST_REASONS]
+    """What is left to decide, the agents' reasons to decline, and what was not tried; then where the records are."""
+    lines = []
     if state.promotion is None and state.reading is not None and state.reading.decision is Decision.PROMOTE:
         change = f"{state.proposed.parameter} = {format_value(state.proposed.value)}"
-        lines.insert(0, f"the evidence is for {change}, and it is not production: whether to set it")
+        lines.append(f"the evidence is for {change}, and it is not production: whether to set it")
+    reasons = [f"{agent_id}: {decline.reason}" for agent_id, decline in state.declines.items()]
+    lines += reasons[:MOST_REASONS]
+
     tried = {attempt.parameter for attempt in _attempts(state)}
     declared = [parameter.declaration.key for parameter in _touching(state)]
     untried = [key for key in declared if key not in tried]
@@ -163,6 +178,7 @@ def _look_at(state: CycleState) -> list[str]:
         lines.append("no declared parameter touches these tasks: whether one should")
     elif untried:
         lines.append(f"no attempt has changed {', '.join(untried)}")
+
     if state.request.anomaly is not None:
         lines.append(f"the records: nautilus diagnose {state.request.subject}")
     return lines

@@ -16,6 +16,14 @@ LARGEST_BYTES = 250_000
 # Halving this often leaves a thirtieth; then nothing.
 HALVINGS = 5
 
+# What was left out, in the words of `Diagnosis.left_out`.
+OTHER_FACTS = "facts about other task types"
+OTHER_PARAMETERS = "parameters of other task types"
+OTHER_TYPES = "other task types"
+OWN_FACTS = "facts about the task type"
+HISTORY = "older changes, cycles and memory"
+BULKIEST = "the bulkiest parameters"
+
 T = TypeVar("T")
 Step = tuple[str, Callable[[Diagnosis], Diagnosis]]
 
@@ -37,28 +45,30 @@ def _bytes_of(diagnosis: Diagnosis) -> int:
     return len(diagnosis.model_dump_json().encode())
 
 
-def _steps(task_type: str, parameters: int) -> Iterator[Step]:
-    """What to cut, in this order, each as often as it may be needed."""
+def _steps(task_type: str, parameter_count: int) -> Iterator[Step]:
+    """What to cut, in this order, each as often as it may be needed.
+
+    What says least about the task type in question goes first: facts, parameters and then all of the other types.
+    History is halved before the other types go and deleted after them, because the latest of it is the most telling.
+    The parameters are last: without them an agent cannot propose a change.
+    """
     halves = [0.5] * HALVINGS
-    other_facts, own_facts, other_types = (
-        "facts about other task types",
-        "facts about the task type",
-        "other task types",
-    )
-    history = "older changes, cycles and memory"
-    for share in (*halves, 0.0):
-        yield other_facts, partial(_with_less, share=share, task_type=task_type, own=False)
+    until_nothing = [*halves, 0.0]
+
+    for share in until_nothing:
+        yield OTHER_FACTS, partial(_with_less, share=share, task_type=task_type, own=False)
     if task_type:
-        yield "parameters of other task types", partial(_with_own_parameters, task_type=task_type)
+        yield OTHER_PARAMETERS, partial(_with_own_parameters, task_type=task_type)
     for share in halves:
-        yield history, partial(_with_less_history, share=share)
-    for share in (*halves, 0.0):
-        yield other_types, partial(_with_fewer_types, share=share, task_type=task_type)
-    for share in (*halves, 0.0):
-        yield own_facts, partial(_with_less, share=share, task_type=task_type, own=True)
-    yield history, partial(_with_less_history, share=0.0)
-    for _ in range(parameters):
-        yield "the bulkiest parameters", _without_the_bulkiest
+        yield HISTORY, partial(_with_less_history, share=share)
+    for share in until_nothing:
+        yield OTHER_TYPES, partial(_with_fewer_types, share=share, task_type=task_type)
+
+    for share in until_nothing:
+        yield OWN_FACTS, partial(_with_less, share=share, task_type=task_type, own=True)
+    yield HISTORY, partial(_with_less_history, share=0.0)
+    for _ in range(parameter_count):
+        yield BULKIEST, _without_the_bulkiest
 
 
 def _first(items: tuple[T, ...], share: float) -> tuple[T, ...]:
@@ -66,9 +76,11 @@ def _first(items: tuple[T, ...], share: float) -> tuple[T, ...]:
 
 
 def _with_less(diagnosis: Diagnosis, share: float, task_type: str, own: bool) -> Diagnosis:
-    types = (
-        _shorter(facts, share) if (facts.task_type == task_type) is own else facts for facts in diagnosis.task_types
-    )
+    """With a share of the facts about the type in question (`own`), or about each of the others."""
+    types = []
+    for facts in diagnosis.task_types:
+        is_own = facts.task_type == task_type
+        types.append(_shorter(facts, share) if is_own == own else facts)
     return diagnosis.model_copy(update={"task_types": tuple(types)})
 
 

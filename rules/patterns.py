@@ -80,7 +80,9 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: 
     from rules.design import breaks_something
     from schema.messages.cycle import Ending
 
-    reading, support, against = end.reading, 0, 0
+    reading = end.reading
+    support = 0
+    against = 0
     match end.ending:
         case Ending.PROMOTED:
             support = 1
@@ -89,23 +91,28 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: 
         case Ending.ROLLED_BACK:
             if end.watch is None or not breaks_something(design, end.watch):
                 return None
-            reading, against = end.watch, 1
+            reading = end.watch
+            against = 1
         case Ending.INCONCLUSIVE:
             pass
         case _:
             return None
     if reading is None:
         return None
-    # The standard error that the always-valid interval stands for: too wide rather than too narrow.
+
+    effect, error = None, None
     low, high = reading.interval or (0.0, 0.0)
-    is_measured = reading.effect is not None and low < high
+    if reading.effect is not None and low < high:
+        effect = reading.effect
+        # The standard error that the always-valid interval stands for: too wide rather than too narrow.
+        error = (high - low) / (2 * Z95)
     observation = Observation(
         source=end.cycle_id,
         at=end.at,
         support=support,
         against=against,
-        effect=reading.effect if is_measured else None,
-        error=(high - low) / (2 * Z95) if is_measured else None,
+        effect=effect,
+        error=error,
         ending=end.ending.value,
     )
     change = Change.of(design.parameter, design.control, design.treatment, role)
@@ -136,14 +143,20 @@ def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]
 
 
 def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
+    """What the observations of a claim add up to, each weighted by its age."""
     observations = memory.observations
     weights = [(weight(o.at, now), o) for o in observations]
     support = math.fsum(w * o.support for w, o in weights)
     against = math.fsum(w * o.against for w, o in weights)
+
     low, high = wilson(support, support + against, SETTLED)
-    state = PatternState.CONTESTED
-    if not low <= 0.5 <= high:
-        state = PatternState.SUPPORTED if low > 0.5 else PatternState.REFUTED
+    if low > 0.5:
+        state = PatternState.SUPPORTED
+    elif high < 0.5:
+        state = PatternState.REFUTED
+    else:
+        state = PatternState.CONTESTED
+
     effect, effect_interval = pooled(observations, now) or (None, None)
     pattern = Pattern(
         pattern_id=key,
@@ -167,7 +180,8 @@ def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
 
 def _sentence(pattern: Pattern, observations: Sequence[Observation]) -> str:
     """The claim and its evidence; effects in points."""
-    change, symptom = pattern.claim.change, pattern.claim.symptom
+    change = pattern.claim.change
+    symptom = pattern.claim.symptom
     effect = ""
     if pattern.effect is not None and pattern.effect_interval is not None:
         low, high = pattern.effect_interval

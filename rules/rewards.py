@@ -26,26 +26,37 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
     """
     market = state.briefing.market
     proposal = state.proposal
-    is_promoted = ending is Ending.PROMOTED
-    did_harm = state.watch is not None and designs.breaks_something(state.designed, state.watch)
+    tally = state.tally if state.voted else None
+    proposer = {}
+    if proposal is not None:
+        proposer = {"agent_id": proposal.agent_id, "result": result_of(ending)}
+
     price = state.award.price if state.award else state.briefing.rules.reward
+    pay = {}
+    if ending is Ending.PROMOTED:
+        pay = {"reward": price, "bonus": improvement_bonus(state.reading, market.improvement_bonus)}
+    elif ending is Ending.ROLLED_BACK and state.watch is not None:
+        did_harm = designs.breaks_something(state.designed, state.watch)
+        pay = {"penalty": price if did_harm else 0}
+
+    call_for_a_person = None
+    if ending is Ending.ESCALATED:
+        call_for_a_person = dossier.of(state)
+
     return CycleEnd(
         cycle_id=state.briefing.cycle_id,
         subject=state.request.subject,
         ending=ending,
         reason=reason,
         at=at,
-        agent_id=proposal.agent_id if proposal else None,
-        result=result_of(ending) if proposal else None,
-        reward=price if is_promoted else 0,
-        penalty=price if ending is Ending.ROLLED_BACK and did_harm else 0,
         proposal=proposal,
-        tally=state.tally if state.voted else None,
+        tally=tally,
         reading=state.reading,
         watch=state.watch,
-        bonus=improvement_bonus(state.reading, market.improvement_bonus) if is_promoted else 0,
         forecast=forecast_pay(state.design, state.reading, market.forecast_stake),
-        dossier=dossier.of(state) if ending is Ending.ESCALATED else None,
+        dossier=call_for_a_person,
+        **proposer,
+        **pay,
     )
 
 

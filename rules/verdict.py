@@ -80,18 +80,24 @@ def read(
 ) -> Reading:
     """The reading of an experiment at `at`; `extended` once its exposure was widened."""
     verdict = decide(design, strata, extended=extended)
-    decision, reason = verdict.decision, verdict.reason
-    broken = _broken(design, strata, guards)
-    hold = _hold(design, guards, opened_at, at)
-    more_rated = _more_rated(design, strata, guards)
-    if broken is not None and decision is not Decision.INVALID:
-        decision, reason = Decision.HARMFUL, broken
-    elif more_rated is not None and decision is not Decision.INVALID:
-        decision, reason = Decision.INVALID, more_rated
-    elif hold is not None and decision is Decision.PROMOTE:
-        # A later evaluation is always valid.
-        decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
+    decision = verdict.decision
+    reason = verdict.reason
+    # What an invalid experiment shows of its guardrails is no evidence either.
+    if decision is not Decision.INVALID:
+        broken = _broken(design, strata, guards)
+        more_rated = _more_rated(design, strata, guards)
+        hold = _hold(design, guards, opened_at, at)
+        if broken is not None:
+            decision, reason = Decision.HARMFUL, broken
+        elif more_rated is not None:
+            decision, reason = Decision.INVALID, more_rated
+        elif hold is not None and decision is Decision.PROMOTE:
+            # A later evaluation is always valid.
+            decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
+
+    # While the experiment goes on, or an arm is empty, an interval would be read as a result.
     is_complete = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
+    is_result = is_complete and decision is not Decision.CONTINUE
     return Reading(
         at=at,
         strata=strata,
@@ -100,7 +106,7 @@ def read(
         log_e_harm=verdict.log_e_harm,
         srm_e=min(verdict.srm_e, 1e300),
         effect=verdict.effect,
-        interval=verdict.interval if is_complete and decision is not Decision.CONTINUE else None,
+        interval=verdict.interval if is_result else None,
         reason=reason,
         guards=guards,
         extended=extended,

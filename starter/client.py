@@ -245,8 +245,8 @@ class NautilusClient:
                 static_summary=f"{request.task_type} {request.task_id}",
             )
         except WorkflowAlreadyStartedError:
-            before = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
-            difference = _difference(before, request)
+            submitted = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
+            difference = _difference(submitted, request)
             if difference is not None:
                 raise Refused(difference) from None
             return False

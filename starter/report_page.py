@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +66,9 @@ class Chart(NamedTuple):
         return round(44 + (self.width - 56) * (value - low) / (high - low), 1)
 
     def y(self, value: float) -> float:
-        (low, high), top, bottom = self.up, 44 if self.marks else 10, self.height - 26
+        low, high = self.up
+        top = 44 if self.marks else 10
+        bottom = self.height - 26
         return round(bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low), 1)
 
     def path(self, points: Points) -> str:
@@ -105,11 +107,14 @@ def page(facts: Report) -> str:
     )
     environment.filters |= {filter_.__name__: filter_ for filter_ in shown}
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
-    whole, *types = ((name, track) for name, track in facts.tracks.items())
+    platform, *task_types = facts.tracks.items()
     return environment.get_template("report_page.html").render(
         facts=facts,
-        big=[rates(facts, *whole, 1040, 300, 7), rates(facts, *whole, 360, 260, 3)],
-        small=[(name, rates(facts, name, track, 360, 200, 3)) for name, track in types],
+        big=[
+            rates(facts, *platform, width=1040, height=300, dates=7),
+            rates(facts, *platform, width=360, height=260, dates=3),
+        ],
+        small=[(name, rates(facts, name, track, width=360, height=200, dates=3)) for name, track in task_types],
         style=Markup(style),
         # The one style sheet, by its digest, is all that the page may use.
         digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
@@ -151,8 +156,22 @@ def points(difference: float) -> str:
 # ---- charts
 
 
-def rates(facts: Report, name: str, track: Sequence[Interval], width: int, height: int, dates: int) -> Chart:
-    """The success rate of a task type, or of the platform, in its 95 % band, broken where nothing was recorded."""
+def _marks(facts: Report, name: str, since: datetime) -> Iterator[Mark]:
+    """The changes of a task type's parameters, or of all, from `since` on, with their numbers in the report."""
+    for number, change in enumerate(reversed(facts.changes), 1):
+        if name and name not in change.task_types:
+            continue
+        kind, sign = ("rollback", "▼") if change.rolled_back else ("promotion", "▲")
+        values = swap(change.before, change.promotion.value)
+        text = f"{number}: {change.promotion.parameter} {values}, {change.at:%d %b %H:%M}"
+        yield Mark(max(change.at, since).timestamp(), kind, f"{sign}{number}", text)
+
+
+def rates(facts: Report, name: str, track: Sequence[Interval], *, width: int, height: int, dates: int) -> Chart:
+    """The success rate of a task type, or of the platform, in its 95 % band, broken where nothing was recorded.
+
+    `width` and `height` are in pixels, and so many `dates` are written below. Promotions and rollbacks are marked.
+    """
     # One scale for all charts, because a reader compares them.
     low = math.floor(min(_lowest_bound(facts), 0.6) * 5) / 5
     # From the first record on: before it, a young platform has nothing to show.
@@ -166,20 +185,15 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
         at = [min(x, until) for x in (starts[0], *middles, starts[-1] + facts.interval_s)]
         return list(zip(at, [figures[0], *figures, figures[-1]], strict=True))
 
-    lines, bands = [], []
+    lines = []
+    bands = []
     for run in _unbroken(track, facts.interval_s):
         intervals = [wilson(interval.counts.successes, interval.counts.tasks) for interval in run]
         lows, highs = zip(*intervals, strict=True)
         lines.append(line(run, [interval.counts.rate or 0.0 for interval in run]))
         bands.append(line(run, highs) + line(run, lows)[::-1])
-    marks = []
-    for number, change in enumerate(reversed(facts.changes), 1):
-        if not name or name in change.task_types:
-            kind, sign = ("rollback", "▼") if change.rolled_back else ("promotion", "▲")
-            promotion, at = change.promotion, max(change.at, since).timestamp()
-            values = swap(change.before, promotion.value)
-            text = f"{number}: {promotion.parameter} {values}, {change.at:%d %b %H:%M}"
-            marks.append(Mark(at, kind, f"{sign}{number}", text))
+
+    marks = list(_marks(facts, name, since))
     kinds = [mark.kind for mark in marks]
     span = facts.until - since
     date_format = "%H:%M" if span <= timedelta(days=1) else "%d %b"
@@ -187,7 +201,8 @@ def rates(facts: Report, name: str, track: Sequence[Interval], width: int, heigh
     return Chart(
         f"Success rate of {name or 'the platform'} in intervals of {lasted(facts.interval_s)}; "
         f"{kinds.count('promotion')} promotions and {kinds.count('rollback')} rollbacks are marked.",
-        *(width, height),
+        width,
+        height,
         across=(since.timestamp(), until),
         up=(low, 1.0),
         x_ticks=[(date.timestamp(), f"{date:{date_format}}") for date in ticks],

@@ -115,6 +115,7 @@ def _arguments(port: int, ui_port: int) -> list[str]:
 
 
 async def _until_up(address: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    """Return once the server answers; raise ServerError where it stops, or does not answer in time."""
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while process.returncode is None:
         try:

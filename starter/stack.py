@@ -217,6 +217,7 @@ def register_own(database: Database, home: Path, at: datetime) -> None:
 
 
 async def _supervise(name: str, command: Sequence[str], environment: Mapping[str, str], path: Path) -> None:
+    """Run a process of the platform, and run it again whenever it ends; its output goes to a file."""
     while True:
         with path.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(

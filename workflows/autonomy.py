@@ -31,6 +31,7 @@ class AutonomyScan:
         self._agents = await call(ScheduleActivities.who_may_scan, summary="agents that are not suspended")
 
     async def _scan(self) -> str:
+        """Let the agents' own process scan the market; says what they did, or that the process is not running."""
         try:
             scan: Scan = await workflow.execute_activity(
                 wire.SCAN_MARKET,

@@ -32,6 +32,7 @@ class Step(NamedTuple):
 async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
     """Take the steps in order until the budget is used up; what is left is named in the report."""
     report = JobReport(job_id=job.job_id, left=tuple(step.name for step in steps))
+    budget = f"budget of {job.budget_s:g} s"
 
     async def work() -> None:
         nonlocal report
@@ -54,23 +55,26 @@ async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
             await workflow.wait_condition(
                 working.done,
                 timeout=timedelta(seconds=job.budget_s),
-                timeout_summary=f"budget of {job.budget_s:g} s",
+                timeout_summary=budget,
             )
     finally:
         finished = working.done()
         working.cancel()
+
     if finished:
         working.result()
         _show(report, "done")
         return report
-    _show(report, f"budget of {job.budget_s:g} s used up: left {', '.join(report.left)}")
+
+    used_up = f"{budget} used up: left {', '.join(report.left)}"
+    _show(report, used_up)
     await call(
         ScheduleActivities.record_exceeded,
         report,
         job.budget_s,
         workflow.info().run_id,
         workflow.now(),
-        summary=f"budget of {job.budget_s:g} s used up: left {', '.join(report.left)}",
+        summary=used_up,
     )
     return report
 

@@ -38,7 +38,8 @@ class Consolidation:
         return text
 
     async def _expire(self) -> str:
-        dropped, at = 0, workflow.now()
+        at = workflow.now()
+        dropped = 0
         for _ in range(MOST_DELETIONS):
             count: int = await call(ObservatoryActivities.expire, at, summary="drop raw outcomes that are not kept")
             dropped += count

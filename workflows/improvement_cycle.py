@@ -77,9 +77,10 @@ class ImprovementCycle(Shell):
 
     async def _open_meta_task(self) -> None:
         """Ends here where this request has had its cycle: events are delivered at least once."""
-        state, info = self._state, workflow.info()
+        state = self._state
         if state.opened is not None:
             return
+        info = workflow.info()
         self._list({wire.METRIC: self._metric})
         opening = CycleOpening(
             request=state.request, workflow_id=info.workflow_id, run_id=info.first_execution_run_id, at=workflow.now()
@@ -125,14 +126,17 @@ class ImprovementCycle(Shell):
                 self._introduce(state.proposal)
 
     async def _wait_for_votes(self) -> None:
-        state, cycle_id = self._state, self._state.briefing.cycle_id
+        """Freeze the electorate, count its ballots until they decide, and record the vote."""
+        state = self._state
         if state.voted:
             return
+        cycle_id = state.briefing.cycle_id
         if state.electorate is None:
             state.electorate = await call(
                 ProposalActivities.open_vote, cycle_id, state.proposed, workflow.now(), summary="freeze the electorate"
             )
             state.tally = windows.tally(state)
+
         self._enter(Phase.VOTING, state.briefing.rules.voting_window_s)
         await self._until(lambda: state.counted.decided, "voting closes")
         tally = state.counted
@@ -164,29 +168,28 @@ class ImprovementCycle(Shell):
         await self._conclude(state.design, reading)
 
     async def _promote_the_winner(self) -> None:
-        state, design = self._state, self._state.designed
+        """Give production the treatment, once a person approved where one must; not if it is frozen or has changed."""
+        state = self._state
         if state.promotion is not None:
             return
         if state.parameter.mode is Mode.RECOMMEND:
             await self._await_approval()
+
+        design = state.designed
         self._enter(Phase.PROMOTING, state.briefing.rules.approval_window_s)
         thawed, _ = await self._poll(ExperimentActivities.await_thaw, design.parameter, summary="wait for its thaw")
         if not thawed:
             raise StoryOver(Ending.ESCALATED, f"the evidence is for the change, but {design.parameter} stayed frozen")
+
+        value = format_value(design.treatment)
         promotion = self._swap(design.base_version, design.treatment, state.verdict.reason)
         watch = designs.watch(design, state.briefing.rules.holdback_share)
         state.promotion = await call(
-            ExperimentActivities.promote,
-            promotion,
-            watch,
-            workflow.now(),
-            summary=f"promote {format_value(design.treatment)}",
+            ExperimentActivities.promote, promotion, watch, workflow.now(), summary=f"promote {value}"
         )
         if not state.promotion.swapped:
             raise StoryOver(Ending.INVALID, f"stale: {state.promotion.reason}")
-        self._note(
-            f"{design.parameter} is {format_value(design.treatment)} in production (version {state.promotion.version})"
-        )
+        self._note(f"{design.parameter} is {value} in production (version {state.promotion.version})")
 
     async def _watch_it(self) -> None:
         state = self._state
@@ -281,12 +284,9 @@ class ImprovementCycle(Shell):
         """Register the design once no other experiment holds its task types."""
         state = self._state
         self._enter(Phase.QUEUED, state.briefing.rules.experiment_window_s)
+        now = workflow.now()
         is_open, stale = await self._poll(
-            ExperimentActivities.open_experiment,
-            design,
-            workflow.now(),
-            summary="register the design",
-            even_on_hold=True,
+            ExperimentActivities.open_experiment, design, now, summary="register the design", even_on_hold=True
         )
         if not is_open:
             raise StoryOver(Ending.INCONCLUSIVE, "other experiments held its task types until its time ran out")

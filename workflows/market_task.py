@@ -50,7 +50,10 @@ DEAD_AFTER = timedelta(seconds=30)
 
 
 def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str, Any]:
-    """The fields of a settlement that the executor's result fills; of one that does not hold, why is the platform's."""
+    """The fields of a settlement that the executor's result fills.
+
+    Why it failed is what the executor reported, or, where the platform's check refuted the result, `reason`.
+    """
     fields = {"summary": result.summary, "details": result.details, "attributes": result.attributes}
     if result.failure is not None:
         return fields | {"failure_reason": result.reason, "failure_detail": detail_of(result.detail or result.summary)}
@@ -95,6 +98,7 @@ class MarketTask(Shell):
                 await self._wait_for_the_executor()
 
     async def _open(self) -> None:
+        """Write the task down and learn who may do it; a direct type comes back awarded."""
         state = self._state
         if state.opened is None:
             run_id = workflow.info().first_execution_run_id
@@ -212,12 +216,9 @@ class MarketTask(Shell):
         state.deadline = None
 
     async def _settle(self, ending: TaskEnding, reason: str, failure: FailureKind | None = None) -> None:
-        """Settle what the platform did not do itself. The awarded agent answers only for what it handed in."""
+        """Record how the task ended, once. Work of a built-in executor is settled by its own activity."""
         state = self._state
-        result = state.result
         now = workflow.now()
-        is_done = ending is TaskEnding.DONE
-        is_answered = ending in (TaskEnding.DONE, TaskEnding.FAILED)
         started_at = state.awarded_at or now
         settlement = Settlement(
             request=state.request,
@@ -225,16 +226,31 @@ class MarketTask(Shell):
             reason=reason,
             started_at=started_at,
             at=now,
-            duration_s=(now - started_at).total_seconds() if is_answered else 0.0,
-            agent_id=state.award.agent_id if state.award and is_answered else None,
-            price=state.award.price if state.award and is_done else 0,
-            failure=FailureKind.LOST if ending is TaskEnding.NO_RESULT else failure,
-            quality=result.quality if result and is_done else None,
-            **(_handed_in(result, ending, reason) if result and is_answered else {}),
+            **self._agents_part(ending, reason, failure, now - started_at),
         )
+
         self._enter(TaskPhase.SETTLING)
         # The recorded settlement may be another: the work may have been settled while a person aborted it.
         state.settlement = await call(TaskActivities.settle_task, settlement, summary=f"{ending.value}: settle")
+
+    def _agents_part(
+        self, ending: TaskEnding, reason: str, failure: FailureKind | None, took: timedelta
+    ) -> dict[str, Any]:
+        """The fields of a settlement that the agents answer for: the awarded one only for what it handed in."""
+        if ending is TaskEnding.NO_RESULT:
+            return {"failure": FailureKind.LOST}
+        if ending not in (TaskEnding.DONE, TaskEnding.FAILED):
+            return {}
+
+        award = self._state.award
+        result = self._state.result
+        assert award is not None
+        assert result is not None
+        part = {"agent_id": award.agent_id, "failure": failure, "duration_s": took.total_seconds()}
+        part |= _handed_in(result, ending, reason)
+        if ending is TaskEnding.DONE:
+            part |= {"price": award.price, "quality": result.quality}
+        return part
 
     def _work(
         self, activity: Callable[..., Any], *args: Any, summary: str | None = None
@@ -260,7 +276,7 @@ class MarketTask(Shell):
     @workflow.update(name=wire.ABORT, description="End the task, as a person.")
     async def abort(self, act: Act) -> Receipt:
         self._state.abort = self._state.abort or act
-        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, None)
+        return receipts.add(self._state, wire.ABORT, act.who, act.message_id, refusal=None)
 
     @abort.validator
     def _check_abort(self, act: Act) -> None:
@@ -269,7 +285,8 @@ class MarketTask(Shell):
 
     @workflow.query(name=wire.STATUS, description="Where the task stands.")
     def status(self) -> TaskStatus:
-        info, state = workflow.info(), self._state
+        info = workflow.info()
+        state = self._state
         fields = dict(state) | {"receipts": {}}
         if state.opened is not None and state.phase is not TaskPhase.BIDDING:
             fields["opened"] = state.opened.model_copy(update={"agents": ()})
@@ -299,7 +316,8 @@ class MarketTask(Shell):
         state.bids = {name: bid for name, bid in state.bids.items() if keys.get(name) != identity.REVOKED}
 
     def _authentication_failure(self, kind: str, message: AgentMessage) -> str | None:
-        info, briefing = workflow.info(), self._state.briefing
+        info = workflow.info()
+        briefing = self._state.briefing
         key = identity.key_of(message.agent_id, briefing.agents, self._state.current_keys)
         run_id = info.first_execution_run_id
         return identity.refusal(message, info.workflow_id, run_id, kind, key, briefing.unsigned_agents)

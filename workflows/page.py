@@ -56,15 +56,26 @@ def render(status: CycleStatus) -> str:
     # Any client may start a workflow under any id; a line that a person pastes into a shell must quote it.
     workflow = f"--workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
     namespace = f"--namespace {wire.NAMESPACE}"
+
+    aims = ""
+    effect = ""
+    arms: list[tuple[str, ...]] = []
+    if status.design is not None:
+        aims = _aims(status.design)
+    if status.reading is not None:
+        effect = _effect(status.reading)
+    if status.design is not None and status.reading is not None:
+        arms = _arms(status.design, status.reading, status.watch)
+
     return _PAGE.render(
         s=status,
         now=STEP_OF.get(status.phase, status.phase).value,
         steps=[step.value for step in STEPS],
         waits_for=AWAITS[status.phase],
         facts=_facts(status),
-        aims=_aims(status.design) if status.design else "",
-        arms=_arms(status.design, status.reading, status.watch) if status.design and status.reading else (),
-        effect=_effect(status.reading) if status.reading else "",
+        aims=aims,
+        arms=arms,
+        effect=effect,
         difference=_difference(status),
         acts=[(kind, _act(status, kind)) for kind in _open_acts(status)],
         row=_row,
@@ -88,6 +99,7 @@ def percent(counts: Counts) -> str:
 
 
 def _facts(status: CycleStatus) -> list[str]:
+    """The line under the title: its deadline, attempt, bids, award and refused messages, as far as there are any."""
     facts = []
     if status.ending is None and status.paused_at is not None:
         facts.append("deadlines wait while it is paused")

@@ -120,7 +120,8 @@ def tally(state: CycleState) -> Tally:
 
 def out_of_bounds(state: CycleState, proposal: Proposal) -> str | None:
     """Why a proposal cannot be put to the vote under this cycle's briefing, or None."""
-    briefing, anomaly = state.briefing, state.request.anomaly
+    briefing = state.briefing
+    anomaly = state.request.anomaly
     parameters = {parameter.declaration.key: parameter for parameter in briefing.parameters}
     task_type = anomaly.task_type if anomaly else ""
     state_of = parameters.get(proposal.parameter)

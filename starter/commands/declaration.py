@@ -30,6 +30,14 @@ MODES = {
     Mode.AUTONOMOUS: "autonomous: no person is needed",
 }
 
+# What a person does with a new file.
+NEXT_STEPS = """
+Next:
+  1. read {file}, change what is not so, and then: nautilus check
+  2. see a cycle of it soon: {trial}
+  3. bring your history, so that day one is not blind: nautilus outcomes import {outcomes}
+  4. record what your tasks do, and let them ask for their parameters: docs/adopting.md"""
+
 
 @app.command(
     epilog="Example: nautilus init --task-type research --parameter research.timeout_s=90:10..600 --pace trial"
@@ -61,63 +69,39 @@ def init(
         )
     if not file.absolute().parent.is_dir():
         raise CommandError(f"expected a folder for {file}, but there is none; make it, or set NAUTILUS_PLATFORM")
-    task_types, parameters = task_type or [], parameter or []
+
+    task_types = task_type or []
+    parameters = parameter or []
     if not task_types and outcomes is None:
         if not sys.stdin.isatty():
             raise CommandError("expected --task-type NAME or --from OUTCOMES, because there is no terminal to ask on")
         task_types, parameters, mode, pace = _prompted(parameters, mode, pace)
-    mode, pace = mode or Mode.RECOMMEND, pace or Pace.PRODUCTION
+    mode = mode or Mode.RECOMMEND
+    pace = pace or Pace.PRODUCTION
+
     histories = _histories(outcomes) if outcomes is not None else {}
     drafted = draft.drafted(task_types, parameters, histories, pace)
     _write(file, draft.rendered(drafted, mode, pace))
     out.print(f"{file} is written", style="green")
     show(read_platform(file))
+
     trial = "nautilus up --pace trial"
     if draft.sets_windows(drafted):
         trial += "    # the file's [observatory] and [cycle] override the trial pace: comment them out for a trial"
-    out.print(
-        f"""
-Next:
-  1. read {file}, change what is not so, and then: nautilus check
-  2. see a cycle of it soon: {trial}
-  3. bring your history, so that day one is not blind: nautilus outcomes import {outcomes or "outcomes.jsonl"}
-  4. record what your tasks do, and let them ask for their parameters: docs/adopting.md""",
-        soft_wrap=True,
-    )
+    out.print(NEXT_STEPS.format(file=file, trial=trial, outcomes=outcomes or "outcomes.jsonl"), soft_wrap=True)
 
 
 def _prompted(
     parameters: list[str], mode: Mode | None, pace: Pace | None
 ) -> tuple[list[str], list[str], Mode | None, Pace | None]:
     """What a person answers on the terminal; an invalid answer is asked for again."""
-    from starter import draft
-
-    def names(text: str) -> list[str]:
-        task_types = text.replace(",", " ").split()
-        for name in task_types:
-            try:
-                draft.task_type(name)
-            except draft.DraftError as error:
-                raise typer.BadParameter(str(error).removeprefix("--task-type ")) from None
-        return task_types
-
-    def limit(text: str) -> float | None:
-        if not text.strip():
-            return None
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            raise typer.BadParameter(f"expected seconds, or nothing, but {text!r} came")
-        return seconds
-
-    task_types = typer.prompt("Kinds of task (names, as in: research summary)", value_proc=names, err=True)
+    task_types = typer.prompt("Kinds of task (names, as in: research summary)", value_proc=_task_type_names, err=True)
     for name in task_types:
         question = f"After how many seconds is a {name} task cut off? (Enter: never, or not to be tuned)"
-        seconds = typer.prompt(question, default="", show_default=False, value_proc=limit, err=True)
+        seconds = typer.prompt(question, default="", show_default=False, value_proc=_limit_s, err=True)
         if seconds is not None:
             parameters = [*parameters, f"{name}.timeout_s={seconds:g}:{seconds / 10:g}..{seconds * 10:g}"]
+
     mode = mode or typer.prompt(
         "How far may it go by itself (observe, recommend, autonomous)?",
         default=Mode.RECOMMEND.value,
@@ -131,6 +115,32 @@ def _prompted(
         err=True,
     )
     return task_types, parameters, mode, pace
+
+
+def _task_type_names(text: str) -> list[str]:
+    """The names in an answer, separated by spaces or commas."""
+    from starter import draft
+
+    task_types = text.replace(",", " ").split()
+    for name in task_types:
+        try:
+            draft.task_type(name)
+        except draft.DraftError as error:
+            raise typer.BadParameter(str(error).removeprefix("--task-type ")) from None
+    return task_types
+
+
+def _limit_s(text: str) -> float | None:
+    """The seconds in an answer; None for an empty one."""
+    if not text.strip():
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"expected seconds, or nothing, but {text!r} came")
+    return seconds
 
 
 def _one_of(choices: type[Choice]) -> Callable[[str], Choice]:
@@ -250,7 +260,8 @@ def _line(parameter: Parameter) -> str:
 
 
 def _pace(platform: Platform) -> str:
-    observatory, cycle = platform.observatory, platform.cycle
+    observatory = platform.observatory
+    cycle = platform.cycle
     return (
         f"{platform.pace}: intervals of {_span(observatory.interval_s)}, "
         f"a baseline of {_span(observatory.baseline_s)}, "

@@ -42,13 +42,20 @@ def diagnose(
     from schema.declaration import declared_platform
     from schema.messages.diagnosis import DiagnosisRequest
 
-    database, platform, now = open_database(), declared_platform(), datetime.now(UTC)
+    now = datetime.now(UTC)
+    database = open_database()
+    platform = declared_platform()
     _check(subject, database, platform)
+
     anomalies = {record.anomaly.subject: record.anomaly for record in reading.anomalies(database)}
     anomaly = anomalies.get(subject)
-    start = now - span(since) if since else anomaly and anomaly.onset
+    reason = anomaly.reason if anomaly else "no anomaly is open on it"
+    start = anomaly.onset if anomaly else None
+    if since:
+        start = now - span(since)
     seen = ObservatoryActivities(database, platform).diagnose(DiagnosisRequest(subject=subject, since=start), now)
-    answer(as_json, seen, lambda: _show(subject, seen, anomaly.reason if anomaly else "no anomaly is open on it"))
+    answer(as_json, seen, lambda: _show(subject, seen, reason))
+
     task_type = _in_question(subject, seen)
     if task_type is None or not task_type.counts.tasks:
         raise typer.Exit(NO_DATA)
@@ -78,6 +85,7 @@ def _in_question(subject: str, seen: "Diagnosis") -> "TaskTypeDiagnosis | None":
 
 
 def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
+    """Print what concerns the task type in question, section by section, and then the other types."""
     from activities.report_text import lasted
 
     facts = _in_question(subject, seen)
@@ -87,6 +95,7 @@ def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
     if facts is None:
         out.print("no task type is declared")
         return
+
     out.print(f"{facts.task_type}: good {_rate(facts.counts)} since then; {_rate(facts.before)} before")
     for section in (_reasons(facts), _contrasts(facts), _figures(facts)):
         _print(section)
@@ -117,8 +126,9 @@ def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     yield "\nFailures by reason"
     table = new_table("reason", "since", "share", "before", "share")
     for reason in facts.reasons:
-        shares = _share(reason.since, read), _share(reason.before, facts.usual.tasks)
-        table.add_row(reason.reason, f"{reason.since:,}", shares[0], f"{reason.before:,}", shares[1])
+        share_since = _share(reason.since, read)
+        share_before = _share(reason.before, facts.usual.tasks)
+        table.add_row(reason.reason, f"{reason.since:,}", share_since, f"{reason.before:,}", share_before)
     yield table
     for reason in facts.reasons:
         for example in reason.examples:
@@ -132,7 +142,7 @@ def _share(count: int, whole: int) -> str:
 def _contrasts(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     standing_out = [contrast for contrast in facts.contrasts if contrast.stands_out]
     others = [contrast for contrast in facts.contrasts if not contrast.stands_out]
-    shown = standing_out + ([] if standing_out else others[:MOST_UNREMARKABLE])
+    shown = standing_out or others[:MOST_UNREMARKABLE]
     if not shown:
         yield "\nnothing to compare tasks by: no attribute, agent or hour has enough tasks of two kinds"
         return
@@ -211,11 +221,11 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     yield "\nChanges of the last four weeks, newest first"
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
-        before = "" if change.kind == "declared" else f"{_value(change.before)} to "
+        values = _value(change.value)
+        if change.kind != "declared":
+            values = f"{_value(change.before)} to {values}"
         by = change.cycle_id or "declaration"
-        table.add_row(
-            change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {before}{_value(change.value)}", by
-        )
+        table.add_row(change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {values}", by)
     yield table
     if len(changes) > MOST_CHANGES:
         yield f"  and {len(changes) - MOST_CHANGES} earlier ones"

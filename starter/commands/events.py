@@ -61,7 +61,8 @@ def apply() -> None:
     from schema.declaration import declared_platform
     from starter.client import NautilusClient
 
-    database, platform = open_database(), declared_platform()
+    database = open_database()
+    platform = declared_platform()
 
     async def start() -> None:
         await start_bus((await NautilusClient.connect()).temporal, database, platform)

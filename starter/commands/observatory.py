@@ -44,6 +44,7 @@ def health(as_json: AsJson = False) -> None:
 
 
 def _show(snapshot: "Snapshot") -> None:
+    """Print the health and who is needed, a table of every metric, and why tasks failed."""
     from activities.report_text import failures
     from schema.messages.observatory import Measures
 
@@ -53,16 +54,25 @@ def _show(snapshot: "Snapshot") -> None:
         out.print(f"a person is needed: {need}", soft_wrap=True)
     if snapshot.health is None:
         out.print(_next_snapshot(), soft_wrap=True)
+
     whole = Measures.model_validate(snapshot, from_attributes=True)
     table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "cost", "fill", "agents")
     for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
         measures = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
         per_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
-        worth = measures.mean_quality, measures.spending, measures.market_fill_rate
-        figures = (per_hour, counts.rate, measures.mean_duration_s, measures.p95_duration_s, *worth)
+        figures = (
+            per_hour,
+            counts.rate,
+            measures.mean_duration_s,
+            measures.p95_duration_s,
+            measures.mean_quality,
+            measures.spending,
+            measures.market_fill_rate,
+        )
         cells = ["-" if figure is None else _short(figure) for figure in figures]
         table.add_row(name, *cells, str(measures.active_agents))
     out.print(table)
+
     for name, reasons in snapshot.reasons.items():
         shares, behind = failures(reasons, snapshot.task_types[name].tasks)
         out.print(f"{name} failed: {shares} ({behind})", soft_wrap=True)
@@ -97,7 +107,8 @@ def _next_snapshot() -> str:
     if job.paused or job.next_run is None:
         return f"the schedule {snapshots} is paused: `temporal schedule toggle` lets it go on"
     at = datetime.fromisoformat(job.next_run)
-    return f"the next is taken at {at:%H:%M:%S} UTC, in {lasted(max(1.0, (at - datetime.now(UTC)).total_seconds()))}"
+    wait_s = max(1.0, (at - datetime.now(UTC)).total_seconds())
+    return f"the next is taken at {at:%H:%M:%S} UTC, in {lasted(wait_s)}"
 
 
 def _judged(file: Path, read: "_Read") -> "Judged":

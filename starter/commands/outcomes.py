@@ -56,24 +56,27 @@ def outcomes_import(
             outcomes.append(outcome)
             if len(outcomes) % AT_A_TIME == 0:
                 show(f"reading {file}: {len(outcomes):,} outcomes")
+
         database = Database(settings.database)
         migrate(database)
+
         recorded = Recorded()
         for start in range(0, len(outcomes), AT_A_TIME):
             show(f"recording: {start:,} of {len(outcomes):,} outcomes")
             with database.transaction() as session:
                 batch = outcomes[start : start + AT_A_TIME]
                 recorded = recorded.plus(record_outcomes(session, batch, platform.observatory.interval_s))
+
     if as_json:
         emit({"read": len(outcomes), **recorded._asdict()})
         return
-    parts = (
-        (recorded.new, "new"),
-        (recorded.known, "known already"),
-        (recorded.conflicting, "conflicting with what is recorded, which stands"),
-        (recorded.too_old, "older than what is kept"),
-    )
-    counts = ", ".join(f"{number:,} {what}" for number, what in parts if number)
+    count_by_fate = {
+        "new": recorded.new,
+        "known already": recorded.known,
+        "conflicting with what is recorded, which stands": recorded.conflicting,
+        "older than what is kept": recorded.too_old,
+    }
+    counts = ", ".join(f"{count:,} {fate}" for fate, count in count_by_fate.items() if count)
     out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}", soft_wrap=True)
 
 
@@ -94,6 +97,7 @@ def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Itera
                     err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
     except OSError as error:
         raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
+
     if bad_lines:
         more = f", of which the first {MOST_BAD_LINES} are above" if bad_lines > MOST_BAD_LINES else ""
         wrong = f"{bad_lines:,} lines do not hold one" if bad_lines > 1 else "one line does not hold one"

@@ -10,7 +10,19 @@ from schema.messages.base import format_value, is_long
 from schema.parameter_roles import role_of
 from schema.wire import EVERYTHING
 from starter import completion
-from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, open_to_read, out
+from starter.command import (
+    AsJson,
+    Columns,
+    CommandError,
+    Who,
+    Why,
+    answer,
+    answer_rows,
+    emit,
+    open_database,
+    open_to_read,
+    out,
+)
 from starter.commands.ledger import answer_entries
 
 if TYPE_CHECKING:
@@ -56,21 +68,27 @@ def params_show(
     if state is None:
         raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
     if whole:
-        emit(state.value) if as_json else out.print(state.value, soft_wrap=True)
+        answer(as_json, state.value, lambda: out.print(state.value, soft_wrap=True))
         return
-    readable, declared = open_to_read(), state.declaration
-    record, freezes = reading.entries(readable, subject=key), _freezes()
+
+    readable = open_to_read()
+    record = reading.entries(readable, subject=key)
+    freezes = _freezes()
     if as_json:
         emit({"state": _document(state, freezes), "ledger": record})
         return
+
+    declared = state.declaration
     value = f"{format_value(state.value)} {declared.unit}".rstrip()
     out.print(f"{key} = {value} (version {state.version})  {declared.description}", soft_wrap=True)
-    kind, touches = f"{declared.kind} ({declared.bounds})", ", ".join(declared.task_types)
+    kind = f"{declared.kind} ({declared.bounds})"
+    touches = ", ".join(declared.task_types)
     out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}", soft_wrap=True)
     if is_long(state.value):
         out.print(f"`nautilus params show {key} --whole` prints all of it", soft_wrap=True)
         for line in difference(reading.previous_value(readable, key), state.value):
             out.print(line, soft_wrap=True)
+
     freeze = _freeze_of(key, freezes)
     if freeze is not None:
         out.print(_formatted(freeze), soft_wrap=True)

@@ -86,6 +86,7 @@ def submit(
             raise CommandError("expected --payload, --id and --wait with one task, and not with --file")
         _submit_file(file, options, at_once, as_json)
         return
+
     try:
         parsed = json.loads(payload or "{}")
     except ValueError as error:
@@ -93,6 +94,7 @@ def submit(
     options |= {"task_id": task_id or uuid4().hex[:16], "task_type": task_type, "payload": parsed}
     request = _reader()(options)
     new, status = run(_submit(request, wait))
+
     if as_json:
         emit({"task_id": request.task_id, "new": new, "status": status})
     elif status is None:
@@ -104,12 +106,15 @@ def submit(
 
 
 async def _submit(request: "TaskRequest", wait: bool) -> "tuple[bool, TaskStatus | None]":
+    """Whether the task was new, and, where somebody waits, how it ended."""
     from schema.messages.tasks import task_workflow_id
     from starter.client import NautilusClient
 
     client = await NautilusClient.connect()
     new = await client.submit_task(request)
-    return new, await client.task_result(task_workflow_id(request.task_id)) if wait else None
+    if not wait:
+        return new, None
+    return new, await client.task_result(task_workflow_id(request.task_id))
 
 
 def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: bool) -> None:
@@ -131,7 +136,8 @@ def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: boo
 
 def _count_consistent(requests: "Iterator[tuple[int, TaskRequest]]", file: Path) -> int:
     """How many tasks there are; raises CommandError where two lines give one id to different tasks."""
-    first_by_id, lines = dict[str, tuple[int, bytes]](), 0
+    first_by_id: dict[str, tuple[int, bytes]] = {}
+    lines = 0
     for number, request in requests:
         lines += 1
         request_hash = sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).digest()
@@ -145,8 +151,10 @@ def _count_consistent(requests: "Iterator[tuple[int, TaskRequest]]", file: Path)
 async def _submit_all(
     requests: "Iterator[tuple[int, TaskRequest]]", lines: int, at_once: int
 ) -> tuple[int, list[tuple[int, str]]]:
-    """How many were new, and which lines were refused, and why. At most `at_once` tasks are open at a time: a flood
-    would take a small server's time from the work under way, cycles included.
+    """How many tasks were new, and the lines that were refused, each with the reason.
+
+    At most `at_once` tasks are open at a time: a flood would take a small server's time from the work under way, cycles
+    included.
     """
     import asyncio
 
@@ -154,8 +162,11 @@ async def _submit_all(
 
     from starter.client import NautilusClient, Refused
 
-    client, new, counting = await NautilusClient.connect(), 0, asyncio.Lock()
-    room, refused = at_once - await client.open_tasks(), list[tuple[int, str]]()
+    client = await NautilusClient.connect()
+    room = at_once - await client.open_tasks()
+    counting = asyncio.Lock()
+    new = 0
+    refused: list[tuple[int, str]] = []
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
 
@@ -190,13 +201,14 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tupl
     A line without an id gets one from its text, the options, and how often the same came before: lines may be added and
     moved.
     """
-    repetitions, shared_hash = Counter[bytes](), canonical(options)
+    repetitions = Counter[bytes]()
+    shared = canonical(options)
     for number, line, _ in lines_of(file):
         try:
             fields = json.loads(line)
             if not isinstance(fields, dict):
                 raise CommandError(f"expected an object, but {fields!r:.60} came")
-            content_hash = sha256(shared_hash + line).digest()
+            content_hash = sha256(shared + line).digest()
             repetitions[content_hash] += 1
             derived_id = sha256(content_hash + b"%d" % repetitions[content_hash]).hexdigest()[:20]
             yield number, read(options | {"task_id": derived_id} | fields)
@@ -224,7 +236,8 @@ def _reader() -> Read:
     brought: set[str] = set()
 
     def read(fields: dict[str, Any]) -> "TaskRequest":
-        if unknown := sorted(fields.keys() - TaskRequest.model_fields.keys()):
+        unknown = sorted(fields.keys() - TaskRequest.model_fields.keys())
+        if unknown:
             raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]!r} came")
         try:
             request = TaskRequest.model_validate(fields, strict=True)
@@ -235,6 +248,7 @@ def _reader() -> Read:
                 plugins[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
         except ValidationError as error:
             raise CommandError(in_one_line(error)) from None
+
         if name not in declared | brought:
             with open_database().reading() as session:
                 brought.update(listing.name for listing in task_types(session, platform))
@@ -298,7 +312,6 @@ def types(as_json: AsJson = False) -> None:
     from schema.declaration import declared_platform
 
     log_beside()
-
     with open_database().reading() as session:
         registered = task_types(session, declared_platform())
     schemas = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
