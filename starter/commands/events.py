@@ -169,4 +169,4 @@ def drop(
         raise CommandError(
             f"expected a dead letter, but {sequence} of {subscriber} is not one; see `nautilus events dead`"
         )
-    out.print(f"{subscriber} will not receive event {sequence}; the ledger has an entry")
+    out.print(f"{subscriber} will not receive event {sequence}; the ledger has an entry", soft_wrap=True)
