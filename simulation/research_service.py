@@ -3,20 +3,16 @@
     python -m simulation.research_service --port 8901 [--median-s .3 --slower-after-s 30 --slower-by 1.6]
 
 The results are computed; the latency of each response is drawn from a seeded log-normal distribution. The results are
-ready long before, so the speed and load of this machine hardly show. Some time after the first search every response
-takes longer, without notice, as happens to remote services. `activities.task_types.library` documents requests and
-responses; `GET /state` shows how many searches came, and since when the service is slower.
+ready long before, so the speed and load of this machine hardly show. Some time after the first search the service
+develops a fault, without notice, as happens to remote services (`simulation.faults`). `activities.task_types.library`
+documents requests and responses; `GET /state` shows how many searches came, and since when the service has a fault.
 """
 
 import json
-import math
-import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
@@ -28,6 +24,7 @@ import typer
 from activities.task_types.corpus import Corpus, open_corpus
 from activities.task_types.library import LocalLibrary, Search
 from schema.messages.platform import ResearchService
+from simulation.faults import Conduct
 
 log = structlog.get_logger()
 
@@ -35,43 +32,8 @@ log = structlog.get_logger()
 LARGEST_REQUEST_BYTES = 16_000_000
 
 
-class AnsweringTime:
-    """Draws how long responses take, and counts searches. Safe to use from several threads. `clock` counts seconds."""
-
-    def __init__(self, declared: ResearchService, clock: Callable[[], float] = time.monotonic) -> None:
-        self._declared = declared
-        self._clock = clock
-        self._random = random.Random(declared.seed)
-        self._lock = threading.Lock()
-        self._first_at: float | None = None
-        self._searches = 0
-        self._slower_at: datetime | None = None
-
-    def draw_s(self) -> float:
-        """Seconds that the next response takes, counted from the request."""
-        declared = self._declared
-        with self._lock:
-            now = self._clock()
-            if self._first_at is None:
-                self._first_at = now
-            self._searches += 1
-            if self._slower_at is None and self._is_slower_after(now - self._first_at):
-                self._slower_at = datetime.now(UTC)
-                log.info("research_service.slower", times=declared.slower_by)
-            seconds = self._random.lognormvariate(math.log(declared.median_s), declared.sigma)
-            return seconds * (declared.slower_by if self._slower_at else 1.0)
-
-    def _is_slower_after(self, elapsed_s: float) -> bool:
-        slower_after_s = self._declared.slower_after_s
-        return slower_after_s is not None and elapsed_s >= slower_after_s
-
-    def state(self) -> dict[str, Any]:
-        """The number of searches so far, and since when responses take longer."""
-        return {"searches": self._searches, "slower_at": self._slower_at.isoformat() if self._slower_at else None}
-
-
 class ResearchHandler(BaseHTTPRequestHandler):
-    """Handles one request. `library`, `vocabulary` and `pace` are the server's."""
+    """Handles one request. `library`, `vocabulary` and `conduct` are the server's."""
 
     server: "ResearchServer"
 
@@ -80,7 +42,7 @@ class ResearchHandler(BaseHTTPRequestHandler):
             case "/vocabulary":
                 self._reply(200, self.server.vocabulary)
             case "/state":
-                self._reply(200, self.server.pace.state())
+                self._reply(200, self.server.conduct.state())
             case _:
                 self._reply(404, {"error": f"expected /vocabulary, /state or /search, but {self.path} came"})
 
@@ -93,9 +55,17 @@ class ResearchHandler(BaseHTTPRequestHandler):
         if not size.isdecimal() or int(size) > LARGEST_REQUEST_BYTES:
             self._reply(413, {"error": f"expected at most {LARGEST_REQUEST_BYTES} bytes, but {size or 'no size'} came"})
             return
-        due_at = received_at + self.server.pace.draw_s()
+        # Read whatever comes of it: a client does not see the answer to a request that was left unread.
+        content = self.rfile.read(int(size))
+        treatment = self.server.conduct.next()
+        if treatment.unavailable:
+            self._reply(503, {"error": "try again later"})
+            return
+        self._search(content, received_at + treatment.seconds)
+
+    def _search(self, content: bytes, due_at: float) -> None:
         try:
-            body = json.loads(self.rfile.read(int(size)))
+            body = json.loads(content)
             searches = [Search(search["query"], search["most"], search["without"]) for search in body["searches"]]
             results = self.server.library.retrieve(searches, once=body["once"])
         except (ValueError, TypeError, LookupError) as error:
@@ -128,7 +98,7 @@ class ResearchServer(ThreadingHTTPServer):
     def __init__(self, port: int, corpus: Corpus, declared: ResearchService) -> None:
         self.library = LocalLibrary(corpus)
         self.vocabulary = {term: corpus.weight(term) for term in corpus.vocabulary}
-        self.pace = AnsweringTime(declared)
+        self.conduct = Conduct(declared)
         super().__init__(("127.0.0.1", port), ResearchHandler)
 
 
@@ -140,10 +110,18 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the answers' seconds.")] = 1,
     slower_after_s: Annotated[float | None, typer.Option(help="When answers begin to take longer.")] = None,
     slower_by: Annotated[float, typer.Option(help="How many times as long they take then.")] = 1.0,
+    unavailable_after_s: Annotated[float | None, typer.Option(help="When some searches begin to get a 503.")] = None,
+    unavailable_share: Annotated[float, typer.Option(help="The share that gets one.")] = 0.0,
 ) -> None:
     """Answer searches until Ctrl-C."""
     declared = ResearchService(
-        median_s=median_s, sigma=sigma, seed=seed, slower_after_s=slower_after_s, slower_by=slower_by
+        median_s=median_s,
+        sigma=sigma,
+        seed=seed,
+        slower_after_s=slower_after_s,
+        slower_by=slower_by,
+        unavailable_after_s=unavailable_after_s,
+        unavailable_share=unavailable_share,
     )
     corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
     with ResearchServer(port, corpus, declared) as server:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -18,11 +19,12 @@ import pytest
 from activities.task_runner import TaskRunner
 from activities.task_types import failure_reason, library
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary, RemoteLibrary, Search, ServiceFailed
+from activities.task_types.library import LocalLibrary, Manner, RemoteLibrary, Search, ServiceFailed
 from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
 from schema.messages.observatory import FailureKind
 from schema.messages.platform import ResearchService
-from simulation.research_service import AnsweringTime, ResearchServer
+from simulation.faults import Conduct
+from simulation.research_service import ResearchServer
 
 PROMPT = ResearchService(median_s=0.001, sigma=0)
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -101,7 +103,7 @@ def test_research_gets_the_same_result_from_the_service_as_from_the_corpus(corpu
         _, state = answer_of(f"{url}/state")
 
     assert result == expected
-    assert json.loads(state) == {"searches": SEARCHES, "slower_at": None}
+    assert json.loads(state) == {"searches": SEARCHES, "fault_at": None}
 
 
 def test_a_task_waits_for_the_service_and_is_cut_off_at_its_limit(
@@ -159,8 +161,8 @@ def test_a_request_that_cannot_be_read_is_told_what_was_expected(
 
 
 def draws(declared: ResearchService, times: int) -> list[float]:
-    pace = AnsweringTime(declared)
-    return [pace.draw_s() for _ in range(times)]
+    conduct = Conduct(declared)
+    return [conduct.next().seconds for _ in range(times)]
 
 
 def test_the_same_seed_draws_the_same_seconds() -> None:
@@ -179,14 +181,53 @@ def test_seconds_have_the_declared_median_and_spread() -> None:
 
 def test_after_its_time_every_answer_takes_longer_and_the_state_says_since_when() -> None:
     seconds = iter([5.0, 14.9, 15.0, 16.0])  # the first search comes some time after the start
-    pace = AnsweringTime(
+    conduct = Conduct(
         ResearchService(median_s=0.3, sigma=0, slower_after_s=10, slower_by=2), clock=lambda: next(seconds)
     )
 
-    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.3, 0.3])
-    assert pace.state() == {"searches": 2, "slower_at": None}
-    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.6, 0.6])
-    assert pace.state()["slower_at"] is not None
+    assert [conduct.next().seconds, conduct.next().seconds] == pytest.approx([0.3, 0.3])
+    assert conduct.state() == {"searches": 2, "fault_at": None}
+    assert [conduct.next().seconds, conduct.next().seconds] == pytest.approx([0.6, 0.6])
+    assert conduct.state()["fault_at"] is not None
+
+
+def test_after_its_time_a_share_of_the_searches_is_refused_and_another_try_gets_through(corpus: Corpus) -> None:
+    declared = PROMPT.model_copy(update={"unavailable_after_s": 0, "unavailable_share": 0.4})
+    searches = [Search(["thread"], 3)]
+    expected = LocalLibrary(corpus).retrieve(searches)
+
+    with serving(corpus, declared) as url:
+        once, again = RemoteLibrary(url), RemoteLibrary(url, Manner(max_retries=20, retry_delay_s=1e-7))
+        answers = [again.retrieve(searches) for _ in range(20)]
+        with pytest.raises(ServiceFailed, match="503 Service Unavailable") as failed:
+            [once.retrieve(searches) for _ in range(100)]
+
+    assert answers == [expected] * 20
+    assert failure_reason(failed.value) == "upstream_503"
+
+
+def test_a_request_that_cannot_be_read_is_tried_once(corpus: Corpus) -> None:
+    with serving(corpus) as url:
+        library = RemoteLibrary(url, Manner(max_retries=5))
+        with pytest.raises(ServiceFailed, match="answered 400"):
+            library.retrieve([Search(["thread"], "many")])  # type: ignore[arg-type]
+        _, state = answer_of(f"{url}/state")
+
+    assert json.loads(state)["searches"] == 1
+
+
+def test_every_search_is_refused_by_its_own_chance_and_none_before_the_time() -> None:
+    declared = ResearchService(median_s=0.3, sigma=0.5, unavailable_after_s=10, unavailable_share=0.2)
+    seconds = iter([0.0] * 1_000 + [10.0] * 10_000)
+    conduct = Conduct(declared, clock=lambda: next(seconds))
+
+    before = [conduct.next().unavailable for _ in range(1_000)]
+    since = [conduct.next().unavailable for _ in range(10_000)]
+
+    assert not any(before)
+    assert sum(since) / len(since) == pytest.approx(0.2, abs=0.012)
+    twice = sum(first and second for first, second in pairwise(since)) / len(since)
+    assert twice == pytest.approx(0.04, abs=0.008)  # independent
 
 
 class Broken(BaseHTTPRequestHandler):

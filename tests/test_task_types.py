@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from activities.task_runner import TaskRunner
 from activities.task_types import InvalidResult, discover, installed
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary
+from activities.task_types.library import LocalLibrary, Manner
 from activities.task_types.ml_training import MlTraining, TrainingJob
 from activities.task_types.monte_carlo import CallOption, MonteCarlo, closed_form, simulate, verify
 from activities.task_types.physics_simulation import PhysicsSimulation, PlanetarySystem, conserved, starting_point
-from activities.task_types.research_synthesis import ReportedClaim, ResearchQuestion, ResearchSynthesis
+from activities.task_types.research_synthesis import ReportedClaim, ResearchQuestion, ResearchSynthesis, manner_of
 from activities.task_types.research_synthesis import verify as verify_claims
 
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -232,6 +232,13 @@ def test_the_parameter_sets_how_much_is_read(research: ResearchSynthesis) -> Non
 def test_a_question_the_corpus_knows_nothing_about_has_no_answer(research: ResearchSynthesis) -> None:
     with pytest.raises(InvalidResult, match="but the corpus has none"):
         research.run(ResearchQuestion(question="Zxqvw kjhgf?", breadth=1, depth=1), {})
+
+
+def test_where_nothing_is_declared_a_request_is_tried_once() -> None:
+    declared = {"research_synthesis.max_retries": 3, "research_synthesis.retry_delay_s": 0.5}
+
+    assert manner_of({}) == Manner(max_retries=0)
+    assert manner_of(declared) == Manner(max_retries=3, retry_delay_s=0.5)
 
 
 def test_a_parameter_that_is_not_a_number_is_named(research: ResearchSynthesis) -> None:

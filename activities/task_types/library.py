@@ -4,11 +4,13 @@ A library takes several searches at once, because most of the time of a remote r
 `NAUTILUS_RESEARCH_URL` decides which of the two a process uses; the results are the same.
 """
 
+import copy
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -24,6 +26,10 @@ RESPONSE_TIMEOUT_S = 600.0
 OPENER = build_opener(ProxyHandler({}))
 # What is read of the answer of a service that refuses: enough to see why.
 SHOWN_BYTES = 300
+# What another try may get past. A request that cannot be read, or an answer that cannot, stays as it is.
+PASSING = frozenset(
+    {"upstream_429", "upstream_500", "upstream_502", "upstream_503", "upstream_504", "upstream_disconnected"}
+)
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +42,22 @@ class Search(NamedTuple):
     without: Iterable[int] = ()
 
 
+class Manner(NamedTuple):
+    """How a task asks its library: the tries after one that failed, and the seconds before the first of them, which
+    double with each."""
+
+    max_retries: int = 0
+    retry_delay_s: float = 0.1
+
+
+USUAL = Manner()
+
+
 class Library(Protocol):
     """Passages that can be searched and cited."""
+
+    def asked(self, manner: Manner, /) -> Self:
+        """This library for a task that asks in its own manner."""
 
     def weight(self, term: str, /) -> float:
         """The inverse document frequency of a term; 0 where no passage has it."""
@@ -56,6 +76,9 @@ class LocalLibrary:
         self._corpus = corpus
         self.weight = corpus.weight
         self.passage = corpus.passage
+
+    def asked(self, manner: Manner) -> Self:
+        return self  # what is on this machine does not fail in passing
 
     def retrieve(self, searches: Sequence[Search], once: bool = False) -> list[list[int]]:
         results: list[list[int]] = []
@@ -83,10 +106,16 @@ class RemoteLibrary:
     answers {"answers": [[id]], "passages": {id: {"source", "text"}}}.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, manner: Manner = USUAL) -> None:
         self._url = url.rstrip("/")
+        self._manner = manner
         self._weights: Mapping[str, float] = self._request("/vocabulary")
         self._passages: dict[int, Passage] = {}
+
+    def asked(self, manner: Manner) -> Self:
+        library = copy.copy(self)
+        library._manner, library._passages = manner, {}
+        return library
 
     def weight(self, term: str) -> float:
         return self._weights.get(term, 0.0)
@@ -105,6 +134,19 @@ class RemoteLibrary:
         return results
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer, of another try where one failed in passing."""
+        delay_s = self._manner.retry_delay_s
+        for _ in range(self._manner.max_retries):
+            try:
+                return self._request_once(path, body)
+            except ServiceFailed as failed:
+                if failed.failure_reason not in PASSING:
+                    raise
+            time.sleep(delay_s)
+            delay_s *= 2
+        return self._request_once(path, body)
+
+    def _request_once(self, path: str, body: Mapping[str, Any] | None) -> Any:
         content = json.dumps(body).encode() if body is not None else None
         request = Request(self._url + path, content, {"Content-Type": "application/json"})
         try:

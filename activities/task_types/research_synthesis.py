@@ -23,7 +23,7 @@ from schema.messages.base import Value
 
 from . import InvalidResult, TaskPayload, TaskResult, number, rng
 from .corpus import terms
-from .library import Library, Search, open_library
+from .library import USUAL, Library, Manner, Search, open_library
 
 PASSAGES = 32  # read per sub-question, unless the operator declares `research_synthesis.passages`
 FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
@@ -100,7 +100,7 @@ class ResearchSynthesis:
 
     def run(self, payload: ResearchQuestion, parameters: Mapping[str, Value]) -> TaskResult:
         passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
-        library = self.library
+        library = self.library.asked(manner_of(parameters))
         question = sorted({term for term in terms(payload.question) if library.weight(term)})
         [seeds] = library.retrieve([Search(question, FEEDBACK_PASSAGES)])
         if not seeds:
@@ -135,6 +135,14 @@ class ResearchSynthesis:
         depth = draw.choice((1, 2, 2, 3))
         sub_questions = draw.lognormvariate(2.5, 0.4)  # a median of 12
         return ResearchQuestion(question=question, breadth=min(40, max(1, round(sub_questions / depth))), depth=depth)
+
+
+def manner_of(parameters: Mapping[str, Value]) -> Manner:
+    """How the operator has a task ask its library; where nothing is declared, one request a round, tried once."""
+    return Manner(
+        max_retries=round(number(parameters, "research_synthesis.max_retries", USUAL.max_retries)),
+        retry_delay_s=number(parameters, "research_synthesis.retry_delay_s", USUAL.retry_delay_s),
+    )
 
 
 def plan(

@@ -370,8 +370,9 @@ class Traffic(Declaration):
 class ResearchService(Declaration):
     """A remote service to practise on, which `nautilus up` runs: research tasks ask it for passages.
 
-    Seconds of one answer are log-normal with this median and spread; `slower_after_s` after the first search they are
-    multiplied by `slower_by`.
+    Seconds of one answer are log-normal with this median and spread. Each fault begins so many seconds after the first
+    search: `slower_after_s` multiplies them by `slower_by`; from `unavailable_after_s` on, `unavailable_share` of the
+    searches are answered 503, each by chance of its own.
     """
 
     median_s: float = Field(default=0.3, gt=0, le=60)
@@ -379,6 +380,8 @@ class ResearchService(Declaration):
     seed: int = 1
     slower_after_s: float | None = Field(default=None, ge=0)
     slower_by: float = Field(default=1.0, ge=1, le=100)
+    unavailable_after_s: float | None = Field(default=None, ge=0)
+    unavailable_share: float = Field(default=0.0, ge=0, le=1)
 
 
 class Simulation(Declaration):
