@@ -22,9 +22,9 @@ import structlog
 import typer
 
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary, Search
+from activities.task_types.library import PLAIN, Search
 from schema.messages.platform import ResearchService
-from simulation.faults import Conduct
+from simulation.faults import Conduct, Shelves, Slots, Treatment
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ LARGEST_REQUEST_BYTES = 16_000_000
 
 
 class ResearchHandler(BaseHTTPRequestHandler):
-    """Handles one request. `library`, `vocabulary` and `conduct` are the server's."""
+    """Handles one request. What it uses is the server's."""
 
     server: "ResearchServer"
 
@@ -61,20 +61,28 @@ class ResearchHandler(BaseHTTPRequestHandler):
         if treatment.unavailable:
             self._reply(503, {"error": "try again later"})
             return
-        self._search(content, received_at + treatment.seconds)
+        if not self.server.slots.take(self.server.declared.most_at_once if treatment.limited else None):
+            self._reply(429, {"error": "too many requests at once"})
+            return
+        try:
+            status, document = self._answer(content, treatment)
+            time.sleep(max(0.0, received_at + treatment.seconds - time.monotonic()))
+        finally:
+            self.server.slots.free()
+        self._reply(status, document)
 
-    def _search(self, content: bytes, due_at: float) -> None:
+    def _answer(self, content: bytes, treatment: Treatment) -> tuple[int, Any]:
+        """The status and the document that a search is answered with."""
         try:
             body = json.loads(content)
+            library = self.server.shelves.library(body.get("model", PLAIN), treatment)
             searches = [Search(search["query"], search["most"], search["without"]) for search in body["searches"]]
-            results = self.server.library.retrieve(searches, once=body["once"])
+            results = library.retrieve(searches, once=body["once"])
         except (ValueError, TypeError, LookupError) as error:
-            self._reply(400, {"error": f"expected searches with query, most and without, but {error!r}"})
-            return
+            return 400, {"error": f"expected searches with query, most and without, but {error!r}"}
         passage_ids = sorted(set(chain.from_iterable(results)))
-        passages = {passage_id: self.server.library.passage(passage_id)._asdict() for passage_id in passage_ids}
-        time.sleep(max(0.0, due_at - time.monotonic()))
-        self._reply(200, {"answers": results, "passages": passages})
+        passages = {passage_id: library.passage(passage_id)._asdict() for passage_id in passage_ids}
+        return 200, {"answers": results, "passages": passages}
 
     def _reply(self, status: int, document: Any) -> None:
         content = json.dumps(document).encode()
@@ -96,7 +104,9 @@ class ResearchServer(ThreadingHTTPServer):
     request_queue_size = 128  # while the machine is busy, clients wait and are not refused
 
     def __init__(self, port: int, corpus: Corpus, declared: ResearchService) -> None:
-        self.library = LocalLibrary(corpus)
+        self.declared = declared
+        self.shelves = Shelves(corpus)
+        self.slots = Slots()
         self.vocabulary = {term: corpus.weight(term) for term in corpus.vocabulary}
         self.conduct = Conduct(declared)
         super().__init__(("127.0.0.1", port), ResearchHandler)
@@ -112,17 +122,15 @@ def main(
     slower_by: Annotated[float, typer.Option(help="How many times as long they take then.")] = 1.0,
     unavailable_after_s: Annotated[float | None, typer.Option(help="When some searches begin to get a 503.")] = None,
     unavailable_share: Annotated[float, typer.Option(help="The share that gets one.")] = 0.0,
+    limited_after_s: Annotated[float | None, typer.Option(help="When too many at once begin to get a 429.")] = None,
+    most_at_once: Annotated[int, typer.Option(help="The searches at once that do not.")] = 1_000,
+    wrong_after_s: Annotated[float | None, typer.Option(help="When `plain` begins to answer with others.")] = None,
+    wrong_share: Annotated[float, typer.Option(help="The share of such answers.")] = 0.0,
+    poorer_after_s: Annotated[float | None, typer.Option(help="When `plain` finds poorer passages.")] = None,
 ) -> None:
     """Answer searches until Ctrl-C."""
-    declared = ResearchService(
-        median_s=median_s,
-        sigma=sigma,
-        seed=seed,
-        slower_after_s=slower_after_s,
-        slower_by=slower_by,
-        unavailable_after_s=unavailable_after_s,
-        unavailable_share=unavailable_share,
-    )
+    options = locals()
+    declared = ResearchService(**{name: options[name] for name in ResearchService.model_fields})
     corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
     with ResearchServer(port, corpus, declared) as server:
         for name in (signal.SIGINT, signal.SIGTERM):

@@ -11,7 +11,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ from schema.declaration import read_platform
 from schema.messages.base import format_value
 from schema.messages.cycle import CycleResult, CycleStatus, Phase
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts
+from schema.messages.observatory import Counts, GuardrailKind
 from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.client import NautilusClient
@@ -149,7 +149,7 @@ async def _until_detected(
         for _ in _attempts(DETECTION_TIMEOUT_S):
             async for cycle in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'"):
                 return cycle.id
-            show(f"since the service {ACTS[fault].news}: {_formatted(_counts(stack, since))}")
+            show(f"since the research service {ACTS[fault].news}: {_formatted(_counts(stack, since))}")
             await asyncio.sleep(POLL_S)
     raise TimeoutError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
@@ -182,9 +182,17 @@ def _ask(url: str) -> Any:
         return json.load(response)
 
 
-def _counts(stack: Stack, since: datetime, until: datetime | None = None) -> Counts:
+def _counts(
+    stack: Stack, since: datetime, until: datetime | None = None, well_rated: Mapping[str, float] | None = None
+) -> Counts:
     with stack.database.reading() as session:
-        return counts_of_started(session, since, until)
+        return counts_of_started(session, since, until, well_rated)
+
+
+def _well_rated(status: CycleStatus) -> dict[str, float]:
+    """The least rating of a good task by its type, where the cycle is about ratings."""
+    aims = status.briefing.objectives
+    return {name: aim.bound for name, aim in aims.items() if aim.kind is GuardrailKind.WELL_RATED}
 
 
 def _formatted(counts: Counts) -> str:
@@ -230,16 +238,16 @@ def _phases(stack: Stack, result: CycleResult, fault_at: datetime) -> dict[str, 
     """
     entries = ledger.entries(stack.database)
     first_at = {kind: min(e.at for e in entries if e.kind is kind) for kind in {entry.kind for entry in entries}}
-    now = datetime.now(UTC)
+    now, well_rated = datetime.now(UTC), _well_rated(result.status)
     during_until = first_at.get(EntryKind.EXPERIMENT_DESIGNED, now)
     promoted_at, design = first_at.get(EntryKind.PARAMETER_PROMOTED), result.status.design
     after = Counts()
     if promoted_at is not None and design is not None:
         everywhere_at = promoted_at + timedelta(seconds=2 * stack.resolver_refresh_s)
-        after = _counts(stack, everywhere_at, now - timedelta(seconds=LAST_TASKS_S))
+        after = _counts(stack, everywhere_at, now - timedelta(seconds=LAST_TASKS_S), well_rated)
     return {
-        "healthy": _counts(stack, EPOCH, fault_at),
-        "during": _counts(stack, fault_at, during_until),
+        "healthy": _counts(stack, EPOCH, fault_at, well_rated),
+        "during": _counts(stack, fault_at, during_until, well_rated),
         "after": after,
     }
 
@@ -288,7 +296,8 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
 def _show_end(console: Console, demo: DemoResult) -> None:
     summary, status = demo.summary, demo.result.status
     title = f"{summary['outcome']} in {summary['seconds']:g} s"
-    rates = Table("tasks of all types", "success", "95 %", title=title, title_justify="left")
+    good = "rated well" if _well_rated(status) else "success"
+    rates = Table("tasks of all types", good, "95 %", title=title, title_justify="left")
     for name, key in (("healthy", "healthy"), ("during the fault", "during"), ("after the promotion", "after")):
         rates.add_row(name, *_cells(Counts(**summary[key])))
     console.print(rates)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 PLATFORM = Path(__file__).with_name("demo.toml")
 SECOND_ACT = Path(__file__).with_name("second_act.toml")
-# Seconds after the first search: time for a baseline, and for a person to see that all is well.
-BEGINS_AFTER_S = 25
+# Seconds after the first search: time for a person to see that all is well. Failures have a floor besides, but of
+# ratings a hundred older than the guard gap must say what is usual.
+BEGINS_AFTER_S, BEGINS_LATER_AFTER_S = 25, 45
 
 
 class Fault(StrEnum):
@@ -21,6 +22,9 @@ class Fault(StrEnum):
 
     LIMIT = "limit"
     RETRIES = "retries"
+    MODEL = "model"
+    CONCURRENCY = "concurrency"
+    QUALITY = "quality"
 
 
 class Act(NamedTuple):
@@ -34,9 +38,24 @@ class Act(NamedTuple):
 ACTS = {
     Fault.LIMIT: Act({}, "becomes slower", "tasks run into their limit"),
     Fault.RETRIES: Act(
-        {"median_s": 0.2, "unavailable_after_s": BEGINS_AFTER_S, "unavailable_share": 0.33},
+        {"median_s": 0.2, "unavailable_after_s": BEGINS_AFTER_S, "unavailable_share": 0.2},
         "answers 503 to some of its requests",
         "tasks fail for an answer of 503",
+    ),
+    Fault.MODEL: Act(
+        {"median_s": 0.2, "wrong_after_s": BEGINS_AFTER_S, "wrong_share": 0.08},
+        "answers some requests with passages on something else",
+        "tasks find their passages wrong",
+    ),
+    Fault.CONCURRENCY: Act(
+        {"median_s": 0.2, "limited_after_s": BEGINS_AFTER_S, "most_at_once": 10},
+        "takes fewer requests at once",
+        "tasks fail for an answer of 429",
+    ),
+    Fault.QUALITY: Act(
+        {"median_s": 0.2, "poorer_after_s": BEGINS_LATER_AFTER_S},
+        "finds poorer passages",
+        "tasks succeed with poorer results",
     ),
 }
 

@@ -361,10 +361,15 @@ class ElevationRules(Declaration):
 
 
 class Traffic(Declaration):
-    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time."""
+    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time.
+
+    The rate rises and falls by the share `swing` of its mean, once every `swing_every_s`, as demand does.
+    """
 
     concurrency: int = Field(default=2, ge=1, le=64)
     per_second: dict[Name, Annotated[float, Field(ge=0)]]
+    swing: float = Field(default=0.0, ge=0, lt=1)
+    swing_every_s: float = Field(default=60.0, gt=0)
 
 
 class ResearchService(Declaration):
@@ -372,7 +377,9 @@ class ResearchService(Declaration):
 
     Seconds of one answer are log-normal with this median and spread. Each fault begins so many seconds after the first
     search: `slower_after_s` multiplies them by `slower_by`; from `unavailable_after_s` on, `unavailable_share` of the
-    searches are answered 503, each by chance of its own.
+    searches are answered 503, each by chance of its own; from `limited_after_s` on, a search above `most_at_once` is
+    answered 429. Two are of the model `plain` alone: from `wrong_after_s` on, `wrong_share` of its answers are of other
+    passages than those found; from `poorer_after_s` on, it searches for one term of each query.
     """
 
     median_s: float = Field(default=0.3, gt=0, le=60)
@@ -382,6 +389,11 @@ class ResearchService(Declaration):
     slower_by: float = Field(default=1.0, ge=1, le=100)
     unavailable_after_s: float | None = Field(default=None, ge=0)
     unavailable_share: float = Field(default=0.0, ge=0, le=1)
+    limited_after_s: float | None = Field(default=None, ge=0)
+    most_at_once: int = Field(default=1_000, ge=1)
+    wrong_after_s: float | None = Field(default=None, ge=0)
+    wrong_share: float = Field(default=0.0, ge=0, le=1)
+    poorer_after_s: float | None = Field(default=None, ge=0)
 
 
 class Simulation(Declaration):
