@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func
+from sqlalchemy import and_, func, or_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -71,10 +71,21 @@ def counts_since(
     return Counts(tasks=tasks, successes=successes)
 
 
-def counts_of_started(session: Session, since: datetime, until: datetime | None = None) -> Counts:
-    """Tasks of all types, and successes, that started at `since` or later (and before `until`) and have ended."""
-    succeeded = func.count().filter(col(OutcomeRow.failure).is_(None))
+def counts_of_started(
+    session: Session, since: datetime, until: datetime | None = None, well_rated: Mapping[str, float] | None = None
+) -> Counts:
+    """Tasks of all types, and successes, that started at `since` or later (and before `until`) and have ended.
+
+    Of the types in `well_rated` a success is one rated so or higher, and tasks without a rating do not count.
+    """
+    bounds = well_rated or {}
+    others = col(OutcomeRow.task_type).not_in(bounds)
+    rated = [
+        and_(col(OutcomeRow.task_type) == name, col(OutcomeRow.quality) >= bound) for name, bound in bounds.items()
+    ]
+    succeeded = func.count().filter(or_(and_(others, col(OutcomeRow.failure).is_(None)), *rated))
     query = select(func.count(), succeeded).where(col(OutcomeRow.started_at) >= since)
+    query = query.where(or_(others, col(OutcomeRow.quality).is_not(None)))
     if until is not None:
         query = query.where(col(OutcomeRow.started_at) < until)
     tasks, successes = session.exec(query).one()

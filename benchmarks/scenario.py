@@ -1,6 +1,6 @@
 """The demo's platform with another limit, for the benchmarks of whole cycles."""
 
-from starter.demo import PLATFORM
+from starter.faults import PLATFORM
 
 RESEARCH, OTHER = "research_synthesis", "monte_carlo"
 PARAMETER = f"{RESEARCH}.timeout_s"

@@ -3,20 +3,16 @@
     python -m simulation.research_service --port 8901 [--median-s .3 --slower-after-s 30 --slower-by 1.6]
 
 The results are computed; the latency of each response is drawn from a seeded log-normal distribution. The results are
-ready long before, so the speed and load of this machine hardly show. Some time after the first search every response
-takes longer, without notice, as happens to remote services. `activities.task_types.library` documents requests and
-responses; `GET /state` shows how many searches came, and since when the service is slower.
+ready long before, so the speed and load of this machine hardly show. Some time after the first search the service
+develops a fault, without notice, as happens to remote services (`simulation.faults`). `activities.task_types.library`
+documents requests and responses; `GET /state` shows how many searches came, and since when the service has a fault.
 """
 
 import json
-import math
-import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
@@ -26,8 +22,9 @@ import structlog
 import typer
 
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary, Search
-from schema.messages.platform import ResearchService
+from activities.task_types.library import PLAIN, Search
+from schema.messages.simulation import ResearchService
+from simulation.faults import Conduct, Shelves, Slots, Treatment
 
 log = structlog.get_logger()
 
@@ -35,43 +32,8 @@ log = structlog.get_logger()
 LARGEST_REQUEST_BYTES = 16_000_000
 
 
-class AnsweringTime:
-    """Draws how long responses take, and counts searches. Safe to use from several threads. `clock` counts seconds."""
-
-    def __init__(self, declared: ResearchService, clock: Callable[[], float] = time.monotonic) -> None:
-        self._declared = declared
-        self._clock = clock
-        self._random = random.Random(declared.seed)
-        self._lock = threading.Lock()
-        self._first_at: float | None = None
-        self._searches = 0
-        self._slower_at: datetime | None = None
-
-    def draw_s(self) -> float:
-        """Seconds that the next response takes, counted from the request."""
-        declared = self._declared
-        with self._lock:
-            now = self._clock()
-            if self._first_at is None:
-                self._first_at = now
-            self._searches += 1
-            if self._slower_at is None and self._is_slower_after(now - self._first_at):
-                self._slower_at = datetime.now(UTC)
-                log.info("research_service.slower", times=declared.slower_by)
-            seconds = self._random.lognormvariate(math.log(declared.median_s), declared.sigma)
-            return seconds * (declared.slower_by if self._slower_at else 1.0)
-
-    def _is_slower_after(self, elapsed_s: float) -> bool:
-        slower_after_s = self._declared.slower_after_s
-        return slower_after_s is not None and elapsed_s >= slower_after_s
-
-    def state(self) -> dict[str, Any]:
-        """The number of searches so far, and since when responses take longer."""
-        return {"searches": self._searches, "slower_at": self._slower_at.isoformat() if self._slower_at else None}
-
-
 class ResearchHandler(BaseHTTPRequestHandler):
-    """Handles one request. `library`, `vocabulary` and `pace` are the server's."""
+    """Handles one request. What it uses is the server's."""
 
     server: "ResearchServer"
 
@@ -80,7 +42,7 @@ class ResearchHandler(BaseHTTPRequestHandler):
             case "/vocabulary":
                 self._reply(200, self.server.vocabulary)
             case "/state":
-                self._reply(200, self.server.pace.state())
+                self._reply(200, self.server.conduct.state())
             case _:
                 self._reply(404, {"error": f"expected /vocabulary, /state or /search, but {self.path} came"})
 
@@ -93,18 +55,34 @@ class ResearchHandler(BaseHTTPRequestHandler):
         if not size.isdecimal() or int(size) > LARGEST_REQUEST_BYTES:
             self._reply(413, {"error": f"expected at most {LARGEST_REQUEST_BYTES} bytes, but {size or 'no size'} came"})
             return
-        due_at = received_at + self.server.pace.draw_s()
-        try:
-            body = json.loads(self.rfile.read(int(size)))
-            searches = [Search(search["query"], search["most"], search["without"]) for search in body["searches"]]
-            results = self.server.library.retrieve(searches, once=body["once"])
-        except (ValueError, TypeError, LookupError) as error:
-            self._reply(400, {"error": f"expected searches with query, most and without, but {error!r}"})
+        # Read whatever comes of it: a client does not see the answer to a request that was left unread.
+        content = self.rfile.read(int(size))
+        treatment = self.server.conduct.next()
+        if treatment.unavailable:
+            self._reply(503, {"error": "try again later"})
             return
+        if not self.server.slots.take(self.server.declared.most_at_once if treatment.limited else None):
+            self._reply(429, {"error": "too many requests at once"})
+            return
+        try:
+            status, document = self._answer(content, treatment)
+            time.sleep(max(0.0, received_at + treatment.seconds - time.monotonic()))
+        finally:
+            self.server.slots.free()
+        self._reply(status, document)
+
+    def _answer(self, content: bytes, treatment: Treatment) -> tuple[int, Any]:
+        """The status and the document that a search is answered with."""
+        try:
+            body = json.loads(content)
+            library = self.server.shelves.library(body.get("model", PLAIN), treatment)
+            searches = [Search(search["query"], search["most"], search["without"]) for search in body["searches"]]
+            results = library.retrieve(searches, once=body["once"])
+        except (ValueError, TypeError, LookupError) as error:
+            return 400, {"error": f"expected searches with query, most and without, but {error!r}"}
         passage_ids = sorted(set(chain.from_iterable(results)))
-        passages = {passage_id: self.server.library.passage(passage_id)._asdict() for passage_id in passage_ids}
-        time.sleep(max(0.0, due_at - time.monotonic()))
-        self._reply(200, {"answers": results, "passages": passages})
+        passages = {passage_id: library.passage(passage_id)._asdict() for passage_id in passage_ids}
+        return 200, {"answers": results, "passages": passages}
 
     def _reply(self, status: int, document: Any) -> None:
         content = json.dumps(document).encode()
@@ -126,9 +104,11 @@ class ResearchServer(ThreadingHTTPServer):
     request_queue_size = 128  # while the machine is busy, clients wait and are not refused
 
     def __init__(self, port: int, corpus: Corpus, declared: ResearchService) -> None:
-        self.library = LocalLibrary(corpus)
+        self.declared = declared
+        self.shelves = Shelves(corpus)
+        self.slots = Slots()
         self.vocabulary = {term: corpus.weight(term) for term in corpus.vocabulary}
-        self.pace = AnsweringTime(declared)
+        self.conduct = Conduct(declared)
         super().__init__(("127.0.0.1", port), ResearchHandler)
 
 
@@ -140,11 +120,17 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the answers' seconds.")] = 1,
     slower_after_s: Annotated[float | None, typer.Option(help="When answers begin to take longer.")] = None,
     slower_by: Annotated[float, typer.Option(help="How many times as long they take then.")] = 1.0,
+    unavailable_after_s: Annotated[float | None, typer.Option(help="When some searches begin to get a 503.")] = None,
+    unavailable_share: Annotated[float, typer.Option(help="The share that gets one.")] = 0.0,
+    limited_after_s: Annotated[float | None, typer.Option(help="When too many at once begin to get a 429.")] = None,
+    most_at_once: Annotated[int, typer.Option(help="The searches at once that do not.")] = 1_000,
+    wrong_after_s: Annotated[float | None, typer.Option(help="When `plain` begins to answer with others.")] = None,
+    wrong_share: Annotated[float, typer.Option(help="The share of such answers.")] = 0.0,
+    poorer_after_s: Annotated[float | None, typer.Option(help="When `plain` finds poorer passages.")] = None,
 ) -> None:
     """Answer searches until Ctrl-C."""
-    declared = ResearchService(
-        median_s=median_s, sigma=sigma, seed=seed, slower_after_s=slower_after_s, slower_by=slower_by
-    )
+    options = locals()
+    declared = ResearchService(**{name: options[name] for name in ResearchService.model_fields})
     corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
     with ResearchServer(port, corpus, declared) as server:
         for name in (signal.SIGINT, signal.SIGTERM):

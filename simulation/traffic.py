@@ -6,6 +6,7 @@ For each task it resolves the parameters, records the assignment, runs the work 
 resolved limit, and records the outcome. It knows nothing of anomalies, cycles or agents.
 """
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,7 +88,7 @@ def paced(
     # The pool would queue tasks without a bound: a task is submitted only when a thread is free to begin it.
     free_slots = threading.Semaphore(traffic.concurrency)
     running: set[Future[None]] = set()
-    due_tasks = islice(_due(traffic.per_second, monotonic()), max_tasks)
+    due_tasks = islice(due(traffic, monotonic()), max_tasks)
     with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
         for number, (task_type, due_at) in enumerate(due_tasks):
             if stopping.wait(max(0.0, due_at - monotonic())):
@@ -106,13 +107,17 @@ def _raise_failures(futures: Iterable[Future[None]]) -> None:
         future.result()
 
 
-def _due(per_second: Mapping[str, float], started: float) -> Iterator[tuple[str, float]]:
-    """Endless task types with the instant each is due (seconds, monotonic clock), in order and evenly spaced."""
-    next_at = {name: started + 1 / rate for name, rate in per_second.items() if rate > 0}
+def due(traffic: Traffic, started: float) -> Iterator[tuple[str, float]]:
+    """Endless task types with the instant each is due (seconds, monotonic clock), in order.
+
+    Evenly spaced where the rate does not swing.
+    """
+    next_at = {name: started + 1 / rate for name, rate in traffic.per_second.items() if rate > 0}
     while next_at:
         name = min(next_at, key=lambda task_type: (next_at[task_type], task_type))
         yield name, next_at[name]
-        next_at[name] += 1 / per_second[name]
+        turns = (next_at[name] - started) / traffic.swing_every_s
+        next_at[name] += 1 / (traffic.per_second[name] * (1 + traffic.swing * math.sin(2 * math.pi * turns)))
 
 
 def run(settings: Settings, stopping: threading.Event) -> None:

@@ -4,13 +4,14 @@ Research asks a remote service for its passages, which `simulation.research_serv
 until the service becomes slower, as remote services do: then about a third of all tasks are cut off at their limit.
 Every step after that is the product's own: it detects, agents investigate, vote, half the tasks get the new limit, the
 evidence decides. Windows last seconds instead of hours; nothing is back-dated and no outcome is decided beforehand.
+On request the service has another fault instead (`starter.faults`).
 """
 
 import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,24 +32,27 @@ from activities.rollups import measures, rollups, together
 from rules.rates import wilson
 from schema import wire
 from schema.declaration import read_platform
+from schema.messages.base import format_value
 from schema.messages.cycle import CycleResult, CycleStatus, Phase
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts
+from schema.messages.observatory import Counts, GuardrailKind
 from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.client import NautilusClient
+from starter.faults import ACTS, Fault, platform_of
 from starter.narration import Narration
 from starter.server import free_port
 from starter.stack import RESEARCH_URL, Ports, Stack, running
 from workflows.page import percent
 
-PLATFORM = Path(__file__).with_name("demo.toml")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Each is several times what it takes on a machine with other work to do; the narration shows progress meanwhile.
 FAULT_TIMEOUT_S = 120.0
 DETECTION_TIMEOUT_S = 180.0
 CYCLE_TIMEOUT_S = 300.0
 POLL_S = 0.5
+# What has started within so many seconds may not have ended yet: longer than a task takes.
+LAST_TASKS_S = 7.0
 
 
 class DemoError(RuntimeError):
@@ -63,14 +67,14 @@ class DemoResult:
     result: CycleResult
 
 
-async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> DemoResult:
-    """Run the story; `console` shows it as it happens. With `keep`, everything runs on until that returns.
+async def demo(console: Console, keep: Callable[[Stack], Any] | None, fault: Fault = Fault.LIMIT) -> DemoResult:
+    """Run the story of a fault; `console` shows it as it happens. With `keep`, everything runs on until that returns.
 
     Raises DemoError where it does not come to an end; then its folder stays, with the log of every process.
     """
     home = Path(tempfile.mkdtemp(prefix="nautilus-demo-"))
     try:
-        result = await _story(console, home, keep)
+        result = await _story(console, home, keep, fault)
     except asyncio.CancelledError:
         shutil.rmtree(home, ignore_errors=True)
         raise
@@ -78,12 +82,12 @@ async def demo(console: Console, keep: Callable[[Stack], Any] | None) -> DemoRes
     return result
 
 
-async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | None) -> DemoResult:
+async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | None, fault: Fault) -> DemoResult:
     started_at = monotonic()
     narration = Narration(console)
     settings = Settings(
         home=home,
-        platform=PLATFORM,
+        platform=platform_of(fault, home),
         pace=None,
         database_url="",
         research_url="",
@@ -93,13 +97,13 @@ async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | No
     async with _everything(narration, settings) as stack:
         client = NautilusClient(stack.client)
         try:
-            slower_at = await _until_the_fault(narration, stack)
-            cycle = await _until_detected(narration, client, stack, slower_at)
+            fault_at = await _until_the_fault(narration, stack, fault)
+            cycle = await _until_detected(narration, client, stack, fault, fault_at)
             result = await _until_ended(narration, client, stack, cycle)
         except TimeoutError as late:
-            raise DemoError(_failure(str(late), stack, read_platform(PLATFORM), home)) from None
-        summary = await _summary(stack, cycle, result, slower_at, monotonic() - started_at)
-        demo_result = DemoResult(summary, result)
+            raise DemoError(_failure(str(late), stack, read_platform(settings.platform), home)) from None
+        summary = await _summary(stack, cycle, result, fault_at, monotonic() - started_at)
+        demo_result = DemoResult({"fault": fault.value, **summary}, result)
         _show_end(console, demo_result)
         if keep is not None:
             await keep(stack)
@@ -116,34 +120,36 @@ async def _everything(narration: Narration, settings: Settings) -> AsyncIterator
         yield stack
 
 
-async def _until_the_fault(narration: Narration, stack: Stack) -> datetime:
-    """Show the healthy platform until the service becomes slower; the instant it does. Raises TimeoutError."""
+async def _until_the_fault(narration: Narration, stack: Stack, fault: Fault) -> datetime:
+    """Show the healthy platform until the service has its fault; the instant it does. Raises TimeoutError."""
     with narration.waiting("the first tasks run") as show:
         for _ in _attempts(FAULT_TIMEOUT_S):
             state = await asyncio.to_thread(_ask, f"{stack.environment[RESEARCH_URL]}/state")
             healthy = _counts(stack, EPOCH)
-            if state["slower_at"] is not None:
-                slower_at = datetime.fromisoformat(state["slower_at"])
+            if state["fault_at"] is not None:
+                fault_at = datetime.fromisoformat(state["fault_at"])
                 break
             show(f"healthy so far: {_formatted(healthy)}")
             await asyncio.sleep(POLL_S)
         else:
             raise TimeoutError(f"expected {FAULT_TIMEOUT_S:g} s of searches to be enough, but the service is as it was")
     narration.report(f"healthy: {_formatted(healthy)}")
-    narration.report("now the research service becomes slower; the agents are not notified")
-    return slower_at
+    narration.report(f"now the research service {ACTS[fault].news}; the agents are not notified")
+    return fault_at
 
 
-async def _until_detected(narration: Narration, client: NautilusClient, stack: Stack, since: datetime) -> str:
+async def _until_detected(
+    narration: Narration, client: NautilusClient, stack: Stack, fault: Fault, since: datetime
+) -> str:
     """Wait until the Observatory has raised an anomaly and the bus has opened its cycle; the cycle's workflow id.
 
     Raises TimeoutError.
     """
-    with narration.waiting("tasks run into their limit") as show:
+    with narration.waiting(ACTS[fault].waiting) as show:
         for _ in _attempts(DETECTION_TIMEOUT_S):
             async for cycle in client.temporal.list_workflows(f"WorkflowType='{wire.IMPROVEMENT_CYCLE}'"):
                 return cycle.id
-            show(f"since the service is slower: {_formatted(_counts(stack, since))}")
+            show(f"since the research service {ACTS[fault].news}: {_formatted(_counts(stack, since))}")
             await asyncio.sleep(POLL_S)
     raise TimeoutError(f"expected an anomaly within {DETECTION_TIMEOUT_S:g} s, but none was detected")
 
@@ -176,9 +182,17 @@ def _ask(url: str) -> Any:
         return json.load(response)
 
 
-def _counts(stack: Stack, since: datetime, until: datetime | None = None) -> Counts:
+def _counts(
+    stack: Stack, since: datetime, until: datetime | None = None, well_rated: Mapping[str, float] | None = None
+) -> Counts:
     with stack.database.reading() as session:
-        return counts_of_started(session, since, until)
+        return counts_of_started(session, since, until, well_rated)
+
+
+def _well_rated(status: CycleStatus) -> dict[str, float]:
+    """The least rating of a good task by its type, where the cycle is about ratings."""
+    aims = status.briefing.objectives
+    return {name: aim.bound for name, aim in aims.items() if aim.kind is GuardrailKind.WELL_RATED}
 
 
 def _formatted(counts: Counts) -> str:
@@ -217,30 +231,28 @@ def _waited_for(status: CycleStatus, stack: Stack) -> str:
             return status.phase.value
 
 
-def _phases(stack: Stack, result: CycleResult, slower_at: datetime) -> dict[str, Counts]:
+def _phases(stack: Stack, result: CycleResult, fault_at: datetime) -> dict[str, Counts]:
     """Tasks of all types by when they started: before the fault, until the experiment, and after the promotion.
 
     What was promoted reaches every task some moments later, and the last tasks have not ended yet: both are left out.
     """
     entries = ledger.entries(stack.database)
     first_at = {kind: min(e.at for e in entries if e.kind is kind) for kind in {entry.kind for entry in entries}}
-    now = datetime.now(UTC)
+    now, well_rated = datetime.now(UTC), _well_rated(result.status)
     during_until = first_at.get(EntryKind.EXPERIMENT_DESIGNED, now)
     promoted_at, design = first_at.get(EntryKind.PARAMETER_PROMOTED), result.status.design
     after = Counts()
     if promoted_at is not None and design is not None:
         everywhere_at = promoted_at + timedelta(seconds=2 * stack.resolver_refresh_s)
-        after = _counts(stack, everywhere_at, now - timedelta(seconds=float(design.treatment)))
+        after = _counts(stack, everywhere_at, now - timedelta(seconds=LAST_TASKS_S), well_rated)
     return {
-        "healthy": _counts(stack, EPOCH, slower_at),
-        "during": _counts(stack, slower_at, during_until),
+        "healthy": _counts(stack, EPOCH, fault_at, well_rated),
+        "during": _counts(stack, fault_at, during_until, well_rated),
         "after": after,
     }
 
 
-async def _summary(
-    stack: Stack, cycle: str, result: CycleResult, slower_at: datetime, seconds: float
-) -> dict[str, Any]:
+async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: datetime, seconds: float) -> dict[str, Any]:
     status, end = result.status, result.end
     described = await stack.client.get_workflow_handle(cycle).describe()
     entries, head, broken = ledger.verify(stack.database)
@@ -260,7 +272,7 @@ async def _summary(
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,
-        **{name: counts.model_dump() for name, counts in _phases(stack, result, slower_at).items()},
+        **{name: counts.model_dump() for name, counts in _phases(stack, result, fault_at).items()},
         "before": before.model_dump(),
         "control": (reading.control if reading else Counts()).model_dump(),
         "treatment": (reading.treatment if reading else Counts()).model_dump(),
@@ -284,13 +296,15 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
 def _show_end(console: Console, demo: DemoResult) -> None:
     summary, status = demo.summary, demo.result.status
     title = f"{summary['outcome']} in {summary['seconds']:g} s"
-    rates = Table("tasks of all types", "success", "95 %", title=title, title_justify="left")
+    good = "rated well" if _well_rated(status) else "success"
+    rates = Table("tasks of all types", good, "95 %", title=title, title_justify="left")
     for name, key in (("healthy", "healthy"), ("during the fault", "during"), ("after the promotion", "after")):
         rates.add_row(name, *_cells(Counts(**summary[key])))
     console.print(rates)
     facts = Table(show_header=False)
     if summary["parameter"]:
-        facts.add_row("change", f"{summary['parameter']} {summary['from']:g} -> {summary['to']:g}")
+        before, after = format_value(summary["from"]), format_value(summary["to"])
+        facts.add_row("change", escape(f"{summary['parameter']} {before} -> {after}"))
     for name, key in (("old value", "control"), ("new value", "treatment")):
         share, interval = _cells(Counts(**summary[key]))
         facts.add_row(f"tasks with the {name}", f"{share} (95 %: {interval})")

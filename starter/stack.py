@@ -28,7 +28,8 @@ from activities.parameters import declare_parameters
 from rules.identity import REVOKED
 from schema import connection
 from schema.declaration import declared_platform
-from schema.messages.platform import Platform, ResearchService
+from schema.messages.platform import Platform
+from schema.messages.simulation import ResearchService
 from schema.pace import Pace
 from schema.settings import Settings
 from starter import keys

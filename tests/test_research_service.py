@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -16,13 +17,15 @@ from urllib.request import Request, urlopen
 import pytest
 
 from activities.task_runner import TaskRunner
-from activities.task_types import failure_reason, library
+from activities.task_types import InvalidResult, failure_reason, library
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary, RemoteLibrary, Search, ServiceFailed
+from activities.task_types.library import MODELS, LocalLibrary, Manner, RemoteLibrary, Search, ServiceFailed
 from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
+from schema.messages.base import Value
 from schema.messages.observatory import FailureKind
-from schema.messages.platform import ResearchService
-from simulation.research_service import AnsweringTime, ResearchServer
+from schema.messages.simulation import ResearchService
+from simulation.faults import Conduct
+from simulation.research_service import ResearchServer
 
 PROMPT = ResearchService(median_s=0.001, sigma=0)
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -73,6 +76,10 @@ def test_a_remote_library_answers_as_the_local_one_does(corpus: Corpus) -> None:
             assert answers == local.retrieve(searches, once=once)
             assert answers[2] == []
             assert all(remote.passage(i) == local.passage(i) for answer in answers for i in answer)
+        for model in MODELS:
+            asked = remote.asked(Manner(model=model)).retrieve(searches)
+
+            assert asked == local.asked(Manner(model=model)).retrieve(searches)
 
     assert remote.weight("regular") == local.weight("regular") > 0
     assert remote.weight("zxqvw") == 0
@@ -101,7 +108,7 @@ def test_research_gets_the_same_result_from_the_service_as_from_the_corpus(corpu
         _, state = answer_of(f"{url}/state")
 
     assert result == expected
-    assert json.loads(state) == {"searches": SEARCHES, "slower_at": None}
+    assert json.loads(state) == {"searches": SEARCHES, "fault_at": None}
 
 
 def test_a_task_waits_for_the_service_and_is_cut_off_at_its_limit(
@@ -159,8 +166,8 @@ def test_a_request_that_cannot_be_read_is_told_what_was_expected(
 
 
 def draws(declared: ResearchService, times: int) -> list[float]:
-    pace = AnsweringTime(declared)
-    return [pace.draw_s() for _ in range(times)]
+    conduct = Conduct(declared)
+    return [conduct.next().seconds for _ in range(times)]
 
 
 def test_the_same_seed_draws_the_same_seconds() -> None:
@@ -179,14 +186,122 @@ def test_seconds_have_the_declared_median_and_spread() -> None:
 
 def test_after_its_time_every_answer_takes_longer_and_the_state_says_since_when() -> None:
     seconds = iter([5.0, 14.9, 15.0, 16.0])  # the first search comes some time after the start
-    pace = AnsweringTime(
+    conduct = Conduct(
         ResearchService(median_s=0.3, sigma=0, slower_after_s=10, slower_by=2), clock=lambda: next(seconds)
     )
 
-    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.3, 0.3])
-    assert pace.state() == {"searches": 2, "slower_at": None}
-    assert [pace.draw_s(), pace.draw_s()] == pytest.approx([0.6, 0.6])
-    assert pace.state()["slower_at"] is not None
+    assert [conduct.next().seconds, conduct.next().seconds] == pytest.approx([0.3, 0.3])
+    assert conduct.state() == {"searches": 2, "fault_at": None}
+    assert [conduct.next().seconds, conduct.next().seconds] == pytest.approx([0.6, 0.6])
+    assert conduct.state()["fault_at"] is not None
+
+
+def test_after_its_time_a_share_of_the_searches_is_refused_and_another_try_gets_through(corpus: Corpus) -> None:
+    declared = PROMPT.model_copy(update={"unavailable_after_s": 0, "unavailable_share": 0.4})
+    searches = [Search(["thread"], 3)]
+    expected = LocalLibrary(corpus).retrieve(searches)
+
+    with serving(corpus, declared) as url:
+        once, again = RemoteLibrary(url), RemoteLibrary(url, Manner(max_retries=20, retry_delay_s=1e-7))
+        answers = [again.retrieve(searches) for _ in range(20)]
+        with pytest.raises(ServiceFailed, match="503 Service Unavailable") as failed:
+            [once.retrieve(searches) for _ in range(100)]
+
+    assert answers == [expected] * 20
+    assert failure_reason(failed.value) == "upstream_503"
+
+
+def test_a_request_that_cannot_be_read_is_tried_once(corpus: Corpus) -> None:
+    with serving(corpus) as url:
+        library = RemoteLibrary(url, Manner(max_retries=5))
+        with pytest.raises(ServiceFailed, match="answered 400"):
+            library.retrieve([Search(["thread"], "many")])  # type: ignore[arg-type]
+        _, state = answer_of(f"{url}/state")
+
+    assert json.loads(state)["searches"] == 1
+
+
+def test_searches_that_run_at_once_find_what_they_find_one_by_one(corpus: Corpus) -> None:
+    searches = [Search([word], 4) for word in ("thread", "regular", "expression", "socket", "thread")]
+
+    with serving(corpus) as url:
+        single, parallel = RemoteLibrary(url), RemoteLibrary(url, Manner(parallel=3))
+        apart, once = parallel.retrieve(searches), parallel.retrieve(searches, once=True)
+        expected = single.retrieve(searches)
+        _, state = answer_of(f"{url}/state")
+
+    assert apart == expected
+    returned = [passage_id for passage_ids in once for passage_id in passage_ids]
+    assert len(returned) == len(set(returned))
+    assert once[0] == expected[0]
+    assert json.loads(state)["searches"] == 3 + 3 + 1
+
+
+@pytest.mark.parametrize(("parallel", "is_served"), [(2, True), (3, False)])
+def test_after_its_time_the_service_takes_only_so_many_requests_at_once(
+    corpus: Corpus, parallel: int, is_served: bool
+) -> None:
+    declared = ResearchService(median_s=0.5, sigma=0, limited_after_s=0, most_at_once=2)
+    searches = [Search(["thread"], 3)] * 3
+
+    with serving(corpus, declared) as url:
+        library = RemoteLibrary(url, Manner(parallel=parallel))
+        if is_served:
+            assert len(library.retrieve(searches)) == 3
+            assert len(library.retrieve(searches)) == 3  # the slots are free again
+        else:
+            with pytest.raises(ServiceFailed, match="429 Too Many Requests") as failed:
+                library.retrieve(searches)
+            assert failure_reason(failed.value) == "rate_limited"
+
+
+def test_a_model_that_answers_with_other_passages_is_found_wrong_and_another_model_is_not(corpus: Corpus) -> None:
+    research = ResearchSynthesis()
+
+    with serving(corpus, PROMPT.model_copy(update={"wrong_after_s": 0, "wrong_share": 1})) as url:
+        research.library = RemoteLibrary(url)
+        with pytest.raises(InvalidResult, match="expected passages with some of") as wrong:
+            research.run(QUESTION, {"research_synthesis.passages": 4})
+        sound = research.run(QUESTION, {"research_synthesis.passages": 4, "research_synthesis.model": "focused"})
+
+    assert failure_reason(wrong.value) == "failed_check"
+    assert sound.quality > 0
+
+
+def test_a_model_that_searches_for_one_term_gives_poorer_results_and_no_failure(corpus: Corpus) -> None:
+    research = ResearchSynthesis()
+    questions = [research.sample(unit) for unit in "abcdef"]
+    parameters: dict[str, Value] = {"research_synthesis.passages": 4}
+    research.library = LocalLibrary(corpus)
+    usual = [research.run(question, parameters).quality for question in questions]
+
+    with serving(corpus, PROMPT.model_copy(update={"poorer_after_s": 0})) as url:
+        research.library = RemoteLibrary(url)
+        poorer = [research.run(question, parameters).quality for question in questions]
+        rare: dict[str, Value] = {**parameters, "research_synthesis.model": "rare"}
+        mended = [research.run(question, rare).quality for question in questions]
+
+    assert statistics.fmean(poorer) < statistics.fmean(usual) - 0.1
+    assert statistics.fmean(mended) > statistics.fmean(usual) - 0.05
+
+
+def test_a_model_that_nobody_has_is_refused_with_those_there_are(corpus: Corpus) -> None:
+    with serving(corpus) as url, pytest.raises(ServiceFailed, match="plain, rare, focused"):
+        RemoteLibrary(url, Manner(model="oracle")).retrieve([Search(["thread"], 3)])
+
+
+def test_every_search_is_refused_by_its_own_chance_and_none_before_the_time() -> None:
+    declared = ResearchService(median_s=0.3, sigma=0.5, unavailable_after_s=10, unavailable_share=0.2)
+    seconds = iter([0.0] * 1_000 + [10.0] * 10_000)
+    conduct = Conduct(declared, clock=lambda: next(seconds))
+
+    before = [conduct.next().unavailable for _ in range(1_000)]
+    since = [conduct.next().unavailable for _ in range(10_000)]
+
+    assert not any(before)
+    assert sum(since) / len(since) == pytest.approx(0.2, abs=0.012)
+    twice = sum(first and second for first, second in pairwise(since)) / len(since)
+    assert twice == pytest.approx(0.04, abs=0.008)  # independent
 
 
 class Broken(BaseHTTPRequestHandler):
@@ -208,7 +323,7 @@ class Broken(BaseHTTPRequestHandler):
     ("how", "reason", "message"),
     [
         ("503", "upstream_503", "/503/vocabulary answered 503 Service Unavailable: try again later"),
-        ("429", "upstream_429", "Too Many Requests"),
+        ("429", "rate_limited", "Too Many Requests"),
         ("200", "upstream_unreadable", "expected JSON"),
         ("nothing", "upstream_disconnected", "closed connection without response"),
     ],

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from activities.task_runner import TaskRunner
 from activities.task_types import InvalidResult, discover, installed
 from activities.task_types.corpus import Corpus, open_corpus
-from activities.task_types.library import LocalLibrary
+from activities.task_types.library import LocalLibrary, Manner, query_of
 from activities.task_types.ml_training import MlTraining, TrainingJob
 from activities.task_types.monte_carlo import CallOption, MonteCarlo, closed_form, simulate, verify
 from activities.task_types.physics_simulation import PhysicsSimulation, PlanetarySystem, conserved, starting_point
-from activities.task_types.research_synthesis import ReportedClaim, ResearchQuestion, ResearchSynthesis
+from activities.task_types.research_synthesis import ReportedClaim, ResearchQuestion, ResearchSynthesis, manner_of
 from activities.task_types.research_synthesis import verify as verify_claims
+from schema.messages.base import Value
 
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
 TEXTBOOK = CallOption(spot=100.0, strike=100.0, rate=0.05, volatility=0.2, maturity=1.0, target_se=0.05, seed=1)
@@ -232,6 +233,32 @@ def test_the_parameter_sets_how_much_is_read(research: ResearchSynthesis) -> Non
 def test_a_question_the_corpus_knows_nothing_about_has_no_answer(research: ResearchSynthesis) -> None:
     with pytest.raises(InvalidResult, match="but the corpus has none"):
         research.run(ResearchQuestion(question="Zxqvw kjhgf?", breadth=1, depth=1), {})
+
+
+def test_where_nothing_is_declared_one_request_at_a_time_is_tried_once() -> None:
+    declared: dict[str, Value] = {
+        "research_synthesis.model": "rare",
+        "research_synthesis.parallel_searches": 2,
+        "research_synthesis.max_retries": 3,
+        "research_synthesis.retry_delay_s": 0.5,
+    }
+
+    assert manner_of({}) == Manner(model="plain", parallel=1, max_retries=0)
+    assert manner_of(declared) == Manner(model="rare", parallel=2, max_retries=3, retry_delay_s=0.5)
+    with pytest.raises(TypeError, match=r"a name for research_synthesis\.model, but 3 came"):
+        manner_of({"research_synthesis.model": 3})
+
+
+def test_models_rank_by_other_terms_and_one_that_nobody_has_is_refused() -> None:
+    weights = {"rare": 3.0, "usual": 2.0, "common": 1.0}
+    query = ["common", "rare", "usual"]
+
+    assert query_of("plain", query, weights.__getitem__) == query
+    assert query_of("rare", query, weights.__getitem__) == ["rare", "usual", "common", "rare", "usual"]
+    assert query_of("focused", query, weights.__getitem__) == ["rare", "usual"]
+    assert query_of("focused", query[:2], weights.__getitem__) == query[:2]
+    with pytest.raises(ValueError, match="plain, rare, focused"):
+        query_of("oracle", query, weights.__getitem__)
 
 
 def test_a_parameter_that_is_not_a_number_is_named(research: ResearchSynthesis) -> None:

@@ -127,6 +127,14 @@ def rng(name: str, unit_id: str) -> Random:
     return Random(int.from_bytes(sha256(f"{name}:{unit_id}".encode()).digest()[:8], "big"))
 
 
+def choice(parameters: Mapping[str, Value], key: str, default: str) -> str:
+    """The value of a tunable choice, or the default where the operator declares none."""
+    value = parameters.get(key, default)
+    if not isinstance(value, str):
+        raise TypeError(f"expected a name for {key}, but {value!r} came")
+    return value
+
+
 def number(parameters: Mapping[str, Value], key: str, default: float) -> float:
     """The value of a tunable parameter, or the default where the operator declares none."""
     value = parameters.get(key, default)

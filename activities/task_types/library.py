@@ -4,11 +4,17 @@ A library takes several searches at once, because most of the time of a remote r
 `NAUTILUS_RESEARCH_URL` decides which of the two a process uses; the results are the same.
 """
 
+import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -24,6 +30,13 @@ RESPONSE_TIMEOUT_S = 600.0
 OPENER = build_opener(ProxyHandler({}))
 # What is read of the answer of a service that refuses: enough to see why.
 SHOWN_BYTES = 300
+RATE_LIMITED = "rate_limited"
+# What another try may get past. A request that cannot be read, or an answer that cannot, stays as it is.
+PASSING = frozenset(
+    {RATE_LIMITED, "upstream_500", "upstream_502", "upstream_503", "upstream_504", "upstream_disconnected"}
+)
+# Ways to rank passages, by BM25 of other terms.
+PLAIN, RARE, FOCUSED = MODELS = ("plain", "rare", "focused")
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +49,27 @@ class Search(NamedTuple):
     without: Iterable[int] = ()
 
 
+class Manner(NamedTuple):
+    """How a task asks its library.
+
+    `model` ranks the passages. A service has at most `parallel` requests under way at once, which share the searches
+    among them; one that fails is tried `max_retries` times more, after a pause that doubles with each.
+    """
+
+    model: str = PLAIN
+    parallel: int = 1
+    max_retries: int = 0
+    retry_delay_s: float = 0.1
+
+
+USUAL = Manner()
+
+
 class Library(Protocol):
     """Passages that can be searched and cited."""
+
+    def asked(self, manner: Manner, /) -> Self:
+        """This library for a task that asks in its own manner."""
 
     def weight(self, term: str, /) -> float:
         """The inverse document frequency of a term; 0 where no passage has it."""
@@ -50,22 +82,44 @@ class Library(Protocol):
 
 
 class LocalLibrary:
-    """The corpus of this machine."""
+    """The corpus of this machine, ranked by a model."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, model: str = PLAIN) -> None:
         self._corpus = corpus
+        self._model = model
         self.weight = corpus.weight
         self.passage = corpus.passage
+
+    def asked(self, manner: Manner) -> Self:
+        return type(self)(self._corpus, manner.model)
 
     def retrieve(self, searches: Sequence[Search], once: bool = False) -> list[list[int]]:
         results: list[list[int]] = []
         returned: set[int] = set()
         for search in searches:
             without = returned | set(search.without) if once else set(search.without)
-            passage_ids = self._corpus.retrieve(search.query, search.most, without)
+            passage_ids = self.best(query_of(self._model, search.query, self.weight), search.most, without)
             results.append(passage_ids)
             returned.update(passage_ids)
         return results
+
+    def best(self, query: Sequence[str], most: int, without: set[int]) -> list[int]:
+        """The ids that one search returns, best first."""
+        return self._corpus.retrieve(query, most, without)
+
+
+def query_of(model: str, query: Sequence[str], weight: Callable[[str], float]) -> Sequence[str]:
+    """The terms that a model searches for; one that comes twice counts twice. Raises ValueError for another model."""
+    if model == PLAIN:
+        return query
+    rarest_first = sorted(query, key=lambda term: -weight(term))
+    match model:
+        case "rare":  # the rarer half of them counts twice
+            return rarest_first + rarest_first[: math.ceil(len(query) / 2)]
+        case "focused":  # the commonest says least
+            return rarest_first[:-1] if len(query) > 2 else query
+        case _:
+            raise ValueError(f"expected a model ({', '.join(MODELS)}), but {model!r} came")
 
 
 class ServiceFailed(OSError):
@@ -79,14 +133,20 @@ class ServiceFailed(OSError):
 class RemoteLibrary:
     """A library behind HTTP. Raises ServiceFailed where the service does not answer as it should.
 
-    `GET /vocabulary` is {term: weight}. `POST /search` takes {"searches": [{"query", "most", "without"}], "once"} and
-    answers {"answers": [[id]], "passages": {id: {"source", "text"}}}.
+    `GET /vocabulary` is {term: weight}. `POST /search` takes {"searches": [{"query", "most", "without"}], "once",
+    "model"} and answers {"answers": [[id]], "passages": {id: {"source", "text"}}}.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, manner: Manner = USUAL) -> None:
         self._url = url.rstrip("/")
+        self._manner = manner
         self._weights: Mapping[str, float] = self._request("/vocabulary")
         self._passages: dict[int, Passage] = {}
+
+    def asked(self, manner: Manner) -> Self:
+        library = copy.copy(self)
+        library._manner, library._passages = manner, {}
+        return library
 
     def weight(self, term: str) -> float:
         return self._weights.get(term, 0.0)
@@ -97,14 +157,36 @@ class RemoteLibrary:
         return self._passages[passage_id]
 
     def retrieve(self, searches: Sequence[Search], once: bool = False) -> list[list[int]]:
+        each = max(1, math.ceil(len(searches) / self._manner.parallel))
+        if each >= len(searches):
+            return self._retrieve_part(searches, once)
+        parts = [searches[start : start + each] for start in range(0, len(searches), each)]
+        with ThreadPoolExecutor(len(parts), thread_name_prefix="search") as pool:
+            results = list(chain.from_iterable(pool.map(lambda part: self._retrieve_part(part, once), parts)))
+        return _without_repeats(results) if once else results
+
+    def _retrieve_part(self, searches: Sequence[Search], once: bool) -> list[list[int]]:
         body = [{"query": list(s.query), "most": s.most, "without": sorted(s.without)} for s in searches]
-        response = self._request("/search", {"searches": body, "once": once})
+        response = self._request("/search", {"searches": body, "once": once, "model": self._manner.model})
         for key, passage in response["passages"].items():
             self._passages[int(key)] = Passage(int(key), passage["source"], passage["text"])
         results: list[list[int]] = response["answers"]
         return results
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer, of another try where one failed in passing."""
+        delay_s = self._manner.retry_delay_s
+        for _ in range(self._manner.max_retries):
+            try:
+                return self._request_once(path, body)
+            except ServiceFailed as failed:
+                if failed.failure_reason not in PASSING:
+                    raise
+            time.sleep(delay_s)
+            delay_s *= 2
+        return self._request_once(path, body)
+
+    def _request_once(self, path: str, body: Mapping[str, Any] | None) -> Any:
         content = json.dumps(body).encode() if body is not None else None
         request = Request(self._url + path, content, {"Content-Type": "application/json"})
         try:
@@ -114,13 +196,24 @@ class RemoteLibrary:
             raise _service_failed(error, request.full_url) from error
 
 
+def _without_repeats(results: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Each passage only in the first result that has it: requests that run at once do not know of each other."""
+    returned: set[int] = set()
+    first: list[list[int]] = []
+    for passage_ids in results:
+        first.append([passage_id for passage_id in passage_ids if passage_id not in returned])
+        returned.update(passage_ids)
+    return first
+
+
 def _service_failed(error: Exception, url: str) -> ServiceFailed:
     """The failure of a request under its reason."""
     match error:
         case HTTPError():
             with error:
                 answer = error.read(SHOWN_BYTES).decode(errors="replace")
-            return ServiceFailed(f"upstream_{error.code}", f"{url} answered {error.code} {error.reason}: {answer}")
+            reason = RATE_LIMITED if error.code == HTTPStatus.TOO_MANY_REQUESTS else f"upstream_{error.code}"
+            return ServiceFailed(reason, f"{url} answered {error.code} {error.reason}: {answer}")
         case TimeoutError() | URLError(reason=TimeoutError()):
             return ServiceFailed("upstream_timeout", f"{url} did not answer in time: {error}")
         case URLError():

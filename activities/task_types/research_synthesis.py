@@ -21,9 +21,9 @@ from pydantic import Field
 
 from schema.messages.base import Value
 
-from . import InvalidResult, TaskPayload, TaskResult, number, rng
+from . import InvalidResult, TaskPayload, TaskResult, choice, number, rng
 from .corpus import terms
-from .library import Library, Search, open_library
+from .library import USUAL, Library, Manner, Search, open_library
 
 PASSAGES = 32  # read per sub-question, unless the operator declares `research_synthesis.passages`
 FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
@@ -100,11 +100,13 @@ class ResearchSynthesis:
 
     def run(self, payload: ResearchQuestion, parameters: Mapping[str, Value]) -> TaskResult:
         passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
-        library = self.library
+        library = self.library.asked(manner_of(parameters))
         question = sorted({term for term in terms(payload.question) if library.weight(term)})
-        [seeds] = library.retrieve([Search(question, FEEDBACK_PASSAGES)])
+        first_search = Search(question, FEEDBACK_PASSAGES)
+        [seeds] = library.retrieve([first_search])
         if not seeds:
             raise InvalidResult(f"expected passages about {payload.question!r}, but the corpus has none")
+        check(library, [first_search], [seeds])
         asked: list[SubQuestion] = []
         read: set[int] = set()
         findings: list[Quote] = []
@@ -137,6 +139,16 @@ class ResearchSynthesis:
         return ResearchQuestion(question=question, breadth=min(40, max(1, round(sub_questions / depth))), depth=depth)
 
 
+def manner_of(parameters: Mapping[str, Value]) -> Manner:
+    """How the operator has a task ask its library; where nothing is declared, one request a round, tried once."""
+    return Manner(
+        model=choice(parameters, "research_synthesis.model", USUAL.model),
+        parallel=round(number(parameters, "research_synthesis.parallel_searches", USUAL.parallel)),
+        max_retries=round(number(parameters, "research_synthesis.max_retries", USUAL.max_retries)),
+        retry_delay_s=number(parameters, "research_synthesis.retry_delay_s", USUAL.retry_delay_s),
+    )
+
+
 def plan(
     library: Library, question: Sequence[str], seeds: Iterable[int], breadth: int, asked: Sequence[SubQuestion]
 ) -> list[SubQuestion]:
@@ -162,6 +174,7 @@ def research(library: Library, sub_questions: Sequence[SubQuestion], passages: i
     """
     searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
     results = library.retrieve(searches, once=True)
+    check(library, searches, results)
     relevant: list[Quote] = []
     for sub_question, passage_ids in zip(sub_questions, results, strict=True):
         read.update(passage_ids)
@@ -177,6 +190,18 @@ def research(library: Library, sub_questions: Sequence[SubQuestion], passages: i
     for quotes in by_aspect.values():
         best += sorted(quotes, key=lambda finding: -finding.relevance)[:CANDIDATES]
     return best
+
+
+def check(library: Library, searches: Iterable[Search], results: Iterable[Sequence[int]]) -> None:
+    """Refuse passages that do not belong to their search. Raises InvalidResult for one without any of its terms."""
+    for search, passage_ids in zip(searches, results, strict=True):
+        for passage_id in passage_ids:
+            passage = library.passage(passage_id)
+            if set(search.query).isdisjoint(terms(passage.text)):
+                expected = f"expected passages with some of {', '.join(search.query)}"
+                raise InvalidResult(
+                    f"{expected}, but passage {passage_id} of {passage.source} has none", "failed_check"
+                )
 
 
 def read_passage(library: Library, sub_question: SubQuestion, passage_id: int) -> list[Quote]:

@@ -100,6 +100,12 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class Declaration(Message):
+    """A part of `platform.toml`: an unknown key is reported as a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 class Numbered(Message):
     """The only field that is read of an invalid message, so that its sender finds a receipt."""
 

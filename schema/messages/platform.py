@@ -14,7 +14,8 @@ from schema.messages.references import mismatches
 from ..pace import Pace
 from ..parameter_roles import Role
 from ..wire import EventType
-from .base import LONGEST_VALUE, Instant, Message, Name, Value, quoted
+from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
+from .simulation import Simulation
 from .texts import text_refusal
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
@@ -27,12 +28,6 @@ NOT_OF_A_TEXT = ("unit", "minimum", "maximum", "choices", "step", "largest_chang
 ONLY_OF_A_TEXT = ("longest", "placeholders")
 # The characters of all texts of a platform together: every cycle's briefing carries each default and each value.
 LONGEST_TEXTS = 100_000
-
-
-class Declaration(Message):
-    """A part of `platform.toml`: an unknown key is reported as a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ParameterKind(StrEnum):
@@ -362,30 +357,15 @@ class ElevationRules(Declaration):
 
 
 class Traffic(Declaration):
-    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time."""
+    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time.
+
+    The rate rises and falls by the share `swing` of its mean, once every `swing_every_s`, as demand does.
+    """
 
     concurrency: int = Field(default=2, ge=1, le=64)
     per_second: dict[Name, Annotated[float, Field(ge=0)]]
-
-
-class ResearchService(Declaration):
-    """A remote service to practise on, which `nautilus up` runs: research tasks ask it for passages.
-
-    Seconds of one answer are log-normal with this median and spread; `slower_after_s` after the first search they are
-    multiplied by `slower_by`.
-    """
-
-    median_s: float = Field(default=0.3, gt=0, le=60)
-    sigma: float = Field(default=0.5, ge=0, le=2)
-    seed: int = 1
-    slower_after_s: float | None = Field(default=None, ge=0)
-    slower_by: float = Field(default=1.0, ge=1, le=100)
-
-
-class Simulation(Declaration):
-    """The world that a platform to practise on lives in."""
-
-    research_service: ResearchService | None = None
+    swing: float = Field(default=0.0, ge=0, lt=1)
+    swing_every_s: float = Field(default=60.0, gt=0)
 
 
 class Webhook(Declaration):

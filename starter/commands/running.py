@@ -6,6 +6,7 @@ import typer
 
 from schema.pace import Pace
 from starter.command import AsJson, CommandError, emit, err, run
+from starter.faults import Fault
 
 app = typer.Typer()
 
@@ -15,10 +16,13 @@ PACES = {
 }
 
 
-@app.command(epilog="Example: nautilus demo --keep")
+@app.command(epilog="Example: nautilus demo --fault retries")
 def demo(
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+    fault: Annotated[
+        Fault, typer.Option(help="What goes wrong: answers too slow for the limit, or one of the second act.")
+    ] = Fault.LIMIT,
 ) -> None:
     """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
     import asyncio
@@ -35,7 +39,7 @@ def demo(
         await asyncio.Event().wait()
 
     try:
-        result = run(story.demo(Console(stderr=as_json), wait if keep else None))
+        result = run(story.demo(Console(stderr=as_json), wait if keep else None, fault))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
