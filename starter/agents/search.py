@@ -47,6 +47,8 @@ HANGS_FROM = 3.0
 LARGER_STEPS = {Role.BACKOFF: 2.0, Role.TEMPERATURE: 1.5}
 # Few of something, such as retries, grow by this many at least: a factor of one or two goes nowhere.
 LEAST_MORE = 3
+# The width of an interval from which on "no difference" says something.
+TELLING_WIDTH = 0.4
 # Attributes that say how much ran at the time, or how large a task was.
 LOAD_WORDS = ("running", "flight", "load", "queue", "concurren", "parallel")
 SIZE_WORDS = ("batch", "items", "size", "tokens", "length", "rows")
@@ -208,9 +210,12 @@ def _records(case: Case, state: ParameterState, play: Play) -> _Factor:
             return _of_contrast(case, LOAD_WORDS, play.direction)
         case Role.BATCH_SIZE:
             return _of_contrast(case, SIZE_WORDS, play.direction)
-        case Role.BACKOFF | Role.RETRIES if (load := _contrast(case, LOAD_WORDS)) is not None:
+        case Role.BACKOFF | Role.RETRIES:
+            load = _contrast(case, LOAD_WORDS)
             # What depends on how much runs at once is no matter of waiting.
-            return _Factor(0.5) if load.stands_out else _Factor(1.5)
+            if load is not None and load.stands_out:
+                return _Factor(0.5)
+            return _Factor(1.5) if load is not None and _is_telling(load) else NEUTRAL
     return NEUTRAL
 
 
@@ -234,7 +239,7 @@ def _of_contrast(case: Case, words: Sequence[str], direction: Direction) -> _Fac
         return NEUTRAL
     worse_when_high = contrast.difference < 0 if contrast.value.startswith("over") else contrast.difference > 0
     if not contrast.stands_out:
-        return _Factor(0.6)
+        return _Factor(0.6) if _is_telling(contrast) else NEUTRAL
     share = f"{_share(contrast.counts.successes, contrast.counts.tasks)} of those with {contrast.attribute}"
     why = f"{share} {contrast.value} are good, {_share(contrast.rest.successes, contrast.rest.tasks)} of the others"
     return _Factor(4.0, why) if worse_when_high is (direction is Direction.DOWN) else _Factor(0.2)
@@ -245,6 +250,12 @@ def _contrast(case: Case, words: Sequence[str]) -> Contrast | None:
     contrasts = case.records.contrasts if case.records else ()
     named = [c for c in contrasts if any(word in c.attribute for word in words) and c.value.startswith(("over", "up"))]
     return max(named, key=lambda c: (c.stands_out, abs(c.difference)), default=None)
+
+
+def _is_telling(contrast: Contrast) -> bool:
+    """Whether enough tasks were compared for a difference that matters to show."""
+    low, high = contrast.interval
+    return high - low < TELLING_WIDTH
 
 
 def _share(successes: int, tasks: int) -> str:
