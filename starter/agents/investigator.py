@@ -219,6 +219,13 @@ class Investigator:
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
             return verdict_from_memory(recalled, case, proposal, baseline) or self._judge_trial(case, proposal)
+        choice, reason = self._judge_limit(case, proposal, limit, baseline)
+        if choice is Choice.APPROVE and recalled is not None:
+            reason += f"; I remember that {recalled.text}"
+        return choice, reason
+
+    def _judge_limit(self, case: Case, proposal: Proposal, limit: Limit, baseline: float) -> tuple[Choice, str]:
+        """The choice on a longer limit: by the durations on record, or, where they cannot tell, as a trial."""
         cause = explanation(limit)
         if cause is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
@@ -232,9 +239,7 @@ class Investigator:
         if own is None:
             return self._judge_trial(case, proposal)
         choice, reason = own
-        if choice is Choice.APPROVE:
-            reason += f"; {cause}" + (f"; I remember that {recalled.text}" if recalled else "")
-        return choice, reason
+        return choice, f"{reason}; {cause}" if choice is Choice.APPROVE else reason
 
     def _judge_trial(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
         """The choice on what the records cannot show: a bounded trial that can be undone, if it is plausible."""
