@@ -1,18 +1,13 @@
 """Report text: formats the report's facts as lines for people. Functions, no activities."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from activities.reason_text import NOT_MEASURED, failures
 from rules.rates import wilson
-from rules.reasons import ranked
 from schema.messages.base import format_value, one_line
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
-
-NOT_MEASURED = "not measured"
-# As many reasons as fit in a line.
-MOST_REASONS = 3
 
 
 def lasted(seconds: float | None) -> str:
@@ -31,19 +26,6 @@ def rate(counts: Counts) -> tuple[str, str]:
     low, high = wilson(counts.successes, counts.tasks)
     share = f"{counts.successes / counts.tasks:.1%}"
     return share, f"{counts.successes:,} of {counts.tasks:,}, 95 %: {low:.1%} to {high:.1%}"
-
-
-def failures(reasons: Mapping[str, int], tasks: int) -> tuple[str, str]:
-    """The most frequent reasons of failures as shares of all tasks, and the counts behind them."""
-    if not tasks:
-        return NOT_MEASURED, ""
-    if not reasons:
-        return "none", ""
-    shown = ranked(reasons)[:MOST_REASONS]
-    shares = [f"{reason} {number / tasks:.1%}" for reason, number in shown]
-    more = [f"{len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
-    counts = ", ".join(f"{number:,}" for _, number in shown)
-    return ", ".join([*shares, *more]), f"{counts} of {tasks:,}"
 
 
 def headline(facts: Report) -> list[tuple[str, list[tuple[str, str]]]]:

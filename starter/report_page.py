@@ -17,7 +17,8 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from activities.report_text import NOT_MEASURED, compared, escalated, headline, issue_counts, lasted
+from activities.reason_text import NOT_MEASURED
+from activities.report_text import compared, escalated, headline, issue_counts, lasted
 from rules.rates import wilson
 from rules.texts import difference
 from schema.messages.base import Value, format_value, one_line

@@ -45,7 +45,7 @@ def health(as_json: AsJson = False) -> None:
 
 def _show(snapshot: "Snapshot") -> None:
     """Print the health and who is needed, a table of every metric, and why tasks failed."""
-    from activities.report_text import failures
+    from activities.reason_text import failures
     from schema.messages.observatory import Measures
 
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
