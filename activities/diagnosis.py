@@ -18,6 +18,7 @@ from activities import ledger, texts
 from rules.contrasts import ALPHA, Task, contrasts, running_at_start
 from rules.redaction import redacted
 from rules.verdict import is_good
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.diagnosis import (
     DurationSample,
@@ -29,7 +30,7 @@ from schema.messages.diagnosis import (
 )
 from schema.messages.experiment import Promotion
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts, FailureKind, Guardrail, Interval, TaskOutcome
+from schema.messages.observatory import Counts, Guardrail, Interval, TaskOutcome
 from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow

@@ -19,7 +19,8 @@ from activities.database import lock
 from activities.sketches import Sketch, above, below, pack, quantile, sketch, unpack, value
 from rules.baseline import PRIOR_TASKS
 from rules.reasons import by_reason, merged
-from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind, Interval, Measures, TaskOutcome
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import Counts, Guardrail, GuardrailKind, Interval, Measures, TaskOutcome
 from schema.tables.market import FillRow
 from schema.tables.observatory import AgentRollupRow, RollupRow
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, Self, cast
 import structlog
 from pydantic import BaseModel
 
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.observatory import FailureKind
 
 from .task_types import TaskResult, TaskType
 

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple, NoReturn
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from schema.messages.observatory import FailureKind, reason_of
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import reason_of
 from schema.mistakes import in_one_line
 
 from .task_types import InvalidResult, TaskResult, TaskType, failure_reason

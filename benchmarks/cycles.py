@@ -39,8 +39,9 @@ from activities.task_types import installed
 from benchmarks.output import note, own_stdout
 from benchmarks.scenario import OTHER, PARAMETER, RESEARCH, declaration
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, workflow_id
-from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
+from schema.messages.observatory import Anomaly, Counts, TaskOutcome
 from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.agents import run_agents

@@ -16,8 +16,9 @@ from typing import Any
 
 from benchmarks.physics import Physics, Task
 from rules import verdict
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.observatory import FailureKind, Guardrail, GuardrailKind, TaskOutcome
+from schema.messages.observatory import Guardrail, GuardrailKind, TaskOutcome
 from schema.messages.platform import Parameter, ParameterKind
 from schema.parameter_roles import Role
 

@@ -31,8 +31,8 @@ from activities.agents import register_agent, roster
 from activities.database import Database, migrate
 from benchmarks.output import note, own_stdout
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.market import Award, Bid
-from schema.messages.observatory import FailureKind
 from schema.messages.platform import MarketRules, Platform, TaskTypeDeclaration
 from schema.messages.tasks import TaskRequest, WorkResult, task_workflow_id
 from schema.settings import Settings

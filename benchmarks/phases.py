@@ -41,9 +41,10 @@ from benchmarks.output import note, own_stdout
 from benchmarks.processes import AGENTS, WORKER, Processes, Temporal
 from benchmarks.scenario import PARAMETER, RESEARCH, declaration
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleRequest, CycleResult, Phase, workflow_id
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
+from schema.messages.observatory import Anomaly, Counts, TaskOutcome
 from schema.messages.platform import Platform
 from schema.tables.experiment import TaskTypeLockRow
 from schema.tables.market import TransferRow

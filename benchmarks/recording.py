@@ -31,7 +31,8 @@ from activities.database import Database, migrate
 from activities.observatory import ObservatoryActivities
 from activities.recording import record_outcomes
 from benchmarks.output import note
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform, TaskTypeDeclaration
 from schema.tables.observatory import OutcomeRow
 from tests.postgres import on_server, private_server

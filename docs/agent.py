@@ -16,7 +16,7 @@ from temporalio.service import RPCError
 from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.market import Bid
 from schema.messages.diagnosis import Diagnosis
-from schema.messages.observatory import FailureKind
+from schema.failure_kinds import FailureKind
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 from starter.client import NautilusClient, Refused
 

@@ -13,7 +13,7 @@ import contextlib
 from uuid import uuid4
 
 from schema.messages.market import Bid
-from schema.messages.observatory import FailureKind
+from schema.failure_kinds import FailureKind
 from schema.messages.tasks import Heartbeat, TaskPhase, TypeRegistration, WorkResult
 from starter.client import NautilusClient, Refused
 

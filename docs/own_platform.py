@@ -18,7 +18,8 @@ from uuid import uuid4
 
 from activities.database import existing
 from schema.declaration import declared_platform
-from schema.messages.observatory import FailureKind, TaskOutcome, detail_of, reason_of
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import TaskOutcome, detail_of, reason_of
 from schema.settings import Settings
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import TaskOutcome
 
 # More than a person or an agent can tell apart, and a stored roll-up stays under 3 kB.
 KEPT = 32

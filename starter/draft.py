@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from activities.sketches import Sketch, quantile, sketch, value
+from schema.failure_kinds import FailureKind
 from schema.messages.base import LONGEST_VALUE
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import (
     CycleRules,
     JobId,

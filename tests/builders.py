@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import Briefing, CycleRequest, CycleStatus, Ending, Phase, RecordedAct
 from schema.messages.events import (
     CLASSES,
@@ -40,7 +41,7 @@ from schema.messages.events import (
 from schema.messages.experiment import Decision, Reading
 from schema.messages.market import Agent, Award, Bid
 from schema.messages.memory import Change, Claim, Lesson, Memory, Observation, PatternKind, Symptom
-from schema.messages.observatory import Anomaly, Counts, FailureKind, TaskOutcome
+from schema.messages.observatory import Anomaly, Counts, TaskOutcome
 from schema.messages.platform import (
     CycleRules,
     ObservatoryRules,

@@ -16,7 +16,7 @@ from activities.history import counts_since, history
 from activities.parameters import declare_parameters
 from activities.task_types.corpus import open_corpus
 from schema.declaration import read_platform
-from schema.messages.observatory import FailureKind
+from schema.failure_kinds import FailureKind
 from schema.messages.simulation import ResearchService
 from schema.settings import Settings
 from simulation.research_service import ResearchServer

@@ -24,11 +24,12 @@ from activities.parameters import declare_parameters, parameter_states
 from activities.recording import record_outcomes
 from rules import bounds, consensus
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, workflow_id
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.market import Bid
-from schema.messages.observatory import Anomaly, Counts, FailureKind, GuardrailKind, TaskOutcome
+from schema.messages.observatory import Anomaly, Counts, GuardrailKind, TaskOutcome
 from schema.messages.platform import (
     ObservatoryRules,
     ParameterKind,

@@ -14,12 +14,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage, Message
 from schema.messages.cycle import Ending, Phase
 from schema.messages.experiment import Purpose, Variant
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Bid
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.messages.observatory import TaskOutcome
 from schema.messages.outbox import Event
 from schema.messages.platform import JobClass, JobId, Mode, ParameterKind, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal

@@ -14,9 +14,9 @@ from activities.database import Database
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema.declaration import read_platform
+from schema.failure_kinds import FailureKind
 from schema.json_schema import document, messages
 from schema.messages.diagnosis import Diagnosis
-from schema.messages.observatory import FailureKind
 from schema.tables.observatory import AnomalyRow
 from starter.cli import main
 from tests import builders

@@ -18,6 +18,7 @@ from activities.parameters import declare_parameters, roll_back_by_hand
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from rules.fit import LARGEST_BYTES, fitted
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.diagnosis import (
     Contrast,
@@ -31,7 +32,7 @@ from schema.messages.diagnosis import (
     TaskTypeDiagnosis,
 )
 from schema.messages.experiment import ExperimentDesign, Promotion
-from schema.messages.observatory import Counts, FailureKind, TaskOutcome
+from schema.messages.observatory import Counts, TaskOutcome
 from schema.messages.platform import ObservatoryRules, ParameterKind, Platform, TaskTypeDeclaration
 from tests import builders
 from tests.builders import NOW, TIMEOUT

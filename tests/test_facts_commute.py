@@ -19,8 +19,9 @@ from activities.experiment import ExperimentActivities
 from activities.parameters import declare_parameters
 from activities.recording import Fate, record_outcomes
 from rules.assignment import variant
+from schema.failure_kinds import FailureKind
 from schema.messages.experiment import Assignment, EvaluationRequest, ExperimentDesign, Reading, Variant
-from schema.messages.observatory import FailureKind, Guardrail, GuardrailKind, TaskOutcome
+from schema.messages.observatory import Guardrail, GuardrailKind, TaskOutcome
 from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
 from starter.platform.recorder import Recorder

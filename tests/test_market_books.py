@@ -16,8 +16,8 @@ from activities.database import Database
 from activities.market import MarketActivities
 from activities.tasks import TaskActivities
 from rules.rewards import missed_penalty
+from schema.failure_kinds import FailureKind
 from schema.messages.market import Award, AwardResult, Bid, Standing
-from schema.messages.observatory import FailureKind
 from schema.messages.tasks import (
     AwardOrder,
     Settlement,

@@ -23,8 +23,8 @@ from activities.parameters import declare_parameters
 from activities.task_runner import TaskRunner
 from activities.task_types import installed
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.market import Bid
-from schema.messages.observatory import FailureKind
 from schema.messages.platform import MarketRules, Parameter, Platform, TaskTypeDeclaration
 from schema.messages.schedules import JobReport, JobRequest
 from schema.messages.tasks import (

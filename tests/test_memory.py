@@ -29,6 +29,7 @@ from rules.design import experiment
 from rules.verdict import read
 from schema import wire
 from schema.experience import posterior, weight
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending, Phase
 from schema.messages.diagnosis import DiagnosisRequest
@@ -36,7 +37,7 @@ from schema.messages.experiment import ArmCounts, ExperimentDesign, Reading, Str
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult
 from schema.messages.memory import Change, Claim, Pattern, Symptom
-from schema.messages.observatory import Counts, FailureKind
+from schema.messages.observatory import Counts
 from schema.messages.platform import Parameter, ParameterKind, Platform, Risk, TaskTypeDeclaration
 from schema.messages.proposals import Choice, Evidence, Proposal
 from schema.messages.schedules import JobReport, JobRequest

@@ -26,11 +26,12 @@ from activities.snapshots import market_fills
 from rules.detection import Detection
 from rules.notices import notice
 from rules.subscriptions import FOR_PEOPLE, Subscription, accepts
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.ledger import EntryKind
 from schema.messages.market import Award
-from schema.messages.observatory import Anomaly, Counts, FailureKind
+from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow

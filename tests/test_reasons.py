@@ -12,7 +12,8 @@ from activities.database import Database
 from activities.history import failures_by_reason, history
 from activities.recording import record_outcomes
 from rules.reasons import KEPT, OTHER, by_reason, merged, ranked
-from schema.messages.observatory import FailureKind, TaskOutcome
+from schema.failure_kinds import FailureKind
+from schema.messages.observatory import TaskOutcome
 from schema.tables.observatory import RollupRow
 from tests import builders
 from tests.builders import NOW

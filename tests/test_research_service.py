@@ -21,8 +21,8 @@ from activities.task_types import InvalidResult, failure_reason, library
 from activities.task_types.corpus import Corpus, open_corpus
 from activities.task_types.library import MODELS, LocalLibrary, Manner, RemoteLibrary, Search, ServiceFailed
 from activities.task_types.research_synthesis import ResearchQuestion, ResearchSynthesis
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.observatory import FailureKind
 from schema.messages.simulation import ResearchService
 from simulation.faults import Conduct
 from simulation.research_service import ResearchServer

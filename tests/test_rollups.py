@@ -28,8 +28,9 @@ from activities.recording import expire_outcomes, record_outcomes
 from activities.rollups import interval_start, rollups, together
 from activities.sketches import ACCURACY, Sketch, above, below, highest, lowest, pack, quantile, sketch, unpack
 from rules.verdict import is_success
+from schema.failure_kinds import FailureKind
 from schema.messages.experiment import Assignment, Variant
-from schema.messages.observatory import Counts, FailureKind, Guardrail, Snapshot, TaskOutcome
+from schema.messages.observatory import Counts, Guardrail, Snapshot, TaskOutcome
 from schema.messages.platform import ObservatoryRules, Platform
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow

@@ -43,6 +43,7 @@ from activities.rollups import FAILURE_COLUMNS, interval_start
 from rules import design, rewards
 from rules.assignment import variant
 from rules.series import Alarm, Series
+from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, CycleState, Ending
 from schema.messages.events import MetaTaskOpened
 from schema.messages.experiment import (
@@ -56,7 +57,7 @@ from schema.messages.experiment import (
 )
 from schema.messages.ledger import EntryKind
 from schema.messages.market import AwardResult, Standing
-from schema.messages.observatory import Anomaly, FailureKind, TaskOutcome
+from schema.messages.observatory import Anomaly, TaskOutcome
 from schema.messages.platform import Platform
 from schema.messages.proposals import Proposal
 from schema.tables.events import EventRow

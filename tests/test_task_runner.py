@@ -18,8 +18,8 @@ from activities.task_runner import RunnerStopped, TaskRunner, UnknownTaskType
 from activities.task_types import InvalidResult, TaskPayload, TaskResult, TaskType
 from activities.task_types.monte_carlo import MonteCarlo
 from activities.zygote import RESULT_LIMIT_BYTES
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.observatory import FailureKind
 
 LIMIT_S = 20.0  # of a task that ends by itself: far more than it needs
 WAIT_S = 20.0  # for what must happen, and happens at once

@@ -18,6 +18,7 @@ from activities.parameters import configuration, declare_parameters, freeze, rol
 from activities.recording import record_outcomes
 from rules.design import breaks_something, experiment, exposure, is_harmful
 from rules.verdict import is_good, is_success, read
+from schema.failure_kinds import FailureKind
 from schema.messages.experiment import (
     ArmCounts,
     Assignment,
@@ -31,7 +32,7 @@ from schema.messages.experiment import (
     Variant,
 )
 from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts, FailureKind, Guardrail, GuardrailKind
+from schema.messages.observatory import Counts, Guardrail, GuardrailKind
 from schema.messages.platform import ObservatoryRules, Risk
 from schema.wire import EVERYTHING
 from starter.platform.resolver import ParameterResolver

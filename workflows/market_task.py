@@ -21,9 +21,10 @@ with workflow.unsafe.imports_passed_through():
 
 from rules import bidding, identity, rewards
 from schema import wire
+from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage
 from schema.messages.market import AwardResult, Bid, Standing
-from schema.messages.observatory import FailureKind, detail_of
+from schema.messages.observatory import detail_of
 from schema.messages.story import Act, Receipt
 from schema.messages.tasks import (
     AwardOrder,

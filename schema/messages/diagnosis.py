@@ -5,9 +5,10 @@ Everything in it was recorded; nothing is a conclusion. It sets the time since t
 
 from pydantic import Field
 
+from ..failure_kinds import FailureKind
 from .base import Instant, Message, Value
 from .memory import Pattern
-from .observatory import Counts, FailureKind
+from .observatory import Counts
 from .platform import ParameterState
 
 

@@ -6,9 +6,9 @@ from enum import StrEnum
 from typing import Self, get_args
 
 from ..canonical import content_hash
+from ..failure_kinds import FailureKind
 from ..parameter_roles import Role
 from .base import Instant, Message, Text, Value
-from .observatory import FailureKind
 from .platform import Aim
 from .texts import named
 

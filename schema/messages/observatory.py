@@ -7,18 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from ..failure_kinds import FailureKind
 from .base import Identifier, Instant, Message, Name, Text
 from .schedules import Elevation
-
-
-class FailureKind(StrEnum):
-    """Why a task did not succeed. `lost` is a task that was started and never reported."""
-
-    TIMEOUT = "timeout"
-    INVALID_RESULT = "invalid_result"
-    ERROR = "error"
-    LOST = "lost"
-
 
 # Sums over any possible number of tasks stay finite.
 MOST = 1e15

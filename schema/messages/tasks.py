@@ -5,9 +5,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ..failure_kinds import FailureKind
 from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Text
 from .market import Agent, Award, Bid
-from .observatory import Attributes, Detail, FailureKind, Reason
+from .observatory import Attributes, Detail, Reason
 from .story import StoryState
 
 

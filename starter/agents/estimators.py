@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean, linear_regression
 from typing import NamedTuple
 
+from schema.failure_kinds import FailureKind
 from schema.messages.diagnosis import DurationSample
-from schema.messages.observatory import FailureKind
 
 # Below this many finished tasks two parameters describe nothing.
 FEWEST_EXACT = 8

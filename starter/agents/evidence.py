@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
-from schema.messages.observatory import Counts, FailureKind
+from schema.messages.observatory import Counts
 from schema.messages.platform import Mode, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 

@@ -20,7 +20,7 @@ from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposa
 from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
 from .playbook import Direction, Playbook, playbook
-from .search import Idea, Trust, failures, ideas
+from .search import Idea, Trust, direction, failures, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
@@ -337,13 +337,6 @@ def promised_gain(case: Case, baseline: float) -> float:
     minimum = case.status.briefing.rules.minimum_effect
     missing = usual - baseline if usual is not None else 3 * minimum
     return min(max(PROMISED * missing, minimum), max(0.0, CERTAIN - baseline))
-
-
-def direction(current: Value, value: Value) -> Direction:
-    """Which way a change goes."""
-    if isinstance(current, bool | str) or isinstance(value, bool | str):
-        return Direction.SET
-    return Direction.UP if value > current else Direction.DOWN
 
 
 def longer_limit(case: Case, state: ParameterState, value: Value) -> Limit | None:

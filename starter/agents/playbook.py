@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from schema.messages.observatory import FailureKind
+from schema.failure_kinds import FailureKind
 from schema.mistakes import in_one_line
 from schema.parameter_roles import Role
 

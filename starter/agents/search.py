@@ -1,9 +1,10 @@
 """Search: what could be tried on a case, and how likely each is to help. Pure.
 
-Every legal kind of change is a hypothesis about the cause: its weight is what the playbook gives it, times what the
-records say of it, times what experience says: earlier attempts on the case, and memory. One more hypothesis is that no
-parameter is the cause. A chance is the hypothesis' weight among all of them, so each attempt that fails makes the
-others likelier, and giving up likelier than before. Agents differ in how far they trust each source.
+Every legal kind of change is a hypothesis about the cause. Its weight is what the playbook gives it, times what the
+records say of it; undoing the last change and what memory holds add to that, and earlier attempts on the case multiply
+the whole. One more hypothesis is that no parameter is the cause. A chance is the hypothesis' weight among all of them,
+so each attempt that fails makes the others likelier, and giving up likelier than before. Agents differ in how far they
+trust each source.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from schema.experience import posterior
 from schema.messages.base import Value
-from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding
+from schema.messages.diagnosis import Contrast, ParameterChange
 from schema.messages.platform import ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
@@ -37,7 +38,7 @@ LEFT_AFTER = {
 }
 # What harm says of the opposite direction, and a gain that was not enough of going on.
 OPPOSITE_OF_HARM, FURTHER = 2.0, 6.0
-# A change of shortly before the onset: the first suspect is the last change.
+# The weight of undoing a change of shortly before the onset: the first suspect is the last change.
 SUSPECT = 20.0
 # One success that memory holds of the same symptom, against all that a playbook can say.
 REMEMBERED = 20.0
@@ -114,13 +115,14 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
 
 
 def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, prior: float, trust: Trust) -> _Hypothesis:
-    """What each source says of one change. Memory adds: a remedy that is known needs no playbook."""
-    records, suspect = _records(case, state, play), _suspect(case, state, value)
-    attempts, remembered = _attempts(case, state, play, value), _remembered(case, state, play)
-    weight = prior**trust.playbook * (records.times * suspect.times) ** trust.records
-    weight += trust.experience * remembered
+    """What each source says of one change. A last change and memory add: what they know needs no playbook."""
+    records, attempts = _records(case, state, play), _attempts(case, state, play, value)
+    suspected = _going_back(case, state, play, value)
+    weight = prior**trust.playbook * records.times**trust.records
+    weight += trust.records * suspected + trust.experience * _remembered(case, state, play)
     weight *= attempts.times**trust.experience
-    why = "; ".join(factor.why for factor in (suspect, records, attempts) if factor.why)
+    undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
+    why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
     return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, play))
 
 
@@ -158,7 +160,7 @@ def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Va
             values: list[Value] = [not state.value]
         case ParameterKind.CHOICE:
             values = [choice for choice in declared.choices if choice != state.value]
-        case _:  # agents write no texts: they can go back to one that was in use
+        case ParameterKind.TEXT:  # agents write no texts: they can go back to one that was in use
             earlier = dict.fromkeys(change.before for change in _changes(case, state))
             values = [text for text in earlier if text is not None and text != state.value]
     return {Play(role, Direction.SET): values} if values else {}
@@ -300,13 +302,14 @@ def _suspected(case: Case, state: ParameterState) -> tuple[ParameterChange, floa
     return newest, SUSPECT * 2.0 ** -max(0.0, (onset - newest.at) / since_onset)
 
 
-def _suspect(case: Case, state: ParameterState, value: Value) -> _Factor:
-    """What it says for going back that a parameter was changed shortly before things went wrong."""
+def _going_back(case: Case, state: ParameterState, play: Play, value: Value) -> float:
+    """The weight of undoing a change of shortly before the onset: a number goes back as near as is legal."""
     suspected = _suspected(case, state)
-    if suspected is None or suspected[0].before != value:
-        return NEUTRAL
-    change, times = suspected
-    return _Factor(max(1.0, times), f"{change.parameter} was {change.kind} shortly before the onset")
+    if suspected is None:
+        return 0.0
+    change, weight = suspected
+    goes_back = change.before == value or _undone(case, state, play) is not None
+    return weight if goes_back else 0.0
 
 
 def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _Factor:
@@ -315,7 +318,7 @@ def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _F
     for past in case.recent.endings:
         if past.parameter != state.declaration.key or past.value is None:
             continue
-        way = _direction(past, state.value)
+        way = direction(state.value if past.before is None else past.before, past.value)
         if play.direction is Direction.SET:
             times *= LEFT_AFTER.get(past.ending, 1.0) if past.value == value else 1.0
         elif way is play.direction:
@@ -327,12 +330,11 @@ def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _F
     return _Factor(times, why)
 
 
-def _direction(past: PastEnding, current: Value) -> Direction:
-    """Which way an earlier attempt went."""
-    before = past.before if past.before is not None else current
-    if isinstance(past.value, bool | str) or isinstance(before, bool | str) or past.value is None:
+def direction(current: Value, value: Value) -> Direction:
+    """Which way a change goes."""
+    if isinstance(current, bool | str) or isinstance(value, bool | str):
         return Direction.SET
-    return Direction.UP if past.value > before else Direction.DOWN
+    return Direction.UP if value > current else Direction.DOWN
 
 
 def _remembered(case: Case, state: ParameterState, play: Play) -> float:
