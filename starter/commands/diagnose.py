@@ -11,6 +11,7 @@ from starter.command import NO_DATA, AsJson, CommandError, answer, new_table, op
 
 if TYPE_CHECKING:
     from activities.reading import Readable
+    from schema.messages.base import Value
     from schema.messages.diagnosis import Contrast, Diagnosis, Figures, ParameterChange, PastEnding, TaskTypeDiagnosis
     from schema.messages.observatory import Counts
     from schema.messages.platform import ParameterState, Platform
@@ -207,11 +208,10 @@ def _bounds(state: "ParameterState") -> str:
     return "-" if declared.minimum is None else f"{declared.minimum:g} to {declared.maximum:g}"
 
 
-def _value(value: object) -> str:
-    from schema.messages.base import one_line
+def _value(value: "Value | None") -> str:
+    from schema.messages.base import format_value, one_line
 
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return "?" if value is None else one_line(text, LONGEST_VALUE)
+    return one_line(format_value(value), LONGEST_VALUE)
 
 
 def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
