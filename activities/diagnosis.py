@@ -19,7 +19,7 @@ from rules.contrasts import ALPHA, Task, contrasts, running_at_start
 from rules.redaction import redacted
 from rules.verdict import is_good
 from schema.failure_kinds import FailureKind
-from schema.messages.base import Value
+from schema.messages.base import Value, format_value, is_long
 from schema.messages.diagnosis import (
     DurationSample,
     Figures,
@@ -299,6 +299,13 @@ def values_by_version(session: Session) -> Values:
         values[row.key, row.version - 1] = before
         values[row.key, row.version] = value
     return values
+
+
+def in_short(ending: PastEnding) -> PastEnding:
+    """An ending with the beginnings of its long texts: a cycle's history carries a briefing many times."""
+    texts_of = {"value": ending.value, "before": ending.before}
+    shortened = {name: format_value(text) for name, text in texts_of.items() if text is not None and is_long(text)}
+    return ending.model_copy(update=shortened)
 
 
 def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEnding, ...]:

@@ -16,7 +16,7 @@ from activities import identity, ledger
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
 from activities.database import Database, insert_new, lock
-from activities.diagnosis import past_endings, values_by_version
+from activities.diagnosis import in_short, past_endings, values_by_version
 from activities.events import emit
 from activities.experiment import release
 from activities.guardrails import guardrails, objectives
@@ -125,7 +125,7 @@ class MarketActivities:
             duplicate=row.run_id != opening.run_id,
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
-            endings=past_endings(session, request.subject, values_by_version(session)),
+            endings=tuple(map(in_short, past_endings(session, request.subject, values_by_version(session)))),
         )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
