@@ -19,6 +19,7 @@ from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from rules.fit import LARGEST_BYTES, fitted
 from schema.failure_kinds import FailureKind
+from schema.messages.base import Value
 from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.diagnosis import (
     Contrast,
@@ -207,7 +208,7 @@ def test_outcomes_are_read_with_a_bound(database: Database, monkeypatch: pytest.
 # --- Changes and endings ----------------------------------------------------------------------------------------------
 
 
-def design(cycle_id: str, control: float, treatment: float, version: int) -> ExperimentDesign:
+def design(cycle_id: str, control: Value, treatment: Value, version: int) -> ExperimentDesign:
     return ExperimentDesign(
         experiment_id=cycle_id,
         cycle_id=cycle_id,
@@ -232,7 +233,7 @@ def design(cycle_id: str, control: float, treatment: float, version: int) -> Exp
     )
 
 
-def run_cycle(database: Database, number: int, value: float, version: int, ending: Ending, control: float) -> None:
+def run_cycle(database: Database, number: int, value: Value, version: int, ending: Ending, control: Value) -> None:
     """A cycle that was proposed, tested unless it was rejected, promoted where it ended so, a day after another."""
     at, cycle_id = NOW - (10 - number) * DAY, f"{SUBJECT}#{number}"
     market = MarketActivities(database, platform())
@@ -293,6 +294,22 @@ def test_an_earlier_cycle_tells_what_it_was_to_replace_and_what_it_showed(databa
     endings = [(e.ending, e.value, e.before, e.effect) for e in told(database).endings]
 
     assert endings == [("futile", 150.0, 180.0, 0.2), ("rejected", 240.0, 180.0, None), ("promoted", 180.0, 90.0, 0.2)]
+
+
+def test_a_briefing_carries_only_the_beginning_of_a_text_that_was_tried(database: Database) -> None:
+    prompt = "Answer in three sentences. " * 700
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, prompt, 1, Ending.REJECTED, 90.0)
+    request = CycleRequest(request_id="next", anomaly=builders.anomaly(NOW))
+    opening = CycleOpening(request=request, workflow_id="w", run_id="next", at=NOW)
+
+    (tried,) = MarketActivities(database, platform()).open_meta_task(opening).endings
+
+    assert isinstance(tried.value, str)
+    assert tried.value.startswith("Answer in three sentences.")
+    assert len(tried.value) < 100
+    assert (tried.before, told(database).endings[0].value) == (90.0, prompt)  # who investigates gets all of it
 
 
 # --- Size -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from activities.diagnosis import in_short
 from rules import dossier, rewards
 from rules.notices import notice
 from schema.messages.cycle import CycleRequest, CycleState, Dossier, Ending, Phase
@@ -203,15 +202,3 @@ def test_the_event_of_an_earlier_release_is_read_without_a_dossier() -> None:
     event = Event(key="k", type=CycleEnded.type, subject="s", at=NOW, data=data)
 
     assert notice(event).text == "six attempts"
-
-
-def test_a_briefing_carries_the_beginnings_of_the_texts_that_were_tried() -> None:
-    prompt = "Answer in three sentences. " * 700
-    tried = PastEnding(cycle_id="c#1", ending="futile", parameter="a.prompt", value=prompt, before=90.0, effect=0.0)
-
-    short = in_short(tried)
-
-    assert isinstance(short.value, str)
-    assert short.value.startswith("Answer in three sentences.")
-    assert len(short.value) < 100
-    assert (short.before, short.ending, short.effect) == (90.0, "futile", 0.0)
