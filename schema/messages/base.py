@@ -79,6 +79,8 @@ Instant = Annotated[AwareDatetime, AfterValidator(plausible)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@/#+-]*$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=2_000)]
+# A label of the platform's own for why a task failed: few of them, each for many tasks.
+Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
 # Such an object travels in a history, and Temporal warns at 256 kB.
 LARGEST_OBJECT_BYTES = 100_000
 

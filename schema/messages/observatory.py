@@ -8,15 +8,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from ..failure_kinds import FailureKind
-from .base import Identifier, Instant, Message, Name, Text
+from .base import Identifier, Instant, Message, Name, Reason, Text
 from .schedules import Elevation
 
 # Sums over any possible number of tasks stay finite.
 MOST = 1e15
 
 
-# A label of the platform's own for why a task failed: few of them, each for many tasks.
-Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-]*)?$", max_length=64)]
 # PostgreSQL holds no NUL in a text.
 Detail = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
 MOST_ATTRIBUTES, LONGEST_ATTRIBUTE = 16, 100

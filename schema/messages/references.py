@@ -1,14 +1,17 @@
 """References: whether the parts of a declaration refer to parts that exist."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
+
+
+Path = tuple[str | int, ...]
 
 
 class Mismatch(NamedTuple):
     """A part of a declaration that does not fit the others; `path` leads to it."""
 
-    path: tuple[str | int, ...]
+    path: Path
     message: str
 
 
@@ -54,6 +57,45 @@ def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
         if name not in task_types:
             message = f"traffic.per_second: expected a declared task type, but {name} came"
             yield Mismatch(("traffic", "per_second", name), message + did_you_mean(name, task_types))
+    yield from _simulation_mismatches(content, task_types, parameters)
+
+
+def _simulation_mismatches(
+    content: Mapping[str, Any], task_types: Sequence[Any], parameters: Sequence[Any]
+) -> Iterator[Mismatch]:
+    """References of the simulated world: to task types, to parameters, and to work that is declared."""
+    world = content.get("simulation")
+    if not isinstance(world, dict):
+        return
+    worked: list[Any] = []
+    for n, work in _tables(world, "work"):
+        path = ("simulation", "work", n)
+        name = work.get("task_type")
+        if name in worked:
+            yield Mismatch((*path, "task_type"), f"expected the work of every task type once, but {name} came twice")
+        worked.append(name)
+        yield from _unknown((*path, "task_type"), name, task_types, "task type")
+        for m, failure in _tables(work, "failures"):
+            yield from _unknown((*path, "failures", m, "limit"), failure.get("limit"), parameters, "parameter")
+            yield from _unknown_response((*path, "failures", m, "response"), failure.get("response"), parameters)
+        for m, effect in _tables(work, "effects"):
+            yield from _unknown_response((*path, "effects", m, "response"), effect.get("response"), parameters)
+    for n, fault in _tables(world, "faults"):
+        path = ("simulation", "faults", n)
+        yield from _unknown((*path, "task_type"), fault.get("task_type"), worked, "task type with work")
+        remedy = fault.get("remedy")
+        for m, key in enumerate(remedy if isinstance(remedy, list | tuple) else ()):
+            yield from _unknown((*path, "remedy", m), key, parameters, "parameter")
+
+
+def _unknown_response(path: Path, response: Any, parameters: Sequence[Any]) -> Iterator[Mismatch]:
+    if isinstance(response, dict):
+        yield from _unknown((*path, "parameter"), response.get("parameter"), parameters, "parameter")
+
+
+def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str) -> Iterator[Mismatch]:
+    if isinstance(name, str) and name not in declared:
+        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, declared)}")
 
 
 def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from ..failure_kinds import FailureKind
-from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Text
+from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Reason, Text
 from .market import Agent, Award, Bid
-from .observatory import Attributes, Detail, Reason
+from .observatory import Attributes, Detail
 from .story import StoryState
 
 

@@ -67,6 +67,28 @@ def is_due(agent_id: str, status: CycleStatus) -> bool:
             return False
 
 
+async def send(
+    client: NautilusClient, to: CycleStatus | TaskStatus, message: Bid | Decline | Proposal | Ballot
+) -> bool:
+    """Whether the message was accepted. A refusal is logged: the window may have closed."""
+    about = {"workflow_id": to.workflow_id, "agent_id": message.agent_id, "message": type(message).__name__}
+    try:
+        match message:
+            case Bid():
+                await client.place_bid(to, message)
+            case Decline():
+                await client.decline(to, message)
+            case Proposal():
+                await client.submit_proposal(to, message)
+            case Ballot():
+                await client.cast_ballot(to, message)
+    except Refused as refused:
+        log.info("message.refused", **about, reason=str(refused))
+        return False
+    log.info("agent.answered", **about)
+    return True
+
+
 @dataclass
 class _File:
     """What was read about a cycle in one phase, and which agents have answered on it."""
@@ -145,7 +167,7 @@ class Watcher:
         """Offer, for each agent, to do a user task; returns how many offers were accepted."""
         status = await self._client.task_status(task)
         offers = [bid_on(status, agent.agent_id) for agent in agents]
-        return sum(await asyncio.gather(*(self._send(status, bid) for bid in offers if bid is not None)))
+        return sum(await asyncio.gather(*(send(self._client, status, bid) for bid in offers if bid is not None)))
 
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
         """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
@@ -160,28 +182,9 @@ class Watcher:
     async def _answer(self, agent: Investigator, file: _File) -> bool:
         # In a thread: an estimate takes some milliseconds, and a worker may share this loop.
         message = await asyncio.to_thread(agent.message, file.case)
-        accepted = message is not None and await self._send(file.case.status, message)
+        accepted = message is not None and await send(self._client, file.case.status, message)
         file.answered.add(agent.agent_id)
         return accepted
-
-    async def _send(self, to: CycleStatus | TaskStatus, message: Bid | Decline | Proposal | Ballot) -> bool:
-        """Whether the message was accepted. A refusal is logged: the window may have closed."""
-        about = {"workflow_id": to.workflow_id, "agent_id": message.agent_id, "message": type(message).__name__}
-        try:
-            match message:
-                case Bid():
-                    await self._client.place_bid(to, message)
-                case Decline():
-                    await self._client.decline(to, message)
-                case Proposal():
-                    await self._client.submit_proposal(to, message)
-                case Ballot():
-                    await self._client.cast_ballot(to, message)
-        except Refused as refused:
-            log.info("message.refused", **about, reason=str(refused))
-            return False
-        log.info("agent.answered", **about)
-        return True
 
     async def _file(self, status: CycleStatus) -> _File:
         key = (status.cycle_id, status.phase, status.award, status.proposal)

@@ -45,8 +45,8 @@ class ParameterResolver:
         self._task_types = {p.key: p.task_types for p in platform.parameters}
         self._refresh_s = refresh_s
         self._closing = threading.Event()
-        self._install(self._load())
-        self._refresher = threading.Thread(target=self._refresh, name="resolver", daemon=True)
+        self.refresh()
+        self._refresher = threading.Thread(target=self._keep_fresh, name="resolver", daemon=True)
         self._refresher.start()
 
     @property
@@ -88,6 +88,10 @@ class ParameterResolver:
                 )
         return Resolution(values, tuple(assignments))
 
+    def refresh(self) -> None:
+        """Read the configuration now. Raises what the store raises, and keeps what was read last."""
+        self._install(self._load())
+
     def close(self) -> None:
         """Stop refreshing; resolving goes on with what was read last."""
         self._closing.set()
@@ -110,9 +114,9 @@ class ParameterResolver:
         }
         self._read_at = time.monotonic()
 
-    def _refresh(self) -> None:
+    def _keep_fresh(self) -> None:
         while not self._closing.wait(self._refresh_s):
             try:
-                self._install(self._load())
+                self.refresh()
             except (SQLAlchemyError, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))

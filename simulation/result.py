@@ -1,0 +1,396 @@
+"""The result of a simulation: what the platform did about each fault, judged by the truth that its agents never see.
+
+Measured figures are of the recorded outcomes; what a fault took and what a change is worth come from the model.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from statistics import fmean
+from typing import NamedTuple
+
+from pydantic import ConfigDict, Field
+from sqlmodel import Session, col, func, select
+
+from activities import ledger
+from rules.verdict import is_success
+from schema.messages.base import Message, Value
+from schema.messages.cycle import Ending
+from schema.messages.experiment import ExperimentDesign, Promotion
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Anomaly, TaskOutcome
+from schema.messages.platform import Platform
+from schema.messages.simulation import Fault
+from schema.tables.experiment import ExperimentRow
+from schema.tables.ledger import LedgerRow
+from schema.tables.market import MetaTaskRow
+from schema.tables.observatory import AnomalyRow
+from simulation.world import World, hour_of, instant, is_active
+
+DAY_H = 24
+# A fault is mended when the metric regains this share of what the fault took, over a day.
+REGAINED = 0.6
+# What a fault takes of the success rate is what counts, unless it is less than this.
+TAKEN_OF_SUCCESS = 0.02
+# An alarm is no false one within so many hours after a fault has ended: the record still shows it.
+ECHO_H = 24
+BY_PEOPLE = (
+    EntryKind.PERSON_ACTED,
+    EntryKind.ANOMALY_CLOSED,
+    EntryKind.PARAMETER_FROZEN,
+    EntryKind.PARAMETER_THAWED,
+)
+
+
+class Verdict(StrEnum):
+    """What became of a fault; see `FaultResult`."""
+
+    MENDED = "mended"
+    ESCALATED = "escalated"
+    MISSED = "missed"
+    UNTOUCHED = "untouched"
+
+
+class Trend(Message):
+    """A figure before the first fault, in its worst 24 hours, and in the last 24; None where nothing was measured."""
+
+    healthy: float | None = None
+    worst: float | None = None
+    final: float | None = None
+
+
+class FaultResult(Message):
+    """What became of one fault.
+
+    `mended`: after a surviving promotion of a remedy, the metric regains, over 24 hours from `restored_hour` on and
+    while the fault lasts, at least REGAINED of what the fault took. Otherwise `escalated`, where a person was called
+    while it lasted; `missed`, where nothing detected it; else `untouched`.
+    """
+
+    name: str
+    at_hour: float
+    detected_hour: float | None
+    cycles: tuple[str, ...]
+    restored_hour: float | None
+    remedied_by: str | None
+    escalated_hour: float | None
+    verdict: Verdict
+
+
+class PromotionResult(Message):
+    """A change that reached production. `true_effect` is what the model says it changed the cycle's metric by."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    hour: float
+    parameter: str
+    before: Value = Field(alias="from")
+    value: Value = Field(alias="to")
+    true_effect: float
+    rolled_back: bool
+    cycle_id: str = Field(exclude=True)
+
+
+class Result(Message):
+    """What `nautilus simulate --json` prints. Rates are shares, completion is seconds of the tasks that succeeded."""
+
+    scenario: str
+    seed: int
+    hours: int
+    tasks: int
+    success_rate: Trend
+    completion_s: Trend
+    quality: Trend
+    cost: Trend
+    faults: tuple[FaultResult, ...]
+    promotions: tuple[PromotionResult, ...]
+    false_alarms: int
+    rollbacks: int
+    human_actions: int
+    ledger_entries: int
+    active_agents: int
+    starts: int
+    skipped: int
+    wall_s: float
+
+
+class Measure(NamedTuple):
+    """A mean over some outcomes: what is taken of each (None: it does not count), and whether more is better."""
+
+    name: str
+    of: Callable[[TaskOutcome], float | None]
+    higher_is_better: bool
+
+
+def _succeeded(outcome: TaskOutcome) -> float:
+    return float(outcome.failure is None)
+
+
+def _completion_s(outcome: TaskOutcome) -> float | None:
+    return outcome.duration_s if outcome.failure is None else None
+
+
+SUCCESS = Measure("success_rate", _succeeded, higher_is_better=True)
+COMPLETION = Measure("completion_s", _completion_s, higher_is_better=False)
+QUALITY = Measure("quality", lambda outcome: outcome.quality, higher_is_better=True)
+COST = Measure("cost", lambda outcome: outcome.cost, higher_is_better=False)
+MEASURES = (SUCCESS, COMPLETION, QUALITY, COST)
+
+
+class Course:
+    """The recorded outcomes by the hour in which they ended."""
+
+    def __init__(self, outcomes: Iterable[TaskOutcome], hours: int) -> None:
+        self.hours = hours
+        self._by_hour: list[list[TaskOutcome]] = [[] for _ in range(hours)]
+        for outcome in outcomes:
+            hour = math.ceil(hour_of(outcome.finished_at)) - 1
+            self._by_hour[max(0, hour)].append(outcome)
+
+    def mean(self, measure: Measure, begin: int, end: int, task_types: Sequence[str] = ()) -> float | None:
+        """The mean of the tasks that ended in hours [begin, end), of some types or all; None where none counts."""
+        values = [
+            value
+            for hour in self._by_hour[begin:end]
+            for outcome in hour
+            if not task_types or outcome.task_type in task_types
+            if (value := measure.of(outcome)) is not None
+        ]
+        return fmean(values) if values else None
+
+    def trend(self, measure: Measure, first_fault: float) -> Trend:
+        """Before the first fault, in the worst day since (of all days, where there is no fault), in the last day."""
+        has_fault = first_fault < self.hours
+        begin = int(first_fault) if has_fault else 0
+        days = (self.mean(measure, hour, hour + DAY_H) for hour in range(begin, self.hours - DAY_H + 1))
+        measured = [day for day in days if day is not None]
+        worst = min if measure.higher_is_better else max
+        return Trend(
+            healthy=self.mean(measure, 0, int(first_fault) if has_fault else self.hours),
+            worst=worst(measured, default=None),
+            final=self.mean(measure, max(0, self.hours - DAY_H), self.hours),
+        )
+
+
+class Record:
+    """What the platform has written down, with hours in place of instants."""
+
+    def __init__(self, session: Session, platform: Platform) -> None:
+        self.anomalies = list(session.exec(select(AnomalyRow).order_by(col(AnomalyRow.detected_at))))
+        self.cycles = list(session.exec(select(MetaTaskRow).order_by(col(MetaTaskRow.opened_at))))
+        self.designs = {
+            row.experiment_id: ExperimentDesign.model_validate(row.design)
+            for row in session.exec(select(ExperimentRow))
+        }
+        kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+        changes = select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))
+        self.changes = list(session.exec(changes))
+        self.entries = session.exec(select(func.count()).select_from(LedgerRow)).one()
+        by_people = col(LedgerRow.kind).in_([kind.value for kind in BY_PEOPLE])
+        self.human_actions = session.exec(select(func.count()).select_from(LedgerRow).where(by_people)).one()
+        self.defaults = {parameter.key: parameter.default for parameter in platform.parameters}
+
+
+class Judge:
+    """Judges the record of one simulation by the world's truth."""
+
+    def __init__(self, world: World, course: Course, record: Record) -> None:
+        self._world = world
+        self._course = course
+        self._record = record
+        # The values in force from each hour on.
+        self._values: list[tuple[float, dict[str, Value]]] = [(0.0, dict(record.defaults))]
+        self.promotions = tuple(self._promotions())
+
+    def _promotions(self) -> list[PromotionResult]:
+        promotions: list[PromotionResult] = []
+        for row in self._record.changes:
+            change = ledger.read(Promotion, row.body)
+            hour = hour_of(datetime.fromisoformat(row.at))
+            _, before = self._values[-1]
+            after = before | {change.parameter: change.value}
+            self._values.append((hour, after))
+            if row.kind == EntryKind.PARAMETER_ROLLED_BACK:
+                promotions = [
+                    p.model_copy(update={"rolled_back": True}) if p.cycle_id == change.cycle_id else p
+                    for p in promotions
+                ]
+                continue
+            promotions.append(
+                PromotionResult(
+                    hour=round(hour, 2),
+                    parameter=change.parameter,
+                    before=before[change.parameter],
+                    value=change.value,
+                    true_effect=round(self._effect(change.cycle_id, before, after, hour), 4),
+                    rolled_back=False,
+                    cycle_id=change.cycle_id,
+                )
+            )
+        return promotions
+
+    def _effect(self, cycle_id: str, before: Mapping[str, Value], after: Mapping[str, Value], hour: float) -> float:
+        """The expected change of the share of good tasks, as the cycle's metric has it."""
+        design = self._record.designs[cycle_id]
+        good = Measure(design.metric, lambda outcome: is_success(design.objectives, outcome), higher_is_better=True)
+        task_types = [name for name in design.task_types if self._world.has(name)]
+        return self._expected(good, task_types, after, hour) - self._expected(good, task_types, before, hour)
+
+    def _expected(
+        self,
+        measure: Measure,
+        task_types: Sequence[str],
+        values: Mapping[str, Value],
+        hour: float,
+        without: Fault | None = None,
+    ) -> float:
+        """What the model expects of a measure, over some task types by their shares; 0 where nothing counts."""
+        total = weight = 0.0
+        for task_type in task_types:
+            outcomes = self._world.expected(task_type, values, hour, without)
+            counted = [value for outcome in outcomes if (value := measure.of(outcome)) is not None]
+            if counted:
+                total += self._world.share(task_type) * fmean(counted)
+                weight += self._world.share(task_type)
+        return total / weight if weight else 0.0
+
+    def fault(self, fault: Fault) -> FaultResult:
+        """What became of one fault."""
+        task_types = self._world.task_types(fault)
+        end = min(self._course.hours, math.inf if fault.until_hour is None else fault.until_hour)
+        cycles = [
+            c
+            for c in self._record.cycles
+            if _is_about(c.subject, task_types) and fault.at_hour <= hour_of(c.opened_at) < end
+        ]
+        escalated_hour = self._escalated_hour(fault, task_types, end)
+        restored = self._restored(fault, task_types, end)
+        detected_hour = self._detected_hour(task_types, fault.at_hour, end)
+        if restored is not None:
+            verdict = Verdict.MENDED
+        elif escalated_hour is not None:
+            verdict = Verdict.ESCALATED
+        else:
+            verdict = Verdict.MISSED if detected_hour is None else Verdict.UNTOUCHED
+        return FaultResult(
+            name=fault.name,
+            at_hour=fault.at_hour,
+            detected_hour=detected_hour,
+            cycles=tuple(cycle.cycle_id for cycle in cycles),
+            restored_hour=restored.hour if restored else None,
+            remedied_by=restored.parameter if restored else None,
+            escalated_hour=escalated_hour,
+            verdict=verdict,
+        )
+
+    def _detected_hour(self, task_types: Sequence[str], begin: float, end: float) -> float | None:
+        """When an anomaly about the fault's tasks was raised, or a cycle was opened on one that was open already."""
+        raised = [hour_of(row.detected_at) for row in self._record.anomalies if _is_about(row.subject, task_types)]
+        opened = [hour_of(row.opened_at) for row in self._record.cycles if _is_about(row.subject, task_types)]
+        hours = [hour for hour in (*raised, *opened) if begin <= hour < end]
+        return round(min(hours), 1) if hours else None
+
+    def _escalated_hour(self, fault: Fault, task_types: Sequence[str], end: float) -> float | None:
+        """When a person was first called while the fault lasted: by a cycle's end, or by an anomaly at once."""
+        by_cycle = [
+            hour_of(row.ended_at)
+            for row in self._record.cycles
+            if row.ending == Ending.ESCALATED and row.ended_at is not None and _is_about(row.subject, task_types)
+        ]
+        at_once = [
+            hour_of(row.detected_at)
+            for row in self._record.anomalies
+            if Anomaly.model_validate(row.body).escalation and _is_about(row.subject, task_types)
+        ]
+        hours = [hour for hour in (*by_cycle, *at_once) if fault.at_hour <= hour < end]
+        return round(min(hours), 1) if hours else None
+
+    def _restored(self, fault: Fault, task_types: Sequence[str], end: float) -> "Restored | None":
+        """The first day after a surviving promotion of a remedy over which enough of what was taken is back."""
+        remedies = [
+            p
+            for p in self.promotions
+            if p.parameter in fault.remedy and not p.rolled_back and fault.at_hour <= p.hour < end
+        ]
+        if not remedies:
+            return None
+        measure, healthy, hurt = self._taken(fault, task_types)
+        if healthy == hurt:
+            return None
+        for hour in range(math.ceil(remedies[0].hour), int(end) - DAY_H + 1):
+            day = self._course.mean(measure, hour, hour + DAY_H, task_types)
+            if day is not None and (day - hurt) / (healthy - hurt) >= REGAINED:
+                last = [p for p in remedies if p.hour <= hour][-1]
+                return Restored(float(hour), last.parameter)
+        return None
+
+    def _taken(self, fault: Fault, task_types: Sequence[str]) -> tuple[Measure, float, float]:
+        """The measure that the fault is about, and what the model expects of it without the fault and with it."""
+        values = self._values_at(fault.at_hour)
+        expected = {
+            measure: (
+                self._expected(measure, task_types, values, fault.at_hour, without=fault),
+                self._expected(measure, task_types, values, fault.at_hour),
+            )
+            for measure in MEASURES
+        }
+        healthy, hurt = expected[SUCCESS]
+        if healthy - hurt >= TAKEN_OF_SUCCESS:
+            return SUCCESS, healthy, hurt
+        changed = max((COMPLETION, QUALITY, COST), key=lambda measure: _relative_change(*expected[measure]))
+        return changed, *expected[changed]
+
+    def _values_at(self, hour: float) -> dict[str, Value]:
+        return [values for begin, values in self._values if begin <= hour][-1]
+
+    def false_alarms(self) -> int:
+        """Anomalies that were raised while no fault was active, nor had been within ECHO_H."""
+        hours = [hour_of(row.detected_at) for row in self._record.anomalies]
+        return sum(not any(_echoes(fault, hour) for fault in self._world.faults) for hour in hours)
+
+
+def result(
+    scenario: str, world: World, outcomes: Sequence[TaskOutcome], record: Record, hours: int, figures: Mapping[str, int]
+) -> Result:
+    """The result of so many hours; `figures` are the counts that only the run knows. `wall_s` is for the caller."""
+    course = Course(outcomes, hours)
+    judge = Judge(world, course, record)
+    first_fault = min((fault.at_hour for fault in world.faults), default=math.inf)
+    trends = {measure.name: course.trend(measure, first_fault) for measure in MEASURES}
+    return Result(
+        scenario=scenario,
+        seed=world.seed,
+        hours=hours,
+        tasks=len(outcomes),
+        **trends,
+        faults=tuple(judge.fault(fault) for fault in world.faults if fault.at_hour < hours),
+        promotions=judge.promotions,
+        false_alarms=judge.false_alarms(),
+        rollbacks=sum(promotion.rolled_back for promotion in judge.promotions),
+        human_actions=record.human_actions,
+        ledger_entries=record.entries,
+        wall_s=0.0,
+        **figures,
+    )
+
+
+class Restored(NamedTuple):
+    """The hour from which on a fault is mended, and the parameter whose promotion mended it."""
+
+    hour: float
+    parameter: str
+
+
+def _is_about(subject: str, task_types: Sequence[str]) -> bool:
+    """Whether a subject (metric and task type) is one of these task types, or the whole platform."""
+    _, _, about = subject.partition(":")
+    return about == "platform" or about in task_types
+
+
+def _echoes(fault: Fault, hour: float) -> bool:
+    return is_active(fault, hour) or (fault.until_hour is not None and 0 <= hour - fault.until_hour < ECHO_H)
+
+
+def _relative_change(healthy: float, hurt: float) -> float:
+    return abs(hurt - healthy) / abs(healthy) if healthy else 0.0
