@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from math import log
+from operator import mul
 from random import Random
 
 # (weight, control rate a, treatment rate b) with a <= b; the weights of a mixture sum to 1.
@@ -127,7 +128,7 @@ def _path(weights: list[float], drawn: Iterable[Sequence[float]], ceiling: float
     maxima = [1.0]
     steps = 0
     for factor in drawn:
-        wealth = [x * f for x, f in zip(wealth, factor, strict=True)]
+        wealth = list(map(mul, wealth, factor))  # the innermost step of millions: a comprehension takes twice as long
         steps += 1
         total = sum(wealth)
         if total > maxima[-1]:

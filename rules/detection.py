@@ -214,9 +214,13 @@ class _Evaluation:
         """Keep a state: an alarm that is new in it is raised, one that is gone from it is closed for `reason`."""
         before = self.state(name, metric).alarm
         self.states[subject_of(metric or self.settings.metric.name, name)] = after
-        if before is not None and after.alarm is None:
-            self.closed.append(Closing(before.anomaly.anomaly_id, reason))
-        if before is None and after.alarm is not None:
+        open_before = before.anomaly.anomaly_id if before else None
+        open_now = after.alarm.anomaly.anomaly_id if after.alarm else None
+        if open_before == open_now:
+            return
+        if open_before is not None:
+            self.closed.append(Closing(open_before, reason if open_now is None else "it became worse: raised anew"))
+        if after.alarm is not None:
             self.raised.append(after.alarm.anomaly)
 
     def normal(self, name: str, start: datetime) -> Baseline | None:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from rules.baseline import WEEK_S, Baseline, Span, rate_at
+from rules.baseline import PRIOR_TASKS, WEEK_S, Baseline, Span, rate_at
+from rules.rates import smoothed
 from schema.messages.base import Instant, Message
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ObservatoryRules
@@ -73,14 +74,28 @@ class Cusum(Message):
     counts: Counts = Counts()
 
 
+class Level(Message):
+    """The rate that a task type has settled at during an alarm, from `counts` of so many `intervals`."""
+
+    counts: Counts = Counts()
+    intervals: int = 0
+
+
 class Alarm(Message):
-    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to return to, frozen, by task type."""
+    """One episode. `cause` is the CUSUM that raised it; `healthy` the rates to return to, frozen, by task type.
+
+    `levels` are what its task types have settled at since, and `better` and `worse` the CUSUMs that watch for a change
+    of them: a cause that comes on top of another is an anomaly of its own.
+    """
 
     anomaly: Anomaly
     cause: float = FLOOR
     healthy: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     recovery: dict[str, float] = Field(default_factory=dict)
     dispersion: float = 1.0
+    levels: dict[str, Level] = Field(default_factory=dict)
+    better: Cusum = Cusum()
+    worse: Cusum = Cusum()
 
 
 class Series(Message):
@@ -151,7 +166,7 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
     if not counts.tasks:
         return state
     if state.alarm is not None:
-        return _recover(state, state.alarm, start, cells, settings=settings)
+        return _followed(name, _recover(state, state.alarm, start, cells, settings=settings), start, cells, settings)
     cusums, excess = _advance_departures(state.cusums, start, cells, settings)
     if settings.metric.floor:
         shortfall = settings.rules.success_floor * counts.tasks - counts.successes
@@ -172,16 +187,23 @@ def _advance_departures(
     cusums: dict[float, Cusum] = {}
     excess: dict[float, float] = {}
     for delta, spend in _departures(settings.metric):
-        cusum = before.get(delta, ZERO)
-        judged = _judged(delta, cells, settings)
-        if judged:
-            limit = threshold(_information(delta, judged, start), settings, spend)
-            gain = _gain(delta, judged, start, limit)
-            cusum = _advanced(cusum, gain, start, Counts.total(counts for counts, _ in judged))
-            if cusum.score >= limit:
-                excess[delta] = cusum.score - limit
-        cusums[delta] = cusum
+        cusums[delta], over = _advance_departure(delta, spend, before.get(delta, ZERO), start, cells, settings)
+        if over >= 0:
+            excess[delta] = over
     return cusums, excess
+
+
+def _advance_departure(
+    delta: float, spend: float, cusum: Cusum, start: datetime, cells: Cells, settings: DetectorSettings
+) -> tuple[Cusum, float]:
+    """The CUSUM of one departure after one more interval, and by how much it is over its threshold."""
+    judged = _judged(delta, cells, settings)
+    if not judged:
+        return cusum, -math.inf
+    limit = threshold(_information(delta, judged, start), settings, spend)
+    gain = _gain(delta, judged, start, limit)
+    advanced = _advanced(cusum, gain, start, Counts.total(counts for counts, _ in judged))
+    return advanced, advanced.score - limit
 
 
 def _departures(metric: Metric) -> Iterable[tuple[float, float]]:
@@ -321,6 +343,77 @@ def _recover(state: Series, alarm: Alarm, start: datetime, cells: Cells, setting
     return healthy_again(state, alarm, start, settings.rules)
 
 
+def _followed(name: str, state: Series, start: datetime, cells: Cells, settings: DetectorSettings) -> Series:
+    """The series after one more interval of its alarm: raised anew where it has become clearly worse than it was.
+
+    What it has settled at stands in for the baseline: the same CUSUM, at the same threshold. After a clear improvement
+    it settles anew, so that what a fix has won can be lost again.
+    """
+    alarm = state.alarm
+    if alarm is None or settings.metric.volume:
+        return state
+    settled = {task_type: (counts, _settled(alarm, task_type)) for task_type, (counts, _) in cells.items()}
+    bad = -1.0 if alarm.cause == FLOOR else math.copysign(1.0, alarm.cause)
+    spend = DROPS[CLEAR]
+    worse, over_worse = _advance_departure(bad * CLEAR, spend, alarm.worse, start, settled, settings)
+    better, over_better = _advance_departure(-bad * CLEAR, spend, alarm.better, start, settled, settings)
+    if over_worse >= 0:
+        return _raised_anew(name, state, alarm, worse, start, settings)
+    levels = alarm.levels
+    if over_better >= 0:
+        levels, better = _joined({}, cells), ZERO
+    elif worse == ZERO:
+        levels = _joined(levels, cells)
+    following = alarm.model_copy(update={"levels": levels, "worse": worse, "better": better})
+    return state.model_copy(update={"alarm": following})
+
+
+def _settled(alarm: Alarm, task_type: str) -> Baseline | None:
+    """The level of a task type as a baseline; None where too few tasks show it."""
+    level = alarm.levels.get(task_type, Level())
+    if level.counts.tasks < PRIOR_TASKS:
+        return None
+    return Baseline(
+        counts=level.counts,
+        rates=(smoothed(level.counts.successes, level.counts.tasks),),
+        tasks_per_interval=level.counts.tasks / level.intervals,
+        dispersion=alarm.dispersion,
+    )
+
+
+def _joined(levels: Mapping[str, Level], cells: Cells) -> dict[str, Level]:
+    """The levels with one more interval."""
+    joined = dict(levels)
+    for task_type, (counts, _) in cells.items():
+        level = levels.get(task_type, Level())
+        joined[task_type] = Level(counts=Counts.total((level.counts, counts)), intervals=level.intervals + 1)
+    return joined
+
+
+def _raised_anew(
+    name: str, state: Series, alarm: Alarm, worse: Cusum, start: datetime, settings: DetectorSettings
+) -> Series:
+    """The series with another alarm in place of the one that was open: the same health, and an onset of its own."""
+    settled = Counts.total(level.counts for level in alarm.levels.values())
+    counts = worse.counts
+    reason = (
+        f"{settings.metric.name} {counts.rate or 0:.1%} ({counts.successes} of {counts.tasks}) since onset, "
+        f"against {settled.rate or 0:.1%} since the alarm before it; log likelihood ratio {worse.score:.1f}"
+    )
+    end = start + timedelta(seconds=settings.rules.interval_s)
+    anomaly = anomaly_of(
+        metric=settings.metric.name,
+        name=name,
+        raised=start,
+        at=end,
+        cusum=worse,
+        usual=alarm.anomaly.baseline,
+        reason=reason,
+    )
+    anew = Alarm(anomaly=anomaly, cause=alarm.cause, healthy=alarm.healthy, dispersion=alarm.dispersion)
+    return healthy_again(state, alarm, start, settings.rules).model_copy(update={"alarm": anew})
+
+
 def _lasting_departure(alarm: Alarm) -> float:
     """Half of the departure observed when the alarm was raised, between the slight and the clear one.
 
@@ -339,7 +432,7 @@ def restarted(state: Series) -> Series:
 
 
 def healthy_again(state: Series, alarm: Alarm, end: datetime, rules: ObservatoryRules) -> Series:
-    """The series without its alarm. No baseline learns from the episode."""
+    """The series without its alarm, which is over. No baseline learns from the episode."""
     oldest = end - timedelta(seconds=rules.baseline_s + rules.guard_s)
     recent = [(onset, over) for onset, over in state.episodes if over > oldest]
     return restarted(state).model_copy(update={"episodes": (*recent, (alarm.anomaly.onset, end))})

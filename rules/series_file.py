@@ -100,16 +100,17 @@ class _RateDetector:
         at, _, tasks = self.rows[i]
         if self.state.alarm is not None:
             self._settle(self.state.alarm, i)
-        was_open = self.state.alarm is not None
-        if not was_open:
+        before = self.state.alarm
+        if before is None:
             self._learn(at)
-        if tasks and (was_open or self.normal is not None):
+        if tasks and (before is not None or self.normal is not None):
             self.judged += 1
         self.state = step("", self.state, at, {"": (self.track[i].counts, self.normal)}, settings=self.settings)
-        if was_open and self.state.alarm is None:
+        alarm = self.state.alarm
+        if before is not None and alarm is None:
             self.normal = None
-        if not was_open and self.state.alarm is not None:
-            self.alarms.append(_rate_alarm(at, self.state.alarm))
+        if alarm is not None and (before is None or before.anomaly.anomaly_id != alarm.anomaly.anomaly_id):
+            self.alarms.append(_rate_alarm(at, alarm))
 
     def _settle(self, alarm: Alarm, i: int) -> None:
         """A rate that stays where it is becomes the new normal, and the episode is over."""

@@ -1,7 +1,7 @@
 """Clockwork: a real Temporal server whose time skips, so that two weeks of workflows pass in minutes.
 
 The time-skipping server runs workflows, timers, retries and messages as production's does; it has neither schedules nor
-listings. What production schedules is started here at its hour, and what would be listed is known to whoever started it.
+listings. What production schedules is started here at its hour, and what would be listed is in the database.
 """
 
 from collections.abc import AsyncIterator

@@ -27,8 +27,11 @@ AgentMessage = Bid | Decline | Proposal | Ballot
 class Agent(Protocol):
     """What takes part in cycles: it has a name and an operator, and answers a case with the message that is due."""
 
-    agent_id: str
-    operator: str
+    @property
+    def agent_id(self) -> str: ...
+
+    @property
+    def operator(self) -> str: ...
 
     def message(self, case: Case) -> AgentMessage | None:
         """The message that the cycle's phase asks for; None where the agent has nothing to say."""
@@ -74,13 +77,15 @@ def _wrong_proposal(proposal: Proposal, case: Case, rng: Random) -> Proposal:
     state = case.state(proposal.parameter)
     if state is None:
         return proposal
-    drawn = legal_value(state, _any_value(state.declaration, rng))
+    drawn = _any_value(state.declaration, rng)
+    if not isinstance(drawn, bool | str):
+        drawn = legal_value(state, drawn)
     if drawn is None or drawn == state.value:
         return proposal
     return proposal.model_copy(update={"value": drawn})
 
 
-def _any_value(parameter: Parameter, rng: Random) -> Value:
+def _any_value(parameter: Parameter, rng: Random) -> Value | None:
     match parameter.kind:
         case ParameterKind.BOOLEAN:
             return rng.random() < 0.5

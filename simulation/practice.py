@@ -1,27 +1,37 @@
 """Practice: one simulation from a scenario's file to its result."""
 
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from activities.report import report
 from schema.declaration import DeclarationError, Problem, read_platform
 from schema.messages.platform import Platform
 from schema.messages.report import Report
 from simulation.field import Agent, agents_of
-from simulation.result import Record, Result, result
+from simulation.result import AgentResult, Course, FaultResult, Judge, Record, Result, result
 from simulation.run import SimulatedPlatform, simulated
 from simulation.world import World, instant
+from starter.report_page import Episode
 
 
 class Practice(NamedTuple):
-    """The result of a simulation, and the report of the same time."""
+    """What came of a simulation: its result, the report of the same time, and how an author's agent did."""
 
     result: Result
     report: Report
+    episodes: tuple[Episode, ...]
+    agent: AgentResult | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints: the result, and the agent's where there is one."""
+        document = self.result.model_dump(mode="json")
+        return document if self.agent is None else document | {"agent": self.agent.model_dump(mode="json")}
 
 
 def scenario_of(path: Path) -> Platform:
@@ -70,6 +80,31 @@ async def practise(
             with lived.database.reading() as session:
                 record = Record(session, platform)
             figures = {"active_agents": len(lived.active), "starts": lived.starts, "skipped": lived.skipped}
-            judged = result(scenario.stem, world, lived.outcomes, record, hours, figures)
+            judge = Judge(world, Course(lived.outcomes, hours), record)
+            judged = result(scenario.stem, judge, figures)
+            own = None if own_agent is None else judge.agent(own_agent.agent_id)
             facts = report(lived.database, platform, instant(0), instant(hours))
-    return Practice(judged.model_copy(update={"wall_s": round(monotonic() - begun, 1)}), facts)
+    judged = judged.model_copy(update={"wall_s": round(monotonic() - begun, 1)})
+    return Practice(judged, facts, tuple(_episodes(world, judged)), own)
+
+
+def _episodes(world: World, judged: Result) -> Iterator[Episode]:
+    """The faults as the report's page draws them."""
+    faults = {fault.name: fault for fault in world.faults}
+    for seen in judged.faults:
+        fault = faults[seen.name]
+        end = min(judged.hours, fault.until_hour or math.inf)
+        yield Episode(
+            fault.name, instant(fault.at_hour), instant(end), fault.task_type or "", seen.verdict, _story(seen)
+        )
+
+
+def _story(seen: FaultResult) -> str:
+    """What became of a fault, and after how many hours."""
+    steps = [
+        ("found", seen.detected_hour),
+        (f"mended by {seen.remedied_by}", seen.restored_hour),
+        ("a person was called", seen.escalated_hour),
+    ]
+    told = [f"{what} after {hour - seen.at_hour:.1f} h" for what, hour in steps if hour is not None]
+    return ", ".join(told) or "nothing noticed it"

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from sqlmodel import Session, col, func, select
 
 from activities import ledger
+from activities.accounts import balance
 from rules.verdict import is_success
 from schema.messages.base import Message, Value
 from schema.messages.cycle import Ending
@@ -24,9 +25,10 @@ from schema.messages.platform import Platform
 from schema.messages.simulation import Fault
 from schema.tables.experiment import ExperimentRow
 from schema.tables.ledger import LedgerRow
-from schema.tables.market import MetaTaskRow
+from schema.tables.market import AgentRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow
-from simulation.world import World, hour_of, instant, is_active
+from schema.tables.proposals import ProposalRow
+from simulation.world import World, hour_of, is_active
 
 DAY_H = 24
 # A fault is mended when the metric regains this share of what the fault took, over a day.
@@ -115,6 +117,27 @@ class Result(Message):
     wall_s: float
 
 
+class AgentResult(Message):
+    """How an author's agent did: its proposals on the cycles it was awarded, what it earned, and its standing (0 to 1).
+
+    A first proposal is its first one about a fault; it is right where the model expects the smallest effect worth
+    having of it.
+    """
+
+    agent_id: str
+    proposals: int
+    first_proposals: int
+    first_right: int
+    earned: int
+    standing: float
+
+    def in_words(self) -> str:
+        return (
+            f"{self.first_right} of {self.first_proposals} first proposals were right ({self.proposals} in all), "
+            f"{self.earned} credits earned, standing {self.standing:.2f}"
+        )
+
+
 class Measure(NamedTuple):
     """A mean over some outcomes: what is taken of each (None: it does not count), and whether more is better."""
 
@@ -143,10 +166,12 @@ class Course:
 
     def __init__(self, outcomes: Iterable[TaskOutcome], hours: int) -> None:
         self.hours = hours
+        self.tasks = 0
         self._by_hour: list[list[TaskOutcome]] = [[] for _ in range(hours)]
         for outcome in outcomes:
             hour = math.ceil(hour_of(outcome.finished_at)) - 1
             self._by_hour[max(0, hour)].append(outcome)
+            self.tasks += 1
 
     def mean(self, measure: Measure, begin: int, end: int, task_types: Sequence[str] = ()) -> float | None:
         """The mean of the tasks that ended in hours [begin, end), of some types or all; None where none counts."""
@@ -189,6 +214,9 @@ class Record:
         self.entries = session.exec(select(func.count()).select_from(LedgerRow)).one()
         by_people = col(LedgerRow.kind).in_([kind.value for kind in BY_PEOPLE])
         self.human_actions = session.exec(select(func.count()).select_from(LedgerRow).where(by_people)).one()
+        self.proposals = list(session.exec(select(ProposalRow).order_by(col(ProposalRow.at))))
+        self.agents = {row.agent_id: row.standing for row in session.exec(select(AgentRow))}
+        self.balances = {agent_id: balance(session, agent_id) for agent_id in self.agents}
         self.defaults = {parameter.key: parameter.default for parameter in platform.parameters}
 
 
@@ -196,16 +224,16 @@ class Judge:
     """Judges the record of one simulation by the world's truth."""
 
     def __init__(self, world: World, course: Course, record: Record) -> None:
-        self._world = world
-        self._course = course
-        self._record = record
+        self.world = world
+        self.course = course
+        self.record = record
         # The values in force from each hour on.
         self._values: list[tuple[float, dict[str, Value]]] = [(0.0, dict(record.defaults))]
         self.promotions = tuple(self._promotions())
 
     def _promotions(self) -> list[PromotionResult]:
         promotions: list[PromotionResult] = []
-        for row in self._record.changes:
+        for row in self.record.changes:
             change = ledger.read(Promotion, row.body)
             hour = hour_of(datetime.fromisoformat(row.at))
             _, before = self._values[-1]
@@ -232,9 +260,9 @@ class Judge:
 
     def _effect(self, cycle_id: str, before: Mapping[str, Value], after: Mapping[str, Value], hour: float) -> float:
         """The expected change of the share of good tasks, as the cycle's metric has it."""
-        design = self._record.designs[cycle_id]
+        design = self.record.designs[cycle_id]
         good = Measure(design.metric, lambda outcome: is_success(design.objectives, outcome), higher_is_better=True)
-        task_types = [name for name in design.task_types if self._world.has(name)]
+        task_types = [name for name in design.task_types if self.world.has(name)]
         return self._expected(good, task_types, after, hour) - self._expected(good, task_types, before, hour)
 
     def _expected(
@@ -248,20 +276,20 @@ class Judge:
         """What the model expects of a measure, over some task types by their shares; 0 where nothing counts."""
         total = weight = 0.0
         for task_type in task_types:
-            outcomes = self._world.expected(task_type, values, hour, without)
+            outcomes = self.world.expected(task_type, values, hour, without)
             counted = [value for outcome in outcomes if (value := measure.of(outcome)) is not None]
             if counted:
-                total += self._world.share(task_type) * fmean(counted)
-                weight += self._world.share(task_type)
+                total += self.world.share(task_type) * fmean(counted)
+                weight += self.world.share(task_type)
         return total / weight if weight else 0.0
 
     def fault(self, fault: Fault) -> FaultResult:
         """What became of one fault."""
-        task_types = self._world.task_types(fault)
-        end = min(self._course.hours, math.inf if fault.until_hour is None else fault.until_hour)
+        task_types = self.world.task_types(fault)
+        end = min(self.course.hours, math.inf if fault.until_hour is None else fault.until_hour)
         cycles = [
             c
-            for c in self._record.cycles
+            for c in self.record.cycles
             if _is_about(c.subject, task_types) and fault.at_hour <= hour_of(c.opened_at) < end
         ]
         escalated_hour = self._escalated_hour(fault, task_types, end)
@@ -286,8 +314,8 @@ class Judge:
 
     def _detected_hour(self, task_types: Sequence[str], begin: float, end: float) -> float | None:
         """When an anomaly about the fault's tasks was raised, or a cycle was opened on one that was open already."""
-        raised = [hour_of(row.detected_at) for row in self._record.anomalies if _is_about(row.subject, task_types)]
-        opened = [hour_of(row.opened_at) for row in self._record.cycles if _is_about(row.subject, task_types)]
+        raised = [hour_of(row.detected_at) for row in self.record.anomalies if _is_about(row.subject, task_types)]
+        opened = [hour_of(row.opened_at) for row in self.record.cycles if _is_about(row.subject, task_types)]
         hours = [hour for hour in (*raised, *opened) if begin <= hour < end]
         return round(min(hours), 1) if hours else None
 
@@ -295,12 +323,12 @@ class Judge:
         """When a person was first called while the fault lasted: by a cycle's end, or by an anomaly at once."""
         by_cycle = [
             hour_of(row.ended_at)
-            for row in self._record.cycles
+            for row in self.record.cycles
             if row.ending == Ending.ESCALATED and row.ended_at is not None and _is_about(row.subject, task_types)
         ]
         at_once = [
             hour_of(row.detected_at)
-            for row in self._record.anomalies
+            for row in self.record.anomalies
             if Anomaly.model_validate(row.body).escalation and _is_about(row.subject, task_types)
         ]
         hours = [hour for hour in (*by_cycle, *at_once) if fault.at_hour <= hour < end]
@@ -319,7 +347,7 @@ class Judge:
         if healthy == hurt:
             return None
         for hour in range(math.ceil(remedies[0].hour), int(end) - DAY_H + 1):
-            day = self._course.mean(measure, hour, hour + DAY_H, task_types)
+            day = self.course.mean(measure, hour, hour + DAY_H, task_types)
             if day is not None and (day - hurt) / (healthy - hurt) >= REGAINED:
                 last = [p for p in remedies if p.hour <= hour][-1]
                 return Restored(float(hour), last.parameter)
@@ -344,27 +372,58 @@ class Judge:
     def _values_at(self, hour: float) -> dict[str, Value]:
         return [values for begin, values in self._values if begin <= hour][-1]
 
+    def agent(self, agent_id: str) -> AgentResult:
+        """How an agent's proposals, earnings and standing came out."""
+        own = [row for row in self.record.proposals if row.agent_id == agent_id]
+        firsts = [row for fault in self.world.faults if (row := self._first_about(fault, own)) is not None]
+        return AgentResult(
+            agent_id=agent_id,
+            proposals=len(own),
+            first_proposals=len(firsts),
+            first_right=sum(self._is_right(row) for row in firsts),
+            earned=self.record.balances[agent_id],
+            standing=round(self.record.agents[agent_id], 3),
+        )
+
+    def _first_about(self, fault: Fault, proposals: Sequence[ProposalRow]) -> ProposalRow | None:
+        """The first proposal about the fault's task types while it is active."""
+        task_types = self.world.task_types(fault)
+        return next(
+            (
+                row
+                for row in proposals
+                if is_active(fault, hour_of(row.at)) and _is_about(row.cycle_id.partition("#")[0], task_types)
+            ),
+            None,
+        )
+
+    def _is_right(self, row: ProposalRow) -> bool:
+        """Whether the model expects the smallest effect worth having; one that no experiment tested is not."""
+        design = self.record.designs.get(row.cycle_id)
+        if design is None:
+            return False
+        hour = hour_of(row.at)
+        before = self._values_at(hour)
+        effect = self._effect(row.cycle_id, before, before | {design.parameter: design.treatment}, hour)
+        return effect >= design.minimum_effect
+
     def false_alarms(self) -> int:
         """Anomalies that were raised while no fault was active, nor had been within ECHO_H."""
-        hours = [hour_of(row.detected_at) for row in self._record.anomalies]
-        return sum(not any(_echoes(fault, hour) for fault in self._world.faults) for hour in hours)
+        hours = [hour_of(row.detected_at) for row in self.record.anomalies]
+        return sum(not any(_echoes(fault, hour) for fault in self.world.faults) for hour in hours)
 
 
-def result(
-    scenario: str, world: World, outcomes: Sequence[TaskOutcome], record: Record, hours: int, figures: Mapping[str, int]
-) -> Result:
-    """The result of so many hours; `figures` are the counts that only the run knows. `wall_s` is for the caller."""
-    course = Course(outcomes, hours)
-    judge = Judge(world, course, record)
+def result(scenario: str, judge: Judge, figures: Mapping[str, int]) -> Result:
+    """The result; `figures` are the counts that only the run knows. How long it took, its caller knows."""
+    world, course, record = judge.world, judge.course, judge.record
     first_fault = min((fault.at_hour for fault in world.faults), default=math.inf)
-    trends = {measure.name: course.trend(measure, first_fault) for measure in MEASURES}
     return Result(
         scenario=scenario,
         seed=world.seed,
-        hours=hours,
-        tasks=len(outcomes),
-        **trends,
-        faults=tuple(judge.fault(fault) for fault in world.faults if fault.at_hour < hours),
+        hours=course.hours,
+        tasks=course.tasks,
+        **{measure.name: course.trend(measure, first_fault) for measure in MEASURES},
+        faults=tuple(judge.fault(fault) for fault in world.faults if fault.at_hour < course.hours),
         promotions=judge.promotions,
         false_alarms=judge.false_alarms(),
         rollbacks=sum(promotion.rolled_back for promotion in judge.promotions),

@@ -1,8 +1,8 @@
 """Run: weeks of a simulated platform, hour by hour, with the product's own workflows, activities and agents.
 
 Only the tasks' outcomes come from a model (`simulation.world`), and time skips (`simulation.clockwork`). At each full
-hour the tasks that have ended are recorded and the next hour's begin. Then the jobs of the cron registry run, events are
-delivered, and agents visit the cycles that wait for them. What production does every few minutes happens once an hour.
+hour the tasks that have ended are recorded and the next hour's begin. Then the jobs of the cron registry run, events
+are delivered, and agents visit the cycles that wait for them. What production does every few minutes happens hourly.
 """
 
 import heapq
@@ -47,9 +47,12 @@ VISITS = tuple(timedelta(minutes=minutes) for minutes in (3, 15, 30, 45))
 HOURLY = (JobId.METRICS_SNAPSHOT,)
 NIGHTLY, NIGHTLY_H = (JobId.STANDING_DECAY, JobId.CONSOLIDATION), 3
 
+# The tasks that progress is shown of: about two hours.
+RECENT = 200
+
 
 class SimulatedPlatform:
-    """A platform whose hours pass one after the other. `outcomes` are all that was recorded, `starts` the jobs' runs."""
+    """A platform whose hours pass one after the other; `outcomes` are all that it recorded, `starts` the jobs' runs."""
 
     def __init__(
         self,
@@ -88,6 +91,11 @@ class SimulatedPlatform:
             await self._clock.pass_until(instant(hour + 1))
             progress(hour + 1)
         self._record_ended(instant(hours))
+
+    def recent_success(self) -> str:
+        """The share of the latest tasks that succeeded, for people."""
+        latest = self.outcomes[-RECENT:]
+        return f"{sum(outcome.failure is None for outcome in latest) / len(latest):.0%}" if latest else "none"
 
     def _begin_tasks(self, hour: int) -> None:
         """Begin the tasks of one hour, under the parameters as they are now."""

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
@@ -149,7 +150,7 @@ def _changed_failures(work: Work, fault: Fault) -> tuple[WorkFailure, ...]:
     change = fault.change.failure
     if change is None:
         return work.failures
-    replaced = {"probability": change.probability}
+    replaced: dict[str, Any] = {"probability": change.probability}
     if change.kind is not None:
         replaced["kind"] = change.kind
     if all(failure.reason != change.reason for failure in work.failures):
@@ -239,7 +240,7 @@ def factor_of(response: Response, values: Mapping[str, Value]) -> float:
     lowest, highest = numbers[0], numbers[-1]
     if value <= lowest[0]:
         return lowest[1]
-    for (left, before), (right, after) in zip(numbers, numbers[1:], strict=False):
+    for (left, before), (right, after) in pairwise(numbers):
         if value <= right:
             return before + (after - before) * (value - left) / (right - left)
     return highest[1]

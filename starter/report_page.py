@@ -47,6 +47,26 @@ class Mark(NamedTuple):
     description: str
 
 
+class Span(NamedTuple):
+    """A time that is shaded from `begin` to `end`, with a sign at its beginning and a description."""
+
+    begin: float
+    end: float
+    sign: str
+    description: str
+
+
+class Episode(NamedTuple):
+    """A fault of a simulated platform: when it lasted, of which task type (all, where empty), what became of it."""
+
+    name: str
+    begin: datetime
+    end: datetime
+    task_type: str
+    verdict: str
+    story: str
+
+
 class Chart(NamedTuple):
     """Lines and bands in the data's own units; `across` and `up` are what the axes span, within fixed margins."""
 
@@ -61,6 +81,7 @@ class Chart(NamedTuple):
     lines: Sequence[Points]
     bands: Sequence[Points] = ()
     marks: Sequence[Mark] = ()
+    spans: Sequence[Span] = ()
 
     def x(self, value: float) -> float:
         low, high = self.across
@@ -85,8 +106,8 @@ class Chart(NamedTuple):
             yield x, 12 + 13 * row, mark
 
 
-def page(facts: Report) -> str:
-    """The whole document."""
+def page(facts: Report, episodes: Sequence[Episode] = ()) -> str:
+    """The whole document; `episodes` are drawn into the charts and listed with what became of them."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -112,10 +133,13 @@ def page(facts: Report) -> str:
     return environment.get_template("report_page.html").render(
         facts=facts,
         big=[
-            rates(facts, *platform, width=1040, height=300, dates=7),
-            rates(facts, *platform, width=360, height=260, dates=3),
+            rates(facts, *platform, episodes, width=1040, height=300, dates=7),
+            rates(facts, *platform, episodes, width=360, height=260, dates=3),
         ],
-        small=[(name, rates(facts, name, track, width=360, height=200, dates=3)) for name, track in task_types],
+        small=[
+            (name, rates(facts, name, track, episodes, width=360, height=200, dates=3)) for name, track in task_types
+        ],
+        episodes=episodes,
         style=Markup(style),
         # The one style sheet, by its digest, is all that the page may use.
         digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
@@ -168,7 +192,16 @@ def _marks(facts: Report, name: str, since: datetime) -> Iterator[Mark]:
         yield Mark(max(change.at, since).timestamp(), kind, f"{sign}{number}", text)
 
 
-def rates(facts: Report, name: str, track: Sequence[Interval], *, width: int, height: int, dates: int) -> Chart:
+def rates(
+    facts: Report,
+    name: str,
+    track: Sequence[Interval],
+    episodes: Sequence[Episode] = (),
+    *,
+    width: int,
+    height: int,
+    dates: int,
+) -> Chart:
     """The success rate of a task type, or of the platform, in its 95 % band, broken where nothing was recorded.
 
     `width` and `height` are in pixels, and so many `dates` are written below. Promotions and rollbacks are marked.
@@ -212,7 +245,16 @@ def rates(facts: Report, name: str, track: Sequence[Interval], *, width: int, he
         lines=lines,
         bands=bands,
         marks=marks,
+        spans=list(_spans(episodes, name)),
     )
+
+
+def _spans(episodes: Sequence[Episode], name: str) -> Iterator[Span]:
+    """The faults of a task type, or, of the platform, all of them."""
+    for number, episode in enumerate(episodes, 1):
+        if not name or episode.task_type in ("", name):
+            description = f"fault {number}: {episode.name}, {episode.verdict}"
+            yield Span(episode.begin.timestamp(), episode.end.timestamp(), str(number), description)
 
 
 def _lowest_bound(facts: Report) -> float:
