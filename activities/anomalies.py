@@ -68,7 +68,7 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
             close(session, row, closing_reasons[row.anomaly_id], at)
             continue
 
-        why_escalated = _escalation_of(session, platform, row)
+        why_escalated = _updated_escalation(session, platform, row)
         if why_escalated:
             escalated.append(Anomaly.model_validate(row.body))
         if why_escalated or platform.mode is Mode.OBSERVE:
@@ -83,12 +83,12 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     return escalated
 
 
-def _escalation_of(session: Session, platform: Platform, row: AnomalyRow) -> str:
-    """Why an anomaly needs a person, or nothing; kept with it, so that whatever shows it says so."""
+def _updated_escalation(session: Session, platform: Platform, row: AnomalyRow) -> str:
+    """Why an anomaly needs a person, or nothing; kept with the anomaly, so that whatever shows it says so."""
     why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
     if why != row.body.get("escalation", ""):
         # The operator may have changed the rules.
-        row.body = row.body | {"escalation": why}
+        row.body = dict(row.body, escalation=why)
         session.add(row)
     return why
 

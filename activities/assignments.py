@@ -95,10 +95,10 @@ def _end_overdue(
     mark_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
     session.execute(mark_seen, execution_options=options)
 
-    key_columns = [col(getattr(AssignmentRow, name)) for name in _ArmKey._fields]
+    key = (col(AssignmentRow.experiment_id), col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
     overdue = col(AssignmentRow.seen_at) < at - cutoff
-    end = update(AssignmentRow).where(*pending, overdue).values(**ending).returning(*key_columns)
-    return Counter(map(_ArmKey._make, session.execute(end, execution_options=options)))
+    end = update(AssignmentRow).where(*pending, overdue).values(**ending).returning(*key)
+    return Counter(_ArmKey(*ended) for ended in session.execute(end, execution_options=options))
 
 
 def record_assignments(session: Session, assignments: Iterable[Assignment], interval_s: int) -> None:
