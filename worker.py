@@ -140,10 +140,10 @@ async def run(settings: Settings) -> None:
     stopping = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
-    declared = {task_type.name for task_type in platform.task_types}
-    types = {name: task_type for name, task_type in installed().items() if name in declared}
+    declared_names = {declared.name for declared in platform.task_types}
+    task_types = {name: task_type for name, task_type in installed().items() if name in declared_names}
     # Its processes start with the first task: a worker without tasks does not pay for them.
-    runner = TaskRunner(types, settings.home / "cache")
+    runner = TaskRunner(task_types, settings.home / "cache")
     resolver = ParameterResolver(database, platform, settings.resolver_refresh_s)
     try:
         client = await connection.connect(plugins=[plugin()])

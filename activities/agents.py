@@ -59,7 +59,8 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
     load = _load_by_agent(session)
     record_rows = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
     records = {row.agent_id: Record.model_validate(row.model_dump()) for row in record_rows}
-    market = Record(**{name: sum(getattr(record, name) for record in records.values()) for name in COUNTS})
+    totals = {name: sum(getattr(record, name) for record in records.values()) for name in COUNTS}
+    market = Record(**totals)
     keys = identity.keys(session)
 
     agents = []
@@ -72,8 +73,10 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
             market=market,
             public_key=key,
         )
-        # An agent whose key was revoked takes part in nothing until it has another.
-        agents.append(agent.model_copy(update={"suspended": True}) if key == REVOKED else agent)
+        if key == REVOKED:
+            # It takes part in nothing until it has another key.
+            agent = agent.model_copy(update={"suspended": True})
+        agents.append(agent)
     return tuple(agents)
 
 

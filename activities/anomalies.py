@@ -68,22 +68,29 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
             close(session, row, closing_reasons[row.anomaly_id], at)
             continue
 
-        why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
-        if why != row.body.get("escalation", ""):
-            # Kept with the anomaly, so that whatever shows it says so; the operator may have changed the rules.
-            row.body = row.body | {"escalation": why}
-            session.add(row)
-        if why:
+        why_escalated = _updated_escalation(session, platform, row)
+        if why_escalated:
             escalated.append(Anomaly.model_validate(row.body))
-
-        if why or platform.mode is Mode.OBSERVE:
+        if why_escalated or platform.mode is Mode.OBSERVE:
             _announce_open(session, row, attempt=None, at=at)
-        elif row.body["task_type"] not in attempted_types:
-            attempt = _due_attempt(session, platform, row, at)
-            if attempt is not None:
-                attempted_types.add(row.body["task_type"])
-                _announce_open(session, row, attempt, at)
+            continue
+
+        task_type = row.body["task_type"]
+        attempt = None if task_type in attempted_types else _due_attempt(session, platform, row, at)
+        if attempt is not None:
+            attempted_types.add(task_type)
+            _announce_open(session, row, attempt, at)
     return escalated
+
+
+def _updated_escalation(session: Session, platform: Platform, row: AnomalyRow) -> str:
+    """Why an anomaly needs a person, or nothing; kept with the anomaly, so that whatever shows it says so."""
+    why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
+    if why != row.body.get("escalation", ""):
+        # The operator may have changed the rules.
+        row.body = dict(row.body, escalation=why)
+        session.add(row)
+    return why
 
 
 def _by_turn(row: AnomalyRow) -> tuple[datetime, bool, str]:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
@@ -24,6 +24,14 @@ from schema.tables.observatory import OutcomeRow
 READ_AT_A_TIME = 5_000
 # An assignment whose task has not ended.
 PENDING = (col(AssignmentRow.success).is_(None), ~col(AssignmentRow.excluded))
+
+
+class _ArmKey(NamedTuple):
+    """One arm in one stratum of an experiment."""
+
+    experiment_id: str
+    treatment_share: float
+    variant: str
 
 
 def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
@@ -62,35 +70,35 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
     lock(session, f"arms:{experiment_id}")
     experiment = session.get_one(ExperimentRow, experiment_id)
     by_ratings = decided_by_ratings(_objectives(experiment))
+    ending = {"excluded": True} if by_ratings else {"success": False}
+    for arm_key, lost in _end_overdue(session, experiment_id, at, cutoff, ending).items():
+        # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
+        arm = _arm_of(session, arm_key)
+        if by_ratings:
+            arm.excluded += lost
+        else:
+            arm.finished += lost
 
+        for guard in _guards_of(session, arm_key):
+            if guard.guardrail == GuardrailKind.RATED.value:
+                continue  # a share of the tasks that succeeded, and a lost one did not
+            guard.tasks += lost
+            session.add(guard)
+
+
+def _end_overdue(
+    session: Session, experiment_id: str, at: datetime, cutoff: timedelta, ending: Mapping[str, bool]
+) -> Counter[_ArmKey]:
+    """Write the ending of each task that has been pending for too long; how many these are, by arm."""
     options = {"synchronize_session": False}
     pending = (col(AssignmentRow.experiment_id) == experiment_id, *PENDING)
     mark_seen = update(AssignmentRow).where(*pending, col(AssignmentRow.seen_at).is_(None)).values(seen_at=at)
     session.execute(mark_seen, execution_options=options)
 
+    key = (col(AssignmentRow.experiment_id), col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
     overdue = col(AssignmentRow.seen_at) < at - cutoff
-    ending = {"excluded": True} if by_ratings else {"success": False}
-    fail = (
-        update(AssignmentRow)
-        .where(*pending, overdue)
-        .values(**ending)
-        .returning(col(AssignmentRow.treatment_share), col(AssignmentRow.variant))
-    )
-    failed = session.execute(fail, execution_options=options).all()
-
-    for (share, variant), count in Counter((share, variant) for share, variant in failed).items():
-        # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
-        arm = _arm_of(session, experiment_id, share, variant)
-        if by_ratings:
-            arm.excluded += count
-        else:
-            arm.finished += count
-
-        for guard in _guards_of(session, experiment_id, share, variant):
-            if guard.guardrail == GuardrailKind.RATED.value:
-                continue  # a share of the tasks that succeeded, and a lost one did not
-            guard.tasks += count
-            session.add(guard)
+    end = update(AssignmentRow).where(*pending, overdue).values(**ending).returning(*key)
+    return Counter(_ArmKey(*ended) for ended in session.execute(end, execution_options=options))
 
 
 def record_assignments(session: Session, assignments: Iterable[Assignment], interval_s: int) -> None:
@@ -117,15 +125,15 @@ def _record_for_experiment(
         return
 
     admitted = _admit(session, experiment, by_task)
-    new_row = {"success": None, "excluded": False}
-    rows = [assignment.model_dump() | new_row for assignment in admitted.values()]
-    new = insert_new(session, AssignmentRow, rows, returning="task_id")
-    counts = Counter((admitted[task_id].treatment_share, admitted[task_id].variant.value) for task_id in new)
-    for (share, variant), count in counts.items():
-        _arm_of(session, experiment_id, share, variant).assigned += count
+    rows = [dict(assignment.model_dump(), success=None, excluded=False) for assignment in admitted.values()]
+    new_ids = insert_new(session, AssignmentRow, rows, returning="task_id")
+    new = [admitted[task_id] for task_id in new_ids]
+    counts = Counter(_ArmKey(experiment_id, added.treatment_share, added.variant.value) for added in new)
+    for arm_key, count in counts.items():
+        _arm_of(session, arm_key).assigned += count
     session.flush()
 
-    outcomes = _outcomes(session, new)
+    outcomes = recorded_outcomes(session, new_ids)
     if outcomes:
         arms = finish_assignments(session, outcomes)
         rearm(session, outcomes.values(), arms, interval_s)
@@ -148,7 +156,7 @@ def _admit(session: Session, experiment: ExperimentRow, by_task: Mapping[str, As
     return admitted
 
 
-def _outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:
+def recorded_outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:
     """The recorded outcomes of these tasks."""
     table = OutcomeRow.__table__  # type: ignore[attr-defined]
     ids = list(task_ids)
@@ -196,8 +204,8 @@ def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentR
     assignment.excluded = success is None
     session.add(assignment)
 
-    arm_key = (assignment.experiment_id, assignment.treatment_share, assignment.variant)
-    arm = _arm_of(session, *arm_key)
+    arm_key = _ArmKey(assignment.experiment_id, assignment.treatment_share, assignment.variant)
+    arm = _arm_of(session, arm_key)
     if success is None:
         arm.excluded += 1
     else:
@@ -224,17 +232,14 @@ def _objectives(experiment: ExperimentRow) -> dict[str, Guardrail]:
     return {task_type: Guardrail.model_validate(objective) for task_type, objective in stored.items()}
 
 
-def _arm_of(session: Session, experiment_id: str, share: float, variant: str) -> ArmRow:
+def _arm_of(session: Session, key: _ArmKey) -> ArmRow:
     """An arm's counters, for a caller that has locked the experiment's arms."""
-    return session.get_one(ArmRow, (experiment_id, share, variant))
+    return session.get_one(ArmRow, key)
 
 
-def _guards_of(session: Session, experiment_id: str, share: float, variant: str) -> Sequence[GuardRow]:
+def _guards_of(session: Session, key: _ArmKey) -> Sequence[GuardRow]:
     """The counters of an arm's guardrails, for a caller that has locked the experiment's arms."""
-    guards = select(GuardRow).where(
-        GuardRow.experiment_id == experiment_id, GuardRow.treatment_share == share, GuardRow.variant == variant
-    )
-    return session.exec(guards).all()
+    return session.exec(select(GuardRow).filter_by(**key._asdict())).all()
 
 
 def close_experiment(session: Session, row: ExperimentRow, at: datetime) -> None:

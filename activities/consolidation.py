@@ -57,7 +57,7 @@ class ConsolidationActivities:
             learned = list(self._remedies(session, ends))
 
         merged = patterns.merge(remembered, learned, at)
-        judged_before = patterns.judge(remembered, last.at if last else at)
+        judged_before = patterns.judge(remembered, _time_of(last) or at)
         lesson = patterns.lesson(judged_before, patterns.judge(merged, at), at)
         read_to = ends[-1].sequence if ends else cursor
         row = ConsolidationRow(at=at, ledger_sequence=read_to, lesson=lesson.model_dump(mode="json"))
@@ -65,8 +65,8 @@ class ConsolidationActivities:
         with self._database.transaction() as session:
             lock(session, "memory")
             current = _last_run(session)
-            if (current.at if current else None) != (last.at if last else None):
-                raise RuntimeError(f"expected one run at a time, but another ended at {current and current.at}")
+            if _time_of(current) != _time_of(last):
+                raise RuntimeError(f"expected one run at a time, but another ended at {_time_of(current)}")
             if last is not None and merged == remembered and read_to == cursor:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
             memory.keep(session, remembered, merged)
@@ -98,6 +98,10 @@ class ConsolidationActivities:
 
 def _last_run(session: Session) -> ConsolidationRow | None:
     return session.exec(select(ConsolidationRow).order_by(col(ConsolidationRow.at).desc()).limit(1)).first()
+
+
+def _time_of(run: ConsolidationRow | None) -> datetime | None:
+    return run.at if run else None
 
 
 def _ended_cycles(session: Session, after: int) -> Sequence[LedgerRow]:

@@ -294,14 +294,12 @@ def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, 
     action = schedule.action
     spec = schedule.spec
     assert isinstance(action, ScheduleActionStartWorkflow)
-    # The server returns a cron expression as a calendar, without the expression but with its comment. So `schedule_of`
+    # The server returns a cron expression as a calendar, without the expression but with its comment. So `_timing`
     # repeats the expression as the comment, and the comment alone is compared.
     crons = [cron.split(" # ")[-1] for cron in spec.cron_expressions]
     calendars = [calendar.comment or "a calendar" for calendar in spec.calendars]
     intervals = [f"every {interval.every.total_seconds():g} s" for interval in spec.intervals]
     timeout_s = action.execution_timeout.total_seconds() if action.execution_timeout else 0
-    # Somebody else's schedule may have a memo of another kind: it declares nothing that we can read.
-    declared = memo if isinstance(memo, Payload) else None
     return {
         "when": ", ".join([*intervals, *crons, *calendars]),
         "cut off": f"after {timeout_s:g} s",
@@ -310,19 +308,20 @@ def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, 
         "overlap": schedule.policy.overlap.name.lower(),
         "catch-up": str(schedule.policy.catchup_window),
         "note": schedule.state.note or "",
-        "input": request.data.decode(errors="replace") if request else "",
-        "declared": declared.data.decode(errors="replace") if declared else "",
+        "input": _text_of(request),
+        "declared": _text_of(memo),
     }
 
 
+def _text_of(payload: Any) -> str:
+    """Somebody else's schedule may have a memo of another kind: it declares nothing that we can read."""
+    return payload.data.decode(errors="replace") if isinstance(payload, Payload) else ""
+
+
 def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
-    """The schedule of a job in this state; its note says why it runs as often and for as long as it does."""
+    """The schedule of a job in this state."""
     declared = job.declaration
     elevated = rules.is_elevated(declared, state.elevation)
-    spec, pace_notes = _timing(job, elevated)
-    notes = [state.elevation.reason] if state.elevation.reason else []
-    budget_reason = f" ({state.budget.reason})" if state.budget.reason else ""
-    notes += [job.purpose, f"budget {request.budget_s:g} s{budget_reason}", *pace_notes]
     grace_s = max(request.budget_s, LEAST_GRACE_S)
     priority = declared.priority or USUAL_PRIORITY
     if elevated:
@@ -338,22 +337,41 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
             priority=Priority(priority_key=priority),
             memo={"job": state},
         ),
-        spec=spec,
+        spec=_timing(job, elevated),
         policy=SchedulePolicy(overlap=job.overlap, catchup_window=job.catch_up),
-        state=ScheduleState(note="; ".join(notes)),
+        state=ScheduleState(note=_note(job, state, elevated)),
     )
 
 
-def _timing(job: Job, elevated: bool) -> tuple[ScheduleSpec, list[str]]:
-    """When a job runs, and a note where that is not as declared."""
-    declared = job.declaration
-    if declared.every_s is None:
-        # Its own comment, because the server keeps only that: see `_facts`.
-        return ScheduleSpec(cron_expressions=[f"{declared.cron} # {declared.cron}"]), []
-    every_s = rules.interval_s(declared.every_s, elevated, job.elevation)
+def _note(job: Job, state: JobState, elevated: bool) -> str:
+    """Why a job runs as often and for as long as it does."""
+    notes = []
+    if state.elevation.reason:
+        notes.append(state.elevation.reason)
+    notes.append(job.purpose)
+    budget = f"budget {state.budget.seconds:g} s"
+    if state.budget.reason:
+        budget += f" ({state.budget.reason})"
+    notes.append(budget)
+    every_s = _interval_s(job, elevated)
+    if every_s != job.declaration.every_s:
+        notes.append(f"every {every_s} s instead of {job.declaration.every_s} s")
+    return "; ".join(notes)
+
+
+def _interval_s(job: Job, elevated: bool) -> int | None:
+    """How often a job runs now; None for one with a cron expression."""
+    declared_s = job.declaration.every_s
+    return None if declared_s is None else rules.interval_s(declared_s, elevated, job.elevation)
+
+
+def _timing(job: Job, elevated: bool) -> ScheduleSpec:
+    """When a job runs."""
+    every_s = _interval_s(job, elevated)
+    if every_s is None:
+        # The server keeps the comment of an expression, and not the expression itself: see `_facts`.
+        cron = job.declaration.cron
+        return ScheduleSpec(cron_expressions=[f"{cron} # {cron}"])
     # A little after the interval ends, so that its outcomes have been recorded.
     offset = timedelta(seconds=min(60.0, every_s / 5))
-    spec = ScheduleSpec(intervals=[ScheduleIntervalSpec(timedelta(seconds=every_s), offset)])
-    if every_s == declared.every_s:
-        return spec, []
-    return spec, [f"every {every_s} s instead of {declared.every_s} s"]
+    return ScheduleSpec(intervals=[ScheduleIntervalSpec(timedelta(seconds=every_s), offset)])

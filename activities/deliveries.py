@@ -36,7 +36,7 @@ from schema.tables.market import AgentRow, MetaTaskRow, TaskRow
 
 if TYPE_CHECKING:
     from apprise import Apprise
-    from httpx import Response
+    from httpx import AsyncClient, Response
     from standardwebhooks import Webhook as Signer
 
 Deliver = Callable[[Event], Awaitable[None]]
@@ -133,8 +133,7 @@ class Deliveries:
         cycles = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
         built_in = select(AgentRow.agent_id).where(AgentRow.built_in)
         tasks = select(TaskRow.task_id).where(
-            col(TaskRow.ended_at).is_(None),
-            col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(built_in),
+            col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_(None) | col(TaskRow.agent_id).not_in(built_in)
         )
         with self._database.reading() as session:
             return [*session.exec(cycles), *(task_workflow_id(task) for task in session.exec(tasks))]
@@ -150,18 +149,7 @@ class Deliveries:
         async def post(event: Event) -> None:
             now = datetime.now(UTC)
             body = envelope(event, source)
-            headers = _headers(event.key, now, body, signers)
-            try:
-                # The library's own limits are for each step of a request, and a response may have very many.
-                async with (
-                    asyncio.timeout(declared.timeout_s),
-                    http.stream("POST", declared.url, content=body, headers=headers) as response,
-                ):
-                    await _drain(response)
-            except TimeoutError:
-                raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
-            except httpx.TransportError as error:
-                raise Later(f"expected an answer, but {type(error).__name__} came: {error}") from None
+            response = await _posted(http, declared, body, _headers(event.key, now, body, signers))
             judge(response.status_code, response.headers.get("retry-after"), now)
 
         async with httpx.AsyncClient(timeout=declared.timeout_s, verify=_tls()) as http:
@@ -176,10 +164,7 @@ class Deliveries:
         async def notify(event: Event) -> None:
             text = notice(event)
             result = await target.async_notify(
-                title=text.title,
-                body=text.text,
-                body_format="text",
-                timeout=NOTIFICATION_TIMEOUT_S,
+                title=text.title, body=text.text, body_format="text", timeout=NOTIFICATION_TIMEOUT_S
             )
             if not result:
                 raise Later("; ".join(entry.message for entry in result.logs()) or result.status.name.lower())
@@ -195,6 +180,24 @@ def _headers(key: str, now: datetime, body: str, signers: "Sequence[Signer]") ->
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": " ".join(signer.sign(key, now, body) for signer in signers),
     }
+
+
+async def _posted(http: "AsyncClient", declared: Webhook, body: str, headers: Mapping[str, str]) -> "Response":
+    """The receiver's response; raises Later where none comes in time."""
+    import httpx
+
+    try:
+        # The library's own limits are for each step of a request, and a response may have very many.
+        async with (
+            asyncio.timeout(declared.timeout_s),
+            http.stream("POST", declared.url, content=body, headers=headers) as response,
+        ):
+            await _drain(response)
+    except TimeoutError:
+        raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
+    except httpx.TransportError as error:
+        raise Later(f"expected an answer, but {type(error).__name__} came: {error}") from None
+    return response
 
 
 async def _drain(response: "Response") -> None:

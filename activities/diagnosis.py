@@ -7,7 +7,7 @@ only where the operator shares them, without what looks like a credential.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from sqlmodel import Session, col, select
 
 from activities import ledger, texts
+from activities.history import counts_since
+from activities.parameters import SWAPS
 from rules.contrasts import ALPHA, Task, contrasts, running_at_start
 from rules.redaction import redacted
 from rules.verdict import is_good
@@ -29,8 +31,7 @@ from schema.messages.diagnosis import (
     TaskTypeDiagnosis,
 )
 from schema.messages.experiment import Promotion
-from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Counts, Guardrail, Interval, TaskOutcome
+from schema.messages.observatory import Guardrail, Interval, TaskOutcome
 from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow
@@ -55,7 +56,6 @@ RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
 # Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
 MOST_SWAPS = 2_000
 MOST_ENDINGS = 20
-SWAPS = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
 
 Values = Mapping[tuple[str, int], Value]  # by a parameter's key and a version of it
 
@@ -98,30 +98,31 @@ def diagnosis_of(
     task_type: str,
     intervals: Sequence[Interval],
     window: Window,
-    counts: Counts,
-    counts_before: Counts,
+    until: datetime,
     objectives: Mapping[str, Guardrail],
     share_details: bool,
 ) -> TaskTypeDiagnosis:
-    """The facts about one task type; `counts` are of the whole window, and `counts_before` of the one before it."""
-    since = _outcomes(session, task_type, window.start, until=None, most=window.most)
+    """The facts about one task type; its `intervals` are those from the window's start until `until`."""
     before = _outcomes(session, task_type, window.before, window.start, window.most, without=UNREAD_OF_BEFORE)
+    since = _outcomes(session, task_type, window.start, until=None, most=window.most)
     verdicts = [_is_good(objectives, outcome) for outcome in since]
+    judged = list(zip(since, verdicts, strict=True))
+    samples = [
+        DurationSample(duration_s=outcome.duration_s, failure=outcome.failure, reason=outcome.reason)
+        for outcome in since[: window.samples]
+    ]
     failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
 
     return TaskTypeDiagnosis(
         task_type=task_type,
-        counts=counts,
-        before=counts_before,
+        counts=counts_since(session, [task_type], window.start, until, objectives),
+        before=counts_since(session, [task_type], window.before, window.start, objectives),
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
-        samples=tuple(
-            DurationSample(duration_s=outcome.duration_s, failure=outcome.failure, reason=outcome.reason)
-            for outcome in since[: window.samples]
-        ),
+        samples=tuple(samples),
         reasons=_reasons(since, before, window.reasons, share_details),
         contrasts=contrasts(_tasks(since, verdicts), window.alpha) if window.alpha else (),
-        good=_figures(outcome for outcome, good in zip(since, verdicts, strict=True) if good),
-        bad=_figures(outcome for outcome, good in zip(since, verdicts, strict=True) if good is False),
+        good=_figures([outcome for outcome, good in judged if good]),
+        bad=_figures([outcome for outcome, good in judged if good is False]),
         usual=_figures(before),
     )
 
@@ -169,9 +170,8 @@ def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> 
     return tasks
 
 
-def _figures(tasks: Iterable[TaskOutcome]) -> Figures:
+def _figures(outcomes: Sequence[TaskOutcome]) -> Figures:
     """Durations, ratings and cost of some tasks; None for what none of them has."""
-    outcomes = list(tasks)
     durations = sorted(outcome.duration_s for outcome in outcomes)
     ratings = [outcome.quality for outcome in outcomes if outcome.quality is not None]
     costs = [outcome.cost for outcome in outcomes]
@@ -197,22 +197,18 @@ def _reasons(
     """Failures by reason, the most frequent first; what has no reason of the platform's goes by its kind."""
     now = _by_reason(since)
     then = _by_reason(before)
-    counted = sorted(now.keys() | then.keys(), key=lambda reason: (-len(now[reason]), -len(then[reason]), reason))
-    kept = counted[:most]
-    rest = counted[most:]
-    reasons = [
-        ReasonCount(
-            reason=reason,
-            since=len(now[reason]),
-            before=len(then[reason]),
-            examples=_examples(now[reason]) if share_details else (),
-        )
-        for reason in kept
-    ]
+    by_frequency = sorted(now.keys() | then.keys(), key=lambda reason: (-len(now[reason]), -len(then[reason]), reason))
+    counts = []
+    for reason in by_frequency[:most]:
+        examples = _examples(now[reason]) if share_details else ()
+        counts.append(ReasonCount(reason=reason, since=len(now[reason]), before=len(then[reason]), examples=examples))
+
+    rest = by_frequency[most:]
     if rest:
-        sums = {"since": sum(len(now[reason]) for reason in rest), "before": sum(len(then[reason]) for reason in rest)}
-        reasons.append(ReasonCount(reason=OTHER, **sums))
-    return tuple(reasons)
+        since_count = sum(len(now[reason]) for reason in rest)
+        before_count = sum(len(then[reason]) for reason in rest)
+        counts.append(ReasonCount(reason=OTHER, since=since_count, before=before_count))
+    return tuple(counts)
 
 
 def _by_reason(outcomes: Sequence[TaskOutcome]) -> dict[str, list[TaskOutcome]]:
@@ -240,12 +236,20 @@ class _RecordedChange(NamedTuple):
     """A change and its number in the ledger, which orders changes of one instant; a declaration is before them."""
 
     change: ParameterChange
-    sequence: int = 0
+    sequence: int
 
 
 def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:
     """What was declared, promoted and rolled back in the weeks before `at`, the newest first."""
-    recorded: list[_RecordedChange] = []
+    recorded = _recorded_swaps(session, values) + _recorded_declarations(session)
+    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
+    since = at - RECENT_CHANGES
+    recent = [record.change for record in recorded if record.change.at >= since]
+    return tuple(recent[:MOST_CHANGES])
+
+
+def _recorded_swaps(session: Session, values: Values) -> list[_RecordedChange]:
+    recorded = []
     for entry in _swaps(session):
         swap = ledger.read(Promotion, entry.body)
         change = ParameterChange(
@@ -257,16 +261,17 @@ def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterCh
             cycle_id=swap.cycle_id,
         )
         recorded.append(_RecordedChange(change, entry.sequence))
+    return recorded
 
-    # What was changed since keeps no instant of its declaration.
-    first = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
-    for row, value in zip(first, texts.load(session, [row.value for row in first]), strict=True):
+
+def _recorded_declarations(session: Session) -> list[_RecordedChange]:
+    """The parameters that have their first value: one that was changed keeps no instant of its declaration."""
+    recorded = []
+    rows = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
+    for row, value in zip(rows, texts.load(session, [row.value for row in rows]), strict=True):
         declared = ParameterChange(parameter=row.key, at=row.changed_at, kind="declared", before=None, value=value)
-        recorded.append(_RecordedChange(declared))
-
-    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
-    since = at - RECENT_CHANGES
-    return tuple(record.change for record in recorded if since <= record.change.at)[:MOST_CHANGES]
+        recorded.append(_RecordedChange(declared, sequence=0))
+    return recorded
 
 
 def _swaps(session: Session) -> Sequence[LedgerRow]:
@@ -320,14 +325,18 @@ def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEn
         .limit(MOST_ENDINGS)
     ).all()
 
-    endings = []
-    for task, proposal, verdict in rows:
-        facts: dict[str, Any] = {}
-        if proposal is not None:
-            body = proposal.body
-            facts |= {"parameter": body["parameter"], "value": body["value"]}
-            facts["before"] = values.get((body["parameter"], body["base_version"]))
-        if verdict is not None:
-            facts["effect"] = verdict.body["effect"]
-        endings.append(PastEnding(cycle_id=task.cycle_id, ending=task.ending or "", **facts))
-    return tuple(endings)
+    return tuple(_past_ending(task, proposal, verdict, values) for task, proposal, verdict in rows)
+
+
+def _past_ending(
+    task: MetaTaskRow, proposal: ProposalRow | None, verdict: VerdictRow | None, values: Values
+) -> PastEnding:
+    facts: dict[str, Any] = {"cycle_id": task.cycle_id, "ending": task.ending or ""}
+    if proposal is not None:
+        parameter = proposal.body["parameter"]
+        facts["parameter"] = parameter
+        facts["value"] = proposal.body["value"]
+        facts["before"] = values.get((parameter, proposal.body["base_version"]))
+    if verdict is not None:
+        facts["effect"] = verdict.body["effect"]
+    return PastEnding(**facts)

@@ -8,7 +8,7 @@ the first row is tried: when it fails, the others wait behind it, which keeps th
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -93,20 +93,21 @@ class EventActivities:
         clock = _Clock()
         chains = await asyncio.to_thread(self._next, subscriber, clock.now)
         if chains:
-            delivered = 0
-            try:
-                async with self._open(subscriber) as deliver, _heartbeats():
-                    delivered = await self._deliver_chains(subscriber, clock, chains, deliver)
-            except Misconfigured as mistake:
-                # Recorded like any other failure, so that `events list` shows it, and not only the web UI.
-                failed = [ChainResult([], chain[0], mistake) for chain in chains]
-                await asyncio.to_thread(self._record, subscriber, failed, clock.now)
+            delivered = await self._open_and_deliver(subscriber, clock, chains)
             if clock.overtime:
                 return delivered
-        line, wait_s = await asyncio.to_thread(self._waiting, subscriber, clock.now)
-        raise ApplicationError(
-            line, next_retry_delay=timedelta(seconds=wait_s), category=ApplicationErrorCategory.BENIGN
-        )
+        raise await asyncio.to_thread(self._retry_later, subscriber, clock.now)
+
+    async def _open_and_deliver(self, subscriber: str, clock: "_Clock", chains: list[list[Event]]) -> int:
+        """Deliver these chains and what becomes due meanwhile; returns how many events were delivered."""
+        try:
+            async with self._open(subscriber) as deliver, _heartbeats():
+                return await self._deliver_chains(subscriber, clock, chains, deliver)
+        except Misconfigured as mistake:
+            # Recorded like any other failure, so that `events list` shows it, and not only the web UI.
+            failed = [ChainResult([], chain[0], mistake) for chain in chains]
+            await asyncio.to_thread(self._record, subscriber, failed, clock.now)
+            return 0
 
     async def _deliver_chains(
         self, subscriber: str, clock: "_Clock", chains: list[list[Event]], deliver: Deliver
@@ -120,10 +121,11 @@ class EventActivities:
                     task = asyncio.create_task(_follow(subscriber, chain, clock, deliver))
                     in_flight[task] = chain[0].subject
                 done, _ = await asyncio.wait(in_flight, timeout=POLL_S)
-                # One transaction for all results: a commit takes longer than many a delivery.
-                results = [task.result() for task in done]
-                in_flight = {task: subject for task, subject in in_flight.items() if task not in done}
-                if results:
+                for task in done:
+                    del in_flight[task]
+                if done:
+                    # One transaction for all results: a commit takes longer than many a delivery.
+                    results = [task.result() for task in done]
                     delivered += await asyncio.to_thread(self._record, subscriber, results, clock.now)
                 chains = []
                 if clock.delivery_may_begin:
@@ -156,14 +158,7 @@ class EventActivities:
         )
         with self._database.reading() as session:
             subjects = {row.subject for row in session.exec(due_heads)}
-            rows = (
-                select(EventRow)
-                .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
-                .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
-                .order_by(col(EventRow.sequence))
-                .limit(BATCH)
-            )
-            events = events_of(session.exec(rows))
+            events = _undelivered_events(session, subscriber, subjects)
         chains: dict[str, list[Event]] = defaultdict(list)
         for event in events:
             chains[event.subject].append(event)
@@ -188,7 +183,7 @@ class EventActivities:
             cursor = session.get_one(CursorRow, subscriber)
             accepted = _advance(session, cursor, self._subscriptions[subscriber], newest)
             new = {"subscriber": subscriber, "attempts": 0, "error": "", "due_at": now}
-            rows = [new | {"sequence": event.sequence, "subject": event.subject} for event in accepted]
+            rows = [dict(new, sequence=event.sequence, subject=event.subject) for event in accepted]
             insert_new(session, UndeliveredRow, rows, returning="sequence")
         return bool(accepted)
 
@@ -222,8 +217,8 @@ class EventActivities:
         facts = row.model_dump(include={"subscriber", "subject", "sequence", "attempts", "error"})
         log.warning("event.dead" if row.dead_at else "event.failed", **facts)
 
-    def _waiting(self, subscriber: str, now: datetime) -> tuple[str, float]:
-        """What the subscriber waits for, in one line, and for how many seconds at most."""
+    def _retry_later(self, subscriber: str, now: datetime) -> ApplicationError:
+        """Ask to be retried when something may be due; the message says what the subscriber waits for."""
         latest_failed = (
             heads(subscriber)
             .where(col(UndeliveredRow.attempts) > 0)
@@ -233,13 +228,27 @@ class EventActivities:
         with self._database.reading() as session:
             failed = session.exec(latest_failed).all()
         line = f"waiting for events for {subscriber}"
-        if not failed:
-            return line, self._poll_s
-        retried = [row for row in failed if row.dead_at is None]
-        dead = len(failed) - len(retried)
-        line += f"; {len(retried)} subjects are tried again, {dead} wait for a person; lately: {failed[0].error}"
-        due_s = min(((row.due_at - now).total_seconds() for row in retried), default=self._poll_s)
-        return line, max(0.1, min(self._poll_s, due_s))
+        wait_s = self._poll_s
+        if failed:
+            retried = [row for row in failed if row.dead_at is None]
+            dead = len(failed) - len(retried)
+            line += f"; {len(retried)} subjects are tried again, {dead} wait for a person; lately: {failed[0].error}"
+            due_s = min(((row.due_at - now).total_seconds() for row in retried), default=self._poll_s)
+            wait_s = max(0.1, min(self._poll_s, due_s))
+        delay = timedelta(seconds=wait_s)
+        return ApplicationError(line, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
+
+
+def _undelivered_events(session: Session, subscriber: str, subjects: Collection[str]) -> list[Event]:
+    """The oldest undelivered events of these subjects."""
+    rows = (
+        select(EventRow)
+        .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
+        .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
+        .order_by(col(EventRow.sequence))
+        .limit(BATCH)
+    )
+    return events_of(session.exec(rows))
 
 
 async def _follow(subscriber: str, chain: list[Event], clock: "_Clock", deliver: Deliver) -> ChainResult:

@@ -51,16 +51,13 @@ class ExperimentActivities:
         """
         with self._database.transaction() as session:
             lock(session, "experiments")
-            insert_new(session, ExperimentRow, [_queued_row(design, at)], returning="experiment_id")
+            insert_new(session, ExperimentRow, [_queued_row(design, at).model_dump()], returning="experiment_id")
             if session.get_one(ExperimentRow, design.experiment_id).opened_at is not None:
                 return None
             obstacle = frozen(session, design.parameter) or _cycle_ahead(session, design)
             if obstacle is None:
-                row = session.get_one(ParameterRow, design.parameter, with_for_update=True)
-                reason = why_stale(row, design.base_version)
-                if reason is None:
-                    _open(session, design, at)
-                return reason
+                return _open_unless_stale(session, design, at)
+        # Raised outside of the transaction, which must commit: its row keeps the design's place in the queue.
         raise self._retry_later(f"queued: {obstacle}")
 
     @activity.defn
@@ -189,19 +186,16 @@ def release(session: Session, cycle_id: str, at: datetime) -> None:
         session.delete(task_type_lock)
 
 
-def _queued_row(design: ExperimentDesign, at: datetime) -> dict[str, Any]:
-    return {
-        "experiment_id": design.experiment_id,
-        "cycle_id": design.cycle_id,
-        "parameter": design.parameter,
-        "exposing": False,
-        "exposure": design.exposure,
-        "extended": False,
-        "queued_at": at,
-        "opened_at": None,
-        "closed_at": None,
-        "design": design.model_dump(mode="json"),
-    }
+def _queued_row(design: ExperimentDesign, at: datetime) -> ExperimentRow:
+    return ExperimentRow(
+        experiment_id=design.experiment_id,
+        cycle_id=design.cycle_id,
+        parameter=design.parameter,
+        exposing=False,
+        exposure=design.exposure,
+        queued_at=at,
+        design=design.model_dump(mode="json"),
+    )
 
 
 def _cycle_ahead(session: Session, design: ExperimentDesign) -> str | None:
@@ -220,6 +214,15 @@ def _cycle_ahead(session: Session, design: ExperimentDesign) -> str | None:
     return None
 
 
+def _open_unless_stale(session: Session, design: ExperimentDesign, at: datetime) -> str | None:
+    """Open the experiment, or return why production no longer has the value that is its control."""
+    row = session.get_one(ParameterRow, design.parameter, with_for_update=True)
+    reason = why_stale(row, design.base_version)
+    if reason is None:
+        _open(session, design, at)
+    return reason
+
+
 def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
     """Register the design, lock the task types and start assigning."""
     body = design.model_dump(mode="json") | {"design_hash": design.digest}
@@ -233,7 +236,7 @@ def _open(session: Session, design: ExperimentDesign, at: datetime) -> None:
 
 def _start(session: Session, design: ExperimentDesign, at: datetime) -> None:
     """Begin to expose tasks, with counters at zero."""
-    row = session.get(ExperimentRow, design.experiment_id) or ExperimentRow(**_queued_row(design, at))
+    row = session.get(ExperimentRow, design.experiment_id) or _queued_row(design, at)
     row.exposing = True
     row.opened_at = at
     session.add(row)

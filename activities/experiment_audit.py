@@ -71,12 +71,13 @@ def trajectory(database: Database, experiment_id: str) -> list[Reading]:
     design = ExperimentDesign.model_validate(row.design)
     every = max(1, len(rows) // POINTS)
     opened_at = row.opened_at or row.queued_at
-    return [
-        # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one will do.
-        read(design, _strata(rows[: n + 1]), guards=(), opened_at=opened_at, at=assignment.assigned_at, extended=True)
-        for n, assignment in enumerate(rows)
-        if n % every == 0 or n == len(rows) - 1
-    ]
+    readings = []
+    for n, last in enumerate(rows):
+        if n % every == 0 or n == len(rows) - 1:
+            strata = _strata(rows[: n + 1])
+            # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one will do.
+            readings.append(read(design, strata, guards=(), opened_at=opened_at, at=last.assigned_at, extended=True))
+    return readings
 
 
 def _row(session: Session, experiment_id: str) -> ExperimentRow:

@@ -59,9 +59,9 @@ def objectives(session: Session, anomaly: Anomaly | None, rules: ObservatoryRule
     """
     if anomaly is None or anomaly.metric not in get_args(Aim):
         return {}
-    field, share, _ = SHARES[anomaly.metric]
+    share = SHARES[anomaly.metric]
     tracks = rollups(session, *baseline_window(anomaly.onset, rules))
-    aims = {name: _guardrail(together(track), field, share) for name, track in tracks.items()}
+    aims = {name: _guardrail(together(track), share.sketch, share.quantile) for name, track in tracks.items()}
     return {name: aim for name, aim in aims.items() if aim is not None}
 
 

@@ -59,16 +59,15 @@ def counts_since(
 
     A success is what is good by the `objectives`, where there are some.
     """
+    until = until or datetime.max.replace(tzinfo=UTC)
     if objectives:
-        tracks = rollups(session, since, until or datetime.max.replace(tzinfo=UTC), task_types)
+        tracks = rollups(session, since, until, task_types)
         return Counts.total(good(together(track), objectives.get(name)) for name, track in tracks.items())
-    query = select(func.coalesce(func.sum(RollupRow.tasks), 0), func.coalesce(func.sum(RollupRow.successes), 0)).where(
-        col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since
+    sums = select(func.sum(RollupRow.tasks), func.sum(RollupRow.successes)).where(
+        col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since, col(RollupRow.start) < until
     )
-    if until is not None:
-        query = query.where(col(RollupRow.start) < until)
-    tasks, successes = session.exec(query).one()
-    return Counts(tasks=tasks, successes=successes)
+    tasks, successes = session.exec(sums).one()
+    return Counts(tasks=tasks or 0, successes=successes or 0)
 
 
 def counts_of_started(

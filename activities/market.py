@@ -103,10 +103,10 @@ class MarketActivities:
         at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        onset = at - timedelta(seconds=observatory.floor_window_s)
-        if request.anomaly is not None:
-            onset = request.anomaly.onset
+        onset = request.anomaly.onset if request.anomaly else at - timedelta(seconds=observatory.floor_window_s)
         aims = objectives(session, request.anomaly, observatory)
+        names = [declared.name for declared in self._platform.task_types]
+        endings = past_endings(session, request.subject, values_by_version(session))
         return Briefing(
             cycle_id=row.cycle_id,
             attempt=row.attempt,
@@ -115,17 +115,14 @@ class MarketActivities:
             parameters=parameter_states(session, self._platform),
             agents=roster(session),
             baseline=counts_since(session, task_types, onset, objectives=aims),
-            baselines={
-                declared.name: counts_since(session, [declared.name], onset, objectives=aims)
-                for declared in self._platform.task_types
-            },
+            baselines={name: counts_since(session, [name], onset, objectives=aims) for name in names},
             healthy=healthy_counts(session, task_types, at, observatory, aims),
             guardrails=guardrails(session, task_types, at, observatory, aims),
             objectives=aims,
             duplicate=row.run_id != opening.run_id,
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
-            endings=tuple(map(in_short, past_endings(session, request.subject, values_by_version(session)))),
+            endings=tuple(map(in_short, endings)),
         )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:

@@ -21,25 +21,18 @@ from activities.diagnosis import (
 )
 from activities.events import emit
 from activities.guardrails import objectives
-from activities.history import baseline_window, counts_since, failures_by_reason, history
+from activities.history import baseline_window, failures_by_reason, history
 from activities.memory import recall
 from activities.parameters import parameter_states
 from activities.recording import EXPIRED_AT_A_TIME, expire_outcomes
-from activities.rollups import SHARES, histories, interval_start, rollups
-from activities.snapshots import (
-    active_agents,
-    activity_intervals,
-    market_fills,
-    measure,
-    recorded_states,
-    unusual_spans,
-)
+from activities.rollups import SHARES, histories, interval_start
+from activities.snapshots import Records, activity_intervals, measure, recorded_states, records_of, unusual_spans
 from activities.symptoms import symptom_of
-from rules.detection import detect_all
+from rules.detection import Detection, detect_all
 from rules.elevation import after
 from rules.fit import fitted
 from rules.series import PLATFORM
-from schema.messages.diagnosis import Diagnosis, DiagnosisRequest, TaskTypeDiagnosis
+from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.events import SchedulesElevated, SchedulesRestored
 from schema.messages.observatory import Anomaly, Counts, Snapshot
 from schema.messages.platform import Platform
@@ -62,47 +55,57 @@ class ObservatoryActivities:
         """Measure, detect and announce, in one transaction; a snapshot of this instant is taken once."""
         rules = self._platform.observatory
         until = interval_start(at, rules.interval_s)
-        since = until - timedelta(seconds=rules.baseline_s + rules.guard_s + rules.floor_window_s)
+        floor_window = timedelta(seconds=rules.floor_window_s)
+        since = until - floor_window - timedelta(seconds=rules.baseline_s + rules.guard_s)
         with self._database.transaction() as session:
             lock(session, "anomalies")
-            if (recorded := session.get(SnapshotRow, at)) is not None:
+            recorded = session.get(SnapshotRow, at)
+            if recorded is not None:
                 return Snapshot.model_validate(recorded.body)
 
-            tracks = rollups(session, since, until)
-            series = histories(tracks, *baseline_window(until, rules))
-            active = active_agents(session, since, until, rules.interval_s)
-            fills = market_fills(session, since, until)
-            # A series without an interval must not take a share of the false-alarm budget.
-            series |= {
-                "market_fill_rate": fills,
-                "active_agents": {PLATFORM: activity_intervals(session, active)} if active else {},
-            }
-
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
-            states = recorded_states(session, last, rules) if last else {}
-            unusual = unusual_spans(session, self._platform, since, until)
-            detection = detect_all(until, series, states, rules, unusual)
+            records = records_of(session, since, until, rules.interval_s)
+            detection = self._detect(session, records, last, since, until)
             measured = last.body.get("measured", ()) if last else ()
-            snapshot = measure(
-                session, at, rules, tracks=tracks, active=active, fills=fills, detection=detection, measured=measured
-            )
+            measurement = measure(session, at, rules, records, detection, measured)
 
-            earlier = Snapshot.model_validate(last.body).elevation if last else Elevation()
-            elevation = after(earlier, snapshot.health, at, self._platform.elevation)
-            reasons = failures_by_reason(session, until - timedelta(seconds=rules.floor_window_s), until)
-            snapshot = snapshot.model_copy(update={"elevation": elevation, "reasons": reasons})
-            if elevation.elevated != earlier.elevated:
-                event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
-                event = event_type(health=snapshot.health, reason=elevation.reason)
-                emit(session, event, "schedules", at.isoformat(), at)
-
+            elevation = self._elevate(session, last, measurement.health, at)
             escalated = announce(session, self._platform, detection, at)
-            needs = tuple(f"{a.anomaly_id}: {a.escalation}" for a in escalated[:MOST_ESCALATIONS])
-            snapshot = snapshot.model_copy(update={"escalations": needs})
+            snapshot = measurement.model_copy(
+                update={
+                    "elevation": elevation,
+                    "reasons": failures_by_reason(session, until - floor_window, until),
+                    "escalations": tuple(f"{a.anomaly_id}: {a.escalation}" for a in escalated[:MOST_ESCALATIONS]),
+                }
+            )
             body = snapshot.model_dump(mode="json")
             detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
             session.add(SnapshotRow(at=at, health=snapshot.health, body=body, detector=detector))
         return snapshot
+
+    def _detect(
+        self, session: Session, records: Records, last: SnapshotRow | None, since: datetime, until: datetime
+    ) -> Detection:
+        """The anomalies that the records show, by what the detector knew at the last snapshot."""
+        rules = self._platform.observatory
+        window_start, window_end = baseline_window(until, rules)
+        series = histories(records.tracks, window_start, window_end)
+        series["market_fill_rate"] = records.fills
+        # A series without an interval must not take a share of the false-alarm budget.
+        if records.active:
+            series["active_agents"] = {PLATFORM: activity_intervals(session, records.active)}
+        states = recorded_states(session, last, rules) if last else {}
+        return detect_all(until, series, states, rules, unusual_spans(session, self._platform, since, until))
+
+    def _elevate(self, session: Session, last: SnapshotRow | None, health: float | None, at: datetime) -> Elevation:
+        """Whether schedules are elevated by the platform's health; a change is announced."""
+        earlier = Snapshot.model_validate(last.body).elevation if last else Elevation()
+        elevation = after(earlier, health, at, self._platform.elevation)
+        if elevation.elevated != earlier.elevated:
+            event_type = SchedulesElevated if elevation.elevated else SchedulesRestored
+            event = event_type(health=health, reason=elevation.reason)
+            emit(session, event, "schedules", at.isoformat(), at)
+        return elevation
 
     @activity.defn
     def expire(self, at: datetime) -> int:
@@ -126,24 +129,15 @@ class ObservatoryActivities:
             aims = objectives(session, _anomaly(session, request.subject, start, at), rules)
             windows = windows_of(names, subject_type, start - window, start, request.samples)
             symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
-
-            def diagnosis(name: str) -> TaskTypeDiagnosis:
-                return diagnosis_of(
-                    session,
-                    name,
-                    intervals=tracks.get(name, []),
-                    window=windows[name],
-                    counts=counts_since(session, [name], start, at, aims),
-                    counts_before=counts_since(session, [name], start - window, start, aims),
-                    objectives=aims,
-                    share_details=rules.share_details,
-                )
-
             values = values_by_version(session)
+            task_types = [
+                diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)
+                for name in names
+            ]
             whole = Diagnosis(
                 at=at,
                 window_start=start,
-                task_types=tuple(diagnosis(name) for name in names),
+                task_types=tuple(task_types),
                 parameters=parameter_states(session, self._platform),
                 endings=past_endings(session, request.subject, values),
                 memory=recall(session, symptom, at),

@@ -20,6 +20,9 @@ from schema.tables.experiment import ExperimentRow, FreezeRow, ParameterRow
 from schema.tables.ledger import LedgerRow
 from schema.wire import EVERYTHING
 
+# The ledger's entries that `swap` writes.
+SWAPS = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+
 
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
     """Give every newly declared parameter its default as version 1; values in force stay as they are."""
@@ -100,10 +103,7 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
         if row is None or row.version == 1:
             raise ValueError(f"expected a parameter that was changed, but {parameter} has its first value")
 
-        swaps = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
-        kinds = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(swaps))
-        last_kind = session.exec(kinds.order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
-        if last_kind == EntryKind.PARAMETER_ROLLED_BACK.value:
+        if _last_swap(session, parameter) == EntryKind.PARAMETER_ROLLED_BACK.value:
             (value,) = texts.load(session, [row.value])
             back_to = format_value(value)
             raise ValueError(f"expected a promotion to take back, but {parameter} was rolled back to {back_to}")
@@ -119,6 +119,12 @@ def roll_back_by_hand(database: Database, parameter: str, who: str, why: str, at
         return swap(session, back, ParameterRolledBack, at)
 
 
+def _last_swap(session: Session, parameter: str) -> str | None:
+    """Which kind of entry the last change of a parameter is."""
+    kinds = select(LedgerRow.kind).where(LedgerRow.subject == parameter, col(LedgerRow.kind).in_(SWAPS))
+    return session.exec(kinds.order_by(col(LedgerRow.sequence).desc()).limit(1)).first()
+
+
 def swap(
     session: Session, promotion: Promotion, change: type[ParameterPromoted | ParameterRolledBack], at: datetime
 ) -> PromotionResult:
@@ -132,11 +138,7 @@ def swap(
         return PromotionResult(swapped=False, version=row.version, reason=stale_because)
 
     ledger.append(session, EntryKind(change.type.value), key, promotion.parameter, at, promotion)
-    opened = col(ExperimentRow.opened_at).is_not(None)
-    for experiment in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == row.key, opened)).all():
-        # Otherwise its tasks, nine in ten under a watch, would go on getting the value that was just rolled back.
-        close_experiment(session, experiment, at)
-
+    _close_experiments(session, promotion.parameter, at)
     row.previous = row.value
     row.value = texts.store(session, promotion.value)
     row.version += 1
@@ -153,3 +155,10 @@ def swap(
     )
     emit(session, announced, promotion.parameter, promotion.cycle_id, at)
     return PromotionResult(swapped=True, version=row.version, reason=promotion.reason)
+
+
+def _close_experiments(session: Session, parameter: str, at: datetime) -> None:
+    """Otherwise their tasks, nine in ten under a watch, would go on getting the value that was just rolled back."""
+    opened = col(ExperimentRow.opened_at).is_not(None)
+    for experiment in session.exec(select(ExperimentRow).where(ExperimentRow.parameter == parameter, opened)).all():
+        close_experiment(session, experiment, at)

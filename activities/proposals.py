@@ -1,5 +1,6 @@
 """Proposals: records proposals, freezes electorates, records votes."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from temporalio import activity
@@ -10,6 +11,7 @@ from activities.events import emit
 from rules.standing import vote_weight
 from schema.messages.cycle import VoteRecord
 from schema.messages.events import ProposalAccepted, ProposalRejected, ProposalSubmitted
+from schema.messages.market import Agent
 from schema.messages.proposals import Electorate, Proposal, Voter
 from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 
@@ -24,23 +26,14 @@ class ProposalActivities:
     def open_vote(self, cycle_id: str, proposal: Proposal, at: datetime) -> Electorate:
         """Record the proposal and freeze who may vote with which weight; a retry reads the frozen electorate back."""
         with self._database.transaction() as session:
-            agents = [a for a in roster(session) if a.agent_id != proposal.agent_id and not a.suspended]
-            voters = tuple(
-                Voter(agent_id=a.agent_id, operator=a.operator, weight=vote_weight(a), public_key=a.public_key)
-                for a in agents
-            )
+            voters = _voters(roster(session), proposal)
             electorate = Electorate(
                 proposal_id=proposal.proposal_id, opened_at=at, voters=voters, abstentions_count=False
             )
             row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
             if not insert_new(session, ElectorateRow, [row], returning="cycle_id"):
                 return Electorate.model_validate(session.get_one(ElectorateRow, cycle_id).body)
-            body = proposal.model_dump(mode="json")
-            session.add(
-                ProposalRow(
-                    cycle_id=cycle_id, proposal_id=proposal.proposal_id, agent_id=proposal.agent_id, at=at, body=body
-                )
-            )
+            session.add(_row_of(proposal, cycle_id, at))
             emit(session, ProposalSubmitted(proposal=proposal), cycle_id, cycle_id, at)
         return electorate
 
@@ -56,3 +49,18 @@ class ProposalActivities:
             insert_new(session, BallotRow, rows, returning="agent_id")
             decided = decision(proposal_id=record.proposal_id, tally=record.tally)
             emit(session, decided, record.cycle_id, record.cycle_id, record.at)
+
+
+def _row_of(proposal: Proposal, cycle_id: str, at: datetime) -> ProposalRow:
+    body = proposal.model_dump(mode="json")
+    proposal_id = proposal.proposal_id
+    return ProposalRow(cycle_id=cycle_id, proposal_id=proposal_id, agent_id=proposal.agent_id, at=at, body=body)
+
+
+def _voters(agents: Iterable[Agent], proposal: Proposal) -> tuple[Voter, ...]:
+    """Every agent that may vote: not the proposer, and none that is suspended."""
+    return tuple(
+        Voter(agent_id=a.agent_id, operator=a.operator, weight=vote_weight(a), public_key=a.public_key)
+        for a in agents
+        if a.agent_id != proposal.agent_id and not a.suspended
+    )

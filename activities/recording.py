@@ -4,7 +4,7 @@ Roll-ups are kept in the transaction that records the outcomes, so whatever read
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
-from activities.assignments import finish_assignments
+from activities.assignments import finish_assignments, recorded_outcomes
 from activities.database import lock
 from activities.rollups import roll_up
 from schema.messages.observatory import TaskOutcome
@@ -69,21 +69,18 @@ def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: i
     subject = OutcomeRow.__tablename__
     expired_before = session.exec(select(RetentionRow.before).where(RetentionRow.subject == subject)).first()
 
-    def is_too_old(outcome: TaskOutcome) -> bool:
-        return expired_before is not None and outcome.finished_at < expired_before
-
     # By task id. What was stored before stands; of a new task, the first outcome that was reported.
     standing: dict[str, TaskOutcome] = {}
     for outcome in outcomes:
-        if not is_too_old(outcome):
+        if not _is_too_old(outcome, expired_before):
             standing.setdefault(outcome.task_id, outcome)
     stored_before = _store_in_batches(session, list(standing.values()), interval_s)
-    standing |= stored_before
+    unreported_ids = standing.keys() - stored_before.keys()
+    standing.update(stored_before)
 
     fates: list[Fate] = []
-    unreported_ids = standing.keys() - stored_before.keys()
     for outcome in outcomes:
-        if is_too_old(outcome):
+        if _is_too_old(outcome, expired_before):
             fates.append(Fate.TOO_OLD)
         elif outcome.task_id in unreported_ids:
             unreported_ids.remove(outcome.task_id)
@@ -93,6 +90,10 @@ def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: i
         else:
             fates.append(Fate.CONFLICTING)
     return fates
+
+
+def _is_too_old(outcome: TaskOutcome, expired_before: datetime | None) -> bool:
+    return expired_before is not None and outcome.finished_at < expired_before
 
 
 def _store_in_batches(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
@@ -105,26 +106,29 @@ def _store_in_batches(session: Session, outcomes: Sequence[TaskOutcome], interva
 
 def _store_new(session: Session, outcomes: Sequence[TaskOutcome], interval_s: int) -> dict[str, TaskOutcome]:
     """Store one batch, of at most RECORDED_AT_A_TIME outcomes, and count what is new in it."""
-    rows = {o.task_id: {**vars(o), "failure": o.failure.value if o.failure else None} for o in outcomes}
-    table = OutcomeRow.__table__  # type: ignore[attr-defined]
-    connection = session.connection()
+    new = {outcome.task_id: outcome for outcome in outcomes}
     stored_before: dict[str, TaskOutcome] = {}
     try:
-        # Without the ORM, and as if all were new: a repeated report is rare, and querying for it first takes time.
-        with connection.begin_nested():
-            connection.execute(insert(table), list(rows.values()))
+        # As if all were new: a repeated report is rare, and querying for it first takes time.
+        with session.connection().begin_nested():
+            _insert(session, new.values())
     except IntegrityError:
-        for row in connection.execute(select(table).where(table.c.task_id.in_(list(rows)))).mappings():
-            stored_before[row["task_id"]] = TaskOutcome.model_validate(dict(row))
-            del rows[row["task_id"]]
-        if not rows:
-            return stored_before
-        connection.execute(insert(table), list(rows.values()))
+        stored_before = recorded_outcomes(session, new)
+        for task_id in stored_before:
+            del new[task_id]
+        _insert(session, new.values())
 
-    new = {outcome.task_id: outcome for outcome in outcomes if outcome.task_id in rows}
-    arms = finish_assignments(session, new)
-    roll_up(session, new.values(), arms, interval_s)
+    if new:
+        arms = finish_assignments(session, new)
+        roll_up(session, new.values(), arms, interval_s)
     return stored_before
+
+
+def _insert(session: Session, outcomes: Collection[TaskOutcome]) -> None:
+    """Insert outcomes, without the ORM: there may be thousands."""
+    rows = [dict(vars(outcome), failure=outcome.failure and outcome.failure.value) for outcome in outcomes]
+    if rows:
+        session.connection().execute(insert(OutcomeRow.__table__), rows)  # type: ignore[attr-defined]
 
 
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
@@ -135,14 +139,7 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     that are left for all there were.
     """
     lock(session, "rollup")
-    running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))
-    oldest_needed = session.exec(running).one() or before
-    cutoff = min(before, oldest_needed)
-    subject = OutcomeRow.__tablename__
-    retention = session.get(RetentionRow, subject) or RetentionRow(subject=subject, before=cutoff)
-    retention.before = max(retention.before, cutoff)
-    session.add(retention)
-
+    cutoff = _advance_retention(session, before)
     old = (
         select(OutcomeRow.task_id)
         .where(col(OutcomeRow.finished_at) < cutoff)
@@ -165,6 +162,18 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     for table in (RollupRow, AgentRollupRow, FillRow):
         _delete(session, table, col(table.start) < cutoff - ROLLUP_RETENTION)
     return deleted
+
+
+def _advance_retention(session: Session, before: datetime) -> datetime:
+    """Write down for recorders up to when outcomes expire: `before`, or the opening of the oldest open experiment."""
+    running = select(func.min(ExperimentRow.opened_at)).where(col(ExperimentRow.closed_at).is_(None))
+    oldest_needed = session.exec(running).one() or before
+    cutoff = min(before, oldest_needed)
+    subject = OutcomeRow.__tablename__
+    retention = session.get(RetentionRow, subject) or RetentionRow(subject=subject, before=cutoff)
+    retention.before = max(retention.before, cutoff)
+    session.add(retention)
+    return cutoff
 
 
 def _delete(session: Session, table: type[SQLModel], condition: ColumnElement[bool]) -> int:

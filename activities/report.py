@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, and_, func, or_
@@ -21,6 +21,7 @@ from activities.assignments import counters
 from activities.database import Database, insert_new
 from activities.events import emit
 from activities.history import history
+from activities.parameters import SWAPS
 from activities.report_text import text
 from rules.reasons import merged
 from rules.standing import NEWCOMER_STANDING
@@ -75,30 +76,22 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
     own_s = platform.observatory.interval_s
     width_s = own_s * math.ceil(max(NARROWEST_S, (until - since).total_seconds() / INTERVALS) / own_s)
     with database.reading() as session:
-        by_type = history(session, since, until)
-        intervals = list(chain.from_iterable(by_type.values()))
-        tracks = {"": intervals, **{declared.name: [] for declared in platform.task_types}, **by_type}
-        before, after = _stretches(session, intervals, own_s, until)
+        tracks = _tracks(session, platform, since, until)
+        stretches = _stretches(session, tracks[""], own_s, until)
         changes = _changes(session, platform, since, until)
         issues = _issues(session, changes, since, until)
         agents = _agents(session, since, until)
-
-        ended = (col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until)
-        # A watch belongs to its experiment.
-        experiments = (
-            ExperimentRow.experiment_id == ExperimentRow.cycle_id,
-            col(ExperimentRow.queued_at) < until,
-            or_(col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.closed_at) >= since),
-        )
+        experiments = _experiments(since, until)
         newest = select(ExperimentRow).where(*experiments).order_by(col(ExperimentRow.queued_at).desc())
         drawn = [_experiment(database, session, row, until) for row in session.exec(newest.limit(EXPERIMENTS))]
+        ended = (col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until)
         return Report(
             since=since,
             until=until,
             interval_s=width_s,
             success_floor=platform.observatory.success_floor,
-            before=before,
-            after=after,
+            before=stretches.first,
+            after=stretches.last,
             tracks={name: _coarser(track, since, width_s) for name, track in tracks.items()},
             changes=changes,
             issues=issues[:LISTED],
@@ -119,6 +112,23 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
 # ---- the platform's figures
 
 
+class _Stretches(NamedTuple):
+    """What the report compares; None where nothing was recorded, or too little to compare."""
+
+    first: Stretch | None
+    last: Stretch | None
+
+
+def _tracks(session: Session, platform: Platform, since: datetime, until: datetime) -> dict[str, list[Interval]]:
+    """The intervals of all task types together, under the empty name, and those of each, declared or recorded."""
+    by_type = history(session, since, until)
+    tracks = {"": list(chain.from_iterable(by_type.values()))}
+    for declared in platform.task_types:
+        tracks[declared.name] = []
+    tracks.update(by_type)
+    return tracks
+
+
 def _together(start: datetime, intervals: Iterable[Interval]) -> Interval:
     measured = [interval for interval in intervals if interval.counts.tasks]
     counts = Counts.total(interval.counts for interval in measured)
@@ -136,30 +146,31 @@ def _coarser(intervals: Iterable[Interval], since: datetime, width_s: int) -> tu
     return tuple(interval for interval in coarser if interval.counts.tasks)
 
 
-def _stretches(
-    session: Session, intervals: Sequence[Interval], interval_s: int, until: datetime
-) -> tuple[Stretch | None, Stretch | None]:
+def _stretches(session: Session, intervals: list[Interval], interval_s: int, until: datetime) -> _Stretches:
     """The first and the last seventh of what the period has on record: whole intervals that do not overlap.
 
     A single interval is the last stretch, and there is no first one.
     """
     starts = sorted({interval.start for interval in intervals})
     if not starts:
-        return None, None
+        return _Stretches(None, None)
 
     width = timedelta(seconds=interval_s)
-    begin, end = starts[0], starts[-1] + width
+    begin = starts[0]
+    end = starts[-1] + width
     shortest = max(width, min(2 * width, (end - begin) / 2))
     length = width * (min(LONGEST_STRETCH, max((end - begin) / 7, shortest)) // width)
+    last = _stretch(session, intervals, end - length, end, until)
+    if len(starts) == 1:
+        return _Stretches(None, last)
+    return _Stretches(_stretch(session, intervals, begin, min(begin + length, end - length), until), last)
 
-    def stretch(start: datetime, end: datetime) -> Stretch:
-        inside = [interval for interval in intervals if start <= interval.start < end]
-        reasons = merged(interval.reasons for interval in inside)
-        tasks = _together(start, inside).model_copy(update={"reasons": reasons})
-        return Stretch(end=min(end, until), tasks=tasks, health=_health(session, start, end))
 
-    first = stretch(begin, min(begin + length, end - length)) if len(starts) > 1 else None
-    return first, stretch(end - length, end)
+def _stretch(session: Session, intervals: list[Interval], start: datetime, end: datetime, until: datetime) -> Stretch:
+    inside = [interval for interval in intervals if start <= interval.start < end]
+    reasons = merged(interval.reasons for interval in inside)
+    tasks = _together(start, inside).model_copy(update={"reasons": reasons})
+    return Stretch(end=min(end, until), tasks=tasks, health=_health(session, start, end))
 
 
 def _health(session: Session, start: datetime, end: datetime) -> float | None:
@@ -173,8 +184,7 @@ def _health(session: Session, start: datetime, end: datetime) -> float | None:
 
 def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[RecordedChange, ...]:
     """Promotions and rollbacks of the period, newest first, each with the value that it replaced."""
-    kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
-    rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))).all()
+    rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(SWAPS)).order_by(col(LedgerRow.sequence))).all()
     task_types = {parameter.key: parameter.task_types for parameter in platform.parameters}
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
 
@@ -212,23 +222,22 @@ def _issues(session: Session, changes: Iterable[RecordedChange], since: datetime
     acted = select(LedgerRow.subject).where(LedgerRow.kind == EntryKind.PERSON_ACTED.value, *_entered(since, until))
     by_hand = set(session.exec(acted).all())
     taken_back = _taken_back(changes)
+    return tuple(_issue(row, cycles_by_anomaly[row.anomaly_id], by_hand, taken_back) for row in rows)
 
-    issues = []
-    for row in rows:
-        cycles = cycles_by_anomaly[row.anomaly_id]
-        fix = next((cycle for cycle in cycles if cycle.ending == Ending.PROMOTED), None)
-        if fix is None:
-            state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
-        elif fix.cycle_id in taken_back:
-            state = IssueState.TAKEN_BACK
-        elif fix.cycle_id in by_hand:
-            state = IssueState.FIXED_BY_PERSON
-        else:
-            state = IssueState.FIXED
-        over_at = fix.ended_at if fix else row.closed_at
-        anomaly = Anomaly.model_validate(row.body)
-        issues.append(Issue(anomaly=anomaly, state=state, attempts=len(cycles), over_at=over_at))
-    return tuple(issues)
+
+def _issue(row: AnomalyRow, cycles: Sequence[MetaTaskRow], by_hand: set[str], taken_back: set[str]) -> Issue:
+    """What became of an anomaly; `by_hand` are the cycles in which a person acted."""
+    fix = next((cycle for cycle in cycles if cycle.ending == Ending.PROMOTED), None)
+    if fix is None:
+        state = IssueState.CLOSED if row.closed_at else IssueState.OPEN
+    elif fix.cycle_id in taken_back:
+        state = IssueState.TAKEN_BACK
+    elif fix.cycle_id in by_hand:
+        state = IssueState.FIXED_BY_PERSON
+    else:
+        state = IssueState.FIXED
+    over_at = fix.ended_at if fix else row.closed_at
+    return Issue(anomaly=Anomaly.model_validate(row.body), state=state, attempts=len(cycles), over_at=over_at)
 
 
 def _taken_back(changes: Iterable[RecordedChange]) -> set[str]:
@@ -258,6 +267,15 @@ def _escalations(session: Session, *ended: ColumnElement[bool]) -> tuple[CycleEn
 # ---- experiments
 
 
+def _experiments(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ...]:
+    """The experiments of the period; a watch belongs to its experiment."""
+    return (
+        col(ExperimentRow.experiment_id) == ExperimentRow.cycle_id,
+        col(ExperimentRow.queued_at) < until,
+        or_(col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.closed_at) >= since),
+    )
+
+
 def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
     """How an experiment went, from its proposal and vote to its latest reading and the watch that came after it."""
     ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
@@ -270,19 +288,11 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
     finished = reading.control.tasks + reading.treatment.tasks if reading else 0
     points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
 
-    if end is not None:
-        outcome, reason = end.ending.replace("_", " "), end.reason
-    elif row.closed_at is not None and reading is not None:
-        outcome, reason = reading.decision.value, reading.reason
-    elif row.opened_at is not None:
-        outcome, reason = "running", "it runs"
-    else:
-        outcome, reason = "waiting", "it waits for its turn"
-
+    state = _state(row, end, reading)
     return ExperimentRecord(
         design=ExperimentDesign.model_validate(row.design),
-        outcome=outcome,
-        reason=reason,
+        outcome=state.outcome,
+        reason=state.reason,
         opened_at=row.opened_at,
         closed_at=row.closed_at,
         proposal=Proposal.model_validate(proposed.body) if proposed else None,
@@ -292,6 +302,22 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
         watch=_reading(session, watched, until) if watched else None,
         evidence=tuple((point.control.tasks + point.treatment.tasks, point.log_e) for point in points),
     )
+
+
+class _State(NamedTuple):
+    outcome: str
+    reason: str
+
+
+def _state(row: ExperimentRow, end: CycleEnd | None, reading: Reading | None) -> _State:
+    """How an experiment ended, or where it stands, and why."""
+    if end is not None:
+        return _State(end.ending.replace("_", " "), end.reason)
+    if row.closed_at is not None and reading is not None:
+        return _State(reading.decision.value, reading.reason)
+    if row.opened_at is not None:
+        return _State("running", "it runs")
+    return _State("waiting", "it waits for its turn")
 
 
 def _reading(session: Session, row: ExperimentRow, until: datetime) -> Reading | None:
@@ -326,17 +352,8 @@ def _net(session: Session, *where: ColumnElement[bool]) -> Counter[str]:
 
 def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentStanding, ...]:
     """All agents, those that earned most first."""
-    results: dict[str, dict[str, int]] = defaultdict(dict)
-    inside = (col(StandingRow.at) >= since, col(StandingRow.at) < until)
-    by = (col(StandingRow.agent_id), col(StandingRow.result))
-    for agent_id, result, count in session.exec(select(*by, func.count()).where(*inside).group_by(*by)):
-        results[agent_id][result] = count
-
-    last = select(StandingRow.agent_id, func.max(StandingRow.at).label("at")).where(col(StandingRow.at) < since)
-    newest = last.group_by(col(StandingRow.agent_id)).subquery()
-    same = and_(col(StandingRow.agent_id) == newest.c.agent_id, col(StandingRow.at) == newest.c.at)
-    standing_before = {row.agent_id: row.standing for row in session.exec(select(StandingRow).join(newest, same))}
-
+    results = _results_by_agent(session, since, until)
+    standing_before = _standing_by_agent(session, since)
     earned = _net(session, col(TransferRow.at) >= since, col(TransferRow.at) < until)
     balance = _net(session)
     agents = [
@@ -353,6 +370,24 @@ def _agents(session: Session, since: datetime, until: datetime) -> tuple[AgentSt
         for agent in session.exec(select(AgentRow)).all()
     ]
     return tuple(sorted(agents, key=lambda a: (-a.earned, -sum(a.results.values()), a.agent_id)))
+
+
+def _results_by_agent(session: Session, since: datetime, until: datetime) -> dict[str, dict[str, int]]:
+    """How many awards of each agent had which result."""
+    results: dict[str, dict[str, int]] = defaultdict(dict)
+    inside = (col(StandingRow.at) >= since, col(StandingRow.at) < until)
+    by = (col(StandingRow.agent_id), col(StandingRow.result))
+    for agent_id, result, count in session.exec(select(*by, func.count()).where(*inside).group_by(*by)):
+        results[agent_id][result] = count
+    return results
+
+
+def _standing_by_agent(session: Session, at: datetime) -> dict[str, float]:
+    """The standing of each agent that had a result before an instant, after the last of them."""
+    last = select(StandingRow.agent_id, func.max(StandingRow.at).label("at")).where(col(StandingRow.at) < at)
+    newest = last.group_by(col(StandingRow.agent_id)).subquery()
+    same = and_(col(StandingRow.agent_id) == newest.c.agent_id, col(StandingRow.at) == newest.c.at)
+    return {row.agent_id: row.standing for row in session.exec(select(StandingRow).join(newest, same))}
 
 
 def _body(message: type[M], body: str) -> M | None:

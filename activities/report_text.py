@@ -81,8 +81,8 @@ def text(facts: Report) -> str:
 
     lines += compared(facts)
     for name, ends in headline(facts):
-        start, end = (f"{figure} ({counts})" if counts else figure for figure, counts in ends)
-        lines.append(f"{name}: {start} -> {end}")
+        shown = [f"{figure} ({counts})" if counts else figure for figure, counts in ends]
+        lines.append(f"{name}: {' -> '.join(shown)}")
     lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
 
     still_open = [issue.anomaly for issue in facts.issues if issue.state is IssueState.OPEN]

@@ -6,7 +6,7 @@ judged as the share of tasks beyond a quantile of the baseline, which the sketch
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -30,12 +30,22 @@ FAILURE_COLUMNS = {
     FailureKind.ERROR: "errors",
     FailureKind.LOST: "lost",
 }
-# By metric: the sketch, the baseline's quantile that is the limit, and the side of the limit on which tasks are bad.
+
+
+class Share(NamedTuple):
+    """The share of tasks beyond a quantile of the baseline; `beyond` counts those on the bad side of a limit."""
+
+    sketch: str
+    quantile: float
+    beyond: Callable[[Sketch, int], int]
+
+
+# By metric.
 SHARES = {
-    "slow_share": ("durations", 0.95, above),
-    "duration_share": ("durations", 0.5, above),
-    "low_quality_share": ("qualities", 0.25, below),
-    "high_cost_share": ("costs", 0.95, above),
+    "slow_share": Share("durations", 0.95, above),
+    "duration_share": Share("durations", 0.5, above),
+    "low_quality_share": Share("qualities", 0.25, below),
+    "high_cost_share": Share("costs", 0.95, above),
 }
 SUMS = ("tasks", "successes", "duration_sum_s", "rated", "quality_sum", "cost_sum")
 SKETCHES = ("durations", "qualities", "costs")
@@ -88,19 +98,22 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
         return
 
     stored = _stored(session, groups)
-    rows = []
-    for (start, task_type), group in groups.items():
-        row: dict[str, Any] = {"start": start, "task_type": task_type, **totals[start, task_type]}
-        failures = Counter(outcome.failure for outcome in group)
-        row |= {column: failures[kind] for kind, column in FAILURE_COLUMNS.items()}
-        stored_row = stored.get((start, task_type), {})
-        row |= _merged_sketches(group, stored_row)
-        row["reasons"] = merged([stored_row.get("reasons", {}), by_reason(group)])
-        rows.append(row)
-
+    rows = [_row(key, group, totals[key], stored.get(key, {})) for key, group in groups.items()]
     dialect = session.get_bind().dialect.name
     session.execute(_upsert(RollupRow, dialect), rows)
     session.execute(_upsert(AgentRollupRow, dialect), agent_rows)
+
+
+def _row(key: Key, group: list[TaskOutcome], sums: Counter[str], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The roll-up row that adds a group of outcomes to what is stored under its key."""
+    start, task_type = key
+    row: dict[str, Any] = {"start": start, "task_type": task_type, **sums}
+    failures = Counter(outcome.failure for outcome in group)
+    for kind, column in FAILURE_COLUMNS.items():
+        row[column] = failures[kind]
+    row.update(_merged_sketches(group, stored))
+    row["reasons"] = merged([stored.get("reasons", {}), by_reason(group)])
+    return row
 
 
 def rearm(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str, str], interval_s: int) -> None:
@@ -274,17 +287,21 @@ def histories(
 
     for task_type, track in tracks.items():
         baseline = together(rollup for rollup in track if start <= rollup.start < end)
-        for metric, (field, share, beyond) in SHARES.items():
-            usual: Sketch = getattr(baseline, field)
-            limit = quantile(usual, share)
-            if limit is None or usual.total() < PRIOR_TASKS:
-                continue
-            intervals = []
-            for rollup in track:
-                counted: Sketch = getattr(rollup, field)
-                intervals.append(_interval(rollup, counted.total(), beyond(counted, limit)))
-            by_metric.setdefault(metric, {})[task_type] = intervals
+        for metric, share in SHARES.items():
+            usual: Sketch = getattr(baseline, share.sketch)
+            limit = quantile(usual, share.quantile)
+            if limit is not None and usual.total() >= PRIOR_TASKS:
+                by_metric.setdefault(metric, {})[task_type] = _beyond(limit, share, track)
     return by_metric
+
+
+def _beyond(limit: int, share: Share, track: Iterable[Rollup]) -> list[Interval]:
+    """How many tasks of each interval lie beyond the limit, of those that were measured."""
+    intervals = []
+    for rollup in track:
+        measured: Sketch = getattr(rollup, share.sketch)
+        intervals.append(_interval(rollup, measured.total(), share.beyond(measured, limit)))
+    return intervals
 
 
 def _interval(rollup: Rollup, tasks: int, successes: int) -> Interval:

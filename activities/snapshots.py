@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func
 from sqlmodel import Session, col, select
 
 from activities.history import healthy_counts
-from activities.rollups import Rollup, interval_start, measures, together
+from activities.rollups import Rollup, interval_start, measures, rollups, together
 from rules.detection import Detection
 from rules.health import Health, health
 from rules.series import Series, dismiss
@@ -24,6 +24,22 @@ from schema.tables.proposals import BallotRow, ElectorateRow, ProposalRow
 # As many as a person reads in one line; every anomaly has its own reason on record.
 MOST_REASONS = 5
 AnyInterval = TypeVar("AnyInterval", Rollup, Interval)
+
+
+class Records(NamedTuple):
+    """What was recorded in a span of time: roll-ups by task type, active agents by interval, and the market's fills."""
+
+    tracks: dict[str, list[Rollup]]
+    active: dict[datetime, set[str]]
+    fills: dict[str, list[Interval]]
+
+
+def records_of(session: Session, since: datetime, until: datetime, interval_s: int) -> Records:
+    return Records(
+        tracks=rollups(session, since, until),
+        active=active_agents(session, since, until, interval_s),
+        fills=market_fills(session, since, until),
+    )
 
 
 def unusual_spans(
@@ -108,78 +124,57 @@ def measure(
     session: Session,
     at: datetime,
     rules: ObservatoryRules,
-    tracks: Mapping[str, Sequence[Rollup]],
-    active: Mapping[datetime, set[str]],
-    fills: Mapping[str, Sequence[Interval]],
+    records: Records,
     detection: Detection,
     measured: Collection[str],
 ) -> Snapshot:
     """The metrics of the trailing floor window, by task type and together; `measured` are the parts known before."""
     since = at - timedelta(seconds=rules.floor_window_s)
-    recent = {name: _since(since, track) for name, track in tracks.items()}
+    recent = {name: _since(since, track) for name, track in records.tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
     everything = together(by_type.values())
     whole = measures(everything)
-
-    fill_counts = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in fills.items()}
+    fills = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in records.fills.items()}
+    recently_active = [agent_ids for start, agent_ids in records.active.items() if start >= since]
     registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
-    recently_active = set[str]().union(*(agent_ids for start, agent_ids in active.items() if start >= since))
-    usual = healthy_counts(session, sorted(tracks), at, rules)
 
-    window = _Window(
-        success_rate=everything.counts.rate,
-        mean_quality=whole.mean_quality,
-        fill_rate=Counts.total(fill_counts.values()).rate,
-        active_agents=len(recently_active & registered_ids),
-        registered_agents=len(registered_ids),
-        throughput_per_h=everything.tasks * 3_600 / rules.floor_window_s,
-        usual_throughput_per_h=usual.tasks * 3_600 / rules.baseline_s if usual else None,
-    )
-    score = _health(window, tracks, measured)
-
-    return Snapshot(
+    snapshot = Snapshot(
         at=at,
         interval_s=rules.interval_s,
         platform=everything.counts,
         task_types={name: rollup.counts for name, rollup in by_type.items()},
-        market_fill_rate=window.fill_rate,
-        throughput_per_h=window.throughput_per_h,
-        health=score.score,
-        reason=_reason(detection) or score.reason,
-        measures=_measures_by_type(by_type, fill_counts, _working_agents(session, since)),
-        measured=tuple(sorted({*measured, *score.parts})),
-        active_agents=window.active_agents,
+        market_fill_rate=Counts.total(fills.values()).rate,
+        throughput_per_h=everything.tasks * 3_600 / rules.floor_window_s,
+        health=None,
+        measures=_measures_by_type(by_type, fills, _working_agents(session, since)),
+        active_agents=len(registered_ids & set[str]().union(*recently_active)),
         **whole.model_dump(exclude={"market_fill_rate", "active_agents"}),
     )
+    usual = healthy_counts(session, sorted(records.tracks), at, rules)
+    usual_per_h = usual.tasks * 3_600 / rules.baseline_s if usual else None
+    score = _health(snapshot, len(registered_ids), usual_per_h, records, measured)
+    reason = _reason(detection) or score.reason
+    known_parts = tuple(sorted({*measured, *score.parts}))
+    return snapshot.model_copy(update={"health": score.score, "reason": reason, "measured": known_parts})
 
 
-class _Window(NamedTuple):
-    """What the trailing floor window shows of the whole platform; None where nothing was measured."""
-
-    success_rate: float | None
-    mean_quality: float | None
-    fill_rate: float | None
-    active_agents: int
-    registered_agents: int
-    throughput_per_h: float
-    usual_throughput_per_h: float | None
-
-
-def _health(window: _Window, tracks: Mapping[str, Sequence[Rollup]], measured: Collection[str]) -> Health:
+def _health(
+    snapshot: Snapshot, registered_agents: int, usual_per_h: float | None, records: Records, measured: Collection[str]
+) -> Health:
     """The health score of the window; what was never measured here takes no part in it."""
     # A platform that never ran a task is not healthy merely because no agent is missing.
-    has_run = bool(tracks) or "success" in measured
+    has_run = bool(records.tracks) or "success" in measured
     # A market with nothing to fill counts as measured, and as full.
-    fill_rate = 1.0 if window.fill_rate is None and has_run else window.fill_rate
+    fill_rate = 1.0 if snapshot.market_fill_rate is None and has_run else snapshot.market_fill_rate
     return health(
-        success_rate=window.success_rate,
-        mean_quality=window.mean_quality,
+        success_rate=snapshot.platform.rate,
+        mean_quality=snapshot.mean_quality,
         market_fill_rate=fill_rate,
-        active_agents=window.active_agents if has_run else None,
-        expected_agents=window.registered_agents,
-        throughput_per_h=window.throughput_per_h,
-        expected_throughput_per_h=window.usual_throughput_per_h,
-        known_parts=_known_parts(tracks, measured),
+        active_agents=snapshot.active_agents if has_run else None,
+        expected_agents=registered_agents,
+        throughput_per_h=snapshot.throughput_per_h,
+        expected_throughput_per_h=usual_per_h,
+        known_parts=_known_parts(records.tracks, measured),
     )
 
 

@@ -155,19 +155,11 @@ class _Zygote:
         self._answers: dict[int, Future[Execution]] = {}
         self._control, zygote_end = Pipe()
         with zygote_end:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, json.dumps(sys.path), str(zygote_end.fileno())],
-                env={**os.environ, **ONE_THREAD, "PYTHONHASHSEED": "0"},  # the same order of sets in every run
-                pass_fds=[zygote_end.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # a task that prints must not break a command that prints JSON
-                start_new_session=True,  # Ctrl-C on the terminal is for the runner, which then closes in order
-            )
+            self.process = _start_process(zygote_end.fileno())
         try:
             not_prepared = self._prepare(order, is_closed)
         except BaseException as error:
-            self.process.kill()  # on Ctrl-C too: a zygote that is not ready must not be used later
-            self.process.wait()
+            self._kill()  # on Ctrl-C too: a zygote that is not ready must not be used later
             if isinstance(error, OSError | EOFError):
                 raise RunnerStopped(f"expected the zygote to prepare, but {error!r}; see standard error") from error
             raise
@@ -209,21 +201,18 @@ class _Zygote:
         try:
             self.process.wait(CLOSE_LIMIT_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self._kill()
+
+    def _kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def _listen(self) -> None:
         try:
             with suppress(OSError, EOFError):
                 while True:
-                    number, duration_s, failure, reason, detail, result = self._control.recv()
-                    execution = Execution(
-                        duration_s=duration_s,
-                        failure=FailureKind(failure) if failure else None,
-                        reason=reason,
-                        detail=detail,
-                        result=TaskResult.model_validate_json(result) if result is not None else None,
-                    )
+                    number, report = self._control.recv()
+                    execution = _execution_of(report)
                     self._answers.pop(number).set_result(execution)
         finally:  # whatever happens, no thread may wait for an answer for ever
             with self._answers_lock:
@@ -232,3 +221,25 @@ class _Zygote:
                     answer.set_exception(EOFError())
             self._control.close()
         self.process.wait()
+
+
+def _start_process(control_fd: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BOOT, json.dumps(sys.path), str(control_fd)],
+        env={**os.environ, **ONE_THREAD, "PYTHONHASHSEED": "0"},  # the same order of sets in every run
+        pass_fds=[control_fd],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # a task that prints must not break a command that prints JSON
+        start_new_session=True,  # Ctrl-C on the terminal is for the runner, which then closes in order
+    )
+
+
+def _execution_of(report: Mapping[str, Any]) -> Execution:
+    """How a task went, from the fields of the zygote's report."""
+    return Execution(
+        duration_s=report["duration_s"],
+        failure=FailureKind(report["failure"]) if report["failure"] else None,
+        reason=report["reason"],
+        detail=report["detail"],
+        result=TaskResult.model_validate_json(report["result"]) if report["result"] is not None else None,
+    )

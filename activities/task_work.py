@@ -18,7 +18,6 @@ from activities.task_runner import Execution, TaskRunner
 from activities.tasks import settle
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment
-from schema.messages.market import Award
 from schema.messages.observatory import detail_of
 from schema.messages.platform import Platform
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest, WorkOrder, WorkResult
@@ -90,17 +89,7 @@ class TaskWork:
             with self._database.transaction() as session:
                 record_assignments(session, resolution.assignments, self._platform.observatory.interval_s)
         execution = self._run(request, resolution.values)
-        settlement = Settlement(
-            request=request,
-            started_at=at,
-            at=at + timedelta(seconds=execution.duration_s),
-            duration_s=execution.duration_s,
-            agent_id=order.award.agent_id,
-            failure=execution.failure,
-            failure_reason=execution.reason,
-            failure_detail=detail_of(execution.detail),
-            **_ending_of(execution, order.award),
-        )
+        settlement = _settlement(order, at, execution)
         with self._database.transaction() as session:
             return settle(session, settlement, self._platform.observatory.interval_s)
 
@@ -110,20 +99,33 @@ class TaskWork:
         return self._runner.run(request.task_type, request.payload, values, limit_s)
 
 
-def _ending_of(execution: Execution, award: Award) -> dict[str, Any]:
-    """The fields of a settlement that depend on whether the execution has a result."""
+def _settlement(order: WorkOrder, started_at: datetime, execution: Execution) -> Settlement:
+    """How the task ended; a price is paid for a result only."""
+    agent_id = order.award.agent_id
     result = execution.result
     if result is None:
         reason = f"{execution.failure}: {execution.detail}"[:2_000]
-        return {"ending": TaskEnding.FAILED, "reason": reason}
-    return {
-        "ending": TaskEnding.DONE,
-        "reason": f"done by {award.agent_id}",
-        "price": award.price,
-        "quality": result.quality,
-        "summary": result.summary[:2_000],
-        "details": result.details,
-    }
+        ending: dict[str, Any] = {"ending": TaskEnding.FAILED, "reason": reason}
+    else:
+        ending = {
+            "ending": TaskEnding.DONE,
+            "reason": f"done by {agent_id}",
+            "price": order.award.price,
+            "quality": result.quality,
+            "summary": result.summary[:2_000],
+            "details": result.details,
+        }
+    return Settlement(
+        request=order.request,
+        started_at=started_at,
+        at=started_at + timedelta(seconds=execution.duration_s),
+        duration_s=execution.duration_s,
+        agent_id=agent_id,
+        failure=execution.failure,
+        failure_reason=execution.reason,
+        failure_detail=detail_of(execution.detail),
+        **ending,
+    )
 
 
 async def _with_heartbeats(work: Coroutine[Any, Any, T]) -> T:

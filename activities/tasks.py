@@ -6,7 +6,6 @@ idempotent, so a task has one outcome and is paid once, however often workers di
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlmodel import Session, select
 from temporalio import activity
@@ -117,25 +116,30 @@ def _reward(session: Session, settlement: Settlement, agent_id: str) -> None:
 
 
 def _announce(session: Session, settlement: Settlement) -> None:
-    """Emit the event that notifies the requester, with the report of a task that is done, or else the reason."""
+    """Emit the event that notifies the requester."""
     request = settlement.request
-    is_done = settlement.ending is TaskEnding.DONE
-    by = f" by {settlement.agent_id}" if settlement.agent_id else ""
-    text = settlement.reason
-    if is_done:
-        report = settlement.details.get("report")
-        text = report if isinstance(report, str) else settlement.summary
+    title = f"{request.task_type} {request.task_id}: {settlement.ending.value}"
+    if settlement.agent_id:
+        title += f" by {settlement.agent_id}"
     settled = TaskSettled(
         task_id=request.task_id,
         task_type=request.task_type,
         agent_id=settlement.agent_id,
-        success=is_done,
+        success=settlement.ending is TaskEnding.DONE,
         requester=request.requester,
         notify=request.notify,
-        title=f"{request.task_type} {request.task_id}: {settlement.ending.value}{by}",
-        text=text,
+        title=title,
+        text=_text_for_the_requester(settlement),
     )
     emit(session, settled, task_workflow_id(request.task_id), request.task_id, settlement.at)
+
+
+def _text_for_the_requester(settlement: Settlement) -> str:
+    """The report of a task that is done, or its summary where it has none; of any other task, the reason."""
+    if settlement.ending is not TaskEnding.DONE:
+        return settlement.reason
+    report = settlement.details.get("report")
+    return report if isinstance(report, str) else settlement.summary
 
 
 def _write_down(session: Session, opening: TaskOpening) -> TaskRow:
@@ -151,10 +155,7 @@ def _write_down(session: Session, opening: TaskOpening) -> TaskRow:
     }
     if insert_new(session, TaskRow, [row], returning="task_id"):
         opened = TaskOpened(
-            task_id=request.task_id,
-            task_type=request.task_type,
-            requester=request.requester,
-            notify=request.notify,
+            task_id=request.task_id, task_type=request.task_type, requester=request.requester, notify=request.notify
         )
         emit(session, opened, task_workflow_id(request.task_id), request.task_id, opening.at)
     return session.get_one(TaskRow, request.task_id)
@@ -185,16 +186,16 @@ class TaskActivities:
                 return briefing
 
             candidates = _candidates(task_type, roster(session, request.task_type))
-            update: dict[str, Any] = {"agents": candidates, "built_in": not task_type.executor}
+            briefing = briefing.model_copy(update={"agents": candidates, "built_in": not task_type.executor})
             if task_type.direct:
-                update["award"] = self._award_direct(session, opening, briefing, task, candidates)
-                update["most_awards"] = 1
+                award = self._award_direct(session, opening, briefing, task)
                 # The agents of a briefing are those that may send messages, and a built-in one sends nothing.
-                update["agents"] = tuple(agent for agent in candidates if not agent.built_in)
-            elif not task_type.executor:
-                # Only work that the platform can do itself can be done again, to compare.
-                update["check_share"] = self._platform.market.check_share
-            return briefing.model_copy(update=update)
+                senders = tuple(agent for agent in candidates if not agent.built_in)
+                return briefing.model_copy(update={"agents": senders, "award": award, "most_awards": 1})
+            if task_type.executor:
+                return briefing
+            # Only work that the platform can do itself can be done again, to compare.
+            return briefing.model_copy(update={"check_share": self._platform.market.check_share})
 
     def _briefing(self, request: TaskRequest, *, duplicate: bool) -> TaskBriefing:
         rules = self._platform.market
@@ -210,18 +211,13 @@ class TaskActivities:
         )
 
     def _award_direct(
-        self,
-        session: Session,
-        opening: TaskOpening,
-        briefing: TaskBriefing,
-        task: TaskRow,
-        candidates: Sequence[Agent],
+        self, session: Session, opening: TaskOpening, briefing: TaskBriefing, task: TaskRow
     ) -> Award | None:
         """Award a task that has no bidding window; None where no candidate can take it."""
         # An earlier attempt may have awarded it, and loads have changed since: that award stands.
         if task.agent_id is not None:
             return _recorded_award(session, task.task_id, task.agent_id)
-        best = bidding.direct(task.task_id, candidates)
+        best = bidding.direct(task.task_id, briefing.agents)
         if best is None:
             return None
 
@@ -246,7 +242,6 @@ class TaskActivities:
         While none has room it asks to be retried; the retries are not history.
         """
         request = order.request
-        work_id = task_workflow_id(request.task_id)
         with self._database.transaction() as session:
             # Two awards at once must not both see an agent's last free place.
             lock(session, "award")
@@ -256,29 +251,16 @@ class TaskActivities:
 
             agents = {a.agent_id: a for a in roster(session, request.task_type) if not a.suspended}
             bids = [bid for bid in order.bids if bid.agent_id in agents]
-            ranked = bidding.rank(work_id, bids, agents, order.price)
-            best = next((r for r in ranked if standing.has_room(agents[r.bid.agent_id])), None)
-            if best is not None:
-                award = Award(
-                    cycle_id=work_id,
-                    agent_id=best.bid.agent_id,
-                    price=best.bid.price,
-                    score=best.score,
-                    reason=best.reason,
-                    deadline=order.at + timedelta(seconds=order.result_window_s),
-                    built_in=order.built_in and agents[best.bid.agent_id].built_in,
-                )
-                interval_s = self._platform.observatory.interval_s
-                _record_award(session, task, award, ranking=ranked, at=order.at, interval_s=interval_s)
-                return award
-
-        if not ranked:
-            return None
-        raise ApplicationError(
-            f"all {len(ranked)} bidders have as many awards as they may have",
-            next_retry_delay=ROOM_POLL,
-            category=ApplicationErrorCategory.BENIGN,
-        )
+            ranking = bidding.rank(task_workflow_id(request.task_id), bids, agents, order.price)
+            if not ranking:
+                return None
+            best = next((ranked for ranked in ranking if standing.has_room(agents[ranked.bid.agent_id])), None)
+            if best is None:
+                raise _no_room(len(ranking))
+            award = _award_of(order, best, agents[best.bid.agent_id])
+            interval_s = self._platform.observatory.interval_s
+            _record_award(session, task, award, ranking=ranking, at=order.at, interval_s=interval_s)
+            return award
 
     @activity.defn
     def settle_task(self, settlement: Settlement) -> Settlement:
@@ -353,6 +335,27 @@ def _candidates(task_type: TaskTypeListing, agents: Sequence[Agent]) -> tuple[Ag
 
 def _refused(reason: str) -> ApplicationError:
     return ApplicationError(reason, type="refused", non_retryable=True)
+
+
+def _no_room(bidders: int) -> ApplicationError:
+    """Ask to be retried, once an agent may have finished a task."""
+    return ApplicationError(
+        f"all {bidders} bidders have as many awards as they may have",
+        next_retry_delay=ROOM_POLL,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
+def _award_of(order: AwardOrder, ranked: RankedBid, agent: Agent) -> Award:
+    return Award(
+        cycle_id=task_workflow_id(order.request.task_id),
+        agent_id=agent.agent_id,
+        price=ranked.bid.price,
+        score=ranked.score,
+        reason=ranked.reason,
+        deadline=order.at + timedelta(seconds=order.result_window_s),
+        built_in=order.built_in and agent.built_in,
+    )
 
 
 def _recorded_award(session: Session, task_id: str, agent_id: str) -> Award:

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -56,14 +56,15 @@ class _Child:
 
     number: int
     pid: int
+    pipe: Connection
     limit_s: float
     deadline: float
     started_at: float | None = None
 
-    def receive(self, pipe: Connection) -> _Report | None:
+    def receive(self) -> _Report | None:
         """The child's report, or None where it only reports that its work began. A closed pipe is an error."""
         try:
-            received = pipe.recv()
+            received = self.pipe.recv()
         except (EOFError, OSError):
             return _Report(self._worked_s(), FailureKind.ERROR, "", "", None)
         if isinstance(received, float):
@@ -110,20 +111,14 @@ def zygote(control_fd: int) -> None:
     with suppress(OSError, EOFError):  # the runner is gone
         while True:
             ready = wait([control, *children], _time_to_the_next_deadline(children.values()))
-            for pipe, child in list(children.items()):
-                report = child.receive(pipe) if pipe in ready else None
-                if report is None and child.deadline <= time.monotonic():
-                    report = child.overdue()
-                if report is not None:
-                    del children[pipe]
-                    _finish(control, pipe, child, report)
+            _finish_children(control, children, ready)
             if control in ready:
                 message = control.recv()
                 if message is None:
                     break
                 number, request = message
-                pipe, child = _fork(control, number, request, prepared)
-                children[pipe] = child
+                child = _fork(control, number, request, prepared)
+                children[child.pipe] = child
     for child in children.values():
         child.end()
 
@@ -134,14 +129,20 @@ def _time_to_the_next_deadline(children: Iterable[_Child]) -> float | None:
     return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
 
-def _finish(control: Connection, pipe: Connection, child: _Child, report: _Report) -> None:
-    """End a child and send its report to the runner; one that left none is explained by its exit code."""
-    pipe.close()
-    exit_code = child.end()
-    if not report.detail and report.result is None:
-        reason, detail = _end_without_report(exit_code)
-        report = report._replace(reason=reason, detail=detail)
-    control.send((child.number, *report))
+def _finish_children(control: Connection, children: dict[Connection, _Child], ready: Collection[object]) -> None:
+    """End the children that reported or are past their deadline, and send their reports to the runner."""
+    for child in list(children.values()):
+        report = child.receive() if child.pipe in ready else None
+        if report is None and child.deadline <= time.monotonic():
+            report = child.overdue()
+        if report is None:
+            continue
+        del children[child.pipe]
+        child.pipe.close()
+        exit_code = child.end()
+        if not report.detail and report.result is None:
+            report = _explained(report, exit_code)
+        control.send((child.number, report._asdict()))
 
 
 def _prepare(order: Mapping[str, Any]) -> _Prepared:
@@ -159,10 +160,8 @@ def _prepare(order: Mapping[str, Any]) -> _Prepared:
     return _Prepared(task_types, not_prepared, order["memory_limit_bytes"])
 
 
-def _fork(
-    control: Connection, number: int, request: Mapping[str, Any], prepared: _Prepared
-) -> tuple[Connection, _Child]:
-    """Start a task in a child of its own, which reports over the pipe that is returned."""
+def _fork(control: Connection, number: int, request: Mapping[str, Any], prepared: _Prepared) -> _Child:
+    """Start a task in a child of its own, which reports over a pipe."""
     pipe, child_end = Pipe(duplex=False)
     with child_end:
         sys.stdout.flush()
@@ -172,16 +171,18 @@ def _fork(
             _run_child(child_end, request, prepared)
     with suppress(OSError):  # the child does the same: the group exists from here, whichever comes first
         os.setpgid(pid, pid)
-    return pipe, _Child(number, pid, request["limit_s"], time.monotonic() + START_LIMIT_S)
+    return _Child(number, pid, pipe, request["limit_s"], time.monotonic() + START_LIMIT_S)
 
 
-def _end_without_report(exit_code: int) -> tuple[str, str]:
-    """The reason of a failure and its detail."""
+def _explained(report: _Report, exit_code: int) -> _Report:
+    """The report of a child that left none, with what its exit code says."""
     if exit_code >= 0:
-        return f"exit_code_{exit_code}", f"the process ended without a report, with exit code {exit_code}"
-    why = ", as the system does to a process that takes too much memory" if -exit_code == signal.SIGKILL else ""
-    detail = f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)}){why}"
-    return f"signal_{-exit_code}", detail
+        detail = f"the process ended without a report, with exit code {exit_code}"
+        return report._replace(reason=f"exit_code_{exit_code}", detail=detail)
+    detail = f"the process died by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    if -exit_code == signal.SIGKILL:
+        detail += ", as the system does to a process that takes too much memory"
+    return report._replace(reason=f"signal_{-exit_code}", detail=detail)
 
 
 def _run_child(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> NoReturn:
@@ -221,23 +222,31 @@ def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> 
     try:
         returned = task_type.run(payload, request["parameters"])
         duration_s = time.monotonic() - started_at
-        result = TaskResult.model_validate(returned).model_dump_json()
-        size = len(result.encode())
-        if size > RESULT_LIMIT_BYTES:
-            raise InvalidResult(
-                f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came", "too_large"
-            )
-        TaskResult.model_validate_json(result)  # a result that cannot be read again, nested too deep, is invalid
-        return _Report(duration_s, None, "", "", result)
-    except InvalidResult as error:
-        failure, reason, detail = FailureKind.INVALID_RESULT, reason_of(error.failure_reason), str(error)
-    except (ValidationError, PydanticSerializationError) as error:
-        failure, reason, detail = FailureKind.INVALID_RESULT, failure_reason(error), str(error)
-    except MemoryError:
-        failure, reason, detail = FailureKind.ERROR, "out_of_memory", "out of memory"
+        return _Report(duration_s, None, "", "", _as_json(returned))
     except BaseException as error:  # noqa: BLE001 - sys.exit too: any exception of a task is a failure of it
-        failure, reason, detail = FailureKind.ERROR, failure_reason(error), _described(error)
-    return _Report(time.monotonic() - started_at, failure, reason, detail[:DETAIL_CHARS], None)
+        return _failed(time.monotonic() - started_at, error)
+
+
+def _as_json(returned: TaskResult) -> str:
+    """A task's result as JSON. Raises InvalidResult, or an error of pydantic's, for one that cannot be sent or read."""
+    result = TaskResult.model_validate(returned).model_dump_json()
+    size = len(result.encode())
+    if size > RESULT_LIMIT_BYTES:
+        raise InvalidResult(f"expected a result of at most {RESULT_LIMIT_BYTES} bytes, but {size} came", "too_large")
+    TaskResult.model_validate_json(result)  # a result that cannot be read again, nested too deep, is invalid
+    return result
+
+
+def _failed(duration_s: float, error: BaseException) -> _Report:
+    """The report of a task that raised an exception."""
+    if isinstance(error, MemoryError):
+        return _Report(duration_s, FailureKind.ERROR, "out_of_memory", "out of memory", None)
+    if isinstance(error, InvalidResult):
+        reason = reason_of(error.failure_reason)
+        return _Report(duration_s, FailureKind.INVALID_RESULT, reason, str(error)[:DETAIL_CHARS], None)
+    if isinstance(error, ValidationError | PydanticSerializationError):
+        return _Report(duration_s, FailureKind.INVALID_RESULT, failure_reason(error), str(error)[:DETAIL_CHARS], None)
+    return _Report(duration_s, FailureKind.ERROR, failure_reason(error), _described(error), None)
 
 
 def _described(error: BaseException) -> str:

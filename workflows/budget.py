@@ -31,54 +31,52 @@ class Step(NamedTuple):
 
 async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
     """Take the steps in order until the budget is used up; what is left is named in the report."""
-    report = JobReport(job_id=job.job_id, left=tuple(step.name for step in steps))
-    budget = f"budget of {job.budget_s:g} s"
-
-    async def work() -> None:
-        nonlocal report
-        for step in steps:
-            _show(report, f"now: {step.name}; budget {job.budget_s:g} s")
-            note = await step.take()
-            report = report.model_copy(
-                update={
-                    "done": (*report.done, step.name),
-                    "left": report.left[1:],
-                    "notes": (*report.notes, note[:LONGEST_NOTE]) if note else report.notes,
-                }
-            )
-
-    working = asyncio.create_task(work())
+    run = _Run(job, steps)
+    working = asyncio.create_task(run.take_steps())
     # Nothing awaits a step that is left: its error is retrieved here, or asyncio would complain.
     working.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+    budget = f"budget of {job.budget_s:g} s"
     try:
         with suppress(TimeoutError):
-            await workflow.wait_condition(
-                working.done,
-                timeout=timedelta(seconds=job.budget_s),
-                timeout_summary=budget,
-            )
+            timeout = timedelta(seconds=job.budget_s)
+            await workflow.wait_condition(working.done, timeout=timeout, timeout_summary=budget)
     finally:
         finished = working.done()
         working.cancel()
 
     if finished:
         working.result()
-        _show(report, "done")
-        return report
-
-    used_up = f"{budget} used up: left {', '.join(report.left)}"
-    _show(report, used_up)
-    await call(
-        ScheduleActivities.record_exceeded,
-        report,
-        job.budget_s,
-        workflow.info().run_id,
-        workflow.now(),
-        summary=used_up,
-    )
-    return report
+        run.show("done")
+    else:
+        used_up = f"{budget} used up: left {', '.join(run.report.left)}"
+        run.show(used_up)
+        run_id = workflow.info().run_id
+        now = workflow.now()
+        await call(ScheduleActivities.record_exceeded, run.report, job.budget_s, run_id, now, summary=used_up)
+    return run.report
 
 
-def _show(report: JobReport, state: str) -> None:
-    lines = [f"**{report.job_id}**: {state}", "", *(f"* done: {name}" for name in report.done)]
-    workflow.set_current_details("\n".join([*lines, *(f"* {note}" for note in report.notes)]))
+class _Run:
+    """The steps of a job, and the report on those that were taken."""
+
+    def __init__(self, job: JobRequest, steps: Sequence[Step]) -> None:
+        self._steps = steps
+        self._budget_s = job.budget_s
+        self.report = JobReport(job_id=job.job_id, left=tuple(step.name for step in steps))
+
+    async def take_steps(self) -> None:
+        for step in self._steps:
+            self.show(f"now: {step.name}; budget {self._budget_s:g} s")
+            note = await step.take()
+            notes = self.report.notes
+            if note:
+                notes = (*notes, note[:LONGEST_NOTE])
+            progress = {"done": (*self.report.done, step.name), "left": self.report.left[1:], "notes": notes}
+            self.report = self.report.model_copy(update=progress)
+
+    def show(self, state: str) -> None:
+        """Show how far the job is in the web UI."""
+        lines = [f"**{self.report.job_id}**: {state}", ""]
+        lines += [f"* done: {name}" for name in self.report.done]
+        lines += [f"* {note}" for note in self.report.notes]
+        workflow.set_current_details("\n".join(lines))

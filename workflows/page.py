@@ -57,25 +57,13 @@ def render(status: CycleStatus) -> str:
     workflow = f"--workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
     namespace = f"--namespace {wire.NAMESPACE}"
 
-    aims = ""
-    effect = ""
-    arms: list[tuple[str, ...]] = []
-    if status.design is not None:
-        aims = _aims(status.design)
-    if status.reading is not None:
-        effect = _effect(status.reading)
-    if status.design is not None and status.reading is not None:
-        arms = _arms(status.design, status.reading, status.watch)
-
     return _PAGE.render(
         s=status,
         now=STEP_OF.get(status.phase, status.phase).value,
         steps=[step.value for step in STEPS],
         waits_for=AWAITS[status.phase],
         facts=_facts(status),
-        aims=aims,
-        arms=arms,
-        effect=effect,
+        arms=_arms(status),
         difference=_difference(status),
         acts=[(kind, _act(status, kind)) for kind in _open_acts(status)],
         row=_row,
@@ -124,8 +112,11 @@ def _aims(design: ExperimentDesign) -> str:
     return f" Good is: {', '.join(aims)}." if aims else ""
 
 
-def _arms(design: ExperimentDesign, reading: Reading, watch: Reading | None) -> list[tuple[str, ...]]:
-    """The cells of the table's rows."""
+def _arms(status: CycleStatus) -> list[tuple[str, ...]]:
+    """The cells of the table's rows; none before there is a reading."""
+    design, reading, watch = status.design, status.reading, status.watch
+    if design is None or reading is None:
+        return []
     arms = [
         ("before", design.control, design.baseline),
         ("control", design.control, reading.control),
@@ -205,5 +196,5 @@ def _figures(figures: dict[str, float]) -> str:
 
 # The text is markdown and not HTML: `plain` is what makes it safe.
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
-_ENVIRONMENT.filters |= {"plain": plain, "value": _value, "figures": _figures}
+_ENVIRONMENT.filters.update(plain=plain, value=_value, figures=_figures, aims=_aims, effect=_effect)
 _PAGE = _ENVIRONMENT.from_string((Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8"))

@@ -8,9 +8,7 @@ of processes share it. No module is imported to be read: docstrings come from th
 import ast
 import json
 import mmap
-import os
 import re
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -118,7 +116,7 @@ class Corpus:
 def open_corpus(cache_folder: Path, progress: Progress) -> Corpus:
     """Open the index of what is installed, building it first where it is missing (a few seconds).
 
-    `progress` is called with the stage and a count. Two processes may build at once: the first rename wins.
+    `progress` is called with the stage and a count.
     """
     # An interrupted installation leaves a folder without metadata, which has no name.
     by_version = {(d.name, d.version): d for d in distributions() if d.read_text("METADATA")}
@@ -127,17 +125,20 @@ def open_corpus(cache_folder: Path, progress: Progress) -> Corpus:
     folder = cache_folder / f"corpus-{digest[:16]}"
     if not folder.exists():
         cache_folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_folder))
-        try:
-            _build(scratch, [by_version[version] for version in versions], progress)
-            if not folder.exists():
-                os.rename(scratch, folder)  # noqa: PTH104 - must fail where the folder was made meanwhile, and not replace it
-        except OSError:
-            if not folder.exists():
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        _put_in_place(folder, [by_version[version] for version in versions], progress)
     return Corpus(folder)
+
+
+def _put_in_place(folder: Path, installed: list[Distribution], progress: Progress) -> None:
+    """Build the index beside `folder` and rename it. Two processes may build at once: the first rename wins."""
+    building = tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent, ignore_cleanup_errors=True)
+    try:
+        with building as scratch:
+            _build(Path(scratch), installed, progress)
+            Path(scratch).rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def _build(folder: Path, installed: list[Distribution], progress: Progress) -> None:
@@ -147,27 +148,37 @@ def _build(folder: Path, installed: list[Distribution], progress: Progress) -> N
     sources: list[str] = []
     offsets = [0]
     tokens: list[list[str]] = []
-    seen: set[str] = set()
     with (folder / "passages.txt").open("wb") as file:
-        for source, text in _documents(installed, progress):
-            for passage in _split(text):
-                if passage in seen:
-                    continue  # licences and inherited docstrings are repeated many times
-                seen.add(passage)
-                offsets.append(offsets[-1] + file.write(passage.encode("utf-8")))
-                sources.append(source)
-                tokens.append(terms(passage))
+        for source, passage in _different_passages(installed, progress):
+            offsets.append(offsets[-1] + file.write(passage.encode("utf-8")))
+            sources.append(source)
+            tokens.append(terms(passage))
     progress("indexing", len(sources))
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)
     index.save(folder / "bm25", show_progress=False)
-    frequency = np.zeros(len(index.vocab_dict))
-    for words in tokens:
-        frequency[[index.vocab_dict[word] for word in set(words)]] += 1
-    np.save(folder / "idf.npy", np.log(1 + (len(tokens) - frequency + 0.5) / (frequency + 0.5)))
+    np.save(folder / "idf.npy", _inverse_document_frequency(tokens, index.vocab_dict))
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     (folder / "sources.json").write_text(json.dumps(sources), "utf-8")
     progress(f"built in {time.monotonic() - started:.1f} s", len(sources))
+
+
+def _inverse_document_frequency(tokens: list[list[str]], vocabulary: dict[str, int]) -> Any:
+    """How rare each word is among the passages, by its number in the vocabulary (Lucene's formula)."""
+    frequency = np.zeros(len(vocabulary))
+    for words in tokens:
+        frequency[[vocabulary[word] for word in set(words)]] += 1
+    return np.log(1 + (len(tokens) - frequency + 0.5) / (frequency + 0.5))
+
+
+def _different_passages(installed: list[Distribution], progress: Progress) -> Iterator[tuple[str, str]]:
+    """The source and the text of each passage, once: licences and inherited docstrings are repeated many times."""
+    seen: set[str] = set()
+    for source, text in _documents(installed, progress):
+        for passage in _split(text):
+            if passage not in seen:
+                seen.add(passage)
+                yield source, passage
 
 
 def _documents(installed: list[Distribution], progress: Progress) -> Iterator[tuple[str, str]]:

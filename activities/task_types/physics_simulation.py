@@ -58,9 +58,10 @@ class PhysicsSimulation:
         )
         if not path.success:
             raise InvalidResult(f"the integration stopped at year {path.t[-1]:g} of {payload.years:g}: {path.message}")
-        before, after = conserved(masses, state), conserved(masses, path.y[:, -1])
+        before = conserved(masses, state)
+        after = conserved(masses, path.y[:, -1])
         drift = float(np.max(np.abs(after - before) / np.abs(before)))
-        if not drift <= payload.allowed_drift:
+        if not drift <= payload.allowed_drift:  # true of NaN too
             raise InvalidResult(f"expected energy and angular momentum within {payload.allowed_drift:g}, but {drift:g}")
         return TaskResult(
             summary=f"{payload.planets} planets, {payload.years:g} years; what is conserved drifts by {drift:.1g}.",

@@ -14,6 +14,7 @@ long its library takes to answer: once for the question and twice in each round.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -102,20 +103,17 @@ class ResearchSynthesis:
         passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
         library = self.library.asked(manner_of(parameters))
         question = sorted({term for term in terms(payload.question) if library.weight(term)})
-        first_search = Search(question, FEEDBACK_PASSAGES)
-        [seeds] = library.retrieve([first_search])
-        if not seeds:
-            raise InvalidResult(f"expected passages about {payload.question!r}, but the corpus has none")
-        check(library, [first_search], [seeds])
+        seeds = first_passages(library, payload.question, question)
         asked: list[SubQuestion] = []
         read: set[int] = set()
         findings: list[Quote] = []
         for _ in range(payload.depth):
             sub_questions = plan(library, question, seeds, payload.breadth, asked)
             asked += sub_questions
-            findings += research(library, sub_questions, passages, read)
+            found = search(library, sub_questions, passages, read)
+            read.update(chain.from_iterable(found))
+            findings = by_relevance(findings + research(library, sub_questions, found, passages))
             # The next round asks about the passages of the best findings.
-            findings.sort(key=lambda finding: -finding.relevance)
             seeds = list(dict.fromkeys(finding.passage for finding in findings))[:FEEDBACK_PASSAGES] or seeds
         claims = report(findings, min(LONGEST_REPORT, 3 + len(asked)))
         verify(claims, library)
@@ -166,30 +164,56 @@ def plan(
     return [SubQuestion(aspect, (*question, aspect)) for aspect in aspects[:breadth]]
 
 
-def research(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[Quote]:
-    """Researcher: read passages that are not in `read`, and add them to it; the best sentences on each sub-question.
+def first_passages(library: Library, question: str, query: Sequence[str]) -> list[int]:
+    """The passages that the first sub-questions come from. Raises InvalidResult where there are none."""
+    first_search = Search(query, FEEDBACK_PASSAGES)
+    [passage_ids] = library.retrieve([first_search])
+    if not passage_ids:
+        raise InvalidResult(f"expected passages about {question!r}, but the corpus has none")
+    check(library, [first_search], [passage_ids])
+    return passage_ids
+
+
+def search(library: Library, sub_questions: Sequence[SubQuestion], passages: int, read: set[int]) -> list[list[int]]:
+    """The best passages for each sub-question that were not read yet; no passage is in two of the results."""
+    searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
+    results = library.retrieve(searches, once=True)
+    check(library, searches, results)
+    return results
+
+
+def research(library: Library, sub_questions: Sequence[SubQuestion], found: list[list[int]], most: int) -> list[Quote]:
+    """Researcher: read the passages that were found; the best sentences on each sub-question.
 
     Support is sought for as many sentences as there are passages: for all of them, a common word would cost ten times
     as much as a rare one.
     """
-    searches = [Search(sub_question.query, passages, read) for sub_question in sub_questions]
-    results = library.retrieve(searches, once=True)
-    check(library, searches, results)
     relevant: list[Quote] = []
-    for sub_question, passage_ids in zip(sub_questions, results, strict=True):
-        read.update(passage_ids)
-        sentences = [finding for i in passage_ids for finding in read_passage(library, sub_question, i)]
-        relevant += sorted(sentences, key=lambda finding: -finding.relevance)[:passages]
+    for sub_question, passage_ids in zip(sub_questions, found, strict=True):
+        sentences = chain.from_iterable(read_passage(library, sub_question, i) for i in passage_ids)
+        relevant += by_relevance(sentences)[:most]
     by_aspect: defaultdict[str, list[Quote]] = defaultdict(list)
-    nearest = library.retrieve([Search(sorted(f.words), NEIGHBOURS, {f.passage}) for f in relevant])
-    for finding, neighbours in zip(relevant, nearest, strict=True):
-        support = len(supporters(library, finding, neighbours))
-        supported = finding._replace(support=support, relevance=finding.relevance * (1 + support) ** 0.25)
-        by_aspect[finding.aspect].append(supported)
+    for quote in with_support(library, relevant):
+        by_aspect[quote.aspect].append(quote)
     best: list[Quote] = []
     for quotes in by_aspect.values():
-        best += sorted(quotes, key=lambda finding: -finding.relevance)[:CANDIDATES]
+        best += by_relevance(quotes)[:CANDIDATES]
     return best
+
+
+def with_support(library: Library, quotes: Sequence[Quote]) -> list[Quote]:
+    """The same sentences with the support that they have, which makes them more relevant."""
+    nearest = library.retrieve([Search(sorted(quote.words), NEIGHBOURS, {quote.passage}) for quote in quotes])
+    supported = []
+    for quote, neighbours in zip(quotes, nearest, strict=True):
+        support = len(supporters(library, quote, neighbours))
+        relevance = quote.relevance * (1 + support) ** 0.25
+        supported.append(quote._replace(support=support, relevance=relevance))
+    return supported
+
+
+def by_relevance(quotes: Iterable[Quote]) -> list[Quote]:
+    return sorted(quotes, key=lambda quote: -quote.relevance)
 
 
 def check(library: Library, searches: Iterable[Search], results: Iterable[Sequence[int]]) -> None:
