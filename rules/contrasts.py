@@ -69,12 +69,13 @@ def running_at_start(spans: Sequence[tuple[datetime, datetime]]) -> list[int | N
     None for a task that started before the first of them finished: what ran then may have finished before all of them,
     and is not among them.
     """
+    if not spans:
+        return []
     starts = sorted(start for start, _ in spans)
     ends = sorted(end for _, end in spans)
-    first_end = ends[0] if ends else None
     running: list[int | None] = []
     for start, end in spans:
-        if first_end is None or start < first_end:
+        if start < ends[0]:
             running.append(None)
             continue
         begun = bisect_right(starts, start) - 1
