@@ -201,6 +201,17 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         raise typer.Exit(143) from None
 
 
+def ask(question: Callable[["NautilusClient"], Awaitable[T]]) -> T:
+    """The answer to a question to Temporal: `question` gets a client."""
+    from starter.client import NautilusClient
+
+    async def answered() -> T:
+        return await question(await NautilusClient.connect())
+
+    answer: T = run(answered())
+    return answer
+
+
 def open_to_read() -> "Readable":
     """The database that exists, for `activities.reading`: a SQLite file is read without SQLAlchemy."""
     from activities.reading import SqliteFile, existing_file
