@@ -178,16 +178,12 @@ def newcombe(counts: Counts, rest: Counts, level: float) -> tuple[float, float]:
     """
     z = -NormalDist().inv_cdf(level / 2)
     share = counts.successes / counts.tasks
-    low, high = wilson(*_pair(counts), z)
+    low, high = wilson(counts.successes, counts.tasks, z)
     other = rest.successes / rest.tasks
-    other_low, other_high = wilson(*_pair(rest), z)
+    other_low, other_high = wilson(rest.successes, rest.tasks, z)
     below = math.hypot(share - low, other_high - other)
     above = math.hypot(high - share, other - other_low)
     return max(-1.0, share - other - below), min(1.0, share - other + above)
-
-
-def _pair(counts: Counts) -> tuple[int, int]:
-    return counts.successes, counts.tasks
 
 
 def fisher(counts: Counts, rest: Counts) -> float:

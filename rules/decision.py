@@ -272,14 +272,11 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally])
     """
     factors = [[_factors(row) for row in log_factors(bets, share)] for share, *_ in tallies]
 
+    def log_won(number: int, difference: float) -> float:
+        return sum(_log_product(tally, rows[number], difference) for tally, rows in zip(tallies, factors, strict=True))
+
     def is_rejected(difference: float) -> bool:
-        logs = []
-        for j in range(len(bets)):
-            total = 0.0
-            for tally, rows in zip(tallies, factors, strict=True):
-                total += _log_product(tally, rows[j], difference)
-            logs.append(total)
-        return _log_mean(bets, logs) >= level
+        return _log_mean(bets, [log_won(number, difference) for number in range(len(bets))]) >= level
 
     low, high = -1.0, 1.0
     for _ in range(15):  # halvings: 2 / 2**15 is less than a hundredth of a point

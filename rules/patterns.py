@@ -155,13 +155,15 @@ def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
     against = math.fsum(weight(o.at, now) * o.against for o in observations)
     interval = wilson(support, support + against, SETTLED)
     effect = pooled(observations, now)
+    successes = sum(o.support for o in observations)
+    tries = sum(max(1, o.support + o.against) for o in observations)  # what ended without a verdict was tried too
     return Pattern(
         pattern_id=key,
         claim=memory.claim,
         state=_state(interval),
-        text=_sentence(memory, effect),
-        successes=_successes(observations),
-        tries=_tries(observations),
+        text=_sentence(memory, f"{successes} of {tries} times", effect),
+        successes=successes,
+        tries=tries,
         support=support,
         against=against,
         interval=interval,
@@ -182,16 +184,7 @@ def _state(interval: tuple[float, float]) -> PatternState:
     return PatternState.CONTESTED
 
 
-def _successes(observations: Iterable[Observation]) -> int:
-    return sum(o.support for o in observations)
-
-
-def _tries(observations: Iterable[Observation]) -> int:
-    """What ended without a verdict was tried too."""
-    return sum(max(1, o.support + o.against) for o in observations)
-
-
-def _sentence(memory: Memory, effect: PooledEffect | None) -> str:
+def _sentence(memory: Memory, times: str, effect: PooledEffect | None) -> str:
     """The claim and its evidence; effects in points."""
     change = memory.claim.change
     symptom = memory.claim.symptom
@@ -199,8 +192,7 @@ def _sentence(memory: Memory, effect: PooledEffect | None) -> str:
     failed = Counter(o.ending for o in memory.observations if not o.support)
     endings = ", ".join(f"{count} {ending}" for ending, count in sorted(failed.items()))
     others = f" ({endings})" if endings else ""
-    times = f"{_successes(memory.observations)} of {_tries(memory.observations)} times{others}"
-    claim = f"{change.text} fixed {symptom.metric} of {symptom.task_type}{cause} {times}"
+    claim = f"{change.text} fixed {symptom.metric} of {symptom.task_type}{cause} {times}{others}"
     if effect is None:
         return claim
     low, high = effect.interval

@@ -90,23 +90,9 @@ def page(facts: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = (
-        compared,
-        escalated,
-        headline,
-        issue_counts,
-        lasted,
-        format_value,
-        words,
-        share,
-        interval,
-        swap,
-        tally,
-        points,
-        evidence,
-        difference,
-    )
-    environment.filters |= {filter_.__name__: filter_ for filter_ in shown}
+    texts = (compared, escalated, headline, issue_counts, lasted, format_value, words, difference)
+    figures = (share, interval, swap, tally, points, evidence)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in texts + figures})
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
     platform, *task_types = facts.tracks
     return environment.get_template("report_page.html").render(

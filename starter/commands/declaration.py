@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -109,8 +109,16 @@ def _prompted_limits(task_types: list[str]) -> list[str]:
 
 
 def _prompted(question: str, default: Choice) -> Choice:
-    answer: Choice = typer.prompt(question, default=default.value, value_proc=_one_of(type(default)), err=True)
-    return answer
+    choices = type(default)
+
+    def chosen(text: str) -> Choice:
+        try:
+            return choices(text.strip().lower())
+        except ValueError:
+            raise typer.BadParameter(f"expected one of {', '.join(choices)}, but {text!r} came") from None
+
+    choice: Choice = typer.prompt(question, default=default.value, value_proc=chosen, err=True)
+    return choice
 
 
 def _task_type_names(text: str) -> list[str]:
@@ -137,16 +145,6 @@ def _limit_s(text: str) -> float | None:
     if not 0 < seconds < math.inf:
         raise typer.BadParameter(f"expected seconds, or nothing, but {text!r} came")
     return seconds
-
-
-def _one_of(choices: type[Choice]) -> Callable[[str], Choice]:
-    def choice(text: str) -> Choice:
-        try:
-            return choices(text.strip().lower())
-        except ValueError:
-            raise typer.BadParameter(f"expected one of {', '.join(choices)}, but {text!r} came") from None
-
-    return choice
 
 
 def _histories(file: Path) -> "dict[str, TypeHistory]":

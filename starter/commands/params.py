@@ -168,11 +168,8 @@ def _freeze_of(key: str, freezes: "Mapping[str, Freeze]") -> "Freeze | None":
 
 def _document(state: "ParameterState", freezes: "Mapping[str, Freeze]") -> dict[str, Any]:
     freeze = _freeze_of(state.declaration.key, freezes)
-    document = state.model_dump(mode="json")
-    document["role"] = role_of(state.declaration).value
-    document["bounds"] = state.declaration.bounds
-    document["frozen"] = freeze.model_dump(mode="json") if freeze else None
-    return document
+    derived = {"role": role_of(state.declaration).value, "bounds": state.declaration.bounds}
+    return state.model_dump(mode="json") | derived | {"frozen": freeze.model_dump(mode="json") if freeze else None}
 
 
 def _formatted(freeze: "Freeze") -> str:

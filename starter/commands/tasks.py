@@ -101,10 +101,7 @@ def _submit_one(request: "TaskRequest", wait: bool, as_json: bool) -> None:
     from schema.messages.tasks import TaskEnding, task_workflow_id
 
     new = ask(lambda client: client.submit_task(request))
-    status = None
-    if wait:
-        status = ask(lambda client: client.task_result(task_workflow_id(request.task_id)))
-
+    status = ask(lambda client: client.task_result(task_workflow_id(request.task_id))) if wait else None
     if as_json:
         emit({"task_id": request.task_id, "new": new, "status": status})
     elif status is None:

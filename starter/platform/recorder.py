@@ -124,7 +124,7 @@ class Recorder:
         outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
         with self._database.transaction() as session:
             record_assignments(session, assignments, self._interval_s)
-            return list(record_each(session, outcomes, self._interval_s))
+            return record_each(session, outcomes, self._interval_s)
 
 
 def _acknowledge(entries: Sequence[_Entry], fates: Iterable[Fate]) -> None:
