@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from schema.messages.base import quoted
-from schema.messages.platform import Mode, ParameterState
+from schema.messages.platform import Mode, Parameter, ParameterState
 from schema.messages.proposals import Proposal
 
 
@@ -38,17 +38,25 @@ def refusal(
     if proposal.value == state.value:
         return f"expected a change of {declared.key}, but {quoted(proposal.value)} is its value already"
     if isinstance(proposal.value, int | float) and isinstance(state.value, int | float):
-        change = abs(proposal.value - state.value)
-        if declared.largest_change is not None and change > declared.largest_change * (1 + 1e-9):
-            return f"expected {declared.key} to change by at most {declared.largest_change:g}, but {change:g} came"
-        if declared.step is not None and not _on_step(proposal.value, declared.step, declared.minimum or 0.0):
-            return f"expected {declared.key} in steps of {declared.step:g}, but {proposal.value:g} came"
+        change_refusal = _change_refusal(declared, state.value, proposal.value)
+        if change_refusal is not None:
+            return change_refusal
     gain = proposal.predicted_rate - baseline_rate
     if gain < minimum_effect - 1e-9:
         return (
             f"expected a predicted rate of at least {baseline_rate + minimum_effect:.3f} (baseline {baseline_rate:.3f} "
             f"and {minimum_effect:g} worth having), but {proposal.predicted_rate:.3f} came"
         )
+    return None
+
+
+def _change_refusal(declared: Parameter, present: float, proposed: float) -> str | None:
+    """Why a number may not change like this, or None."""
+    change = abs(proposed - present)
+    if declared.largest_change is not None and change > declared.largest_change * (1 + 1e-9):
+        return f"expected {declared.key} to change by at most {declared.largest_change:g}, but {change:g} came"
+    if declared.step is not None and not _on_step(proposed, declared.step, declared.minimum or 0.0):
+        return f"expected {declared.key} in steps of {declared.step:g}, but {proposed:g} came"
     return None
 
 

@@ -18,6 +18,7 @@ from itertools import accumulate
 from math import log
 from operator import mul
 from random import Random
+from typing import NamedTuple
 
 # (weight, control rate a, treatment rate b) with a <= b; the weights of a mixture sum to 1.
 Bet = tuple[float, float, float]
@@ -98,24 +99,35 @@ def _bet(weight: float, a: float, b: float) -> Bet:
     return weight, max(a, b * CERTAINTY), min(b, 1 - (1 - a) * CERTAINTY)
 
 
+class _Outcomes(NamedTuple):
+    """The outcomes of a task under Q: a success treated or not, a failure treated or not."""
+
+    ends: list[list[float]]  # of each bet, where on [0, 1) the probabilities of its outcomes end, the last one at 1
+    factors: list[list[float]]  # of each outcome, by which factor it multiplies each bet
+
+
+def _outcomes(bets: Sequence[Bet], rate: float) -> _Outcomes:
+    # Odds of the arm given the outcome, at 50/50: treatment or control after a success, the same after a failure.
+    arms = [(b / (a + b), a / (a + b), (1 - b) / (2 - a - b), (1 - a) / (2 - a - b)) for _, a, b in bets]
+    ends = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
+    # An outcome multiplies a bet by its odds over those of no effect, which are one in two.
+    factors = [[2 * p for p in column] for column in zip(*arms, strict=True)]
+    return _Outcomes(ends, factors)
+
+
 def _maxima(bets: Sequence[Bet], rate: float, ceiling: float, max_tasks: int) -> list[list[float]]:
     """The successive maxima of E along each path under Q, up to `ceiling` or the horizon."""
     rng = Random(SEED)
-    # Odds of the arm given the outcome, at 50/50: treatment or control after a success, the same after a failure.
-    arms = [(b / (a + b), a / (a + b), (1 - b) / (2 - a - b), (1 - a) / (2 - a - b)) for _, a, b in bets]
-    # Of each bet, where on [0, 1) its outcomes end: the columns of `factors` in their order, the last one at 1.
-    outcomes = [list(accumulate((rate * ts, rate * cs, (1 - rate) * tf))) for ts, cs, tf, _ in arms]
-    # An outcome multiplies a bet by its odds over those of no effect, which are one in two.
-    factors = [[2 * p for p in column] for column in zip(*arms, strict=True)]
+    outcomes = _outcomes(bets, rate)
     weights = [weight for weight, _, _ in bets]
-    ends = list(accumulate(weights))
+    weight_ends = list(accumulate(weights))
     paths: list[list[float]] = []
     steps = 0
     while len(paths) < PATHS and steps < STEPS / len(RATE_SHIFTS):
         # The golden ratio spreads any number of paths over the bets by their weights, better than rng would.
-        place = len(paths) * GOLDEN_RATIO % 1.0 * ends[-1]
-        outcome_ends = outcomes[bisect_left(ends, place)]
-        drawn = (factors[bisect_right(outcome_ends, rng.random())] for _ in range(max_tasks))
+        place = len(paths) * GOLDEN_RATIO % 1.0 * weight_ends[-1]
+        outcome_ends = outcomes.ends[bisect_left(weight_ends, place)]
+        drawn = (outcomes.factors[bisect_right(outcome_ends, rng.random())] for _ in range(max_tasks))
         maxima, length = _path(weights, drawn, ceiling)
         paths.append(maxima)
         steps += length

@@ -7,7 +7,7 @@ approval beside any number of those who know nothing is no agreement. A tie is n
 Governor (snapshot of weights, quorum, late-quorum extension).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from schema.messages.base import one_line
@@ -66,22 +66,18 @@ def tally(
     `abstentions_count` is of an older electorate: there, an abstention counts for the quorum.
     """
     weights = capped_weights(voters, rules.operator_weight_cap)
-    counts = dict.fromkeys(Choice, 0)
-    cast = dict.fromkeys(Choice, 0.0)
-    for ballot in ballots.values():
-        counts[ballot.choice] += 1
-        cast[ballot.choice] += weights[ballot.agent_id]
-    approve = cast[Choice.APPROVE]
-    reject = cast[Choice.REJECT]
-
+    counts = Counter(ballot.choice for ballot in ballots.values())
+    approve = _weight_of(Choice.APPROVE, ballots, weights)
+    reject = _weight_of(Choice.REJECT, ballots, weights)
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
-    counted = {a for a, ballot in ballots.items() if abstentions_count or ballot.choice is not Choice.ABSTAIN}
-    operators = {voter.operator for voter in voters if voter.agent_id in counted}
-    reachable = operators | {voter.operator for voter in open_voters}
-    needed = majority(risk, rules)
+
+    voted = {agent_id for agent_id, b in ballots.items() if abstentions_count or b.choice is not Choice.ABSTAIN}
+    operators = {voter.operator for voter in voters if voter.agent_id in voted}
+    reachable = operators.union(voter.operator for voter in open_voters)
     quorum = len(operators) >= rules.minimum_ballots
 
+    needed = majority(risk, rules)
     accepted = quorum and _carries(approve, reject, needed)
     certain_yes = quorum and _carries(approve, reject + open_weight, needed)
     certain_no = len(reachable) < rules.minimum_ballots or not _carries(approve + open_weight, reject, needed)
@@ -116,6 +112,10 @@ def nothing_worth_trying(agents: Iterable[Agent], declines: Mapping[str, Decline
     count = f"{len(declines)} agents of {len(operators)} operators found nothing"
     first = next(iter(declines.values()))
     return f"nothing worth trying: {count}; {first.agent_id}: {one_line(first.reason, LONGEST_REASON)}"
+
+
+def _weight_of(choice: Choice, ballots: Mapping[str, Ballot], weights: Mapping[str, float]) -> float:
+    return sum((weights[ballot.agent_id] for ballot in ballots.values() if ballot.choice is choice), start=0.0)
 
 
 def _carries(approve: float, reject: float, needed: float) -> bool:

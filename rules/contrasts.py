@@ -69,12 +69,13 @@ def running_at_start(spans: Sequence[tuple[datetime, datetime]]) -> list[int | N
     None for a task that started before the first of them finished: what ran then may have finished before all of them,
     and is not among them.
     """
+    if not spans:
+        return []
     starts = sorted(start for start, _ in spans)
     ends = sorted(end for _, end in spans)
-    first_end = ends[0] if ends else None
     running: list[int | None] = []
     for start, end in spans:
-        if first_end is None or start < first_end:
+        if start < ends[0]:
             running.append(None)
             continue
         begun = bisect_right(starts, start) - 1
@@ -177,16 +178,12 @@ def newcombe(counts: Counts, rest: Counts, level: float) -> tuple[float, float]:
     """
     z = -NormalDist().inv_cdf(level / 2)
     share = counts.successes / counts.tasks
-    low, high = wilson(*_pair(counts), z)
+    low, high = wilson(counts.successes, counts.tasks, z)
     other = rest.successes / rest.tasks
-    other_low, other_high = wilson(*_pair(rest), z)
+    other_low, other_high = wilson(rest.successes, rest.tasks, z)
     below = math.hypot(share - low, other_high - other)
     above = math.hypot(high - share, other - other_low)
     return max(-1.0, share - other - below), min(1.0, share - other + above)
-
-
-def _pair(counts: Counts) -> tuple[int, int]:
-    return counts.successes, counts.tasks
 
 
 def fisher(counts: Counts, rest: Counts) -> float:

@@ -75,28 +75,49 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     strata = tuple(strata)
     evidence = _evidence(design, strata, extended)
     effect = rate_difference(strata)
-    finished, excluded = sum(s.finished for s in strata), sum(s.excluded for s in strata)
-    decision, why = _conclusion(design, strata, finished + excluded, evidence)
-    reason = f"{decision} after {finished} {'rated ' if excluded else ''}tasks"
-    if excluded:
-        reason += f" and {excluded} without a rating"
-    if design.max_tasks:
-        reason += f" of {design.max_tasks}"
-    if effect is not None:
-        reason += f" at a difference of {100 * effect:+.1f} points"
+    conclusion = _conclusion(design, strata, evidence)
+    when = _when(design, strata, effect)
     return Verdict(
-        decision=decision, reason=f"{reason}: {why}", effect=effect, design=design, strata=strata, **evidence._asdict()
+        decision=conclusion.decision,
+        reason=f"{conclusion.decision} after {when}: {conclusion.why}",
+        log_e=evidence.log_e,
+        log_threshold=evidence.log_threshold,
+        log_e_harm=evidence.log_e_harm,
+        log_e_smallest=evidence.log_e_smallest,
+        srm_e=evidence.srm_e,
+        effect=effect,
+        design=design,
+        strata=strata,
     )
 
 
+def _when(design: DecisionRule, strata: Sequence[StratumCounts], effect: float | None) -> str:
+    """After how many tasks, and at which difference so far."""
+    finished = sum(stratum.finished for stratum in strata)
+    excluded = sum(stratum.excluded for stratum in strata)
+    tasks = f"{finished} tasks"
+    if excluded:
+        tasks = f"{finished} rated tasks and {excluded} without a rating"
+    if design.max_tasks:
+        tasks += f" of {design.max_tasks}"
+    if effect is None:
+        return tasks
+    return f"{tasks} at a difference of {100 * effect:+.1f} points"
+
+
 class _Evidence(NamedTuple):
-    """What a decision rests on, under the names of a verdict's fields."""
+    """What a decision rests on."""
 
     log_e: float
     log_threshold: float
     log_e_harm: float
     log_e_smallest: float
     srm_e: float
+
+
+class _Conclusion(NamedTuple):
+    decision: Decision
+    why: str
 
 
 def _evidence(design: DecisionRule, strata: Sequence[StratumCounts], extended: bool) -> _Evidence:
@@ -112,10 +133,9 @@ def _evidence(design: DecisionRule, strata: Sequence[StratumCounts], extended: b
     )
 
 
-def _conclusion(
-    design: DecisionRule, strata: Sequence[StratumCounts], ended: int, evidence: _Evidence
-) -> tuple[Decision, str]:
-    """The decision and its reason; `ended` are the tasks that no more will be heard of, evidence or not."""
+def _conclusion(design: DecisionRule, strata: Sequence[StratumCounts], evidence: _Evidence) -> _Conclusion:
+    # No more will be heard of these tasks, evidence or not.
+    ended = sum(stratum.finished + stratum.excluded for stratum in strata)
     fewest = min((min(s.control.tasks, s.treatment.tasks) for s in strata), default=0)
     has_enough_tasks = fewest >= design.minimum_tasks
     shortage = "" if has_enough_tasks else f", but an arm has {fewest} of {design.minimum_tasks} tasks"
@@ -127,18 +147,19 @@ def _conclusion(
     threshold = _e(evidence.log_threshold)
     if evidence.srm_e >= SRM_THRESHOLD:
         why = f"the assignment departs from its share, e = {evidence.srm_e:.3g} >= {SRM_THRESHOLD:g}"
-        return Decision.INVALID, why
+        return _Conclusion(Decision.INVALID, why)
     if evidence.log_e_harm >= harm_threshold:
-        return Decision.HARMFUL, f"evidence of harm e = {_e(evidence.log_e_harm)} reached {_e(harm_threshold)}"
+        why = f"evidence of harm e = {_e(evidence.log_e_harm)} reached {_e(harm_threshold)}"
+        return _Conclusion(Decision.HARMFUL, why)
     if evidence.log_e >= evidence.log_threshold and has_enough_tasks:
-        return Decision.PROMOTE, f"{e_value} reached {threshold}"
+        return _Conclusion(Decision.PROMOTE, f"{e_value} reached {threshold}")
     if evidence.log_e_smallest <= futility_bound:
         effect = f"{100 * design.minimum_effect:.3g} points, the smallest effect worth having,"
         odds = f"are {_e(evidence.log_e_smallest)} times as likely as none, at most {_e(futility_bound)}"
-        return Decision.FUTILE, f"{effect} {odds}"
+        return _Conclusion(Decision.FUTILE, f"{effect} {odds}")
     if design.max_tasks is not None and ended >= design.max_tasks:
-        return Decision.INCONCLUSIVE, f"{e_value} of {threshold} at the end{shortage}"
-    return Decision.CONTINUE, f"{e_value} of {threshold} needed{shortage}"
+        return _Conclusion(Decision.INCONCLUSIVE, f"{e_value} of {threshold} at the end{shortage}")
+    return _Conclusion(Decision.CONTINUE, f"{e_value} of {threshold} needed{shortage}")
 
 
 def log_evidence(bets: tuple[Bet, ...], tallies: Sequence[ArmTally]) -> float:
@@ -251,14 +272,11 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally])
     """
     factors = [[_factors(row) for row in log_factors(bets, share)] for share, *_ in tallies]
 
+    def log_won(number: int, difference: float) -> float:
+        return sum(_log_product(tally, rows[number], difference) for tally, rows in zip(tallies, factors, strict=True))
+
     def is_rejected(difference: float) -> bool:
-        logs = []
-        for j in range(len(bets)):
-            total = 0.0
-            for tally, rows in zip(tallies, factors, strict=True):
-                total += _log_product(tally, rows[j], difference)
-            logs.append(total)
-        return _log_mean(bets, logs) >= level
+        return _log_mean(bets, [log_won(number, difference) for number in range(len(bets))]) >= level
 
     low, high = -1.0, 1.0
     for _ in range(15):  # halvings: 2 / 2**15 is less than a hundredth of a point

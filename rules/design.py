@@ -33,10 +33,13 @@ def affected(briefing: Briefing, parameter: Parameter) -> Counts:
 
 def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> ExperimentDesign:
     """The experiment of a proposal that was voted for; raises KeyError for a parameter that was not declared."""
-    state = {p.declaration.key: p for p in briefing.parameters}[proposal.parameter]
-    rules, baseline = briefing.rules, affected(briefing, state.declaration)
+    states = {state.declaration.key: state for state in briefing.parameters}
+    state = states[proposal.parameter]
+    rules = briefing.rules
+    baseline = affected(briefing, state.declaration)
     promised = proposal.predicted_rate - baseline_rate(baseline)
-    minimum_effect = max(rules.minimum_effect, PROMISE_SHARE * promised)
+    ruled = rules.model_dump(include=RULED)
+    ruled["minimum_effect"] = max(rules.minimum_effect, PROMISE_SHARE * promised)
     return ExperimentDesign(
         experiment_id=briefing.cycle_id,
         cycle_id=briefing.cycle_id,
@@ -54,7 +57,7 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
         exposure=exposure(state.declaration.risk, rules),
         guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
         objectives={t: aim for t, aim in briefing.objectives.items() if t in state.declaration.task_types},
-        **rules.model_dump(include=RULED) | {"minimum_effect": minimum_effect},
+        **ruled,
     )
 
 

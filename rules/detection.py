@@ -46,6 +46,7 @@ from schema.messages.platform import ObservatoryRules
 
 DEMAND = 0.45  # the share of this week in two weeks' tasks that is still usual: a fifth fewer is demand, not a fault
 CULPRIT = 0.75  # the share of the platform's evidence with which one type explains it
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
 
 class Closing(NamedTuple):
@@ -150,14 +151,12 @@ def detect_all(
         spans = {name: (*excluded.get(name, ()), *earlier.spans_of(name)) for name in task_types}
         detection = detect(at, history, carried, rules, metric=metric, series_count=series_count, excluded=spans)
         carried = detection.states
-        explained: set[str] = set()
-        for anomaly in detection.raised:
-            if task_types and earlier.explain(anomaly):
-                explained.add(anomaly.anomaly_id)
-                carried[anomaly.subject] = restarted(carried[anomaly.subject])
-            else:
-                raised.append(anomaly)
-        closed += [closing for closing in detection.closed if closing.anomaly_id not in explained]
+        explained = [anomaly for anomaly in detection.raised if task_types and earlier.explain(anomaly)]
+        for anomaly in explained:
+            carried[anomaly.subject] = restarted(carried[anomaly.subject])
+        explained_ids = {anomaly.anomaly_id for anomaly in explained}
+        raised += [anomaly for anomaly in detection.raised if anomaly.anomaly_id not in explained_ids]
+        closed += [closing for closing in detection.closed if closing.anomaly_id not in explained_ids]
         earlier.add(metric, task_types, carried, at)
     return Detection(carried, tuple(raised), tuple(closed))
 
@@ -253,8 +252,8 @@ class _Evaluation:
         interval a week ago, but no more than the median of that time of day: a week after a flood is no drought.
         A baseline shorter than a week holds no tasks of a week ago: nothing is usual, and nothing alarms.
         """
-        day, width = timedelta(days=1), timedelta(seconds=self.settings.rules.interval_s)
-        now, *last_week = (self.tasks(names, start - lag * day, start - lag * day + width) for lag in range(8))
+        width = timedelta(seconds=self.settings.rules.interval_s)
+        now, *last_week = (self.tasks(names, start - lag * DAY, start - lag * DAY + width) for lag in range(8))
         usual = min(last_week[-1], median(last_week))
         hour = start.replace(minute=0, second=0, microsecond=0)
         key = (*names, hour)
@@ -265,7 +264,7 @@ class _Evaluation:
     def usual_volume(self, names: Sequence[str], at: datetime) -> Baseline | None:
         """The baseline of `volume`, from the week before the guard gap; None below PRIOR_TASKS tasks."""
         rules, hour = self.settings.rules, timedelta(hours=1)
-        first = at - timedelta(seconds=rules.guard_s) - timedelta(days=7)
+        first = at - timedelta(seconds=rules.guard_s) - WEEK
         volumes = [self.tasks(names, first + h * hour, first + (h + 1) * hour) for h in range(HOURS)]
         if sum(volumes) < PRIOR_TASKS:
             return None
@@ -295,24 +294,25 @@ class _Evaluation:
 
     def judge(self, start: datetime) -> None:
         """Judge one interval: each type by itself, and the platform by the types without an alarm of their own."""
-        platform = self.state("")
         alarmed = [name for name in self.tracks if self.state(name).alarm is not None]
-        # A type without an alarm raises none while the platform has one.
-        watched = [name for name in self.tracks if name not in alarmed] if platform.alarm is None else []
+        watched = [name for name in self.tracks if name not in alarmed]
+        platform_is_alarmed = self.state("").alarm is not None
+        if platform_is_alarmed:
+            watched = []  # a type without an alarm raises none while the platform has one
+
         cells = {name: self.cell(name, start, name in watched) for name in self.tracks}
-        after = {
-            name: step(name, self.state(name), start, {name: cells[name]}, settings=self.settings)
-            for name in (*watched, *alarmed)
-        }
-        if platform.alarm is not None:
-            together = self.together(list(self.tracks), cells, start)
-            after[""] = step("", platform, start, together, settings=self.settings)
-        elif len(cells) > 1:
-            together = self.together(watched, cells, start)
-            whole = step("", platform, start, together, settings=self.settings)
-            after |= _attributed(whole, {name: after[name] for name in watched})
+        after = {name: self.stepped(name, start, {name: cells[name]}) for name in watched + alarmed}
+        if platform_is_alarmed:
+            after[""] = self.stepped("", start, self.together(list(self.tracks), cells, start))
+        elif len(self.tracks) > 1:
+            platform = self.stepped("", start, self.together(watched, cells, start))
+            after.update(_attributed(platform, {name: after[name] for name in watched}))
         for name, state in after.items():
             self.put(name, state)
+
+    def stepped(self, name: str, start: datetime, cells: Cells) -> Series:
+        """The state of a series after one more interval; nothing is kept yet."""
+        return step(name, self.state(name), start, cells, settings=self.settings)
 
     def judge_silences(self) -> None:
         """Judge the silence of the platform and, where it is not silent as a whole, of each task type."""
@@ -352,23 +352,16 @@ class _Evaluation:
         longest_gap = _longest_gap(busy, width)
         if silence <= max(timedelta(0), longest_gap):
             return None
-        has_a_week = since - busy[0].start >= timedelta(days=7)
-        lag = timedelta(days=7) if has_a_week else timedelta(days=1)
+        lag = WEEK if since - busy[0].start >= WEEK else DAY
         usual = Counts.total(interval.counts for interval in busy if since <= interval.start + lag < self.at)
         # With fewer, some series would be silent by chance more often than the budget allows.
         fewest = math.log2(WEEK_S / width.total_seconds() * self.settings.series_count / BUDGET)
         if usual.tasks < fewest:
             return None
-        usually = f"{usual.tasks} came {'a week' if has_a_week else 'a day'} earlier"
-        before = f"the longest gap before took {_hours(longest_gap):.3g} h"
+        reason = _silence_in_words(silence, longest_gap, usual.tasks, lag)
+        cusum = Cusum(since=since)
         return anomaly_of(
-            metric=SILENCE,
-            name=name,
-            raised=self.at,
-            at=self.at,
-            cusum=Cusum(since=since),
-            usual=usual,
-            reason=f"no task for {_hours(silence):.3g} h, where {usually}; {before}",
+            metric=SILENCE, name=name, raised=self.at, at=self.at, cusum=cusum, usual=usual, reason=reason
         )
 
     def retire(self, metric: str) -> None:
@@ -393,6 +386,12 @@ def _longest_gap(busy: Sequence[Interval], width: timedelta) -> timedelta:
     """The longest time without a task between two intervals with some, which are in order; 0 with fewer than two."""
     gaps = [later.start - earlier.start - width for earlier, later in pairwise(busy)]
     return max(gaps, default=timedelta(0))
+
+
+def _silence_in_words(silence: timedelta, longest_gap: timedelta, usual_tasks: int, lag: timedelta) -> str:
+    usually = f"{usual_tasks} came {'a week' if lag == WEEK else 'a day'} earlier"
+    before = f"the longest gap before took {_hours(longest_gap):.3g} h"
+    return f"no task for {_hours(silence):.3g} h, where {usually}; {before}"
 
 
 def _hours(time: timedelta) -> float:

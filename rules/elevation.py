@@ -71,15 +71,16 @@ def budget(
         return Budget(seconds=declared.budget_s)
     if not durations_s:
         return Budget(seconds=declared.most_budget_s, reason="auto: no run yet, so all that it may have")
+    urgent = urgency(anomalies, health)
     rank = math.ceil(QUANTILE * len(durations_s))
     usual_s = sorted(durations_s)[rank - 1]
-    urgent = urgency(anomalies, health)
-    steps = math.ceil(usual_s * HEADROOM * (1 + urgent) / BUDGET_STEP_S)
-    wanted_s = steps * BUDGET_STEP_S
+    wanted_s = usual_s * HEADROOM * (1 + urgent)
+    whole_steps_s = math.ceil(wanted_s / BUDGET_STEP_S) * BUDGET_STEP_S
+
     runs = f"{QUANTILE:.0%} of {len(durations_s)} runs took up to {usual_s:.1f} s"
     health_now = "unknown" if health is None else f"{health:.0f}"
     open_now = f"{len(anomalies)} anomalies open, health {health_now}"
     return Budget(
-        seconds=min(max(wanted_s, declared.least_budget_s), declared.most_budget_s),
+        seconds=min(max(whole_steps_s, declared.least_budget_s), declared.most_budget_s),
         reason=f"auto: {runs}; urgency {urgent:.0%} ({open_now})",
     )

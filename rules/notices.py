@@ -40,7 +40,9 @@ def notice(event: Event) -> Notice:
             text = f"{change.reason}\nVersion {change.version}, by {change.cycle_id}."
             return Notice(title=f"{what}: {change.parameter} = {format_value(change.value)}", text=text)
         case CycleEnded(cycle_id=cycle_id, ending=ending, reason=reason, dossier=dossier):
-            lines = [reason or "no reason given", *(_in_short(dossier, event.subject) if dossier else ())]
+            lines = [reason or "no reason given"]
+            if dossier is not None:
+                lines += _in_short(dossier, event.subject)
             return Notice(title=f"Cycle {cycle_id}: {ending.value}", text="\n".join(lines))
         case ReportPublished(title=title, text=text) | TaskSettled(title=title, text=text):
             return Notice(title=title, text=text)

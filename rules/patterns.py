@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rules.rates import wilson
 from schema.experience import nearness, weight
@@ -32,7 +32,7 @@ from schema.messages.memory import (
 # Only learning needs these: `nautilus memory list` starts faster without them.
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleEnd
-    from schema.messages.experiment import ExperimentDesign
+    from schema.messages.experiment import ExperimentDesign, Reading
 
 # Six half-lives: what has not been seen for a year is forgotten.
 NEGLIGIBLE = 2.0**-6
@@ -49,7 +49,14 @@ LONGEST_LESSON = 1_950
 Learned = tuple[Claim, Sequence[Observation]]
 
 
-def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, tuple[float, float]] | None:
+class PooledEffect(NamedTuple):
+    """The mean of an effect, and its 95 % interval."""
+
+    mean: float
+    interval: tuple[float, float]
+
+
+def pooled(observations: Iterable[Observation], now: datetime) -> PooledEffect | None:
     """The mean effect and its 95 % interval, wider where effects differ more than chance (DerSimonian & Laird 1986)."""
     effects = [(o.effect, o.error**2, weight(o.at, now)) for o in observations if o.effect is not None and o.error]
     if not effects:
@@ -65,7 +72,7 @@ def pooled(observations: Iterable[Observation], now: datetime) -> tuple[float, t
     variance = math.fsum(w * w * v for w, _, v in weighted)
     half = Z95 * math.sqrt(variance) / total
     # A difference of rates is never more than everything.
-    return effect, (max(-1.0, effect - half), min(1.0, effect + half))
+    return PooledEffect(effect, (max(-1.0, effect - half), min(1.0, effect + half)))
 
 
 # ---- what is learned
@@ -77,46 +84,45 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: 
     `role` is that of the parameter; empty where it is not known. A vote, a person's veto or a broken assignment is no
     evidence of what a change does.
     """
-    from rules.design import breaks_something
     from schema.messages.cycle import Ending
 
-    reading = end.reading
-    support = 0
-    against = 0
-    match end.ending:
-        case Ending.PROMOTED:
-            support = 1
-        case Ending.FUTILE | Ending.HARMFUL:
-            against = 1
-        case Ending.ROLLED_BACK:
-            if end.watch is None or not breaks_something(design, end.watch):
-                return None
-            reading = end.watch
-            against = 1
-        case Ending.INCONCLUSIVE:
-            pass
-        case _:
-            return None
+    reading = _telling_reading(end, design)
     if reading is None:
         return None
-
-    effect, error = None, None
-    low, high = reading.interval or (0.0, 0.0)
-    if reading.effect is not None and low < high:
-        effect = reading.effect
-        # The standard error that the always-valid interval stands for: too wide rather than too narrow.
-        error = (high - low) / (2 * Z95)
+    error = _standard_error(reading)
     observation = Observation(
         source=end.cycle_id,
         at=end.at,
-        support=support,
-        against=against,
-        effect=effect,
+        support=1 if end.ending is Ending.PROMOTED else 0,
+        against=1 if end.ending in (Ending.FUTILE, Ending.HARMFUL, Ending.ROLLED_BACK) else 0,
+        effect=reading.effect if error is not None else None,
         error=error,
         ending=end.ending.value,
     )
     change = Change.of(design.parameter, design.control, design.treatment, role)
     return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [observation]
+
+
+def _telling_reading(end: "CycleEnd", design: "ExperimentDesign") -> "Reading | None":
+    """The reading that shows what the change does: the experiment's, or that of the watch which undid it."""
+    from rules.design import breaks_something
+    from schema.messages.cycle import Ending
+
+    match end.ending:
+        case Ending.PROMOTED | Ending.FUTILE | Ending.HARMFUL | Ending.INCONCLUSIVE:
+            return end.reading
+        case Ending.ROLLED_BACK if end.watch is not None and breaks_something(design, end.watch):
+            return end.watch
+        case _:
+            return None
+
+
+def _standard_error(reading: "Reading") -> float | None:
+    """What the always-valid interval of the effect stands for: too wide rather than too narrow. None without one."""
+    if reading.effect is None or reading.interval is None:
+        return None
+    low, high = reading.interval
+    return (high - low) / (2 * Z95) if low < high else None
 
 
 # ---- what is remembered
@@ -145,76 +151,83 @@ def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]
 def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
     """What the observations of a claim add up to, each weighted by its age."""
     observations = memory.observations
-    weights = [(weight(o.at, now), o) for o in observations]
-    support = math.fsum(w * o.support for w, o in weights)
-    against = math.fsum(w * o.against for w, o in weights)
-
-    low, high = wilson(support, support + against, SETTLED)
-    if low > 0.5:
-        state = PatternState.SUPPORTED
-    elif high < 0.5:
-        state = PatternState.REFUTED
-    else:
-        state = PatternState.CONTESTED
-
-    effect, effect_interval = pooled(observations, now) or (None, None)
-    pattern = Pattern(
+    support = math.fsum(weight(o.at, now) * o.support for o in observations)
+    against = math.fsum(weight(o.at, now) * o.against for o in observations)
+    interval = wilson(support, support + against, SETTLED)
+    effect = pooled(observations, now)
+    successes = sum(o.support for o in observations)
+    tries = sum(max(1, o.support + o.against) for o in observations)  # what ended without a verdict was tried too
+    return Pattern(
         pattern_id=key,
         claim=memory.claim,
-        state=state,
-        text="",
-        successes=sum(o.support for o in observations),
-        # What ended without a verdict was tried too.
-        tries=sum(max(1, o.support + o.against) for o in observations),
+        state=_state(interval),
+        text=_sentence(memory, f"{successes} of {tries} times", effect),
+        successes=successes,
+        tries=tries,
         support=support,
         against=against,
-        interval=(low, high),
-        effect=effect,
-        effect_interval=effect_interval,
+        interval=interval,
+        effect=effect.mean if effect else None,
+        effect_interval=effect.interval if effect else None,
         first_seen=observations[0].at,
         last_seen=observations[-1].at,
         judged_at=now,
     )
-    return pattern.model_copy(update={"text": _sentence(pattern, observations)})
 
 
-def _sentence(pattern: Pattern, observations: Sequence[Observation]) -> str:
+def _state(interval: tuple[float, float]) -> PatternState:
+    low, high = interval
+    if low > 0.5:
+        return PatternState.SUPPORTED
+    if high < 0.5:
+        return PatternState.REFUTED
+    return PatternState.CONTESTED
+
+
+def _sentence(memory: Memory, times: str, effect: PooledEffect | None) -> str:
     """The claim and its evidence; effects in points."""
-    change = pattern.claim.change
-    symptom = pattern.claim.symptom
-    effect = ""
-    if pattern.effect is not None and pattern.effect_interval is not None:
-        low, high = pattern.effect_interval
-        effect = f", {100 * pattern.effect:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+    change = memory.claim.change
+    symptom = memory.claim.symptom
     cause = f" failing by {symptom.cause}" if symptom.cause else ""
-    failed = Counter(o.ending for o in observations if not o.support)
+    failed = Counter(o.ending for o in memory.observations if not o.support)
     endings = ", ".join(f"{count} {ending}" for ending, count in sorted(failed.items()))
     others = f" ({endings})" if endings else ""
-    times = f"{pattern.successes} of {pattern.tries} times{others}"
-    return f"{change.text} fixed {symptom.metric} of {symptom.task_type}{cause} {times}{effect}"
+    claim = f"{change.text} fixed {symptom.metric} of {symptom.task_type}{cause} {times}{others}"
+    if effect is None:
+        return claim
+    low, high = effect.interval
+    return f"{claim}, {100 * effect.mean:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+
+
+class _News(NamedTuple):
+    """What became of a pattern since the last lesson."""
+
+    what: str
+    pattern: Pattern
 
 
 def lesson(before: Mapping[str, Pattern], after: Mapping[str, Pattern], at: datetime) -> Lesson:
     """What is new, what has changed and what is forgotten; what is settled first."""
-    changes = [("forgotten", pattern) for key, pattern in before.items() if key not in after]
+    news = [_News("forgotten", pattern) for key, pattern in before.items() if key not in after]
     for key, pattern in after.items():
-        was = before.get(key)
-        if was is None:
-            changes.append((f"new, {pattern.state.value}", pattern))
-        elif was.state is not pattern.state:
-            changes.append((f"changed, {was.state.value} -> {pattern.state.value}", pattern))
-        elif was.tries != pattern.tries:
-            changes.append((f"tried again, {pattern.state.value}", pattern))
-
-    def rank(change: tuple[str, Pattern]) -> tuple[bool, str, str]:
-        what, pattern = change
-        return pattern.state is PatternState.CONTESTED, what, pattern.text
-
-    changes.sort(key=rank)
-    lines = _fitting([f"{what}: {pattern.text}" for what, pattern in changes])
-    if len(changes) > len(lines):
-        lines.append(f"and {len(changes) - len(lines)} more")
+        what = _what_is_new(before.get(key), pattern)
+        if what is not None:
+            news.append(_News(what, pattern))
+    news.sort(key=lambda item: (item.pattern.state is PatternState.CONTESTED, item.what, item.pattern.text))
+    lines = _fitting([f"{item.what}: {item.pattern.text}" for item in news])
+    if len(news) > len(lines):
+        lines.append(f"and {len(news) - len(lines)} more")
     return Lesson(at=at, text="\n".join(lines) or "nothing new")
+
+
+def _what_is_new(before: Pattern | None, pattern: Pattern) -> str | None:
+    if before is None:
+        return f"new, {pattern.state.value}"
+    if before.state is not pattern.state:
+        return f"changed, {before.state.value} -> {pattern.state.value}"
+    if before.tries != pattern.tries:
+        return f"tried again, {pattern.state.value}"
+    return None
 
 
 def _fitting(lines: Sequence[str]) -> list[str]:

@@ -24,39 +24,32 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
 
     An escalation comes with a dossier, whatever it is for.
     """
-    market = state.briefing.market
     proposal = state.proposal
-    tally = state.tally if state.voted else None
-    proposer = {}
-    if proposal is not None:
-        proposer = {"agent_id": proposal.agent_id, "result": result_of(ending)}
-
+    market = state.briefing.market
     price = state.award.price if state.award else state.briefing.rules.reward
-    pay = {}
+    reward = bonus = penalty = 0
     if ending is Ending.PROMOTED:
-        pay = {"reward": price, "bonus": improvement_bonus(state.reading, market.improvement_bonus)}
+        reward = price
+        bonus = improvement_bonus(state.reading, market.improvement_bonus)
     elif ending is Ending.ROLLED_BACK and state.watch is not None:
-        did_harm = designs.breaks_something(state.designed, state.watch)
-        pay = {"penalty": price if did_harm else 0}
-
-    call_for_a_person = None
-    if ending is Ending.ESCALATED:
-        call_for_a_person = dossier.of(state)
-
+        penalty = price if designs.breaks_something(state.designed, state.watch) else 0
     return CycleEnd(
         cycle_id=state.briefing.cycle_id,
         subject=state.request.subject,
         ending=ending,
         reason=reason,
         at=at,
+        agent_id=proposal.agent_id if proposal else None,
+        result=result_of(ending) if proposal else None,
+        reward=reward,
+        penalty=penalty,
         proposal=proposal,
-        tally=tally,
+        tally=state.tally if state.voted else None,
         reading=state.reading,
         watch=state.watch,
+        bonus=bonus,
         forecast=forecast_pay(state.design, state.reading, market.forecast_stake),
-        dossier=call_for_a_person,
-        **proposer,
-        **pay,
+        dossier=dossier.of(state) if ending is Ending.ESCALATED else None,
     )
 
 

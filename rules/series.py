@@ -173,7 +173,8 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
         cusums[FLOOR] = _advanced(state.cusums.get(FLOOR, ZERO), shortfall, start, counts)
         if not excess and _is_below_the_floor(cusums[FLOOR].counts, state.tasks, settings):
             excess[FLOOR] = 0.0
-    state = state.model_copy(update={"cusums": {cause: cusum for cause, cusum in cusums.items() if cusum != ZERO}})
+    above_zero = {cause: cusum for cause, cusum in cusums.items() if cusum != ZERO}
+    state = state.model_copy(update={"cusums": above_zero})
     if not excess:
         return state
     cause = max(excess, key=lambda delta: (excess[delta], delta))

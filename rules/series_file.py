@@ -316,26 +316,30 @@ class _ValueDetector:
             self.sums[c] = max(0.0, self.sums[c] + shift * innovation - abs(shift) * error - shift * shift / 2)
         return max(range(len(WATCHED)), key=self.sums.__getitem__)
 
-    def _raise(self, i: int, c: int, usual: _Usual) -> None:
-        since = self.rows[self.onsets[c] : i + 1]
-        onset = AT(since[0])
-        direction = Direction.UP if WATCHED[c] > 0 else Direction.DOWN
-        observed = fmean(value for _, value in since)
-        expected = fmean(usual.level(at) for at, _ in since)
-        reason = (
-            f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week; "
-            f"log likelihood ratio {self.sums[c]:.1f}, alarm at {self.limit:.1f}"
-        )
-        size = observed - expected
-        self.alarms.append(
-            SeriesAlarm(timestamp=AT(since[-1]), onset=onset, direction=direction, size=size, reason=reason)
-        )
+    def _raise(self, i: int, strongest: int, usual: _Usual) -> None:
+        """Report the rows since a CUSUM's last zero, and open an episode with them."""
+        first = self.onsets[strongest]
+        since = self.rows[first : i + 1]
+        self.alarms.append(self._alarm(since, strongest, usual))
         # Half of what a lasting shift shows in the innovations: chance helped to raise it, and must not close it.
-        score = fmean(self.scores[self.onsets[c] :])
+        score = fmean(self.scores[first:])
         shift = min(1.5, max(0.5, abs(usual.innovation(score, score)) / 2))
-        self.episode = _Episode(onset, math.copysign(shift, WATCHED[c]))
+        self.episode = _Episode(AT(since[0]), math.copysign(shift, WATCHED[strongest]))
         self.sums = [0.0] * len(WATCHED)
         del self.healthy[-len(since) :]
+
+    def _alarm(self, since: Sequence[tuple[datetime, float]], strongest: int, usual: _Usual) -> SeriesAlarm:
+        observed = fmean(value for _, value in since)
+        expected = fmean(usual.level(at) for at, _ in since)
+        means = f"mean {observed:.4g} over {len(since)} rows, against {expected:.4g} usual at that time of the week"
+        evidence = f"log likelihood ratio {self.sums[strongest]:.1f}, alarm at {self.limit:.1f}"
+        return SeriesAlarm(
+            timestamp=AT(since[-1]),
+            onset=AT(since[0]),
+            direction=Direction.UP if WATCHED[strongest] > 0 else Direction.DOWN,
+            size=observed - expected,
+            reason=f"{means}; {evidence}",
+        )
 
 
 def _settled(values: Sequence[float]) -> bool:

@@ -36,21 +36,9 @@ class Tier(StrEnum):
     SUSPENDED = "suspended"
 
 
-VOTE_WEIGHT = {
-    Tier.TRUSTED: 1.5,
-    Tier.ESTABLISHED: 1.0,
-    Tier.NEWCOMER: 1.0,
-    Tier.PROBATION: 0.5,
-    Tier.SUSPENDED: 0.0,
-}
+VOTE_WEIGHT = {Tier.TRUSTED: 1.5, Tier.ESTABLISHED: 1.0, Tier.NEWCOMER: 1.0, Tier.PROBATION: 0.5, Tier.SUSPENDED: 0.0}
 # How many awards at a time: a new agent cannot fail at much before its first results are in.
-MOST_AWARDS = {
-    Tier.TRUSTED: 16,
-    Tier.ESTABLISHED: 8,
-    Tier.NEWCOMER: 2,
-    Tier.PROBATION: 1,
-    Tier.SUSPENDED: 0,
-}
+MOST_AWARDS = {Tier.TRUSTED: 16, Tier.ESTABLISHED: 8, Tier.NEWCOMER: 2, Tier.PROBATION: 1, Tier.SUSPENDED: 0}
 
 
 def worth(result: AwardResult) -> float:

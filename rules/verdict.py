@@ -7,9 +7,10 @@ are the same object as the harm monitor: an e-process on shares of good tasks, a
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 
-from rules.decision import decide, harm_evidence
+from rules.decision import Verdict, decide, harm_evidence
 from schema.messages.experiment import (
     ArmCounts,
     Decision,
@@ -79,38 +80,41 @@ def read(
     extended: bool,
 ) -> Reading:
     """The reading of an experiment at `at`; `extended` once its exposure was widened."""
-    verdict = decide(design, strata, extended=extended)
-    decision = verdict.decision
-    reason = verdict.reason
-    # What an invalid experiment shows of its guardrails is no evidence either.
-    if decision is not Decision.INVALID:
-        broken = _broken(design, strata, guards)
-        more_rated = _more_rated(design, strata, guards)
-        hold = _hold(design, guards, opened_at, at)
-        if broken is not None:
-            decision, reason = Decision.HARMFUL, broken
-        elif more_rated is not None:
-            decision, reason = Decision.INVALID, more_rated
-        elif hold is not None and decision is Decision.PROMOTE:
-            # A later evaluation is always valid.
-            decision, reason = Decision.CONTINUE, f"{reason}, but {hold}"
-
+    hold = _hold(design, guards, opened_at, at)
+    verdict = _guarded(decide(design, strata, extended=extended), design, guards, hold)
     # While the experiment goes on, or an arm is empty, an interval would be read as a result.
     is_complete = bool(strata) and all(s.control.tasks and s.treatment.tasks for s in strata)
-    is_result = is_complete and decision is not Decision.CONTINUE
+    is_result = is_complete and verdict.decision is not Decision.CONTINUE
     return Reading(
         at=at,
         strata=strata,
-        decision=decision,
+        decision=verdict.decision,
         log_e=verdict.log_e,
         log_e_harm=verdict.log_e_harm,
         srm_e=min(verdict.srm_e, 1e300),
         effect=verdict.effect,
         interval=verdict.interval if is_result else None,
-        reason=reason,
+        reason=verdict.reason,
         guards=guards,
         extended=extended,
     )
+
+
+def _guarded(verdict: Verdict, design: ExperimentDesign, guards: tuple[GuardCounts, ...], hold: str | None) -> Verdict:
+    """The verdict after the guardrails; `hold` is why a promotion must wait, or None."""
+    # What an invalid experiment shows of its guardrails is no evidence either.
+    if verdict.decision is Decision.INVALID:
+        return verdict
+    broken = _broken(design, verdict.strata, guards)
+    if broken is not None:
+        return replace(verdict, decision=Decision.HARMFUL, reason=broken)
+    more_rated = _more_rated(design, verdict.strata, guards)
+    if more_rated is not None:
+        return replace(verdict, decision=Decision.INVALID, reason=more_rated)
+    if verdict.decision is Decision.PROMOTE and hold is not None:
+        # A later evaluation is always valid.
+        return replace(verdict, decision=Decision.CONTINUE, reason=f"{verdict.reason}, but {hold}")
+    return verdict
 
 
 def _broken(design: ExperimentDesign, strata: tuple[StratumCounts, ...], guards: tuple[GuardCounts, ...]) -> str | None:
@@ -137,10 +141,7 @@ def _more_rated(
     for guardrail in design.guardrails:
         if guardrail.kind is not GuardrailKind.RATED:
             continue
-        swapped = [
-            StratumCounts(treatment_share=1 - s.treatment_share, control=s.treatment, treatment=s.control)
-            for s in _guard_strata(guardrail, strata, guards)
-        ]
+        swapped = [_swapped(stratum) for stratum in _guard_strata(guardrail, strata, guards)]
         more = min(1.0, guardrail.usual + guardrail.margin)
         evidence = harm_evidence(more, guardrail.margin, swapped)
         if evidence >= -math.log(design.harm_alpha):
@@ -157,22 +158,26 @@ def _guard_strata(
 ) -> list[StratumCounts]:
     """The strata with the good tasks of a guardrail in the place of the successes."""
     by_share = {stratum.treatment_share: stratum for stratum in strata}
+    guarded = []
+    for guard in guards:
+        if guard.kind is not guardrail.kind:
+            continue
+        stratum = by_share[guard.treatment_share]
+        control = _guard_arm(guard.kind, guard.control, stratum.control)
+        treatment = _guard_arm(guard.kind, guard.treatment, stratum.treatment)
+        guarded.append(StratumCounts(treatment_share=guard.treatment_share, control=control, treatment=treatment))
+    return guarded
 
-    def arm(counts: Counts, whole: ArmCounts) -> ArmCounts:
-        left_out = whole.tasks + whole.excluded - counts.tasks if guardrail.kind is GuardrailKind.RATED else 0
-        return ArmCounts(
-            tasks=counts.tasks, successes=counts.successes, pending=whole.pending, excluded=max(0, left_out)
-        )
 
-    return [
-        StratumCounts(
-            treatment_share=guard.treatment_share,
-            control=arm(guard.control, by_share[guard.treatment_share].control),
-            treatment=arm(guard.treatment, by_share[guard.treatment_share].treatment),
-        )
-        for guard in guards
-        if guard.kind is guardrail.kind
-    ]
+def _guard_arm(kind: GuardrailKind, counts: Counts, whole: ArmCounts) -> ArmCounts:
+    left_out = whole.tasks + whole.excluded - counts.tasks if kind is GuardrailKind.RATED else 0
+    return ArmCounts(tasks=counts.tasks, successes=counts.successes, pending=whole.pending, excluded=max(0, left_out))
+
+
+def _swapped(stratum: StratumCounts) -> StratumCounts:
+    """The same tasks with the names of the arms exchanged."""
+    share = 1 - stratum.treatment_share
+    return StratumCounts(treatment_share=share, control=stratum.treatment, treatment=stratum.control)
 
 
 def _guard_shares(guardrail: Guardrail, guards: tuple[GuardCounts, ...]) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from schema.toml_lines import lines_by_path
 
 # A value of several kinds reports each kind that it is not; the key is what they share.
 KINDS = ("bool", "int", "float", "str")
+KeyPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
@@ -51,8 +52,19 @@ def declared_platform(settings: Settings | None = None) -> Platform:
 
 def read_platform(path: Path, pace: Pace | None = None) -> Platform:
     """The declaration in `path`, at its own pace or at another; raises DeclarationError with all that is wrong."""
+    text = _text_of(path)
+    content = _parsed(path, text)
+    paced = _paced(content, pace)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        platform = _validated(paced)
+    except ValidationError as error:
+        raise DeclarationError(path, _problems(text, content, _all_errors(paced, error))) from None
+    return platform.model_copy(update={"pace": pace or platform.pace})
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         message = "expected a declaration of the platform, but there is no such file; `nautilus init` writes one"
         raise DeclarationError(path, [Problem(None, "", message)]) from None
@@ -62,18 +74,15 @@ def read_platform(path: Path, pace: Pace | None = None) -> Platform:
     except UnicodeDecodeError as error:
         line = path.read_bytes().count(b"\n", 0, error.start) + 1
         raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        content = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         position = re.search(r"at line (\d+)", str(error))
         line = int(position[1]) if position else text.count("\n") + 1
         raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
-    paced = _paced(content, pace)
-    try:
-        platform = _validated(paced)
-    except ValidationError as error:
-        raise DeclarationError(path, _problems(text, content, _all_errors(paced, error))) from None
-    return platform.model_copy(update={"pace": pace or platform.pace})
 
 
 def _validated(content: Mapping[str, Any]) -> Platform:
@@ -112,33 +121,37 @@ def _all_errors(content: Mapping[str, Any], error: ValidationError) -> list[Erro
 def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetails]) -> list[Problem]:
     """Every mistake once, in the order of their lines."""
     lines = lines_by_path(text)
-
-    def line(path: Sequence[str | int]) -> int | None:
-        """The line of the key, or of the table that it is missing in."""
-        numbers = (lines.get(tuple(path[:length])) for length in range(len(path), 0, -1))
-        return next(filter(None, numbers), None)
-
-    problems: dict[tuple[str | int, ...], Problem] = {}
+    problems: dict[KeyPath, Problem] = {}
     for details in errors:
-        path = details["loc"]
-        if path and path[-1] in KINDS and details["type"] != "extra_forbidden":
-            path = path[:-1]
+        path = _path_of(details)
         if path:  # references between tables are checked below, all of them
-            problems.setdefault(
-                path, Problem(line(_culprit(path, details, lines)), _key(path), _message(details, path))
-            )
+            line = _line_of(_culprit(path, details, lines), lines)
+            problems.setdefault(path, Problem(line, _key(path), _message(details, path)))
     for path, message in mismatches(content):
-        problems.setdefault(path, Problem(line(path), _key(path), message))
+        problems.setdefault(path, Problem(_line_of(path, lines), _key(path), message))
     return sorted(problems.values(), key=lambda problem: problem.line or 0)
 
 
-def _key(path: Sequence[str | int]) -> str:
+def _path_of(details: ErrorDetails) -> KeyPath:
+    path = details["loc"]
+    if path and path[-1] in KINDS and details["type"] != "extra_forbidden":
+        return path[:-1]
+    return path
+
+
+def _line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int | None:
+    """The line of the key, or of the table that it is missing in."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return None
+
+
+def _key(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def _culprit(
-    path: tuple[str | int, ...], details: ErrorDetails, lines: Mapping[tuple[str | int, ...], int]
-) -> tuple[str | int, ...]:
+def _culprit(path: KeyPath, details: ErrorDetails, lines: Mapping[KeyPath, int]) -> KeyPath:
     """The path of the key that a message about a whole table names first."""
     if details["type"] != "value_error":
         return path
@@ -146,7 +159,7 @@ def _culprit(
     return next(filter(lines.__contains__, named), path)
 
 
-def _message(details: ErrorDetails, path: Sequence[str | int]) -> str:
+def _message(details: ErrorDetails, path: KeyPath) -> str:
     """What was expected, and what came."""
     got = f", but {details['input']!r} came"
     match details["type"]:
@@ -169,7 +182,7 @@ def _message(details: ErrorDetails, path: Sequence[str | int]) -> str:
     return details["msg"].replace("Input should be", "expected") + got
 
 
-def _meant(path: Sequence[str | int]) -> str:
+def _meant(path: KeyPath) -> str:
     """The known key that is nearest to an unknown one: of its own table, or of another."""
     model: type[BaseModel] | None = Platform
     for part in path[:-1]:

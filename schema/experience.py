@@ -62,7 +62,9 @@ def posterior(
     successes = failures = 0.0
     for pattern in patterns:
         change = pattern.claim.change
-        if change.verb != direction or not change.concerns(role, name) or value not in (None, change.value):
+        if change.verb != direction or not change.concerns(role, name):
+            continue
+        if value is not None and value != change.value:
             continue
         # `support` and `against` are weighed up to the instant at which they were judged.
         worth = nearness(pattern.claim.symptom, symptom) * weight(pattern.judged_at or now, now)

@@ -29,13 +29,11 @@ def in_one_line(error: ValidationError) -> str:
     wrong: dict[str, str] = {}
     missing: list[str] = []
     for detail in error.errors(include_url=False):
-        several_kinds = detail["loc"] != () and detail["loc"][-1] in KINDS
-        path = detail["loc"][:-1] if several_kinds else detail["loc"]
-        field = ".".join(str(part) or "''" for part in path)  # a field may have the empty name
+        field = _field(detail)
         if detail["type"] == "missing":
             missing.append(field)
         else:
-            mistake = _mistake(detail, "true or false, a number or text" if several_kinds else "")
+            mistake = _mistake(detail)
             wrong.setdefault(field, f"{field}: {mistake}" if field else mistake)
     lines = list(wrong.values())
     if missing:
@@ -46,7 +44,16 @@ def in_one_line(error: ValidationError) -> str:
     return " ".join("; ".join(shown).split())
 
 
-def _mistake(detail: ErrorDetails, expected: str) -> str:
+def _field(detail: ErrorDetails) -> str:
+    path = detail["loc"][:-1] if _is_of_several_kinds(detail) else detail["loc"]
+    return ".".join(str(part) or "''" for part in path)  # a field may have the empty name
+
+
+def _is_of_several_kinds(detail: ErrorDetails) -> bool:
+    return detail["loc"] != () and detail["loc"][-1] in KINDS
+
+
+def _mistake(detail: ErrorDetails) -> str:
     came = f", but {_shown(detail['input'])} came"
     match detail["type"]:
         case "extra_forbidden":
@@ -59,10 +66,11 @@ def _mistake(detail: ErrorDetails, expected: str) -> str:
             return detail["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
             return f"expected text like {detail['ctx']['pattern']}{came}"
-    if not expected:
-        expected = detail["msg"] if detail["type"] == "enum" else detail["msg"].split(", ")[0]
-        expected = expected.removeprefix("Input should be ").removesuffix(" after validation")
-        expected = re.sub(r"^(\w+) should have", lambda kind: f"a {kind[1].lower()} of", expected)
+    if _is_of_several_kinds(detail):
+        return f"expected true or false, a number or text{came}"
+    expected = detail["msg"] if detail["type"] == "enum" else detail["msg"].split(", ")[0]
+    expected = expected.removeprefix("Input should be ").removesuffix(" after validation")
+    expected = re.sub(r"^(\w+) should have", lambda kind: f"a {kind[1].lower()} of", expected)
     return f"expected {expected}{came}"
 
 

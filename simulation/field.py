@@ -77,23 +77,22 @@ def _wrong_proposal(proposal: Proposal, case: Case, rng: Random) -> Proposal:
     state = case.state(proposal.parameter)
     if state is None:
         return proposal
-    drawn = _any_value(state.declaration, rng)
-    if not isinstance(drawn, bool | str):
+    drawn: Value | None = _any_value(state.declaration, rng)
+    if isinstance(drawn, float):
         drawn = legal_value(state, drawn)
     if drawn is None or drawn == state.value:
         return proposal
     return proposal.model_copy(update={"value": drawn})
 
 
-def _any_value(parameter: Parameter, rng: Random) -> Value | None:
+def _any_value(parameter: Parameter, rng: Random) -> bool | float | str:
+    """A value within the declared bounds."""
     match parameter.kind:
         case ParameterKind.BOOLEAN:
             return rng.random() < 0.5
         case ParameterKind.CHOICE:
             return rng.choice(parameter.choices)
-        case ParameterKind.INTEGER:
-            return rng.randint(int(parameter.minimum or 0), int(parameter.maximum or 0))
-        case ParameterKind.FLOAT:
+        case ParameterKind.INTEGER | ParameterKind.FLOAT:
             return rng.uniform(parameter.minimum or 0.0, parameter.maximum or 0.0)
         case ParameterKind.TEXT:
             return parameter.default

@@ -10,10 +10,11 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from time import monotonic
+from typing import NamedTuple
 from uuid import uuid4
 
 import structlog
@@ -88,16 +89,17 @@ def paced(
     # The pool would queue tasks without a bound: a task is submitted only when a thread is free to begin it.
     free_slots = threading.Semaphore(traffic.concurrency)
     running: set[Future[None]] = set()
-    due_tasks = islice(due(traffic, monotonic()), max_tasks)
     with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
-        for number, (task_type, due_at) in enumerate(due_tasks):
-            if stopping.wait(max(0.0, due_at - monotonic())):
+        for number, task in enumerate(islice(due(traffic, monotonic()), max_tasks)):
+            if stopping.wait(max(0.0, task.due_at - monotonic())):
                 break
             free_slots.acquire()
-            future = pool.submit(work, task_type, f"{task_type}-{series}-{number}")
+            future = pool.submit(work, task.task_type, f"{task.task_type}-{series}-{number}")
             future.add_done_callback(lambda _: free_slots.release())
-            ended, running = wait({*running, future}, timeout=0)
+            running.add(future)
+            ended = {future for future in running if future.done()}
             _raise_failures(ended)
+            running -= ended
     _raise_failures(running)
 
 
@@ -107,15 +109,22 @@ def _raise_failures(futures: Iterable[Future[None]]) -> None:
         future.result()
 
 
-def due(traffic: Traffic, started: float) -> Iterator[tuple[str, float]]:
-    """Endless task types with the instant each is due (seconds, monotonic clock), in order.
+class DueTask(NamedTuple):
+    """A task to start at an instant (seconds, monotonic clock)."""
+
+    task_type: str
+    due_at: float
+
+
+def due(traffic: Traffic, started: float) -> Iterator[DueTask]:
+    """Endless tasks in the order in which they are due.
 
     Evenly spaced where the rate does not swing.
     """
     next_at = {name: started + 1 / rate for name, rate in traffic.per_second.items() if rate > 0}
     while next_at:
         name = min(next_at, key=lambda task_type: (next_at[task_type], task_type))
-        yield name, next_at[name]
+        yield DueTask(name, next_at[name])
         turns = (next_at[name] - started) / traffic.swing_every_s
         next_at[name] += 1 / (traffic.per_second[name] * (1 + traffic.swing * math.sin(2 * math.pi * turns)))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 from uuid import uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecution, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     SearchAttributeKey,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 FULL = "exceeded workflow execution limit for signal events"
 FULL_PAUSES_S = (0.2, 0.5, 1, 2, 4, 8, 16, 16)
 
-Result = TypeVar("Result", bound=BaseModel)
+Result = TypeVar("Result")
 Sent = TypeVar("Sent", bound=Bid | Decline | Proposal | Ballot | Heartbeat | WorkResult)
 # Where a message goes: a workflow id, or a status, which also has the run that a signature must name: one request less.
 To = str | CycleStatus | TaskStatus
@@ -171,9 +171,7 @@ class NautilusClient:
 
     async def status(self, cycle: str) -> CycleStatus:
         """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is no such cycle."""
-        with _refused_if_missing(f"expected a cycle, but there is no workflow {cycle}"):
-            status: CycleStatus = await self._handle(cycle).query(wire.STATUS, result_type=CycleStatus)
-        return status
+        return await self._query(cycle, wire.STATUS, CycleStatus, "a cycle")
 
     async def diagnose(self, subject: str, window_s: int = 86_400, since: datetime | None = None) -> Diagnosis:
         """The facts about a subject, over the trailing window, or since an instant and over the window before it."""
@@ -254,9 +252,7 @@ class NautilusClient:
 
     async def task_status(self, task: str) -> TaskStatus:
         """Where a task stands; `task` is its workflow id. Raises Refused where there is no such task."""
-        with _refused_if_missing(f"expected a task, but there is no workflow {task}"):
-            status: TaskStatus = await self._handle(task).query(wire.STATUS, result_type=TaskStatus)
-        return status
+        return await self._query(task, wire.STATUS, TaskStatus, "a task")
 
     async def task_result(self, task: str) -> TaskStatus:
         """Wait for the end of a task. Raises Refused where it was terminated, or its workflow failed."""
@@ -291,9 +287,7 @@ class NautilusClient:
 
     async def receipts(self, cycle: str) -> list[Receipt]:
         """What became of the latest messages to a cycle or a task. Raises Refused where there is no such workflow."""
-        with _refused_if_missing(f"expected a cycle or a task, but there is no workflow {cycle}"):
-            receipts: list[Receipt] = await self._handle(cycle).query(wire.RECEIPTS, result_type=list[Receipt])
-        return receipts
+        return await self._query(cycle, wire.RECEIPTS, list[Receipt], "a cycle or a task")
 
     async def open_cycle(self, proposal: Proposal) -> str:
         """Open a cycle at the vote, with a proposal of one's own; returns its workflow id. `result` has how it ended.
@@ -390,6 +384,11 @@ class NautilusClient:
 
     def _handle(self, cycle: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(cycle)
+
+    async def _query(self, workflow: str, name: str, kind: type[Result], expected: str) -> Result:
+        with _refused_if_missing(f"expected {expected}, but there is no workflow {workflow}"):
+            result: Result = await self._handle(workflow).query(name, result_type=kind)
+        return result
 
     async def _update(self, workflow: str, name: str, message: object) -> Receipt:
         try:

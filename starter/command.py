@@ -177,7 +177,7 @@ def log_beside() -> None:
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
+def run(work: Coroutine[Any, Any, T]) -> T:
     """Run asynchronous work to its end, to Ctrl-C, or to SIGTERM: in each case what it started is stopped in order."""
     import asyncio
     import signal
@@ -185,7 +185,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
     log_beside()
 
-    async def until_stopped() -> Any:
+    async def until_stopped() -> T:
         task = asyncio.current_task()
         assert task is not None
         # Python dies of SIGTERM at once, and the processes of a platform, each of a session of its own, would live on.
@@ -199,6 +199,16 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         raise typer.Exit(130) from None
     except asyncio.CancelledError:
         raise typer.Exit(143) from None
+
+
+def ask(question: Callable[["NautilusClient"], Awaitable[T]]) -> T:
+    """The answer to a question to Temporal: `question` gets a client."""
+    from starter.client import NautilusClient
+
+    async def answered() -> T:
+        return await question(await NautilusClient.connect())
+
+    return run(answered())
 
 
 def open_to_read() -> "Readable":

@@ -253,15 +253,18 @@ def _phases(stack: Stack, result: CycleResult, fault_at: datetime) -> dict[str, 
 
 
 async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: datetime, seconds: float) -> dict[str, Any]:
-    status, end = result.status, result.end
+    status = result.status
     described = await stack.client.get_workflow_handle(cycle).describe()
     entries, head, broken = ledger.verify(stack.database)
     if broken is not None:
         raise DemoError(f"expected a ledger that holds, but {broken}")
-    design, reading, tally = status.design, end.reading if end else None, status.tally
     anomaly = status.anomaly
-    observed = anomaly.observed if anomaly else Counts()
-    before = design.baseline if design else observed
+    design = status.design
+    reading = result.end.reading if result.end else None
+    before = anomaly.observed if anomaly else Counts()
+    if design is not None:
+        before = design.baseline
+    phases = _phases(stack, result, fault_at)
     return {
         "outcome": status.ending.value if status.ending else "none",
         "workflow_id": cycle,
@@ -272,12 +275,14 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: date
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,
-        **{name: counts.model_dump() for name, counts in _phases(stack, result, fault_at).items()},
+        "healthy": phases["healthy"].model_dump(),
+        "during": phases["during"].model_dump(),
+        "after": phases["after"].model_dump(),
         "before": before.model_dump(),
         "control": (reading.control if reading else Counts()).model_dump(),
         "treatment": (reading.treatment if reading else Counts()).model_dump(),
         "bids": len(status.bids),
-        "ballots": {choice: getattr(tally, choice, 0) for choice in ("approve", "reject", "abstain")},
+        "ballots": {choice: getattr(status.tally, choice, 0) for choice in ("approve", "reject", "abstain")},
         "decision": {
             "log_e": reading.log_e if reading else None,
             "reason": reading.reason if reading else status.reason,
@@ -294,13 +299,21 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
 
 
 def _show_end(console: Console, demo: DemoResult) -> None:
-    summary, status = demo.summary, demo.result.status
+    summary = demo.summary
     title = f"{summary['outcome']} in {summary['seconds']:g} s"
-    good = "rated well" if _well_rated(status) else "success"
+    good = "rated well" if _well_rated(demo.result.status) else "success"
     rates = Table("tasks of all types", good, "95 %", title=title, title_justify="left")
-    for name, key in (("healthy", "healthy"), ("during the fault", "during"), ("after the promotion", "after")):
-        rates.add_row(name, *_cells(Counts(**summary[key])))
+    rates.add_row("healthy", *_cells(Counts(**summary["healthy"])))
+    rates.add_row("during the fault", *_cells(Counts(**summary["during"])))
+    rates.add_row("after the promotion", *_cells(Counts(**summary["after"])))
     console.print(rates)
+    console.print(_facts(demo))
+    console.print(f"page: {summary['web_ui']}", soft_wrap=True, highlight=False)
+
+
+def _facts(demo: DemoResult) -> Table:
+    """The change, its effect, the votes on it, and where the records are."""
+    summary = demo.summary
     facts = Table(show_header=False)
     if summary["parameter"]:
         before, after = format_value(summary["from"]), format_value(summary["to"])
@@ -312,13 +325,12 @@ def _show_end(console: Console, demo: DemoResult) -> None:
     if reading and reading.interval:
         low, high = reading.interval
         facts.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
-    for ballot in status.ballots.values():
+    for ballot in demo.result.status.ballots.values():
         facts.add_row(f"vote of {ballot.agent_id}", escape(f"{ballot.choice.value}: {ballot.reason}"))
     facts.add_row("decision", summary["decision"]["reason"])
     facts.add_row("history", f"{summary['history_events']} events")
     facts.add_row("ledger", f"{summary['ledger']['entries']} entries, verified, head {summary['ledger']['head'][:16]}")
-    console.print(facts)
-    console.print(f"page: {summary['web_ui']}", soft_wrap=True, highlight=False)
+    return facts
 
 
 def _cells(counts: Counts) -> tuple[str, str]:

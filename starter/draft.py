@@ -91,14 +91,30 @@ class TypeHistory:
         return max((*map(value, self.durations), *self.cut_off_s), default=0.0)
 
 
+@dataclass
+class DerivedRules:
+    """The rules that differ from the defaults, and why, by `section.key`."""
+
+    observatory: dict[str, Any] = field(default_factory=dict)
+    cycle: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def observe(self, key: str, setting: float, reason: str) -> None:
+        self.observatory[key] = setting
+        self.reasons[f"observatory.{key}"] = reason
+
+    def run_cycles(self, key: str, setting: float, reason: str) -> None:
+        self.cycle[key] = setting
+        self.reasons[f"cycle.{key}"] = reason
+
+
 class Draft(NamedTuple):
-    """What the file will declare. `reasons` are comments, by parameter key or `section.key`."""
+    """What the file will declare. `reasons` say, by key, why parameters are declared that nobody has asked for."""
 
     task_types: tuple[TaskTypeDeclaration, ...]
-    parameters: tuple[Parameter, ...] = ()
-    observatory: Mapping[str, Any] = {}
-    cycle: Mapping[str, Any] = {}
-    reasons: Mapping[str, str] = {}
+    parameters: tuple[Parameter, ...]
+    rules: DerivedRules
+    reasons: Mapping[str, str]
 
 
 def drafted(
@@ -108,23 +124,20 @@ def drafted(
     for name in task_types:
         if task_types.count(name) > 1:
             raise DraftError(f"--task-type {name}: expected every task type once, but it came twice")
-    names = [*histories, *(name for name in task_types if name not in histories)]
+    names = list(histories)
+    names += [name for name in task_types if name not in histories]
     by_key = _declared_parameters(parameters, names)
-    derived = _rules_for(histories, pace)
+    reasons: dict[str, str] = {}
     for name, history in histories.items():
-        limit_and_reason = _limit(name, history)
-        if limit_and_reason is None:
-            continue
-        limit, reason = limit_and_reason
-        if limit.key not in by_key:
-            by_key[limit.key] = limit
-            derived.reasons[limit.key] = reason
+        limit = _limit(name, history)
+        if limit is not None and limit.parameter.key not in by_key:
+            by_key[limit.parameter.key] = limit.parameter
+            reasons[limit.parameter.key] = limit.reason
     return Draft(
         task_types=tuple(task_type(name, by_key) for name in names),
         parameters=tuple(by_key.values()),
-        observatory=derived.observatory,
-        cycle=derived.cycle,
-        reasons=derived.reasons,
+        rules=_rules_for(histories, pace),
+        reasons=reasons,
     )
 
 
@@ -155,19 +168,20 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
     if match is None:
         raise DraftError(f"--parameter {text}: expected {SYNTAX}")
     key = match["key"]
-    types = [key.partition(".")[0]]
+    affected = [key.partition(".")[0]]
     if match["types"]:
-        types = [name.strip() for name in match["types"].split(",")]
-    unknown = [name for name in types if name not in task_types]
+        affected = [name.strip() for name in match["types"].split(",")]
+    unknown = [name for name in affected if name not in task_types]
     if unknown:
-        known = ", ".join(task_types) or "none"
-        raise DraftError(
-            f"--parameter {text}: expected a task type before the point or after an @ ({known}), but {unknown[0]} came"
-        )
-    unit = next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
-    fields = {"key": key, "task_types": types, "unit": unit}
+        place = f"before the point or after an @ ({', '.join(task_types) or 'none'})"
+        raise DraftError(f"--parameter {text}: expected a task type {place}, but {unknown[0]} came")
+    default = match["default"].strip()
     try:
-        return Parameter.model_validate(fields | _values(key, match["default"].strip(), match["bounds"] or ""))
+        fields = _values(key, default, match["bounds"] or "")
+        fields["key"] = key
+        fields["task_types"] = affected
+        fields["unit"] = next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")
+        return Parameter.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -175,9 +189,7 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         raise DraftError(f"--parameter {text}: {where}{reason}") from None
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else error
-        raise DraftError(
-            f"--parameter {text}: expected a file of text at {match['default'].strip()}, but {what}"
-        ) from None
+        raise DraftError(f"--parameter {text}: expected a file of text at {default}, but {what}") from None
     except (ValueError, KeyError):
         raise DraftError(f"--parameter {text}: expected {SYNTAX}") from None
 
@@ -234,21 +246,26 @@ def _text(file: Path) -> dict[str, Any]:
     }
 
 
-def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
-    """The limit of a type, as its outcomes show it, and the reason; None where too few succeeded."""
+class _Limit(NamedTuple):
+    parameter: Parameter
+    reason: str
+
+
+def _limit(name: str, history: TypeHistory) -> _Limit | None:
+    """The limit of a type, as its outcomes show it; None where too few succeeded."""
     middle = quantile(history.durations, 0.5)
     late = quantile(history.durations, 0.99)
     if middle is None or late is None or history.successes < ENOUGH_TASKS:
         return None
     usual_s = value(middle)
     slow_s = value(late)
-    reason = f"half of the successes took under {usual_s:.3g} s, 99% under {slow_s:.3g} s"
+    successes = f"half of the successes took under {usual_s:.3g} s, 99% under {slow_s:.3g} s"
     if history.cut_off_s:
-        [(default, _)] = history.cut_off_s.most_common(1)
-        reason += f"; {history.cut_off_s.total():,} of {history.tasks:,} were cut off, most of them at {default:g} s"
+        default = max(history.cut_off_s, key=lambda seconds: history.cut_off_s[seconds])
+        known = f"{history.cut_off_s.total():,} of {history.tasks:,} were cut off, most of them at {default:g} s"
     else:
         default = _rounded(3 * slow_s)
-        reason += "; none was cut off: three times that, because your limit is not known"
+        known = "none was cut off: three times that, because your limit is not known"
     default = max(default, SHORTEST_LIMIT_S)
     limit = Parameter(
         key=f"{name}.timeout_s",
@@ -261,32 +278,15 @@ def _limit(name: str, history: TypeHistory) -> tuple[Parameter, str] | None:
         description=f"a {name} task is cut off after this long",
         task_types=(name,),
     )
-    return limit, reason
+    return _Limit(limit, f"{successes}; {known}")
 
 
-@dataclass
-class _DerivedRules:
-    """The rules that differ from the defaults, and why, by `section.key`."""
-
-    observatory: dict[str, Any] = field(default_factory=dict)
-    cycle: dict[str, Any] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def observe(self, key: str, setting: float, reason: str) -> None:
-        self.observatory[key] = setting
-        self.reasons[f"observatory.{key}"] = reason
-
-    def run_cycles(self, key: str, setting: float, reason: str) -> None:
-        self.cycle[key] = setting
-        self.reasons[f"cycle.{key}"] = reason
-
-
-def _rules_for(histories: Mapping[str, TypeHistory], pace: Pace) -> _DerivedRules:
+def _rules_for(histories: Mapping[str, TypeHistory], pace: Pace) -> DerivedRules:
     """The rules of detection and experiments that past outcomes call for.
 
     At trial pace the windows are the pace's: derived ones would override them.
     """
-    derived = _DerivedRules()
+    derived = DerivedRules()
     # A type with hardly any tasks must not set the windows of all.
     frequent = {name: history for name, history in histories.items() if history.tasks >= ENOUGH_TASKS} or histories
     if not frequent:
@@ -300,14 +300,14 @@ def _rules_for(histories: Mapping[str, TypeHistory], pace: Pace) -> _DerivedRule
     return derived
 
 
-def _derive_interval(derived: _DerivedRules, tasks_a_day: float) -> None:
+def _derive_interval(derived: DerivedRules, tasks_a_day: float) -> None:
     """The shortest interval with enough tasks in each."""
     fits = [seconds for seconds in INTERVALS_S if tasks_a_day * seconds / DAY_S >= TASKS_PER_INTERVAL]
     if fits and fits[0] != ObservatoryRules().interval_s:
         derived.observe("interval_s", fits[0], f"{tasks_a_day:,.0f} tasks a day: {TASKS_PER_INTERVAL} or more in each")
 
 
-def _derive_windows(derived: _DerivedRules, per_day: Mapping[str, float]) -> None:
+def _derive_windows(derived: DerivedRules, per_day: Mapping[str, float]) -> None:
     """A longer baseline, and experiments of fewer tasks, where the rarest type has too few for the defaults."""
     defaults = ObservatoryRules()
     rules = CycleRules()
@@ -320,7 +320,7 @@ def _derive_windows(derived: _DerivedRules, per_day: Mapping[str, float]) -> Non
         derived.run_cycles("max_tasks", max_tasks, f"{few}: {within:,.0f} in an experiment's window")
 
 
-def _derive_floor(derived: _DerivedRules, histories: Mapping[str, TypeHistory], per_day: Mapping[str, float]) -> None:
+def _derive_floor(derived: DerivedRules, histories: Mapping[str, TypeHistory], per_day: Mapping[str, float]) -> None:
     """A floor that the worst type can meet, over a window that the rarest fills within a day."""
     defaults = ObservatoryRules()
     rarest, few = _rarest(per_day)
@@ -334,7 +334,7 @@ def _derive_floor(derived: _DerivedRules, histories: Mapping[str, TypeHistory], 
         derived.observe("success_floor", floor, f"{worst} succeeds at {history.rate:.0%}, and {standing}")
 
 
-def _derive_patience(derived: _DerivedRules, histories: Iterable[TypeHistory], pace: Pace) -> None:
+def _derive_patience(derived: DerivedRules, histories: Iterable[TypeHistory], pace: Pace) -> None:
     """A later cut-off for tasks that are pending, where one took so long that it would be counted as failed."""
     longest_s = max(history.longest_s for history in histories)
     patience_s = TRIAL["cycle"]["pending_cutoff_s"] if pace is Pace.TRIAL else CycleRules().pending_cutoff_s
@@ -393,17 +393,18 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     ]
     for declaration in draft.task_types:
         lines += ["[[task_types]]", *_pairs(declaration.model_dump(mode="json", exclude_defaults=True)), ""]
-    lines += ["# What agents may tune: within the bounds, and by no more than largest_change per proposal."]
+    lines.append("# What agents may tune: within the bounds, and by no more than largest_change per proposal.")
     for declared in draft.parameters:
         lines += _parameter_lines(declared, draft.reasons.get(declared.key))
     if not draft.parameters:
-        lines += [EXAMPLE.format(name=draft.task_types[0].name)]
-    lines += _section("observatory", "When it measures, and what it calls bad", draft.observatory, draft.reasons)
-    interval_s = draft.observatory.get("interval_s")
+        lines.append(EXAMPLE.format(name=draft.task_types[0].name))
+    rules = draft.rules
+    lines += _section("observatory", "When it measures, and what it calls bad", rules.observatory, rules.reasons)
+    interval_s = rules.observatory.get("interval_s")
     if interval_s is not None:
         lines += ["# Each interval is judged when it has ended.", "[[schedules]]"]
         lines += [*_pairs({"id": JobId.METRICS_SNAPSHOT.value, "every_s": interval_s, "budget_s": 30}), ""]
-    lines += _section("cycle", "Windows of a cycle, and what its experiment may take", draft.cycle, draft.reasons)
+    lines += _section("cycle", "Windows of a cycle, and what its experiment may take", rules.cycle, rules.reasons)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -436,4 +437,4 @@ def _pair(key: str, item: Any) -> str:
 
 def sets_windows(draft: Draft) -> bool:
     """Whether the file sets windows itself, which override those of the trial pace."""
-    return any(draft.observatory.keys() & TRIAL["observatory"].keys()) or "max_tasks" in draft.cycle
+    return any(draft.rules.observatory.keys() & TRIAL["observatory"].keys()) or "max_tasks" in draft.rules.cycle

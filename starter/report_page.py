@@ -111,34 +111,18 @@ def page(facts: Report, episodes: Sequence[Episode] = ()) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = (
-        compared,
-        escalated,
-        headline,
-        issue_counts,
-        lasted,
-        format_value,
-        words,
-        share,
-        interval,
-        swap,
-        tally,
-        points,
-        evidence,
-        difference,
-    )
-    environment.filters |= {filter_.__name__: filter_ for filter_ in shown}
+    texts = (compared, escalated, headline, issue_counts, lasted, format_value, words, difference)
+    figures = (share, interval, swap, tally, points, evidence)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in texts + figures})
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
-    platform, *task_types = facts.tracks.items()
+    platform, *task_types = facts.tracks
     return environment.get_template("report_page.html").render(
         facts=facts,
         big=[
-            rates(facts, *platform, episodes, width=1040, height=300, dates=7),
-            rates(facts, *platform, episodes, width=360, height=260, dates=3),
+            rates(facts, platform, episodes, width=1040, height=300, dates=7),
+            rates(facts, platform, episodes, width=360, height=260, dates=3),
         ],
-        small=[
-            (name, rates(facts, name, track, episodes, width=360, height=200, dates=3)) for name, track in task_types
-        ],
+        small=[(name, rates(facts, name, episodes, width=360, height=200, dates=3)) for name in task_types],
         episodes=episodes,
         style=Markup(style),
         # The one style sheet, by its digest, is all that the page may use.
@@ -192,16 +176,7 @@ def _marks(facts: Report, name: str, since: datetime) -> Iterator[Mark]:
         yield Mark(max(change.at, since).timestamp(), kind, f"{sign}{number}", text)
 
 
-def rates(
-    facts: Report,
-    name: str,
-    track: Sequence[Interval],
-    episodes: Sequence[Episode] = (),
-    *,
-    width: int,
-    height: int,
-    dates: int,
-) -> Chart:
+def rates(facts: Report, name: str, episodes: Sequence[Episode] = (), *, width: int, height: int, dates: int) -> Chart:
     """The success rate of a task type, or of the platform, in its 95 % band, broken where nothing was recorded.
 
     `width` and `height` are in pixels, and so many `dates` are written below. Promotions and rollbacks are marked.
@@ -210,26 +185,10 @@ def rates(
     low = math.floor(min(_lowest_bound(facts), 0.6) * 5) / 5
     # From the first record on: before it, a young platform has nothing to show.
     since = min((t[0].start for t in facts.tracks.values() if t), default=facts.since)
-    until = facts.until.timestamp()
-
-    def line(run: list[Interval], figures: Sequence[float]) -> list[tuple[float, float]]:
-        """Through the middles, from the first interval's start to the last one's end."""
-        starts = [interval.start.timestamp() for interval in run]
-        middles = [start + facts.interval_s / 2 for start in starts]
-        at = [min(x, until) for x in (starts[0], *middles, starts[-1] + facts.interval_s)]
-        return list(zip(at, [figures[0], *figures, figures[-1]], strict=True))
-
-    lines = []
-    bands = []
-    for run in _unbroken(track, facts.interval_s):
-        intervals = [wilson(interval.counts.successes, interval.counts.tasks) for interval in run]
-        lows, highs = zip(*intervals, strict=True)
-        lines.append(line(run, [interval.counts.rate or 0.0 for interval in run]))
-        bands.append(line(run, highs) + line(run, lows)[::-1])
-
+    span = facts.until - since
+    runs = _unbroken(facts.tracks[name], facts.interval_s)
     marks = list(_marks(facts, name, since))
     kinds = [mark.kind for mark in marks]
-    span = facts.until - since
     date_format = "%H:%M" if span <= timedelta(days=1) else "%d %b"
     ticks = [since + span * n / (dates - 1) for n in range(dates)]
     return Chart(
@@ -237,13 +196,13 @@ def rates(
         f"{kinds.count('promotion')} promotions and {kinds.count('rollback')} rollbacks are marked.",
         width,
         height,
-        across=(since.timestamp(), until),
+        across=(since.timestamp(), facts.until.timestamp()),
         up=(low, 1.0),
         x_ticks=[(date.timestamp(), f"{date:{date_format}}") for date in ticks],
         y_ticks=[(n / 5, f"{n / 5:.0%}") for n in range(round(5 * low), 6)],
         dashed=facts.success_floor,
-        lines=lines,
-        bands=bands,
+        lines=[_through(run, [interval.counts.rate or 0.0 for interval in run], facts) for run in runs],
+        bands=[_band(run, facts) for run in runs],
         marks=marks,
         spans=list(_spans(episodes, name)),
     )
@@ -255,6 +214,22 @@ def _spans(episodes: Sequence[Episode], name: str) -> Iterator[Span]:
         if not name or episode.task_type in ("", name):
             description = f"fault {number}: {episode.name}, {episode.verdict}"
             yield Span(episode.begin.timestamp(), episode.end.timestamp(), str(number), description)
+
+
+def _band(run: Sequence[Interval], facts: Report) -> list[tuple[float, float]]:
+    """Along the upper bounds and back along the lower ones."""
+    intervals = [wilson(interval.counts.successes, interval.counts.tasks) for interval in run]
+    upper = _through(run, [high for _, high in intervals], facts)
+    lower = _through(run, [low for low, _ in intervals], facts)
+    return upper + lower[::-1]
+
+
+def _through(run: Sequence[Interval], figures: Sequence[float], facts: Report) -> list[tuple[float, float]]:
+    """A line through the middles of intervals, from the first one's start to the last one's end."""
+    starts = [interval.start.timestamp() for interval in run]
+    middles = [start + facts.interval_s / 2 for start in starts]
+    at = [min(x, facts.until.timestamp()) for x in (starts[0], *middles, starts[-1] + facts.interval_s)]
+    return list(zip(at, [figures[0], *figures, figures[-1]], strict=True))
 
 
 def _lowest_bound(facts: Report) -> float:

@@ -94,7 +94,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
         server = await stack.enter_async_context(_server(settings.home, ports))
         client = await connect(server)
-        environment |= {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": client.namespace}
+        environment["TEMPORAL_ADDRESS"] = server.address
+        environment["TEMPORAL_NAMESPACE"] = client.namespace
         database = Database(settings.database)
         stack.callback(database.close)
         playbook(settings.playbook)  # a mistake in it is for the person at this terminal

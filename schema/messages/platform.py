@@ -116,23 +116,22 @@ class Parameter(Declaration):
         match self.kind:
             case ParameterKind.BOOLEAN:
                 return None if isinstance(value, bool) else f"expected true or false, but {quoted(value)} came"
-            case ParameterKind.CHOICE if value not in self.choices:
-                return f"expected one of {', '.join(self.choices)}, but {quoted(value)} came"
             case ParameterKind.CHOICE:
-                return None
-            case ParameterKind.TEXT if not isinstance(value, str):
-                return f"expected a text, but {quoted(value)} came"
+                came = f"but {quoted(value)} came"
+                return None if value in self.choices else f"expected one of {', '.join(self.choices)}, {came}"
             case ParameterKind.TEXT:
-                assert isinstance(value, str)
+                if not isinstance(value, str):
+                    return f"expected a text, but {quoted(value)} came"
                 assert self.longest is not None
                 return text_refusal(value, self.longest, self.placeholders)
-            case ParameterKind.INTEGER if not isinstance(value, int) or isinstance(value, bool):
-                return f"expected a whole number, but {quoted(value)} came"
-            case ParameterKind.FLOAT if not isinstance(value, int | float) or isinstance(value, bool):
-                return f"expected a number, but {quoted(value)} came"
+            case ParameterKind.INTEGER:
+                if not isinstance(value, int) or isinstance(value, bool):
+                    return f"expected a whole number, but {quoted(value)} came"
+            case ParameterKind.FLOAT:
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    return f"expected a number, but {quoted(value)} came"
         assert self.minimum is not None
         assert self.maximum is not None
-        assert not isinstance(value, str)
         # Written so that NaN, which compares false with everything, is refused too.
         if not self.minimum <= value <= self.maximum:
             expected = f"a value between {self.minimum:g} and {self.maximum:g} {self.unit}".rstrip()

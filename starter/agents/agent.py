@@ -130,17 +130,17 @@ class Watcher:
             market = await self._client.tasks(most=TASKS_A_SCAN)
             user_tasks = [task for task in market if task.task_type != PLATFORM_META]
             tasks = [task.workflow_id for task in user_tasks if self._may_visit(task)]
-            visits = dict.fromkeys(cycles, self._attend) | dict.fromkeys(tasks, self._bid)
-            begun = {
-                workflow: asyncio.create_task(self._patiently(workflow, visit(workflow, agents)))
-                for workflow, visit in visits.items()
-                if workflow not in self._visits
-            }
-            self._visits |= begun
+            begun = [self._begin(cycle, self._attend(cycle, agents)) for cycle in cycles if cycle not in self._visits]
+            begun += [self._begin(task, self._bid(task, agents)) for task in tasks if task not in self._visits]
             if begun:
-                await asyncio.wait(begun.values(), timeout=SCAN_WAIT_S)
+                await asyncio.wait(begun, timeout=SCAN_WAIT_S)
             messages = self._ended()
         return Scan(agents=len(agents), cycles=len(cycles), messages=messages, tasks=len(tasks))
+
+    def _begin(self, workflow_id: str, visit: Coroutine[Any, Any, int]) -> asyncio.Task[int]:
+        begun = asyncio.create_task(self._patiently(workflow_id, visit))
+        self._visits[workflow_id] = begun
+        return begun
 
     def _ended(self) -> int:
         """Forget the visits that have ended; returns how many messages were accepted. Raises what a visit raised."""
@@ -209,7 +209,8 @@ async def run_agents(
 
     With a `task_queue`, they also scan whenever the autonomy scan asks there.
     """
-    watcher, pause_s = Watcher(client, agents, may_visit), every_s
+    watcher = Watcher(client, agents, may_visit)
+    pause_s = every_s
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(watcher.close)
         if task_queue is not None:

@@ -174,23 +174,24 @@ def observed_tail(samples: Sequence[DurationSample]) -> Model | None:
 
     Where nothing ended in that stretch, what was cut off there is taken never to end.
     """
+    return jackknifed(_with_last_hazard, samples)
 
-    def shape(part: Durations) -> Curve | None:
-        if len(part.exact) < FEWEST_EXACT:
-            return None
-        steps, longest = kaplan_meier(part.exact, part.censored), part.longest
-        start = TAIL_FROM * longest
-        ended = part.ended_after(start)
-        exposure = math.fsum(max(0.0, d - start) for d in part.exact + part.censored)
-        hazard = ended / exposure if ended >= FEWEST_IN_TAIL else 0.0
 
-        def curve(limit: float) -> float:
-            survival = next((survival for seconds, survival in reversed(steps) if seconds <= limit), 1.0)
-            return 1 - survival * math.exp(-hazard * max(0.0, limit - longest))
+def _with_last_hazard(part: Durations) -> Curve | None:
+    if len(part.exact) < FEWEST_EXACT:
+        return None
+    steps = kaplan_meier(part.exact, part.censored)
+    longest = part.longest
+    start = TAIL_FROM * longest
+    ended = part.ended_after(start)
+    exposure = math.fsum(max(0.0, d - start) for d in part.exact + part.censored)
+    hazard = ended / exposure if ended >= FEWEST_IN_TAIL else 0.0
 
-        return curve
+    def curve(limit: float) -> float:
+        survival = next((survival for seconds, survival in reversed(steps) if seconds <= limit), 1.0)
+        return 1 - survival * math.exp(-hazard * max(0.0, limit - longest))
 
-    return jackknifed(shape, samples)
+    return curve
 
 
 def newest_half(method: Method) -> Method:

@@ -99,24 +99,21 @@ class Investigator:
         if not self._can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
-        best = f"the likeliest change, of {possible[0].key}, has" if possible else "no legal change has"
-        chance = possible[0].chance if possible else 0.0
-        ways = sorted(failures(case), key=lambda way: -way.share)[:MOST_FINDINGS]
-        seen = [
-            Evidence(
-                claim=f"of the failures that are new: {way.reason or way.kind.value}", figures={"share": way.share}
-            )
-            for way in ways
-        ]
-        considered = [
-            Evidence(claim=f"{idea.key} to {format_value(idea.value)}: {idea.why}", figures={"chance": idea.chance})
-            for idea in possible[:MOST_FINDINGS]
-        ]
+        best, chance = "no legal change has", 0.0
+        if possible:
+            best, chance = f"the likeliest change, of {possible[0].key}, has", possible[0].chance
+        findings = []
+        for way in sorted(failures(case), key=lambda way: -way.share)[:MOST_FINDINGS]:
+            claim = f"of the failures that are new: {way.reason or way.kind.value}"
+            findings.append(Evidence(claim=claim, figures={"share": way.share}))
+        for idea in possible[:MOST_FINDINGS]:
+            claim = f"{idea.key} to {format_value(idea.value)}: {idea.why}"
+            findings.append(Evidence(claim=claim, figures={"chance": idea.chance}))
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
             reason=f"{best} a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
-            findings=(*seen, *considered),
+            findings=tuple(findings),
         )
 
     def proposal(self, case: Case) -> Proposal | None:
@@ -124,20 +121,21 @@ class Investigator:
         plan = self.plan(case)
         if plan is None:
             return None
-        now, before = case.baseline, case.before
-        since = f"{now.successes} of {now.tasks} tasks {case.good_verb} since the onset"
-        earlier = f", {before.successes} of {before.tasks} before" if before.tasks else ""
-        share = Evidence(claim=since + earlier, figures={case.good_name: round(now.rate or 0.0, DIGITS)})
+        root_cause = plan.cause
+        evidence = [share_evidence(case), *plan.evidence]
         recalled = case.recalled(plan.key, plan.value)
-        precedent = f"; {recalled.text}" if recalled and recalled.state is PatternState.SUPPORTED else ""
+        if recalled is not None:
+            evidence.append(memory_evidence(recalled))
+            if recalled.state is PatternState.SUPPORTED:
+                root_cause += f"; {recalled.text}"
         return Proposal(
             message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
             parameter=plan.key,
             base_version=plan.state.version,
             value=plan.value,
-            root_cause=plan.cause + precedent,
-            evidence=(share, *plan.evidence, *((memory_evidence(recalled),) if recalled else ())),
+            root_cause=root_cause,
+            evidence=tuple(evidence),
             predicted_rate=plan.rate,
             rollback_plan=f"set {plan.key} back to {format_value(plan.state.value)}",
         )
@@ -371,6 +369,15 @@ def explanation(limit: Limit) -> str | None:
     if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
         return None
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
+
+
+def share_evidence(case: Case) -> Evidence:
+    """How many tasks are good now, and how many were before."""
+    now, before = case.baseline, case.before
+    claim = f"{now.successes} of {now.tasks} tasks {case.good_verb} since the onset"
+    if before.tasks:
+        claim += f", {before.successes} of {before.tasks} before"
+    return Evidence(claim=claim, figures={case.good_name: round(now.rate or 0.0, DIGITS)})
 
 
 def memory_evidence(pattern: Pattern) -> Evidence:

@@ -9,7 +9,7 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, emit, open_database, out, run
+from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, ask, emit, open_database, out, run
 
 if TYPE_CHECKING:
     from schema.messages.base import AgentMessage, Message
@@ -141,23 +141,22 @@ def agent_sign(
     from schema.messages.proposals import Proposal
     from schema.messages.tasks import TypeRegistration
     from starter import keys
-    from starter.client import NautilusClient, opening, registration
+    from starter.client import opening, registration
 
     if kind not in KINDS:
         raise CommandError(f"expected one of {', '.join(KINDS)}, but {kind!r} came")
     signer = keys.read(key)
-    message = _type_of(kind).model_validate({"agent_id": signer.agent_id} | _message_fields(sys.stdin.read()))
-
-    async def ask() -> str:
-        return await (await NautilusClient.connect()).first_run(workflow_id)
-
+    fields: dict[str, Any] = {"agent_id": signer.agent_id}
+    fields.update(_message_fields(sys.stdin.read()))
+    message = _type_of(kind).model_validate(fields)
     signed: Message
     if kind == wire.OPEN_CYCLE and isinstance(message, Proposal):
         signed = opening(message, signer)
     elif isinstance(message, TypeRegistration):
         signed = registration(message, signer)
     elif workflow_id:
-        signed = signer.sign(message, workflow_id, run_id or run(ask()), kind)
+        context = run_id or ask(lambda client: client.first_run(workflow_id))
+        signed = signer.sign(message, workflow_id, context, kind)
     else:
         raise CommandError(f"expected --workflow-id, because a {kind} is good for one workflow only")
     emit(signed.model_dump(mode="json", exclude_none=True))

@@ -1,12 +1,15 @@
 """Commands about anomalies: what the detector has raised, and a person's way to close what will never close itself."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter import completion
-from starter.command import AsJson, Who, Why, answer, open_database, open_to_read, out
+from starter.command import AsJson, Who, Why, emit, open_database, open_to_read, out
+
+if TYPE_CHECKING:
+    from schema.messages.observatory import AnomalyRecord
 
 app = typer.Typer(
     no_args_is_help=True, help="Anomalies: what is wrong with the platform.", epilog="Example: nautilus anomaly list"
@@ -22,20 +25,24 @@ def anomaly_list(
 
     records = reading.anomalies(open_to_read(), closed=every)
 
-    def print_lines() -> None:
-        for record in records:
-            anomaly = record.anomaly
-            state = f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
-            # An id is too long for a column.
-            out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}", soft_wrap=True)
-            out.print(f"  {anomaly.reason}")
-            if anomaly.escalation and not record.closed_at:
-                out.print(f"  a person is needed: {anomaly.escalation}")
-        if not records:
-            none_open = "no anomaly is open; `nautilus anomaly list --all` shows all"
-            out.print("no anomaly was ever raised" if every else none_open)
+    if as_json:
+        emit(records)
+        return
+    for record in records:
+        _show(record)
+    if not records:
+        none_open = "no anomaly is open; `nautilus anomaly list --all` shows all"
+        out.print("no anomaly was ever raised" if every else none_open)
 
-    answer(as_json, records, print_lines)
+
+def _show(record: "AnomalyRecord") -> None:
+    anomaly = record.anomaly
+    state = f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
+    # An id is too long for a column.
+    out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}", soft_wrap=True)
+    out.print(f"  {anomaly.reason}")
+    if anomaly.escalation and not record.closed_at:
+        out.print(f"  a person is needed: {anomaly.escalation}")
 
 
 @app.command("close", epilog='Example: nautilus anomaly close success_rate:resize#2026-11-02T10:00:00Z --why "gone"')

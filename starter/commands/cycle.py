@@ -7,7 +7,7 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, Columns, Who, Why, answer, answer_rows, out, run, status_of
+from starter.command import AsJson, Columns, Who, Why, answer, answer_rows, ask, out, run, status_of
 
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleStatus
@@ -23,12 +23,8 @@ def cycle_list(
     every: Annotated[bool, typer.Option("--all", help="Ended ones too.")] = False, as_json: AsJson = False
 ) -> None:
     """The cycles that are open, newest first."""
-    from starter.client import NautilusClient
-
-    async def ask() -> "list[Listed]":
-        client = await NautilusClient.connect()
-        return await client.tasks(None, ended=every, most=200, workflows=(wire.IMPROVEMENT_CYCLE,))
-
+    workflows = (wire.IMPROVEMENT_CYCLE,)
+    cycles = ask(lambda client: client.tasks(None, ended=every, most=200, workflows=workflows))
     columns: Columns[Listed] = {
         "cycle": lambda cycle: cycle.workflow_id,
         "opened": lambda cycle: f"{cycle.opened:%Y-%m-%d %H:%M}",
@@ -36,7 +32,7 @@ def cycle_list(
         "parameter": lambda cycle: cycle.parameter,
         "outcome": lambda cycle: cycle.outcome,
     }
-    answer_rows(as_json, run(ask()), columns, "no cycle is open; --all lists the ended ones")
+    answer_rows(as_json, cycles, columns, "no cycle is open; --all lists the ended ones")
 
 
 @app.command("show", epilog="Example: nautilus cycle show success_rate:research_synthesis")
@@ -83,11 +79,11 @@ def cycle_act(
     """Steer a cycle: pause, resume, extend, abort, veto, promote or widen."""
     from starter.client import NautilusClient
 
-    async def ask() -> None:
+    async def steer() -> None:
         await _status(_workflow(cycle))
         await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds, exposure)
 
-    run(ask())
+    run(steer())
     out.print(f"{act.value}: done, and in the ledger")
 
 

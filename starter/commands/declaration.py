@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.progress import Progress
 
-from schema.declaration import DeclarationError, read_platform
+from schema.declaration import DeclarationError, Problem, read_platform
 from schema.messages.base import format_value
 from schema.messages.platform import CycleRules, Mode, Parameter, Platform, Risk
 from schema.pace import Pace
 from schema.settings import Settings
-from starter.command import AsJson, CommandError, emit, err, out
+from starter.command import AsJson, CommandError, answer, emit, err, out
 
 if TYPE_CHECKING:
     from starter.draft import TypeHistory
@@ -63,19 +63,17 @@ def init(
     from starter import draft  # loads the sketches of durations
 
     file = Settings().platform
-    if file.exists() and not force:
-        raise CommandError(
-            f"expected no {file} yet, but there is one; `nautilus check` reads it, --force writes over it"
-        )
-    if not file.absolute().parent.is_dir():
-        raise CommandError(f"expected a folder for {file}, but there is none; make it, or set NAUTILUS_PLATFORM")
-
+    _raise_if_unwritable(file, force)
     task_types = task_type or []
     parameters = parameter or []
     if not task_types and outcomes is None:
         if not sys.stdin.isatty():
             raise CommandError("expected --task-type NAME or --from OUTCOMES, because there is no terminal to ask on")
-        task_types, parameters, mode, pace = _prompted(parameters, mode, pace)
+        question = "Kinds of task (names, as in: research summary)"
+        task_types = typer.prompt(question, value_proc=_task_type_names, err=True)
+        parameters = parameters + _prompted_limits(task_types)
+        mode = mode or _prompted("How far may it go by itself (observe, recommend, autonomous)?", Mode.RECOMMEND)
+        pace = pace or _prompted("How long does everything wait (production, trial)?", Pace.PRODUCTION)
     mode = mode or Mode.RECOMMEND
     pace = pace or Pace.PRODUCTION
 
@@ -91,30 +89,36 @@ def init(
     out.print(NEXT_STEPS.format(file=file, trial=trial, outcomes=outcomes or "outcomes.jsonl"), soft_wrap=True)
 
 
-def _prompted(
-    parameters: list[str], mode: Mode | None, pace: Pace | None
-) -> tuple[list[str], list[str], Mode | None, Pace | None]:
-    """What a person answers on the terminal; an invalid answer is asked for again."""
-    task_types = typer.prompt("Kinds of task (names, as in: research summary)", value_proc=_task_type_names, err=True)
+def _raise_if_unwritable(file: Path, force: bool) -> None:
+    if file.exists() and not force:
+        hint = "`nautilus check` reads it, --force writes over it"
+        raise CommandError(f"expected no {file} yet, but there is one; {hint}")
+    if not file.absolute().parent.is_dir():
+        raise CommandError(f"expected a folder for {file}, but there is none; make it, or set NAUTILUS_PLATFORM")
+
+
+def _prompted_limits(task_types: list[str]) -> list[str]:
+    """The limit of each type that has one, as `--parameter` takes it; an invalid answer is asked for again."""
+    limits = []
     for name in task_types:
         question = f"After how many seconds is a {name} task cut off? (Enter: never, or not to be tuned)"
         seconds = typer.prompt(question, default="", show_default=False, value_proc=_limit_s, err=True)
         if seconds is not None:
-            parameters = [*parameters, f"{name}.timeout_s={seconds:g}:{seconds / 10:g}..{seconds * 10:g}"]
+            limits.append(f"{name}.timeout_s={seconds:g}:{seconds / 10:g}..{seconds * 10:g}")
+    return limits
 
-    mode = mode or typer.prompt(
-        "How far may it go by itself (observe, recommend, autonomous)?",
-        default=Mode.RECOMMEND.value,
-        value_proc=_one_of(Mode),
-        err=True,
-    )
-    pace = pace or typer.prompt(
-        "How long does everything wait (production, trial)?",
-        default=Pace.PRODUCTION.value,
-        value_proc=_one_of(Pace),
-        err=True,
-    )
-    return task_types, parameters, mode, pace
+
+def _prompted(question: str, default: Choice) -> Choice:
+    choices = type(default)
+
+    def chosen(text: str) -> Choice:
+        try:
+            return choices(text.strip().lower())
+        except ValueError:
+            raise typer.BadParameter(f"expected one of {', '.join(choices)}, but {text!r} came") from None
+
+    choice: Choice = typer.prompt(question, default=default.value, value_proc=chosen, err=True)
+    return choice
 
 
 def _task_type_names(text: str) -> list[str]:
@@ -141,16 +145,6 @@ def _limit_s(text: str) -> float | None:
     if not 0 < seconds < math.inf:
         raise typer.BadParameter(f"expected seconds, or nothing, but {text!r} came")
     return seconds
-
-
-def _one_of(choices: type[Choice]) -> Callable[[str], Choice]:
-    def choice(text: str) -> Choice:
-        try:
-            return choices(text.strip().lower())
-        except ValueError:
-            raise typer.BadParameter(f"expected one of {', '.join(choices)}, but {text!r} came") from None
-
-    return choice
 
 
 def _histories(file: Path) -> "dict[str, TypeHistory]":
@@ -191,20 +185,22 @@ def check(
     try:
         platform = read_platform(file, settings.pace)
     except DeclarationError as error:
-        if as_json:
-            emit({"file": str(file), "ok": False, "problems": error.problems})
-        else:
-            for problem in error.problems:
-                where = f"{file}:{problem.line}" if problem.line else str(file)
-                out.print(f"{where}: {problem}", soft_wrap=True)
-            several = f"{len(error.problems)} problems" if len(error.problems) > 1 else "1 problem"
-            out.print(f"{several}; nothing runs with this file before it is fixed", style="red")
+        problems = error.problems
+        answer(as_json, {"file": str(file), "ok": False, "problems": problems}, lambda: _show_problems(file, problems))
         raise typer.Exit(1) from None
     if as_json:
         emit({"file": str(file), "ok": True, "problems": [], "warnings": list(warnings(platform))})
-    else:
-        out.print(f"{file} is valid", style="green")
-        show(platform)
+        return
+    out.print(f"{file} is valid", style="green")
+    show(platform)
+
+
+def _show_problems(file: Path, problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        where = f"{file}:{problem.line}" if problem.line else str(file)
+        out.print(f"{where}: {problem}", soft_wrap=True)
+    several = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+    out.print(f"{several}; nothing runs with this file before it is fixed", style="red")
 
 
 def show(platform: Platform) -> None:

@@ -1,7 +1,9 @@
 """Commands about events: what happened, which subscribers have not received it, and how to deliver it again."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,14 +17,13 @@ from starter.command import (
     Why,
     answer,
     answer_rows,
-    emit,
     open_database,
     open_to_read,
     out,
 )
 
 if TYPE_CHECKING:
-    from schema.messages.outbox import SubscriberStatus
+    from schema.messages.outbox import Event, SubscriberStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,27 +83,25 @@ def tail(
     """The latest events, oldest first."""
     from activities.reading import outbox
 
-    database = open_to_read()
-    events = outbox(database, latest=latest)
-    if as_json and not follow:
-        emit(events)
+    readable = open_to_read()
+    events = outbox(readable, latest=latest)
+    if not follow:
+        answer(as_json, events, lambda: _show(events) if events else out.print("nothing has happened yet"))
         return
-    if not (events or follow):
-        out.print("nothing has happened yet")
     last = 0
-    while events or follow:
+    while True:
         for event in events:
-            if as_json:
-                emit(event)
-            else:
-                line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
-                out.print(line, soft_wrap=True)
+            answer(as_json, event, partial(_show, [event]))
             last = event.sequence
-        if not follow:
-            return
-        events = outbox(database, after=last)
+        events = outbox(readable, after=last)
         if not events:
             time.sleep(FOLLOW_S)
+
+
+def _show(events: "Sequence[Event]") -> None:
+    for event in events:
+        line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
+        out.print(line, soft_wrap=True)
 
 
 @app.command(epilog="Example: nautilus events dead --all")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from schema.messages.base import format_value
+from schema.messages.base import format_value, one_line
 from starter.command import AsJson, Columns, CommandError, answer_rows, emit, open_database, open_to_read, out
 
 if TYPE_CHECKING:
@@ -38,29 +38,28 @@ def ledger_show(
     """One entry; of a change of a text, the difference. --json has all of it."""
     from activities import reading
     from rules.texts import difference
-    from schema.messages.base import one_line
 
     readable = open_to_read()
     entry = next(iter(reading.entries(readable, sequence=number)), None)
     if entry is None:
-        raise CommandError(
-            f"expected an entry of the ledger, but there is no {number}; `nautilus ledger list` shows them"
-        )
+        hint = "`nautilus ledger list` shows them"
+        raise CommandError(f"expected an entry of the ledger, but there is no {number}; {hint}")
     if as_json:
         emit(entry)
         return
     answer_entries([entry])
     for name, value in entry.body.items():
-        if name in VALUES:
-            shown = format_value(value)
-        elif isinstance(value, dict | list):
-            shown = one_line(json.dumps(value, ensure_ascii=False), LONGEST)
-        else:
-            shown = one_line(str(value), LONGEST)
-        out.print(f"{name:>20}  {shown}", soft_wrap=True)
+        out.print(f"{name:>20}  {_shown(name, value)}", soft_wrap=True)
     before, after = _values(entry, reading.entries(readable, subject=entry.subject))
     for line in difference(before, after):
         out.print(line, soft_wrap=True)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in VALUES:
+        return format_value(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return one_line(text, LONGEST)
 
 
 def _values(entry: "LedgerEntry", record: "Sequence[LedgerEntry]") -> tuple[Any, Any]:

@@ -1,15 +1,17 @@
 """Commands about the memory: what the nightly job has learned, and what it rests on."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from starter import completion
-from starter.command import AsJson, Columns, CommandError, answer_rows, emit, new_table, open_to_read, out
+from starter.command import AsJson, Columns, CommandError, answer, answer_rows, new_table, open_to_read, out
 
 if TYPE_CHECKING:
-    from schema.messages.memory import Pattern
+    from schema.messages.memory import Observation, Pattern
 
 app = typer.Typer(
     no_args_is_help=True, help="What the nightly job has learned.", epilog="Example: nautilus memory list"
@@ -45,15 +47,16 @@ def show(
     """One pattern, and every observation that it rests on."""
     from activities.reading import everything_remembered
 
-    remembered = everything_remembered(open_to_read(), datetime.now(UTC))
-    by_id = {pattern.pattern_id: (pattern, memory) for pattern, memory in remembered}
-    if pattern_id not in by_id:
-        raise CommandError(f"expected a pattern, but {pattern_id} is not one; `nautilus memory list` shows them")
-    pattern, memory = by_id[pattern_id]
-    if as_json:
-        observations = [observation.model_dump(mode="json") for observation in memory.observations]
-        emit(pattern.model_dump(mode="json") | {"observations": observations})
-        return
+    for pattern, memory in everything_remembered(open_to_read(), datetime.now(UTC)):
+        if pattern.pattern_id == pattern_id:
+            document = pattern.model_dump(mode="json")
+            document["observations"] = memory.observations
+            answer(as_json, document, partial(_show, pattern, memory.observations))
+            return
+    raise CommandError(f"expected a pattern, but {pattern_id} is not one; `nautilus memory list` shows them")
+
+
+def _show(pattern: "Pattern", observations: "Sequence[Observation]") -> None:
     low, high = pattern.interval
     out.print(f"{pattern.state.value}: {pattern.text}")
     out.print(f"role {pattern.claim.change.role or '-'}; reason {pattern.claim.symptom.reason or '-'}")
@@ -62,8 +65,8 @@ def show(
         f"seen {pattern.first_seen:%Y-%m-%d} to {pattern.last_seen:%Y-%m-%d}"
     )
     table = new_table("source", "at", "for", "against", "effect", "ending")
-    for seen in memory.observations:
+    for seen in observations:
+        at = f"{seen.at:%Y-%m-%d %H:%M}"
         effect = f"{seen.effect:+.1%}" if seen.effect is not None else "-"
-        counts = str(seen.support), str(seen.against)
-        table.add_row(seen.source, f"{seen.at:%Y-%m-%d %H:%M}", *counts, effect, seen.ending or "-")
+        table.add_row(seen.source, at, str(seen.support), str(seen.against), effect, seen.ending or "-")
     out.print(table)

@@ -3,20 +3,21 @@
 import csv
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from schema.messages.base import plausible
-from starter.command import NO_DATA, AsJson, CommandError, answer, emit, err, new_table, open_to_read, out, run
+from starter.command import NO_DATA, AsJson, CommandError, answer, ask, emit, err, new_table, open_to_read, out
 
 if TYPE_CHECKING:
-    from rules.series_file import Judged
-    from schema.messages.observatory import Snapshot
+    from rules.series_file import Judged, SeriesAlarm
+    from schema.messages.observatory import Counts, Measures, Snapshot
 
 app = typer.Typer()
 
@@ -55,22 +56,11 @@ def _show(snapshot: "Snapshot") -> None:
     if snapshot.health is None:
         out.print(_next_snapshot(), soft_wrap=True)
 
-    whole = Measures.model_validate(snapshot, from_attributes=True)
     table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "cost", "fill", "agents")
-    for name, counts in [*sorted(snapshot.task_types.items()), ("all", snapshot.platform)]:
-        measures = whole if counts is snapshot.platform else snapshot.measures.get(name, Measures())
-        per_hour = snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks)
-        figures = (
-            per_hour,
-            counts.rate,
-            measures.mean_duration_s,
-            measures.p95_duration_s,
-            measures.mean_quality,
-            measures.spending,
-            measures.market_fill_rate,
-        )
-        cells = ["-" if figure is None else _short(figure) for figure in figures]
-        table.add_row(name, *cells, str(measures.active_agents))
+    for name, counts in sorted(snapshot.task_types.items()):
+        table.add_row(name, *_cells(snapshot, counts, snapshot.measures.get(name, Measures())))
+    whole = Measures.model_validate(snapshot, from_attributes=True)
+    table.add_row("all", *_cells(snapshot, snapshot.platform, whole))
     out.print(table)
 
     for name, reasons in snapshot.reasons.items():
@@ -78,8 +68,21 @@ def _show(snapshot: "Snapshot") -> None:
         out.print(f"{name} failed: {shares} ({behind})", soft_wrap=True)
 
 
-def _short(figure: float) -> str:
+def _cells(snapshot: "Snapshot", counts: "Counts", measures: "Measures") -> Iterator[str]:
+    yield _short(snapshot.throughput_per_h * counts.tasks / max(1, snapshot.platform.tasks))
+    yield _short(counts.rate)
+    yield _short(measures.mean_duration_s)
+    yield _short(measures.p95_duration_s)
+    yield _short(measures.mean_quality)
+    yield _short(measures.spending)
+    yield _short(measures.market_fill_rate)
+    yield str(measures.active_agents)
+
+
+def _short(figure: float | None) -> str:
     """Three digits, or one of what is small: nine columns must fit in 80 characters."""
+    if figure is None:
+        return "-"
     if figure >= 1_000:
         return f"{figure:,.0f}"
     return f"{figure:.3g}" if figure >= 0.1 else f"{figure:.1g}"
@@ -92,16 +95,13 @@ def _next_snapshot() -> str:
     from activities import cron
     from activities.report_text import lasted
     from schema.messages.platform import JobId
-    from starter.client import NautilusClient
-
-    async def ask() -> list[cron.ScheduledJob]:
-        return await cron.listed((await NautilusClient.connect()).temporal)
 
     snapshots = JobId.METRICS_SNAPSHOT.value
     try:
-        job = next((job for job in run(ask()) if job.id == snapshots), None)
+        jobs = ask(lambda client: cron.listed(client.temporal))
     except (RPCError, ConnectionError):
         return "no Temporal server answers: `nautilus up` runs what takes them"
+    job = next((job for job in jobs if job.id == snapshots), None)
     if job is None:
         return f"there is no schedule {snapshots}: `nautilus schedules apply` creates it"
     if job.paused or job.next_run is None:
@@ -115,27 +115,29 @@ def _judged(file: Path, read: "_Read") -> "Judged":
     """What the detector finds in a file, with progress on a terminal."""
     from rich.progress import Progress
 
+    try:
+        with (
+            Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
+            # Spreadsheets begin a file with a byte order mark.
+            progress.open(file, "r", encoding="utf-8-sig", newline="", description="reading") as lines,
+        ):
+            return _detected(csv.reader(lines), read, partial(progress.track, description="judging"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CommandError(f"{file}: expected CSV in UTF-8, but {error}") from None
+
+
+def _detected(cells: Iterator[list[str]], read: "_Read", watch: Callable[..., Any]) -> "Judged":
+    """The detector that the header asks for, on the rows below it; `watch` shows how far it is."""
     from rules.series_file import detect_rates, detect_values
 
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-
-        def judging(rows: Sequence[Row]) -> Iterable[Row]:
-            return progress.track(rows, description="judging")
-
-        try:
-            # Spreadsheets begin a file with a byte order mark.
-            with progress.open(file, "r", encoding="utf-8-sig", newline="", description="reading") as lines:
-                rows = csv.reader(lines)
-                match [name.strip().lower() for name in next(rows, [])]:
-                    case ["timestamp", "value"]:
-                        return detect_values(read.rows(rows, 2, _value), judging)
-                    case ["timestamp", "successes", "total"]:
-                        return detect_rates(read.rows(rows, 3, _counts), judging)
-                    case header:
-                        came = f"{','.join(header)!r} came"
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise CommandError(f"{file}: expected CSV in UTF-8, but {error}") from None
-    raise CommandError(f"{file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
+    match [name.strip().lower() for name in next(cells, [])]:
+        case ["timestamp", "value"]:
+            return detect_values(read.rows(cells, 2, _value), watch)
+        case ["timestamp", "successes", "total"]:
+            return detect_rates(read.rows(cells, 3, _counts), watch)
+        case header:
+            came = f"{','.join(header)!r} came"
+            raise CommandError(f"{read.file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
 
 
 @app.command(epilog="Example: nautilus detect --file series.csv")
@@ -155,10 +157,7 @@ def detect(
         why = "the last of each counts; does a local hour come twice?"
         err.print(f"rows with the timestamp of another one: {read.repeated}; {why}", soft_wrap=True)
     if as_json:
-        alarms = [
-            alarm._asdict() | {"timestamp": read.written[alarm.timestamp], "onset": read.written[alarm.onset]}
-            for alarm in result.alarms
-        ]
+        alarms = [_as_written(alarm, read) for alarm in result.alarms]
         emit({"alarms": alarms, "rows": result.rows, "judged": result.judged})
     else:
         _show_alarms(result, read)
@@ -166,12 +165,20 @@ def detect(
         raise typer.Exit(NO_DATA)
 
 
+def _as_written(alarm: "SeriesAlarm", read: "_Read") -> dict[str, Any]:
+    """The fields of an alarm, with its instants as the file writes them."""
+    fields = alarm._asdict()
+    fields["timestamp"] = read.written[alarm.timestamp]
+    fields["onset"] = read.written[alarm.onset]
+    return fields
+
+
 def _show_alarms(result: "Judged", read: "_Read") -> None:
     if result.alarms:
         table = new_table("raised", "onset", "direction", "size", "reason")
         for alarm in result.alarms:
-            instants = read.written[alarm.timestamp], read.written[alarm.onset]
-            table.add_row(*instants, alarm.direction, f"{alarm.size:+.3g}", alarm.reason)
+            written = _as_written(alarm, read)
+            table.add_row(written["timestamp"], written["onset"], alarm.direction, f"{alarm.size:+.3g}", alarm.reason)
         out.print(table)
     else:
         out.print("no alarm" if result.judged else "nothing was judged")

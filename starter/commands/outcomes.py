@@ -1,7 +1,7 @@
 """Commands about outcomes of tasks."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ import typer
 from starter.command import AsJson, CommandError, emit, err, lines_of, log_beside, out
 
 if TYPE_CHECKING:
+    from activities.recording import Recorded
     from schema.messages.observatory import TaskOutcome
 
 # A transaction of some tenths of a second, for which a running platform's recorders wait.
@@ -40,8 +41,6 @@ def outcomes_import(
     The same file twice imports nothing twice: of two outcomes of one task the first stands, and a different one is
     counted as conflicting. A bad line stops the import before anything is written.
     """
-    from activities.database import Database, migrate
-    from activities.recording import Recorded, record_outcomes
     from schema.declaration import declared_platform
     from schema.settings import Settings
     from starter.narration import Narration
@@ -56,16 +55,7 @@ def outcomes_import(
             outcomes.append(outcome)
             if len(outcomes) % AT_A_TIME == 0:
                 show(f"reading {file}: {len(outcomes):,} outcomes")
-
-        database = Database(settings.database)
-        migrate(database)
-
-        recorded = Recorded()
-        for start in range(0, len(outcomes), AT_A_TIME):
-            show(f"recording: {start:,} of {len(outcomes):,} outcomes")
-            with database.transaction() as session:
-                batch = outcomes[start : start + AT_A_TIME]
-                recorded = recorded.plus(record_outcomes(session, batch, platform.observatory.interval_s))
+        recorded = _recorded(outcomes, settings.database, platform.observatory.interval_s, show)
 
     if as_json:
         emit({"read": len(outcomes), **recorded._asdict()})
@@ -78,6 +68,23 @@ def outcomes_import(
     }
     counts = ", ".join(f"{count:,} {fate}" for fate, count in count_by_fate.items() if count)
     out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}", soft_wrap=True)
+
+
+def _recorded(
+    outcomes: "Sequence[TaskOutcome]", database_url: str, interval_s: int, show: Callable[[str], None]
+) -> "Recorded":
+    """Record all outcomes, batch by batch, in a database that is made where there is none."""
+    from activities.database import Database, migrate
+    from activities.recording import Recorded, record_outcomes
+
+    database = Database(database_url)
+    migrate(database)
+    recorded = Recorded()
+    for start in range(0, len(outcomes), AT_A_TIME):
+        show(f"recording: {start:,} of {len(outcomes):,} outcomes")
+        with database.transaction() as session:
+            recorded = recorded.plus(record_outcomes(session, outcomes[start : start + AT_A_TIME], interval_s))
+    return recorded
 
 
 def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Iterator[tuple[TaskOutcome, int]]":

@@ -26,6 +26,7 @@ from starter.command import (
 from starter.commands.ledger import answer_entries
 
 if TYPE_CHECKING:
+    from activities.reading import Readable
     from schema.messages.platform import Freeze, ParameterState
 
 app = typer.Typer(no_args_is_help=True, help="Production configuration.", epilog="Example: nautilus params list")
@@ -62,11 +63,8 @@ def params_show(
 ) -> None:
     """One parameter: its declaration, its value, and every entry of the ledger about it; of a text, its last change."""
     from activities import reading
-    from rules.texts import difference
 
-    state = next((state for state in _states() if state.declaration.key == key), None)
-    if state is None:
-        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    state = _state(key)
     if whole:
         answer(as_json, state.value, lambda: out.print(state.value, soft_wrap=True))
         return
@@ -77,22 +75,28 @@ def params_show(
     if as_json:
         emit({"state": _document(state, freezes), "ledger": record})
         return
-
-    declared = state.declaration
-    value = f"{format_value(state.value)} {declared.unit}".rstrip()
-    out.print(f"{key} = {value} (version {state.version})  {declared.description}", soft_wrap=True)
-    kind = f"{declared.kind} ({declared.bounds})"
-    touches = ", ".join(declared.task_types)
-    out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}", soft_wrap=True)
-    if is_long(state.value):
-        out.print(f"`nautilus params show {key} --whole` prints all of it", soft_wrap=True)
-        for line in difference(reading.previous_value(readable, key), state.value):
-            out.print(line, soft_wrap=True)
-
+    _show(state, readable)
     freeze = _freeze_of(key, freezes)
     if freeze is not None:
         out.print(_formatted(freeze), soft_wrap=True)
     answer_entries(record)
+
+
+def _show(state: "ParameterState", readable: "Readable") -> None:
+    """Print a parameter's value and declaration, and of a long text its last change."""
+    from activities import reading
+    from rules.texts import difference
+
+    declared = state.declaration
+    value = f"{format_value(state.value)} {declared.unit}".rstrip()
+    out.print(f"{declared.key} = {value} (version {state.version})  {declared.description}", soft_wrap=True)
+    kind = f"{declared.kind} ({declared.bounds})"
+    touches = ", ".join(declared.task_types)
+    out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}", soft_wrap=True)
+    if is_long(state.value):
+        out.print(f"`nautilus params show {declared.key} --whole` prints all of it", soft_wrap=True)
+        for line in difference(reading.previous_value(readable, declared.key), state.value):
+            out.print(line, soft_wrap=True)
 
 
 Scope = Annotated[
@@ -106,13 +110,11 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
     """Give a parameter the value it had before its last promotion, at once."""
     from activities import parameters
 
-    if key not in (state.declaration.key for state in _states()):
-        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    _state(key)
     result = parameters.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
     if not result.swapped:
         raise CommandError(result.reason)
-    value = next(state.value for state in _states() if state.declaration.key == key)
-    out.print(f"{key} is {format_value(value)} again (version {result.version}); the ledger has an entry")
+    out.print(f"{key} is {format_value(_state(key).value)} again (version {result.version}); the ledger has an entry")
 
 
 @app.command("freeze", epilog="Example: nautilus params freeze research_synthesis.timeout_s --why release")
@@ -120,8 +122,8 @@ def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """Stop experiments and promotions of a parameter, or of everything, at once; tasks get production values."""
     from activities import parameters
 
-    if key != EVERYTHING and key not in (state.declaration.key for state in _states()):
-        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    if key != EVERYTHING:
+        _state(key)
     if not parameters.freeze(open_database(), key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something that is not frozen, but {key} is")
     out.print(f"{'everything' if key == EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
@@ -143,6 +145,14 @@ def _states() -> "tuple[ParameterState, ...]":
 
     platform = declared_platform()
     return reading.parameter_states(platform, reading.in_force(open_to_read()))
+
+
+def _state(key: str) -> "ParameterState":
+    """The state of a parameter; raises CommandError where it is not declared."""
+    state = next((state for state in _states() if state.declaration.key == key), None)
+    if state is None:
+        raise CommandError(f"expected a declared parameter, but {key} came; `nautilus params list` shows them")
+    return state
 
 
 def _freezes() -> "dict[str, Freeze]":

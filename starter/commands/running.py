@@ -1,5 +1,6 @@
 """Commands that run something: the demo, the platform, a worker."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -32,9 +33,7 @@ def demo(
     from starter import demo as story  # slow to import; no other command should wait for it
 
     async def wait(stack: Any) -> None:
-        for key, value in stack.environment.items():
-            if value:
-                err.print(f"export {key}={value}", soft_wrap=True)
+        _print_exports(stack.environment)
         err.print("still running; Ctrl-C ends it")
         await asyncio.Event().wait()
 
@@ -64,9 +63,8 @@ def up(
     async def serve() -> None:
         settings = Settings(pace=pace) if pace else Settings()
         async with running(settings, Ports(port, ui_port)) as stack:
-            for key, value in stack.environment.items():  # what other terminals need
-                if value and key != "NAUTILUS_DATABASE_URL":  # it may hold a password, and the person who set it has it
-                    err.print(f"export {key}={value}", soft_wrap=True)
+            # The database's URL may hold a password, and the person who set it has it.
+            _print_exports(stack.environment, without="NAUTILUS_DATABASE_URL")
             for subscriber, mistake in stack.mistakes.items():
                 err.print(f"{subscriber} gets nothing yet: {mistake}", style="yellow", soft_wrap=True)
             err.print(f"pace: {PACES[stack.pace]}")
@@ -74,6 +72,13 @@ def up(
             await asyncio.Event().wait()
 
     run(serve())
+
+
+def _print_exports(environment: Mapping[str, str], without: str | None = None) -> None:
+    """What other terminals need."""
+    for key, value in environment.items():
+        if value and key != without:
+            err.print(f"export {key}={value}", soft_wrap=True)
 
 
 @app.command(epilog="Example: nautilus worker")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import AsJson, Columns, answer, answer_rows, out, run
+from starter.command import AsJson, Columns, answer, answer_rows, ask, out
 
 if TYPE_CHECKING:
     from activities.cron import ScheduledJob
@@ -24,14 +24,9 @@ def apply(
     """Make Temporal's schedules what the table and `platform.toml` declare; idempotent."""
     from activities import cron
     from schema.declaration import declared_platform
-    from starter.client import NautilusClient
 
     wanted = cron.jobs(declared_platform())
-
-    async def settle() -> list[cron.ScheduleChange]:
-        return await cron.apply((await NautilusClient.connect()).temporal, wanted, dry_run)
-
-    changes = run(settle())
+    changes = ask(lambda client: cron.apply(client.temporal, wanted, dry_run))
     nothing = f"nothing to do: {len(wanted)} schedules are as declared"
     lines = [f"{'would ' if dry_run else ''}{change}" for change in changes]
     answer(as_json, changes, lambda: out.print("\n".join(lines) or nothing, soft_wrap=True))
@@ -41,12 +36,8 @@ def apply(
 def show_all(as_json: AsJson = False) -> None:
     """Every job: when it runs, its budget, whether it is elevated, and why."""
     from activities import cron
-    from starter.client import NautilusClient
 
-    async def ask() -> list[cron.ScheduledJob]:
-        return await cron.listed((await NautilusClient.connect()).temporal)
-
-    jobs = run(ask())
+    jobs = ask(lambda client: cron.listed(client.temporal))
     columns: Columns[cron.ScheduledJob] = {
         "job": lambda job: job.id,
         "when": lambda job: job.when,

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from starter.command import (
     Why,
     answer,
     answer_rows,
+    ask,
     emit,
     err,
     lines_of,
@@ -32,7 +34,10 @@ from starter.command import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from schema.messages.tasks import TaskRequest, TaskStatus, TaskTypeListing
+    from starter.client import Listed, NautilusClient
 
 app = typer.Typer(no_args_is_help=True, help="User tasks.", epilog="Example: nautilus tasks list --all")
 
@@ -49,8 +54,6 @@ Type = Annotated[
     str | None,
     typer.Argument(metavar="TYPE", help="`nautilus tasks types` shows them.", autocompletion=completion.task_types),
 ]
-# Makes a request of the fields of a file's line or of the options; raises CommandError where the market refuses it.
-Read = Callable[[dict[str, Any]], "TaskRequest"]
 EXAMPLE = (
     "nautilus tasks submit research_synthesis"
     """ --payload '{"question": "How do cursors work?", "breadth": 5, "depth": 1}'"""
@@ -76,9 +79,7 @@ def submit(
 
     An id that another task has had is refused; of a file, the other lines are submitted, and the exit code is 1.
     """
-    from schema.messages.tasks import TaskEnding
-
-    options = {"requester": requester, "notify": notify, "price": price}
+    options: dict[str, Any] = {"requester": requester, "notify": notify, "price": price}
     if (task_type is None) == (file is None):
         raise CommandError("expected either a task type or --file, and not both")
     if file is not None:
@@ -88,13 +89,19 @@ def submit(
         return
 
     try:
-        parsed = json.loads(payload or "{}")
+        options["payload"] = json.loads(payload or "{}")
     except ValueError as error:
         raise CommandError(f"--payload: expected JSON, but {error}") from None
-    options |= {"task_id": task_id or uuid4().hex[:16], "task_type": task_type, "payload": parsed}
-    request = _reader()(options)
-    new, status = run(_submit(request, wait))
+    options["task_id"] = task_id or uuid4().hex[:16]
+    options["task_type"] = task_type
+    _submit_one(_RequestReader().read(options), wait, as_json)
 
+
+def _submit_one(request: "TaskRequest", wait: bool, as_json: bool) -> None:
+    from schema.messages.tasks import TaskEnding, task_workflow_id
+
+    new = ask(lambda client: client.submit_task(request))
+    status = ask(lambda client: client.task_result(task_workflow_id(request.task_id))) if wait else None
     if as_json:
         emit({"task_id": request.task_id, "new": new, "status": status})
     elif status is None:
@@ -105,31 +112,20 @@ def submit(
         raise typer.Exit(1)
 
 
-async def _submit(request: "TaskRequest", wait: bool) -> "tuple[bool, TaskStatus | None]":
-    """Whether the task was new, and, where somebody waits, how it ended."""
-    from schema.messages.tasks import task_workflow_id
-    from starter.client import NautilusClient
-
-    client = await NautilusClient.connect()
-    new = await client.submit_task(request)
-    if not wait:
-        return new, None
-    return new, await client.task_result(task_workflow_id(request.task_id))
-
-
 def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: bool) -> None:
     """Read the file twice: nothing is submitted before every line is valid."""
     if not file.is_file():  # nor a pipe, which can be read only once
         raise CommandError(f"expected a file of tasks, but {file} is not a file")
-    read = _reader()
-    lines = _count_consistent(_requests(file, read, options), file)
-    new, refused = run(_submit_all(_requests(file, read, options), lines, at_once))
+    reader = _RequestReader()
+    lines = _count_consistent(_requests(file, reader, options), file)
+    submission = run(_submit_all(_requests(file, reader, options), lines, at_once))
+    refused = submission.refused
     if as_json:
-        emit({"tasks": lines, "new": new, "refused": len(refused)})
+        emit({"tasks": lines, "new": submission.new, "refused": len(refused)})
     else:
-        out.print(f"{lines} tasks, {new} of them new")
-    for number, reason in sorted(refused)[:REFUSALS_SHOWN]:
-        err.print(f"{file}:{number}: {reason}", soft_wrap=True)
+        out.print(f"{lines} tasks, {submission.new} of them new")
+    for number in sorted(refused)[:REFUSALS_SHOWN]:
+        err.print(f"{file}:{number}: {refused[number]}", soft_wrap=True)
     if refused:
         raise CommandError(f"expected tasks that are new or the same, but {len(refused)} of {lines} were refused")
 
@@ -148,54 +144,65 @@ def _count_consistent(requests: "Iterator[tuple[int, TaskRequest]]", file: Path)
     return lines
 
 
-async def _submit_all(
-    requests: "Iterator[tuple[int, TaskRequest]]", lines: int, at_once: int
-) -> tuple[int, list[tuple[int, str]]]:
-    """How many tasks were new, and the lines that were refused, each with the reason.
+@dataclass
+class _Submission:
+    """Submits tasks while at most `at_once` are open: `room` is for how many more there is by the last count.
 
-    At most `at_once` tasks are open at a time: a flood would take a small server's time from the work under way, cycles
-    included.
+    A flood would take a small server's time from the work under way, cycles included.
     """
+
+    client: "NautilusClient"
+    at_once: int
+    room: int
+    counting: "asyncio.Lock"
+    new: int = 0
+    refused: dict[int, str] = field(default_factory=dict)  # the reason, by the number of the line
+
+    async def submit(self, number: int, request: "TaskRequest") -> None:
+        from starter.client import Refused
+
+        await self._await_room()
+        try:
+            # In two steps: `new` must be read after the wait, or another feeder's count would be lost.
+            is_new = await self.client.submit_task(request)
+            self.new += is_new
+        except Refused as refusal:
+            self.refused[number] = str(refusal)
+
+    async def _await_room(self) -> None:
+        import asyncio
+
+        async with self.counting:
+            while self.room <= 0:
+                await asyncio.sleep(POLL_S)  # the server lists a new task only after a moment
+                self.room = self.at_once - await self.client.open_tasks()
+            self.room -= 1
+
+
+async def _submit_all(requests: "Iterator[tuple[int, TaskRequest]]", lines: int, at_once: int) -> _Submission:
+    """Submit all tasks, several at a time, and show how far it is."""
     import asyncio
 
     from rich.progress import Progress
 
-    from starter.client import NautilusClient, Refused
+    from starter.client import NautilusClient
 
     client = await NautilusClient.connect()
-    room = at_once - await client.open_tasks()
-    counting = asyncio.Lock()
-    new = 0
-    refused: list[tuple[int, str]] = []
+    submission = _Submission(client, at_once, at_once - await client.open_tasks(), asyncio.Lock())
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
 
-        async def await_room() -> None:
-            nonlocal room
-            async with counting:
-                while room <= 0:
-                    await asyncio.sleep(POLL_S)  # the server lists a new task only after a moment
-                    room = at_once - await client.open_tasks()
-                room -= 1
-
         async def feed() -> None:
-            nonlocal new
             # All feeders share one iterator: the file streams, however long it is.
             for number, request in requests:
-                await await_room()
-                try:
-                    # In two steps: `new` must be read after the wait, or another feeder's count would be lost.
-                    is_new = await client.submit_task(request)
-                    new += is_new
-                except Refused as refusal:
-                    refused.append((number, str(refusal)))
+                await submission.submit(number, request)
                 progress.advance(bar)
 
         await asyncio.gather(*(feed() for _ in range(IN_FLIGHT)))
-    return new, refused
+    return submission
 
 
-def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tuple[int, TaskRequest]]":
+def _requests(file: Path, reader: "_RequestReader", options: Mapping[str, Any]) -> "Iterator[tuple[int, TaskRequest]]":
     """The file's tasks with their lines' numbers; a bad line raises CommandError with its number.
 
     A line without an id gets one from its text, the options, and how often the same came before: lines may be added and
@@ -204,60 +211,77 @@ def _requests(file: Path, read: Read, options: dict[str, Any]) -> "Iterator[tupl
     repetitions = Counter[bytes]()
     shared = canonical(options)
     for number, line, _ in lines_of(file):
+        content_hash = sha256(shared + line).digest()
+        repetitions[content_hash] += 1
+        fields = dict(options)
+        fields["task_id"] = sha256(content_hash + b"%d" % repetitions[content_hash]).hexdigest()[:20]
         try:
-            fields = json.loads(line)
-            if not isinstance(fields, dict):
-                raise CommandError(f"expected an object, but {fields!r:.60} came")
-            content_hash = sha256(shared + line).digest()
-            repetitions[content_hash] += 1
-            derived_id = sha256(content_hash + b"%d" % repetitions[content_hash]).hexdigest()[:20]
-            yield number, read(options | {"task_id": derived_id} | fields)
+            fields.update(_object_in(line))
+            request = reader.read(fields)
         except CommandError as error:
             raise CommandError(f"{file}:{number}: {error}") from None
         except ValueError as error:
             raise CommandError(f"{file}:{number}: expected JSON, but {error}") from None
+        yield number, request
 
 
-def _reader() -> Read:
+def _object_in(line: bytes) -> dict[str, Any]:
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise CommandError(f"expected an object, but {fields!r:.60} came")
+    return fields
+
+
+class _RequestReader:
     """Checks requests against the task types, declared or brought by agents; only the latter need the database."""
-    from pydantic import ValidationError
 
-    from activities.task_types import installed
-    from activities.tasks import task_types
-    from schema.declaration import declared_platform
-    from schema.messages.tasks import TaskRequest
-    from schema.mistakes import in_one_line
+    def __init__(self) -> None:
+        from activities.task_types import installed
+        from schema.declaration import declared_platform
 
-    log_beside()
-    platform = declared_platform()
-    declared = {task_type.name for task_type in platform.task_types}
-    targets = {target.name for target in platform.notifications}
-    plugins = installed()
-    brought: set[str] = set()
+        log_beside()
+        self._platform = declared_platform()
+        self._declared = {task_type.name for task_type in self._platform.task_types}
+        self._targets = {target.name for target in self._platform.notifications}
+        self._plugins = installed()
+        self._brought: set[str] = set()
 
-    def read(fields: dict[str, Any]) -> "TaskRequest":
+    def read(self, fields: Mapping[str, Any]) -> "TaskRequest":
+        """The request with these fields; raises CommandError where the market would refuse it."""
+        from pydantic import ValidationError
+
+        from schema.messages.tasks import TaskRequest
+        from schema.mistakes import in_one_line
+
         unknown = sorted(fields.keys() - TaskRequest.model_fields.keys())
         if unknown:
             raise CommandError(f"expected {', '.join(TaskRequest.model_fields)}, but {unknown[0]!r} came")
         try:
             request = TaskRequest.model_validate(fields, strict=True)
-            if request.notify and request.notify not in targets:
+            if request.notify and request.notify not in self._targets:
                 raise CommandError(f"notify: expected a declared notification, but {request.notify} came")
-            name = request.task_type
-            if name in declared and name in plugins:
-                plugins[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
+            self._check_payload(request)
         except ValidationError as error:
             raise CommandError(in_one_line(error)) from None
-
-        if name not in declared | brought:
-            with open_database().reading() as session:
-                brought.update(listing.name for listing in task_types(session, platform))
-        if name not in declared | brought:
-            known = ", ".join(sorted(declared | brought))
-            raise CommandError(f"expected one of the task types {known}, but {name} came")
+        self._check_type(request.task_type)
         return request
 
-    return read
+    def _check_payload(self, request: "TaskRequest") -> None:
+        name = request.task_type
+        if name in self._declared and name in self._plugins:
+            self._plugins[name].Payload.model_validate_json(json.dumps(request.payload), strict=True)
+
+    def _check_type(self, name: str) -> None:
+        if name in self._declared:
+            return
+        if name not in self._brought:
+            from activities.tasks import task_types
+
+            with open_database().reading() as session:
+                self._brought.update(listing.name for listing in task_types(session, self._platform))
+        if name not in self._brought:
+            known = ", ".join(sorted(self._declared | self._brought))
+            raise CommandError(f"expected one of the task types {known}, but {name} came")
 
 
 @app.command("list", epilog="Example: nautilus tasks list --all --latest 50")
@@ -267,11 +291,7 @@ def show_all(
     as_json: AsJson = False,
 ) -> None:
     """The market: user tasks and improvement cycles, newest first."""
-    from starter.client import Listed, NautilusClient
-
-    async def ask() -> list[Listed]:
-        return await (await NautilusClient.connect()).tasks(phase=None, ended=every, most=latest)
-
+    tasks = ask(lambda client: client.tasks(phase=None, ended=every, most=latest))
     columns: Columns[Listed] = {
         "task": lambda task: task.workflow_id,
         "type": lambda task: task.task_type,
@@ -280,7 +300,7 @@ def show_all(
         "opened": lambda task: f"{task.opened:%Y-%m-%d %H:%M:%S}",
         "outcome": lambda task: task.outcome,
     }
-    answer_rows(as_json, run(ask()), columns, "no task is open; --all lists the ended ones")
+    answer_rows(as_json, tasks, columns, "no task is open; --all lists the ended ones")
 
 
 @app.command(epilog="Example: nautilus tasks show 3f2a9c01d7e8b654")
@@ -295,12 +315,7 @@ def show(task_id: TaskId, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: nautilus tasks abort 3f2a9c01d7e8b654 --why obsolete")
 def abort(task_id: TaskId, why: Why, who: Who) -> None:
     """End a task; no agent is paid, and no standing changes."""
-    from starter.client import NautilusClient
-
-    async def ask() -> None:
-        await (await NautilusClient.connect()).act(_workflow(task_id), wire.ABORT, who, why)
-
-    run(ask())
+    ask(lambda client: client.act(_workflow(task_id), wire.ABORT, who, why))
     out.print(f"{task_id} is aborted")
 
 
@@ -315,9 +330,10 @@ def types(as_json: AsJson = False) -> None:
     with open_database().reading() as session:
         registered = task_types(session, declared_platform())
     schemas = {name: task_type.Payload.model_json_schema() for name, task_type in installed().items()}
-    listings = [
-        t.model_copy(update={"payload_schema": t.payload_schema or schemas.get(t.name, {})}) for t in registered
-    ]
+    listings = []
+    for listing in registered:
+        schema = listing.payload_schema or schemas.get(listing.name, {})
+        listings.append(listing.model_copy(update={"payload_schema": schema}))
     columns: Columns[TaskTypeListing] = {
         "type": lambda listing: listing.name,
         "done by": lambda listing: listing.executor or "the platform",

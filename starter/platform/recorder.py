@@ -6,7 +6,7 @@ wait instead of losing anything; a store that is away is tried again for as long
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, Queue
@@ -100,11 +100,7 @@ class Recorder:
         pause_s = 0.1
         while True:
             try:
-                with self._database.transaction() as session:
-                    assignments = [assignment for entry in entries for assignment in entry.assignments]
-                    record_assignments(session, assignments, self._interval_s)
-                    outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
-                    fates = iter(record_each(session, outcomes, self._interval_s))
+                fates = self._stored(entries)
             except OperationalError as error:
                 # The store is away or busy: nothing of the batch was written, so all of it is tried again.
                 log.warning("recorder.waiting", entries=len(entries), error=str(error.orig), pause_s=pause_s)
@@ -119,9 +115,26 @@ class Recorder:
                     self._write([entry])
                 return
             else:
-                for entry in entries:
-                    fate = next(fates) if entry.outcome is not None else None
-                    if fate is Fate.CONFLICTING and entry.outcome is not None:
-                        log.warning("recorder.conflicting", task_id=entry.outcome.task_id)
-                    entry.done.set_result(fate)
+                _acknowledge(entries, fates)
                 return
+
+    def _stored(self, entries: Sequence[_Entry]) -> list[Fate]:
+        """The fates of the outcomes, in their order. All entries are committed, or none."""
+        assignments = [assignment for entry in entries for assignment in entry.assignments]
+        outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
+        with self._database.transaction() as session:
+            record_assignments(session, assignments, self._interval_s)
+            return record_each(session, outcomes, self._interval_s)
+
+
+def _acknowledge(entries: Sequence[_Entry], fates: Iterable[Fate]) -> None:
+    """Let the callers know that their entries are committed; `fates` are of those with an outcome."""
+    remaining = iter(fates)
+    for entry in entries:
+        if entry.outcome is None:
+            entry.done.set_result(None)
+            continue
+        fate = next(remaining)
+        if fate is Fate.CONFLICTING:
+            log.warning("recorder.conflicting", task_id=entry.outcome.task_id)
+        entry.done.set_result(fate)

@@ -24,7 +24,15 @@ from schema.messages.platform import Platform
 
 log = structlog.get_logger()
 
-Assign = Callable[[str], Variant | None]
+
+class _Running(NamedTuple):
+    """An experiment, and the function that assigns tasks to its arms."""
+
+    experiment: RunningExperiment
+    assign: Callable[[str], Variant | None]
+
+    def value(self, arm: Variant | None) -> Value:
+        return self.experiment.treatment if arm is Variant.TREATMENT else self.experiment.control
 
 
 class Resolution(NamedTuple):
@@ -59,33 +67,25 @@ class ParameterResolver:
         running = self._experiments.get(key)
         if running is None:
             return self._values[key]
-        experiment, assign = running
-        return experiment.treatment if assign(unit_id) is Variant.TREATMENT else experiment.control
+        return running.value(running.assign(unit_id))
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
-        values, assignments = {}, []
+        values: dict[str, Value] = {}
+        assignments: list[Assignment] = []
         # Read once: a refresh in between must not give a task one experiment's value and another's assignment.
         experiments = self._experiments
         for key, task_types in self._task_types.items():
             if task_type not in task_types:
                 continue
-            if (running := experiments.get(key)) is None:
+            running = experiments.get(key)
+            if running is None:
                 values[key] = self._values[key]
                 continue
-            experiment, assign = running
-            arm = assign(task_id)
-            values[key] = experiment.treatment if arm is Variant.TREATMENT else experiment.control
+            arm = running.assign(task_id)
+            values[key] = running.value(arm)
             if arm is not None:
-                assignments.append(
-                    Assignment(
-                        experiment_id=experiment.experiment_id,
-                        task_id=task_id,
-                        variant=arm,
-                        treatment_share=experiment.treatment_share,
-                        assigned_at=at,
-                    )
-                )
+                assignments.append(_assignment(running.experiment, task_id, arm, at))
         return Resolution(values, tuple(assignments))
 
     def refresh(self) -> None:
@@ -108,10 +108,7 @@ class ParameterResolver:
     def _install(self, latest: Configuration) -> None:
         # Two assignments, each atomic; an experiment's control is the value in force, so any mixture of them is sound.
         self._values = latest.values
-        self._experiments: dict[str, tuple[RunningExperiment, Assign]] = {
-            running.parameter: (running, assigner(running.experiment_id, running.exposure, running.treatment_share))
-            for running in latest.experiments
-        }
+        self._experiments = {experiment.parameter: _running(experiment) for experiment in latest.experiments}
         self._read_at = time.monotonic()
 
     def _keep_fresh(self) -> None:
@@ -120,3 +117,18 @@ class ParameterResolver:
                 self.refresh()
             except (SQLAlchemyError, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
+
+
+def _running(experiment: RunningExperiment) -> _Running:
+    assign = assigner(experiment.experiment_id, experiment.exposure, experiment.treatment_share)
+    return _Running(experiment, assign)
+
+
+def _assignment(experiment: RunningExperiment, task_id: str, arm: Variant, at: datetime) -> Assignment:
+    return Assignment(
+        experiment_id=experiment.experiment_id,
+        task_id=task_id,
+        variant=arm,
+        treatment_share=experiment.treatment_share,
+        assigned_at=at,
+    )
