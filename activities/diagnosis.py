@@ -61,13 +61,14 @@ Values = Mapping[tuple[str, int], Value]  # by a parameter's key and a version o
 
 
 class Window(NamedTuple):
-    """What is set against each other: tasks that finished since `start`, and those from `before` until then.
+    """What is set against each other: tasks that finished since `start`, and those from `before` until the `onset`.
 
     `most` bounds how many outcomes are read of each, the newest first, `samples` how many are handed on, and `reasons`
     how many are counted one by one. `alpha` is the chance of a contrast that stands out by chance; 0 for no contrasts.
     """
 
     before: datetime
+    onset: datetime
     start: datetime
     most: int
     samples: int
@@ -76,7 +77,12 @@ class Window(NamedTuple):
 
 
 def windows_of(
-    task_types: Sequence[str], in_question: str, before: datetime, start: datetime, samples: int
+    task_types: Sequence[str],
+    in_question: str,
+    before: datetime,
+    onset: datetime,
+    start: datetime,
+    samples: int,
 ) -> dict[str, Window]:
     """What is read of each task type: most of the one in question, if it is among them, and of others an overview.
 
@@ -86,10 +92,10 @@ def windows_of(
     most = max(1, min(MOST_READ, MOST_READ_OF_OTHERS // others))
     samples_of_other = min(samples, SAMPLES // max(1, len(task_types)))
     alpha = 0.0 if in_question in task_types else ALPHA / others
-    overview = Window(before, start, most, samples_of_other, MOST_REASONS_OF_OTHERS, alpha)
+    overview = Window(before, onset, start, most, samples_of_other, MOST_REASONS_OF_OTHERS, alpha)
     windows = dict.fromkeys(task_types, overview)
     if in_question in windows:
-        windows[in_question] = Window(before, start, MOST_READ, samples, MOST_REASONS, ALPHA)
+        windows[in_question] = Window(before, onset, start, MOST_READ, samples, MOST_REASONS, ALPHA)
     return windows
 
 
@@ -103,7 +109,7 @@ def diagnosis_of(
     share_details: bool,
 ) -> TaskTypeDiagnosis:
     """The facts about one task type; its `intervals` are those from the window's start until `until`."""
-    before = _outcomes(session, task_type, window.before, window.start, window.most, without=UNREAD_OF_BEFORE)
+    before = _outcomes(session, task_type, window.before, window.onset, window.most, without=UNREAD_OF_BEFORE)
     since = _outcomes(session, task_type, window.start, until=None, most=window.most)
     verdicts = [_is_good(objectives, outcome) for outcome in since]
     judged = list(zip(since, verdicts, strict=True))
@@ -116,7 +122,7 @@ def diagnosis_of(
     return TaskTypeDiagnosis(
         task_type=task_type,
         counts=counts_since(session, [task_type], window.start, until, objectives),
-        before=counts_since(session, [task_type], window.before, window.start, objectives),
+        before=counts_since(session, [task_type], window.before, window.onset, objectives),
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=tuple(samples),
         reasons=_reasons(since, before, window.reasons, share_details),
@@ -331,7 +337,7 @@ def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEn
 def _past_ending(
     task: MetaTaskRow, proposal: ProposalRow | None, verdict: VerdictRow | None, values: Values
 ) -> PastEnding:
-    facts: dict[str, Any] = {"cycle_id": task.cycle_id, "ending": task.ending or ""}
+    facts: dict[str, Any] = {"cycle_id": task.cycle_id, "ending": task.ending or "", "ended_at": task.ended_at}
     if proposal is not None:
         parameter = proposal.body["parameter"]
         facts["parameter"] = parameter

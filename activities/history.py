@@ -8,11 +8,15 @@ from sqlalchemy import and_, func, or_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
+from activities.parameters import last_change
 from activities.rollups import FAILURE_COLUMNS, SKETCHES, good, rollups, together
 from rules.reasons import merged
 from schema.messages.observatory import Counts, Guardrail, Interval
-from schema.messages.platform import ObservatoryRules
+from schema.messages.platform import ObservatoryRules, Platform
 from schema.tables.observatory import OutcomeRow, RollupRow
+
+# With fewer tasks since a change, those since the onset say more.
+FEWEST_SINCE_CHANGE = 50
 
 
 def history(session: Session, since: datetime, until: datetime) -> dict[str, list[Interval]]:
@@ -89,6 +93,17 @@ def counts_of_started(
         query = query.where(col(OutcomeRow.started_at) < until)
     tasks, successes = session.exec(query).one()
     return Counts(tasks=tasks, successes=successes)
+
+
+def counted_from(session: Session, platform: Platform, task_types: Sequence[str], onset: datetime) -> datetime:
+    """From when on tasks show what is wrong now: the onset, or the last change of a parameter after it.
+
+    What the tasks did before a change says nothing of what it has left to mend.
+    """
+    changed = last_change(session, platform, task_types)
+    if changed is None or changed <= onset:
+        return onset
+    return changed if counts_since(session, task_types, changed).tasks >= FEWEST_SINCE_CHANGE else onset
 
 
 def healthy_counts(

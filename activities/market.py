@@ -20,7 +20,7 @@ from activities.diagnosis import in_short, past_endings, values_by_version
 from activities.events import emit
 from activities.experiment import release
 from activities.guardrails import guardrails, objectives
-from activities.history import counts_since, healthy_counts
+from activities.history import counted_from, counts_since, healthy_counts
 from activities.parameters import parameter_states
 from activities.rollups import count_fill
 from activities.standing import COUNTS, move_standing
@@ -98,12 +98,18 @@ class MarketActivities:
             return self._briefing(session, opening, row)
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
-        """What the cycle is decided by: the counts since the onset (of no anomaly, the trailing floor window)."""
+        """What the cycle is decided by: the counts since the onset, or since the last change of a parameter after it.
+
+        Of no anomaly the onset is the beginning of the trailing floor window.
+        """
         request = opening.request
         at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
         onset = request.anomaly.onset if request.anomaly else at - timedelta(seconds=observatory.floor_window_s)
+        since = counted_from(session, self._platform, task_types, onset)
+        # Normal is what was before the onset, however long the anomaly has been open.
+        normal_until = onset if request.anomaly else at
         aims = objectives(session, request.anomaly, observatory)
         names = [declared.name for declared in self._platform.task_types]
         endings = past_endings(session, request.subject, values_by_version(session))
@@ -114,9 +120,9 @@ class MarketActivities:
             rules=self._platform.cycle,
             parameters=parameter_states(session, self._platform),
             agents=roster(session),
-            baseline=counts_since(session, task_types, onset, objectives=aims),
-            baselines={name: counts_since(session, [name], onset, objectives=aims) for name in names},
-            healthy=healthy_counts(session, task_types, at, observatory, aims),
+            baseline=counts_since(session, task_types, since, objectives=aims),
+            baselines={name: counts_since(session, [name], since, objectives=aims) for name in names},
+            healthy=healthy_counts(session, task_types, normal_until, observatory, aims),
             guardrails=guardrails(session, task_types, at, observatory, aims),
             objectives=aims,
             duplicate=row.run_id != opening.run_id,

@@ -21,7 +21,7 @@ from activities.diagnosis import (
 )
 from activities.events import emit
 from activities.guardrails import objectives
-from activities.history import baseline_window, failures_by_reason, history
+from activities.history import baseline_window, counted_from, failures_by_reason, history
 from activities.memory import recall
 from activities.parameters import parameter_states
 from activities.recording import EXPIRED_AT_A_TIME, expire_outcomes
@@ -116,19 +116,23 @@ class ObservatoryActivities:
 
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
-        """The recorded facts of the trailing window, or since an instant, set against those of the window before."""
+        """The recorded facts of the trailing window, or since an instant, set against those of the window before.
+
+        Where a parameter was changed since, what is counted as now begins with that change.
+        """
         window = timedelta(seconds=request.window_s)
-        start = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
+        onset = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
         rules = self._platform.observatory
         _, _, subject_type = request.subject.partition(":")
         with self._database.reading() as session:
-            tracks = history(session, start, at)
             names = [declared.name for declared in self._platform.task_types]
+            start = counted_from(session, self._platform, [subject_type] if subject_type in names else names, onset)
+            tracks = history(session, start, at)
             if subject_type in tracks and subject_type not in names:
                 names.append(subject_type)  # one that an agent has registered
-            aims = objectives(session, _anomaly(session, request.subject, start, at), rules)
-            windows = windows_of(names, subject_type, start - window, start, request.samples)
-            symptom = symptom_of(session, self._platform, request.subject, start, at, aims)
+            aims = objectives(session, _anomaly(session, request.subject, onset, at), rules)
+            windows = windows_of(names, subject_type, onset - window, onset, start, request.samples)
+            symptom = symptom_of(session, self._platform, request.subject, onset, at, aims)
             values = values_by_version(session)
             task_types = [
                 diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)

@@ -3,8 +3,10 @@
 A change is a compare-and-swap on the parameter's version, in one transaction with its ledger entry and its event.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from activities import ledger, reading, texts
@@ -84,6 +86,13 @@ def _record_freeze(session: Session, change: ParameterFrozen | ParameterThawed, 
     key = f"{scope}:{change.type.value}:{at.isoformat()}"
     ledger.append(session, EntryKind(change.type.value), key, scope, at, change)
     emit(session, change, scope, key, at)
+
+
+def last_change(session: Session, platform: Platform, task_types: Collection[str]) -> datetime | None:
+    """When a parameter that touches one of these task types was last promoted or rolled back; None for never."""
+    keys = [parameter.key for parameter in platform.parameters if not set(parameter.task_types).isdisjoint(task_types)]
+    changed = select(func.max(ParameterRow.changed_at)).where(col(ParameterRow.key).in_(keys), ParameterRow.version > 1)
+    return session.exec(changed).one()
 
 
 def why_stale(row: ParameterRow, expected_version: int) -> str | None:

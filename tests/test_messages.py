@@ -24,6 +24,7 @@ from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, CycleState, Ending, Phase
 from schema.messages.market import Bid
+from schema.messages.platform import MarketRules
 from schema.messages.proposals import Ballot, Choice, Proposal
 from schema.messages.story import Receipt
 from schema.messages.tasks import TaskPhase, TaskRequest, TaskState, task_workflow_id
@@ -90,7 +91,9 @@ async def receipt_of(stage: Stage, word: Word) -> Receipt:
 
 def ready(database: Database, **windows: float) -> tuple[Any, CycleRequest]:
     """A platform with agents and failing tasks, and the request for a cycle about it."""
-    platform = builders.platform(cycle=builders.rules(**windows))
+    # The task's window stays open as long as the cycle's: on a busy machine these tests take minutes.
+    market = MarketRules(bid_window_s=windows["bid_window_s"])
+    platform = builders.platform(cycle=builders.rules(**windows), market=market)
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     for agent in AGENTS:
@@ -107,7 +110,7 @@ async def stage(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> A
     """One cycle for all the tests that send it something bad: they find it running and leave it so."""
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('messages') / 'nautilus.db'}")
     migrate(database)
-    platform, request = ready(database, bid_window_s=300, proposal_window_s=300, voting_window_s=300)
+    platform, request = ready(database, bid_window_s=3_600, proposal_window_s=3_600, voting_window_s=3_600)
     async with worker(temporal, database, platform, Settings(), "messages"):
         cycle = "cycle:messages"
         await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue="messages")

@@ -84,9 +84,9 @@ class CycleOpening(Message):
 class Briefing(Message):
     """What a cycle knows when it opens: frozen, so that nothing changes the rules under a running cycle.
 
-    `baseline` are the affected tasks since the onset, `baselines` all by task type, `healthy` the affected ones of the
-    baseline window before it; all by the `objectives` where the metric has any (see ExperimentDesign). `duplicate`
-    means that another run has had this request.
+    `baseline` are the affected tasks since the onset, or since the last change after it, `baselines` all by task type,
+    `healthy` the affected ones of the baseline window before the onset; all by the `objectives` where the metric has
+    any (see ExperimentDesign). `duplicate` means that another run has had this request.
     """
 
     cycle_id: Identifier

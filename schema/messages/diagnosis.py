@@ -81,9 +81,9 @@ class ParameterChange(Message):
 class TaskTypeDiagnosis(Message):
     """What is recorded of one task type since the window opened; `samples` are the latest, at most 400.
 
-    `before` are its tasks of as long before as was asked for. `good` and `bad` are the figures of the tasks since then
-    by what a cycle on the subject would count as a success; `usual` those of all tasks before. They, `reasons` and
-    `contrasts` are of the newest few thousand tasks; the counts are of all.
+    `before` are its tasks of as long before the onset as was asked for. `good` and `bad` are the figures of the tasks
+    since then by what a cycle on the subject would count as a success; `usual` those of all tasks before. They,
+    `reasons` and `contrasts` are of the newest few thousand tasks; the counts are of all.
     """
 
     task_type: str
@@ -110,6 +110,7 @@ class PastEnding(Message):
     value: Value | None = None
     before: Value | None = None
     effect: float | None = None
+    ended_at: Instant | None = None
 
 
 class Diagnosis(Message):

@@ -78,6 +78,13 @@ class Case:
         """The same task type in the day before that."""
         return self.records.before if self.records else Counts()
 
+    @property
+    def endings(self) -> list[PastEnding]:
+        """How cycles on this very anomaly ended, the newest first: before its onset another state was tested."""
+        onset = self.status.anomaly.onset if self.status.anomaly else None
+        endings = self.recent.endings
+        return [past for past in endings if onset is None or past.ended_at is None or past.ended_at > onset]
+
     def state(self, parameter: str) -> ParameterState | None:
         """The parameter as production runs on it."""
         return next((s for s in self.recent.parameters if s.declaration.key == parameter), None)
@@ -162,7 +169,7 @@ class Case:
         state, change = self.state(parameter), self.change(parameter, value)
         if state is None or change is None:
             return None
-        for past in self.recent.endings:
+        for past in self.endings:
             if past.parameter == parameter and past.ending in endings and _covers(past, state.value, value):
                 return f"an experiment on a change like this has ended {past.ending}"
         remedies = [remedy for remedy in self._own_remedies if remedy.change.parameter == parameter]

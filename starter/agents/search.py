@@ -315,7 +315,7 @@ def _going_back(case: Case, state: ParameterState, play: Play, value: Value) -> 
 def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _Factor:
     """What earlier attempts on this case say of going in a direction."""
     times, why = 1.0, ""
-    for past in case.recent.endings:
+    for past in case.endings:
         if past.parameter != state.declaration.key or past.value is None:
             continue
         way = direction(state.value if past.before is None else past.before, past.value)
