@@ -191,39 +191,51 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
         .where(*reported, *PENDING, col(ExperimentRow.closed_at).is_(None))
         .order_by(AssignmentRow.experiment_id)
     )
+    counters: dict[str, _Counters] = {}
     for assignment, experiment in session.exec(pending).all():
-        _finish(session, assignment, experiment, outcomes[assignment.task_id])
+        if experiment.experiment_id not in counters:
+            counters[experiment.experiment_id] = _Counters(session, experiment)
+        counters[experiment.experiment_id].count(assignment, outcomes[assignment.task_id])
     return {task_id: variant for _, task_id, variant in assigned}
 
 
-def _finish(session: Session, assignment: AssignmentRow, experiment: ExperimentRow, outcome: TaskOutcome) -> None:
-    """Count one task in its arm, or as excluded from it, and in each of the arm's guardrails."""
-    objectives = _objectives(experiment)
-    success = is_success(objectives, outcome)
-    assignment.success = success
-    assignment.excluded = success is None
-    session.add(assignment)
+class _Counters:
+    """The counters of an experiment whose arms are locked: read once, however many tasks have ended."""
 
-    arm_key = _ArmKey(assignment.experiment_id, assignment.treatment_share, assignment.variant)
-    arm = _arm_of(session, arm_key)
-    if success is None:
-        arm.excluded += 1
-    else:
-        arm.finished += 1
-    if success:
-        arm.successes += 1
+    def __init__(self, session: Session, experiment: ExperimentRow) -> None:
+        of_experiment = {"experiment_id": experiment.experiment_id}
+        self._objectives = _objectives(experiment)
+        self._guardrails = [Guardrail.model_validate(declared) for declared in experiment.design["guardrails"]]
+        arms = session.exec(select(ArmRow).filter_by(**of_experiment)).all()
+        guards = session.exec(select(GuardRow).filter_by(**of_experiment)).all()
+        self._arms = {(arm.treatment_share, arm.variant): arm for arm in arms}
+        self._guards = {(guard.treatment_share, guard.variant, guard.guardrail): guard for guard in guards}
 
-    for guardrail in map(Guardrail.model_validate, experiment.design["guardrails"]):
-        if not is_counted(guardrail, objectives, outcome):
-            continue
-        guard = session.get_one(GuardRow, (*arm_key, guardrail.kind.value))
-        good = is_good(guardrail, outcome)
-        guard.tasks += 1
-        if good is not None:
-            guard.judged += 1
-        if good:
-            guard.good += 1
-        session.add(guard)
+    def count(self, assignment: AssignmentRow, outcome: TaskOutcome) -> None:
+        """Count one task in its arm, or as excluded from it, and in each of the arm's guardrails."""
+        success = is_success(self._objectives, outcome)
+        assignment.success = success
+        assignment.excluded = success is None
+
+        share, variant = assignment.treatment_share, assignment.variant
+        arm = self._arms[share, variant]
+        if success is None:
+            arm.excluded += 1
+        else:
+            arm.finished += 1
+        if success:
+            arm.successes += 1
+
+        for guardrail in self._guardrails:
+            if not is_counted(guardrail, self._objectives, outcome):
+                continue
+            guard = self._guards[share, variant, guardrail.kind.value]
+            good = is_good(guardrail, outcome)
+            guard.tasks += 1
+            if good is not None:
+                guard.judged += 1
+            if good:
+                guard.good += 1
 
 
 def _objectives(experiment: ExperimentRow) -> dict[str, Guardrail]:
