@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
@@ -155,7 +155,7 @@ def _changed_failures(work: Work, fault: Fault) -> tuple[WorkFailure, ...]:
     change = fault.change.failure
     if change is None:
         return work.failures
-    replaced = {"probability": change.probability}
+    replaced: dict[str, Any] = {"probability": change.probability}
     if change.kind is not None:
         replaced["kind"] = change.kind
     if all(failure.reason != change.reason for failure in work.failures):

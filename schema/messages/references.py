@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-
 Path = tuple[str | int, ...]
 
 
@@ -67,16 +66,16 @@ def _simulation_mismatches(
     world = content.get("simulation")
     if not isinstance(world, dict):
         return
-    declared = {table.get("key"): table for _, table in _tables(content, "parameters")}
+    declared = _by_name(content, "parameters", "key")
     worked: list[Any] = []
     for n, work in _tables(world, "work"):
         path = ("simulation", "work", n)
         name = work.get("task_type")
-        if name in worked:
+        if isinstance(name, str) and name in worked:
             yield Mismatch((*path, "task_type"), f"expected the work of every task type once, but {name} came twice")
         worked.append(name)
         yield from _unknown((*path, "task_type"), name, task_types, "task type")
-        attributes = {table.get("name"): table.get("values") for _, table in _tables(work, "attributes")}
+        attributes = _by_name(work, "attributes", "name")
         for m, failure in _tables(work, "failures"):
             failing = (*path, "failures", m)
             yield from _unfit((*failing, "limit"), failure.get("limit"), declared, name)
@@ -93,15 +92,15 @@ def _simulation_mismatches(
             yield from _unknown((*path, "remedy", m), key, parameters, "parameter")
 
 
-def _unfit(path: Path, key: Any, declared: Mapping[Any, dict[str, Any]], task_type: Any) -> Iterator[Mismatch]:
+def _unfit(path: Path, key: Any, declared: Mapping[str, dict[str, Any]], task_type: Any) -> Iterator[Mismatch]:
     """A parameter that is not declared, or that tasks of the type are not given."""
     yield from _unknown(path, key, list(declared), "parameter")
-    if isinstance(key, str) and key in declared and task_type not in (declared[key].get("task_types") or ()):
+    if isinstance(key, str) and key in declared and task_type not in _listed(declared[key], "task_types"):
         yield Mismatch(path, f"expected a parameter of task type {task_type}, but {key} came")
 
 
 def _unfit_response(
-    path: Path, response: Any, declared: Mapping[Any, dict[str, Any]], task_type: Any
+    path: Path, response: Any, declared: Mapping[str, dict[str, Any]], task_type: Any
 ) -> Iterator[Mismatch]:
     """A response to a parameter that tasks are not given, or with a point that is no value of it."""
     if not isinstance(response, dict):
@@ -122,7 +121,7 @@ def _expected_point(parameter: Mapping[str, Any], value: Any) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match parameter.get("kind"):
         case "choice":
-            return "" if value in (parameter.get("choices") or ()) else "a choice"
+            return "" if value in _listed(parameter, "choices") else "a choice"
         case "boolean":
             return "" if isinstance(value, bool) else "true or false"
         case "text":
@@ -132,18 +131,19 @@ def _expected_point(parameter: Mapping[str, Any], value: Any) -> str:
     return ""
 
 
-def _unknown_attributes(path: Path, when: Any, attributes: Mapping[Any, Any]) -> Iterator[Mismatch]:
+def _unknown_attributes(path: Path, when: Any, attributes: Mapping[str, dict[str, Any]]) -> Iterator[Mismatch]:
     """Conditions on attributes, or on values of them, that no task has."""
     for name, value in when.items() if isinstance(when, dict) else ():
         yield from _unknown((*path, name), name, list(attributes), "attribute")
-        values = attributes.get(name)
+        values = attributes.get(name, {}).get("values")
         if isinstance(values, dict):
             yield from _unknown((*path, name), value, list(values), f"value of {name}")
 
 
 def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str) -> Iterator[Mismatch]:
     if isinstance(name, str) and name not in declared:
-        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, declared)}")
+        names = [other for other in declared if isinstance(other, str)]
+        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, names)}")
 
 
 def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -151,6 +151,16 @@ def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dic
     for n, table in enumerate(tables if isinstance(tables, list | tuple) else ()):
         if isinstance(table, dict):
             yield n, table
+
+
+def _by_name(content: Mapping[str, Any], section: str, key: str) -> dict[str, dict[str, Any]]:
+    named = [(table.get(key), table) for _, table in _tables(content, section)]
+    return {name: table for name, table in named if isinstance(name, str)}
+
+
+def _listed(table: Mapping[str, Any], key: str) -> Sequence[Any]:
+    listed = table.get(key)
+    return listed if isinstance(listed, list | tuple) else ()
 
 
 def did_you_mean(name: str, declared: Iterable[str]) -> str:

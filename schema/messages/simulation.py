@@ -1,9 +1,10 @@
 """Simulation: the world that a platform to practise on lives in, as `platform.toml` declares it.
 
-A world is the real service that `nautilus demo` runs, or a model of the tasks' outcomes, which `nautilus simulate` draws
-from. The truth about it (its faults and what mends them) is never shown to agents.
+A world is the real service that `nautilus demo` runs, or a model of the tasks' outcomes, which `nautilus simulate`
+draws from. The truth about it (its faults and what mends them) is never shown to agents.
 """
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -53,7 +54,7 @@ class Response(Declaration):
     def _in_order(self) -> Self:
         values = [value for value, _ in self.points]
         is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        if is_numeric and any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):  # type: ignore[operator]
+        if is_numeric and any(later <= earlier for earlier, later in pairwise(values)):  # type: ignore[operator]
             raise ValueError("expected points whose values increase")
         if not is_numeric and len({(type(value), value) for value in values}) < len(values):
             raise ValueError("expected a point for each value once")
@@ -188,7 +189,8 @@ class SimulatedAgent(Declaration):
 class Simulation(Declaration):
     """The world that a platform to practise on lives in.
 
-    `tasks_per_hour` is the mean of a Poisson process whose rate rises and falls by the share `daily_cycle` over the day.
+    `tasks_per_hour` is the mean of a Poisson process whose rate rises and falls by the share `daily_cycle` over the
+    day.
     `agents` counts the built-in agents of the field; those of `[[simulation.agent]]` come beside them, or instead.
     """
 
