@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from schema.messages.platform import Platform
@@ -187,7 +188,7 @@ def _meant(path: KeyPath) -> str:
     model: type[BaseModel] | None = Platform
     for part in path[:-1]:
         if isinstance(part, str) and model is not None:
-            model = _model_in(model.model_fields[part].annotation)
+            model = _model_in(_field(model, part).annotation)
     own = _keys_of(model)
     sections = dict[str, str]()
     for name, field in Platform.model_fields.items():
@@ -197,6 +198,11 @@ def _meant(path: KeyPath) -> str:
         return ""
     (key,) = near
     return f"; did you mean {key}?" if key in own else f"; did you mean {key} of {sections[key]}?"
+
+
+def _field(model: type[BaseModel], key: str) -> FieldInfo:
+    """The field that a key of the file fills, which may be known by an alias."""
+    return next(field for name, field in model.model_fields.items() if key in (name, field.alias))
 
 
 def _keys_of(model: type[BaseModel] | None) -> list[str]:

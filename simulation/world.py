@@ -17,6 +17,7 @@ from schema.messages.base import Value
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform
 from schema.messages.simulation import Fault, LogNormal, Normal, Response, Work, WorkFailure
+from starter.agents.evidence import SECONDS
 
 # A Monday, so that weekends are where they belong; far off, so that no clock of the machine has passed it.
 EPOCH = datetime(2100, 1, 4, tzinfo=UTC)
@@ -60,6 +61,8 @@ class World:
         self.faults = declared.faults
         self._declared = declared
         self._work = {work.task_type: work for work in declared.work}
+        # A limit counts in the unit of its parameter; one without a unit counts in seconds.
+        self._seconds = {parameter.key: SECONDS.get(parameter.unit, 1.0) for parameter in platform.parameters}
         self._arrived = 0
 
     def has(self, task_type: str) -> bool:
@@ -90,7 +93,7 @@ class World:
         """What becomes of a task that runs under these values."""
         rng = Random(f"{self.seed}:{task.task_type}:{task.number}")
         work = self._work_at(task.task_type, self.active_faults(task.task_type, task.hour))
-        return _drawn(task, work, values, rng)
+        return _drawn(task, work, values, self._seconds, rng)
 
     def expected(
         self, task_type: str, values: Mapping[str, Value], hour: float, without: Fault | None = None
@@ -103,7 +106,9 @@ class World:
         active = tuple(fault for fault in self.active_faults(task_type, hour) if fault is not without)
         work = self._work_at(task_type, active)
         return [
-            _drawn(Arrival(task_type, n, hour), work, values, Random(f"{self.seed}:truth:{task_type}:{n}"))
+            _drawn(
+                Arrival(task_type, n, hour), work, values, self._seconds, Random(f"{self.seed}:truth:{task_type}:{n}")
+            )
             for n in range(SAMPLE)
         ]
 
@@ -160,8 +165,13 @@ def _changed_failures(work: Work, fault: Fault) -> tuple[WorkFailure, ...]:
     )
 
 
-def _drawn(task: Arrival, work: Work, values: Mapping[str, Value], rng: Random) -> TaskOutcome:
-    """One outcome. What is drawn, and in which order, does not depend on the values."""
+def _drawn(
+    task: Arrival, work: Work, values: Mapping[str, Value], seconds: Mapping[str, float], rng: Random
+) -> TaskOutcome:
+    """One outcome. What is drawn, and in which order, does not depend on the values.
+
+    `seconds` are those of one unit of each parameter.
+    """
     attributes = {
         attribute.name: rng.choices(list(attribute.values), list(attribute.values.values()))[0]
         for attribute in work.attributes
@@ -176,7 +186,7 @@ def _drawn(task: Arrival, work: Work, values: Mapping[str, Value], rng: Random) 
         if failure is not None or not _applies(declared.when, attributes):
             continue
         if declared.limit is not None:
-            limit_s = float(values[declared.limit])
+            limit_s = float(values[declared.limit]) * seconds[declared.limit]
             if duration_s > limit_s:
                 failure, reason, duration_s = declared.kind or FailureKind.TIMEOUT, "", limit_s
         elif chance < _probability(declared, values):

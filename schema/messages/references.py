@@ -90,19 +90,24 @@ def _simulation_mismatches(
     world = content.get("simulation")
     if not isinstance(world, dict):
         return
+    declared = _by_name(content, "parameters", "key")
     worked: list[Any] = []
     for n, work in _tables(world, "work"):
         path = ("simulation", "work", n)
         name = work.get("task_type")
-        if name in worked:
+        if isinstance(name, str) and name in worked:
             yield Mismatch((*path, "task_type"), f"expected the work of every task type once, but {name} came twice")
         worked.append(name)
         yield from _unknown((*path, "task_type"), name, task_types, "task type")
+        attributes = _by_name(work, "attributes", "name")
         for m, failure in _tables(work, "failures"):
-            yield from _unknown((*path, "failures", m, "limit"), failure.get("limit"), parameters, "parameter")
-            yield from _unknown_response((*path, "failures", m, "response"), failure.get("response"), parameters)
+            failing = (*path, "failures", m)
+            yield from _unfit((*failing, "limit"), failure.get("limit"), declared, name)
+            yield from _unfit_response((*failing, "response"), failure.get("response"), declared, name)
+            yield from _unknown_attributes((*failing, "when"), failure.get("when"), attributes)
         for m, effect in _tables(work, "effects"):
-            yield from _unknown_response((*path, "effects", m, "response"), effect.get("response"), parameters)
+            yield from _unfit_response((*path, "effects", m, "response"), effect.get("response"), declared, name)
+            yield from _unknown_attributes((*path, "effects", m, "when"), effect.get("when"), attributes)
     for n, fault in _tables(world, "faults"):
         path = ("simulation", "faults", n)
         yield from _unknown((*path, "task_type"), fault.get("task_type"), worked, "task type with work")
@@ -111,14 +116,58 @@ def _simulation_mismatches(
             yield from _unknown((*path, "remedy", m), key, parameters, "parameter")
 
 
-def _unknown_response(path: Path, response: Any, parameters: Sequence[Any]) -> Iterator[Mismatch]:
-    if isinstance(response, dict):
-        yield from _unknown((*path, "parameter"), response.get("parameter"), parameters, "parameter")
+def _unfit(path: Path, key: Any, declared: Mapping[str, dict[str, Any]], task_type: Any) -> Iterator[Mismatch]:
+    """A parameter that is not declared, or that tasks of the type are not given."""
+    yield from _unknown(path, key, list(declared), "parameter")
+    if isinstance(key, str) and key in declared and task_type not in _listed(declared[key], "task_types"):
+        yield Mismatch(path, f"expected a parameter of task type {task_type}, but {key} came")
+
+
+def _unfit_response(
+    path: Path, response: Any, declared: Mapping[str, dict[str, Any]], task_type: Any
+) -> Iterator[Mismatch]:
+    """A response to a parameter that tasks are not given, or with a point that is no value of it."""
+    if not isinstance(response, dict):
+        return
+    key, points = response.get("parameter"), response.get("points")
+    yield from _unfit((*path, "parameter"), key, declared, task_type)
+    parameter = declared.get(key) if isinstance(key, str) else None
+    if parameter is None or not isinstance(points, list | tuple):
+        return
+    for n, point in enumerate(points):
+        expected = _expected_point(parameter, point[0]) if isinstance(point, list | tuple) and point else ""
+        if expected:
+            yield Mismatch((*path, "points", n), f"expected {expected} of {key}, but {point[0]!r} came")
+
+
+def _expected_point(parameter: Mapping[str, Any], value: Any) -> str:
+    """What a point of a response must be; empty where the value is one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match parameter.get("kind"):
+        case "choice":
+            return "" if value in _listed(parameter, "choices") else "a choice"
+        case "boolean":
+            return "" if isinstance(value, bool) else "true or false"
+        case "text":
+            return "" if isinstance(value, str) else "a text"
+        case "integer" | "float":
+            return "" if is_number else "a number"
+    return ""
+
+
+def _unknown_attributes(path: Path, when: Any, attributes: Mapping[str, dict[str, Any]]) -> Iterator[Mismatch]:
+    """Conditions on attributes, or on values of them, that no task has."""
+    for name, value in when.items() if isinstance(when, dict) else ():
+        yield from _unknown((*path, name), name, list(attributes), "attribute")
+        values = attributes.get(name, {}).get("values")
+        if isinstance(values, dict):
+            yield from _unknown((*path, name), value, list(values), f"value of {name}")
 
 
 def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str) -> Iterator[Mismatch]:
     if isinstance(name, str) and name not in declared:
-        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, declared)}")
+        names = [other for other in declared if isinstance(other, str)]
+        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, names)}")
 
 
 def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,6 +175,16 @@ def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dic
     for n, table in enumerate(tables if isinstance(tables, list | tuple) else ()):
         if isinstance(table, dict):
             yield n, table
+
+
+def _by_name(content: Mapping[str, Any], section: str, key: str) -> dict[str, dict[str, Any]]:
+    named = [(table.get(key), table) for _, table in _tables(content, section)]
+    return {name: table for name, table in named if isinstance(name, str)}
+
+
+def _listed(table: Mapping[str, Any], key: str) -> Sequence[Any]:
+    listed = table.get(key)
+    return listed if isinstance(listed, list | tuple) else ()
 
 
 def did_you_mean(name: str, declared: Iterable[str]) -> str:
