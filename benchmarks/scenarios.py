@@ -164,18 +164,18 @@ def main() -> None:
     scenarios = [file for file in sorted(SCENARIOS.glob("*.toml")) if not arguments.only or file.stem in arguments.only]
     jobs = [(scenario, seed) for seed in range(1, arguments.seeds + 1) for scenario in scenarios]
     with ThreadPoolExecutor(arguments.at_once) as pool:
-        runs = list(pool.map(lambda job: run_of(*job, arguments.results), jobs))
+        runs = list(pool.map(lambda job: run_of(job[0], job[1], arguments.results), jobs))
     by_scenario: dict[str, list[Run]] = {scenario.stem: [] for scenario in scenarios}
     for (scenario, _), run in zip(jobs, runs, strict=True):
         by_scenario[scenario.stem].append(run)
     rows = [row(name, of_scenario) for name, of_scenario in by_scenario.items()]
-    document = {"rows": rows, "total": total(rows)}
+    whole = total(rows)
     if arguments.json:
-        print(json.dumps(document))
+        print(json.dumps({"rows": rows, "total": whole}))
         return
     for figures in rows:
         print("  ".join(f"{name} {value}" for name, value in figures.items()))
-    print("\n".join(f"{name}: {value}" for name, value in document["total"].items()))
+    print("\n".join(f"{name}: {value}" for name, value in whole.items()))
 
 
 if __name__ == "__main__":

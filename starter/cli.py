@@ -50,6 +50,9 @@ COMMANDS = {
         "observatory",
         "Try the detector on your own history: one line for each episode that would have raised an alarm.",
     ),
+    "simulate": Entry(
+        "simulate", "Let weeks of a declared world pass in minutes: what is found, mended or escalated, with no human."
+    ),
     "anomaly": Entry("anomaly", "Anomalies: what is wrong with the platform."),
     "diagnose": Entry(
         "diagnose",

@@ -22,7 +22,7 @@ DAY_H = 24
 
 @app.command(epilog="Example: nautilus simulate simulation/scenarios/fortnight.toml --seed 7 --html fortnight.html")
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="A platform.toml with a [simulation] table.")],
+    scenario: Annotated[Path, typer.Argument(help="A platform.toml with a simulation table.")],
     days: Annotated[int | None, typer.Option(min=1, max=366, help="How long; as the scenario says.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is drawn; as the scenario says.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here, with the faults drawn in.")] = None,
