@@ -413,7 +413,7 @@ class Platform(Declaration):
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
-        first = next(mismatches(self.model_dump()), None)
+        first = next(mismatches(self.model_dump(by_alias=True)), None)
         if first is not None:
             raise ValueError(first.message)
         characters = sum(parameter.longest or 0 for parameter in self.parameters)

@@ -91,6 +91,12 @@ def _simulation_mismatches(
     if not isinstance(world, dict):
         return
     declared = _by_name(content, "parameters", "key")
+    agents: list[Any] = []
+    for n, agent in _tables(world, "agent"):
+        if isinstance(agent.get("name"), str) and agent["name"] in agents:
+            message = f"expected every agent once, but {agent['name']} is declared twice"
+            yield Mismatch(("simulation", "agent", n, "name"), message)
+        agents.append(agent.get("name"))
     worked: list[Any] = []
     for n, work in _tables(world, "work"):
         path = ("simulation", "work", n)
@@ -103,6 +109,7 @@ def _simulation_mismatches(
         for m, failure in _tables(work, "failures"):
             failing = (*path, "failures", m)
             yield from _unfit((*failing, "limit"), failure.get("limit"), declared, name)
+            yield from _no_number((*failing, "limit"), failure.get("limit"), declared)
             yield from _unfit_response((*failing, "response"), failure.get("response"), declared, name)
             yield from _unknown_attributes((*failing, "when"), failure.get("when"), attributes)
         for m, effect in _tables(work, "effects"):
@@ -121,6 +128,12 @@ def _unfit(path: Path, key: Any, declared: Mapping[str, dict[str, Any]], task_ty
     yield from _unknown(path, key, list(declared), "parameter")
     if isinstance(key, str) and key in declared and task_type not in _listed(declared[key], "task_types"):
         yield Mismatch(path, f"expected a parameter of task type {task_type}, but {key} came")
+
+
+def _no_number(path: Path, key: Any, declared: Mapping[str, dict[str, Any]]) -> Iterator[Mismatch]:
+    kind = declared[key].get("kind") if isinstance(key, str) and key in declared else None
+    if kind in ("choice", "boolean", "text"):
+        yield Mismatch(path, f"expected a parameter that is a number, but {key} of kind {kind} came")
 
 
 def _unfit_response(
