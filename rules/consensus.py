@@ -72,8 +72,8 @@ def tally(
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
 
-    voted = {agent_id for agent_id, b in ballots.items() if abstentions_count or b.choice is not Choice.ABSTAIN}
-    operators = {voter.operator for voter in voters if voter.agent_id in voted}
+    counted = {agent_id for agent_id, b in ballots.items() if abstentions_count or b.choice is not Choice.ABSTAIN}
+    operators = {voter.operator for voter in voters if voter.agent_id in counted}
     reachable = operators.union(voter.operator for voter in open_voters)
     quorum = len(operators) >= rules.minimum_ballots
 

@@ -94,21 +94,28 @@ def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Itera
     """
     now = datetime.now(UTC)
     bad_lines = 0
-    try:
-        for number, line, size in lines_of(file):
-            try:
-                yield _outcome(line.decode(), declared, now), size
-            except ValueError as mistake:
-                bad_lines += 1
-                if bad_lines <= MOST_BAD_LINES:
-                    err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
-    except OSError as error:
-        raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
+    for number, line, size in _readable_lines(file):
+        try:
+            outcome = _outcome(line.decode(), declared, now)
+        except ValueError as mistake:
+            bad_lines += 1
+            if bad_lines <= MOST_BAD_LINES:
+                err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
+        else:
+            yield outcome, size
 
     if bad_lines:
         more = f", of which the first {MOST_BAD_LINES} are above" if bad_lines > MOST_BAD_LINES else ""
         wrong = f"{bad_lines:,} lines do not hold one" if bad_lines > 1 else "one line does not hold one"
         raise CommandError(f"{file}: expected an outcome in every line, but {wrong}{more}; nothing was taken")
+
+
+def _readable_lines(file: Path) -> Iterator[tuple[int, bytes, int]]:
+    """The `lines_of` a file; raises CommandError where it cannot be read."""
+    try:
+        yield from lines_of(file)
+    except OSError as error:
+        raise CommandError(f"{file}: expected a file of outcomes, but {error.strerror}") from None
 
 
 def _outcome(line: str, declared: Collection[str] | None, now: datetime) -> "TaskOutcome":
