@@ -323,9 +323,7 @@ def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:
     declared = job.declaration
     elevated = rules.is_elevated(declared, state.elevation)
     grace_s = max(request.budget_s, LEAST_GRACE_S)
-    priority = declared.priority or USUAL_PRIORITY
-    if elevated:
-        priority = rules.FIRST
+    priority = rules.FIRST if elevated else (declared.priority or USUAL_PRIORITY)
     return Schedule(
         action=ScheduleActionStartWorkflow(
             job.starts,

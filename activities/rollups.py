@@ -92,8 +92,9 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
     for cell, outcomes_of_cell in _by_cell(outcomes, arms, interval_s):
         sums = _sums(outcomes_of_cell)
         agent_rows.append(cell | sums)
-        groups[cell["start"], cell["task_type"]] += outcomes_of_cell
-        totals[cell["start"], cell["task_type"]].update(sums)
+        key = (cell["start"], cell["task_type"])
+        groups[key] += outcomes_of_cell
+        totals[key].update(sums)
     if not agent_rows:
         return
 

@@ -63,9 +63,10 @@ class ScheduleActivities:
 
         It creates and removes nothing: what a person deleted stays away until the next `nautilus schedules apply`.
         """
-        snapshot, anomalies = await asyncio.to_thread(self._situation)
+        snapshot = await asyncio.to_thread(latest_snapshot, self._database)
         if snapshot is None:
             return ()
+        anomalies = await asyncio.to_thread(self._open_anomalies)
         changes: list[ScheduleChange] = []
         budgets_s: dict[str, float] = {}
         for job in jobs(self._platform):
@@ -89,10 +90,10 @@ class ScheduleActivities:
         budget = rules.budget(durations_s, anomalies, snapshot.health, declared)
         return state.budget if budget.seconds == state.budget.seconds else budget
 
-    def _situation(self) -> tuple[Snapshot | None, list[Anomaly]]:
+    def _open_anomalies(self) -> list[Anomaly]:
         with self._database.reading() as session:
             rows = session.exec(select(AnomalyRow.body).where(col(AnomalyRow.closed_at).is_(None))).all()
-        return latest_snapshot(self._database), [Anomaly.model_validate(body) for body in rows]
+        return [Anomaly.model_validate(body) for body in rows]
 
     async def _recent_runs(self, job_id: str) -> tuple[float, ...]:
         """Durations of the latest runs; one that was cut off counts with the time it had."""
