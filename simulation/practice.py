@@ -9,11 +9,12 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from activities.report import report
+from activities.track_record import track_record
 from schema.declaration import DeclarationError, Problem, read_platform
 from schema.messages.platform import Platform
 from schema.messages.report import Report
 from simulation.field import Agent, agents_of
-from simulation.result import AgentResult, Course, FaultResult, Judge, Record, Result, result
+from simulation.result import AgentResult, Course, FaultResult, Judge, Result, result
 from simulation.run import SimulatedPlatform, simulated
 from simulation.world import World, instant
 from starter.report_page import Episode
@@ -77,10 +78,10 @@ async def practise(
     with tempfile.TemporaryDirectory(prefix="nautilus-simulation-") as home:
         async with simulated(platform, world, agents, Path(home)) as lived:
             await lived.live(hours, lambda hour: progress(lived, hour))
-            with lived.database.reading() as session:
-                record = Record(session, platform)
+            record = track_record(lived.database)
+            defaults = {parameter.key: parameter.default for parameter in platform.parameters}
             figures = {"active_agents": len(lived.active), "starts": lived.starts, "skipped": lived.skipped}
-            judge = Judge(world, Course(lived.outcomes, hours), record)
+            judge = Judge(world, Course(lived.outcomes, hours), record, defaults)
             judged = result(scenario.stem, judge, figures)
             own = None if own_agent is None else judge.agent(own_agent.agent_id)
             facts = report(lived.database, platform, instant(0), instant(hours))

@@ -5,29 +5,18 @@ Measured figures are of the recorded outcomes; what a fault took and what a chan
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from enum import StrEnum
 from statistics import fmean
 from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
-from sqlmodel import Session, col, func, select
 
-from activities import ledger
-from activities.accounts import balance
+from activities.track_record import Proposed, TrackRecord
 from rules.verdict import is_success
 from schema.messages.base import Message, Value
 from schema.messages.cycle import Ending
-from schema.messages.experiment import ExperimentDesign, Promotion
-from schema.messages.ledger import EntryKind
-from schema.messages.observatory import Anomaly, TaskOutcome
-from schema.messages.platform import Platform
+from schema.messages.observatory import TaskOutcome
 from schema.messages.simulation import Fault
-from schema.tables.experiment import ExperimentRow
-from schema.tables.ledger import LedgerRow
-from schema.tables.market import AgentRow, MetaTaskRow
-from schema.tables.observatory import AnomalyRow
-from schema.tables.proposals import ProposalRow
 from simulation.world import World, hour_of, is_active
 
 DAY_H = 24
@@ -37,12 +26,6 @@ REGAINED = 0.6
 TAKEN_OF_SUCCESS = 0.02
 # An alarm is no false one within so many hours after a fault has ended: the record still shows it.
 ECHO_H = 24
-BY_PEOPLE = (
-    EntryKind.PERSON_ACTED,
-    EntryKind.ANOMALY_CLOSED,
-    EntryKind.PARAMETER_FROZEN,
-    EntryKind.PARAMETER_THAWED,
-)
 
 
 class Verdict(StrEnum):
@@ -198,48 +181,26 @@ class Course:
         )
 
 
-class Record:
-    """What the platform has written down, with hours in place of instants."""
-
-    def __init__(self, session: Session, platform: Platform) -> None:
-        self.anomalies = list(session.exec(select(AnomalyRow).order_by(col(AnomalyRow.detected_at))))
-        self.cycles = list(session.exec(select(MetaTaskRow).order_by(col(MetaTaskRow.opened_at))))
-        self.designs = {
-            row.experiment_id: ExperimentDesign.model_validate(row.design)
-            for row in session.exec(select(ExperimentRow))
-        }
-        kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
-        changes = select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))
-        self.changes = list(session.exec(changes))
-        self.entries = session.exec(select(func.count()).select_from(LedgerRow)).one()
-        by_people = col(LedgerRow.kind).in_([kind.value for kind in BY_PEOPLE])
-        self.human_actions = session.exec(select(func.count()).select_from(LedgerRow).where(by_people)).one()
-        self.proposals = list(session.exec(select(ProposalRow).order_by(col(ProposalRow.at))))
-        self.agents = {row.agent_id: row.standing for row in session.exec(select(AgentRow))}
-        self.balances = {agent_id: balance(session, agent_id) for agent_id in self.agents}
-        self.defaults = {parameter.key: parameter.default for parameter in platform.parameters}
-
-
 class Judge:
     """Judges the record of one simulation by the world's truth."""
 
-    def __init__(self, world: World, course: Course, record: Record) -> None:
+    def __init__(self, world: World, course: Course, record: TrackRecord, defaults: Mapping[str, Value]) -> None:
         self.world = world
         self.course = course
         self.record = record
         # The values in force from each hour on.
-        self._values: list[tuple[float, dict[str, Value]]] = [(0.0, dict(record.defaults))]
+        self._values: list[tuple[float, dict[str, Value]]] = [(0.0, dict(defaults))]
         self.promotions = tuple(self._promotions())
 
     def _promotions(self) -> list[PromotionResult]:
         promotions: list[PromotionResult] = []
-        for row in self.record.changes:
-            change = ledger.read(Promotion, row.body)
-            hour = hour_of(datetime.fromisoformat(row.at))
+        for swap in self.record.swaps:
+            change = swap.change
+            hour = hour_of(swap.at)
             _, before = self._values[-1]
             after = before | {change.parameter: change.value}
             self._values.append((hour, after))
-            if row.kind == EntryKind.PARAMETER_ROLLED_BACK:
+            if swap.is_rollback:
                 promotions = [
                     p.model_copy(update={"rolled_back": True}) if p.cycle_id == change.cycle_id else p
                     for p in promotions
@@ -329,7 +290,7 @@ class Judge:
         at_once = [
             hour_of(row.detected_at)
             for row in self.record.anomalies
-            if Anomaly.model_validate(row.body).escalation and _is_about(row.subject, task_types)
+            if row.escalation and _is_about(row.subject, task_types)
         ]
         hours = [hour for hour in (*by_cycle, *at_once) if fault.at_hour <= hour < end]
         return round(min(hours), 1) if hours else None
@@ -381,11 +342,11 @@ class Judge:
             proposals=len(own),
             first_proposals=len(firsts),
             first_right=sum(self._is_right(row) for row in firsts),
-            earned=self.record.balances[agent_id],
-            standing=round(self.record.agents[agent_id], 3),
+            earned=self.record.agents[agent_id].balance,
+            standing=round(self.record.agents[agent_id].standing, 3),
         )
 
-    def _first_about(self, fault: Fault, proposals: Sequence[ProposalRow]) -> ProposalRow | None:
+    def _first_about(self, fault: Fault, proposals: Sequence[Proposed]) -> Proposed | None:
         """The first proposal about the fault's task types while it is active."""
         task_types = self.world.task_types(fault)
         return next(
@@ -397,7 +358,7 @@ class Judge:
             None,
         )
 
-    def _is_right(self, row: ProposalRow) -> bool:
+    def _is_right(self, row: Proposed) -> bool:
         """Whether the model expects the smallest effect worth having; one that no experiment tested is not."""
         design = self.record.designs.get(row.cycle_id)
         if design is None:
@@ -428,7 +389,7 @@ def result(scenario: str, judge: Judge, figures: Mapping[str, int]) -> Result:
         false_alarms=judge.false_alarms(),
         rollbacks=sum(promotion.rolled_back for promotion in judge.promotions),
         human_actions=record.human_actions,
-        ledger_entries=record.entries,
+        ledger_entries=record.ledger_entries,
         wall_s=0.0,
         **figures,
     )

@@ -12,20 +12,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlmodel import col, select
 
 from activities import cron
 from activities.agents import register_agent
 from activities.database import Database, migrate
 from activities.event_bus import start_bus
 from activities.parameters import declare_parameters
+from activities.track_record import open_cycles
 from rules.elevation import budget
 from schema import wire
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import JobId, Platform
 from schema.messages.schedules import JobRequest
 from schema.settings import Settings
-from schema.tables.market import MetaTaskRow
 from simulation.clockwork import Clockwork, clockwork
 from simulation.field import Agent, visit
 from simulation.world import World, instant
@@ -150,16 +149,11 @@ class SimulatedPlatform:
         accepted = 1
         while accepted:
             accepted = 0
-            for cycle in self._open_cycles():
+            for cycle in open_cycles(self.database):
                 answered = await visit(self._client, cycle, self._agents)
                 self.active |= answered
                 accepted += len(answered)
                 await self._clock.settle()
-
-    def _open_cycles(self) -> list[str]:
-        running = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
-        with self.database.reading() as session:
-            return sorted(session.exec(running))
 
 
 @asynccontextmanager

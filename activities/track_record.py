@@ -1,0 +1,118 @@
+"""Track record: all that a platform has written down of its cycles, for whoever judges them. No activities."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlmodel import Session, col, func, select
+
+from activities import ledger
+from activities.accounts import balance
+from activities.database import Database
+from schema.messages.experiment import ExperimentDesign, Promotion
+from schema.messages.ledger import EntryKind
+from schema.messages.observatory import Anomaly
+from schema.tables.experiment import ExperimentRow
+from schema.tables.ledger import LedgerRow
+from schema.tables.market import AgentRow, MetaTaskRow
+from schema.tables.observatory import AnomalyRow
+from schema.tables.proposals import ProposalRow
+
+BY_PEOPLE = (
+    EntryKind.PERSON_ACTED,
+    EntryKind.ANOMALY_CLOSED,
+    EntryKind.PARAMETER_FROZEN,
+    EntryKind.PARAMETER_THAWED,
+)
+
+
+class CycleRecord(NamedTuple):
+    """One cycle; `ending` is None while it runs."""
+
+    cycle_id: str
+    subject: str
+    opened_at: datetime
+    ending: str | None
+    ended_at: datetime | None
+
+
+class Swap(NamedTuple):
+    """A promotion, or the rollback of one."""
+
+    at: datetime
+    change: Promotion
+    is_rollback: bool
+
+
+class Proposed(NamedTuple):
+    """A proposal that came to the vote."""
+
+    cycle_id: str
+    agent_id: str
+    at: datetime
+
+
+class AgentRecord(NamedTuple):
+    """What an agent has come to: its standing (0 to 1) and its credits."""
+
+    standing: float
+    balance: int
+
+
+class TrackRecord(NamedTuple):
+    """Everything in the order in which it happened; designs by cycle, agents by name."""
+
+    anomalies: tuple[Anomaly, ...]
+    cycles: tuple[CycleRecord, ...]
+    designs: dict[str, ExperimentDesign]
+    swaps: tuple[Swap, ...]
+    proposals: tuple[Proposed, ...]
+    agents: dict[str, AgentRecord]
+    ledger_entries: int
+    human_actions: int
+
+
+def open_cycles(database: Database) -> list[str]:
+    """The workflow ids of the cycles that run, sorted."""
+    running = select(MetaTaskRow.workflow_id).where(col(MetaTaskRow.ended_at).is_(None))
+    with database.reading() as session:
+        return sorted(session.exec(running))
+
+
+def track_record(database: Database) -> TrackRecord:
+    """The whole record, at once."""
+    with database.reading() as session:
+        anomalies = session.exec(select(AnomalyRow).order_by(col(AnomalyRow.detected_at)))
+        cycles = session.exec(select(MetaTaskRow).order_by(col(MetaTaskRow.opened_at)))
+        proposals = session.exec(select(ProposalRow).order_by(col(ProposalRow.at)))
+        experiments = session.exec(select(ExperimentRow))
+        agents = session.exec(select(AgentRow))
+        return TrackRecord(
+            anomalies=tuple(Anomaly.model_validate(row.body) for row in anomalies),
+            cycles=tuple(
+                CycleRecord(row.cycle_id, row.subject, row.opened_at, row.ending, row.ended_at) for row in cycles
+            ),
+            designs={row.experiment_id: ExperimentDesign.model_validate(row.design) for row in experiments},
+            swaps=_swaps(session),
+            proposals=tuple(Proposed(row.cycle_id, row.agent_id, row.at) for row in proposals),
+            agents={row.agent_id: AgentRecord(row.standing, balance(session, row.agent_id)) for row in agents},
+            ledger_entries=session.exec(select(func.count()).select_from(LedgerRow)).one(),
+            human_actions=_human_actions(session),
+        )
+
+
+def _swaps(session: Session) -> tuple[Swap, ...]:
+    kinds = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.value)
+    entries = select(LedgerRow).where(col(LedgerRow.kind).in_(kinds)).order_by(col(LedgerRow.sequence))
+    return tuple(
+        Swap(
+            at=datetime.fromisoformat(entry.at),
+            change=ledger.read(Promotion, entry.body),
+            is_rollback=entry.kind == EntryKind.PARAMETER_ROLLED_BACK,
+        )
+        for entry in session.exec(entries)
+    )
+
+
+def _human_actions(session: Session) -> int:
+    by_people = col(LedgerRow.kind).in_([kind.value for kind in BY_PEOPLE])
+    return session.exec(select(func.count()).select_from(LedgerRow).where(by_people)).one()
