@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up test check format lint types contracts replay lock clean size
+.PHONY: help setup setup-dev demo up fortnight test check format lint types contracts replay lock clean size
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -29,6 +29,9 @@ demo: setup ## the whole story on this machine, in about a minute and a half
 
 up: setup ## the embedded platform: server, web UI, worker, agents
 	@$(BIN)/nautilus up $(ARGS)
+
+fortnight: setup ## the article's two weeks, simulated, beside the article's own figures: some minutes
+	@$(BIN)/python -m benchmarks.fortnight $(ARGS)
 
 test: setup-dev ## every test
 	@$(BIN)/python -m pytest $(ARGS)

@@ -60,8 +60,8 @@ def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, .
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
     """Count a task that was assigned long ago and never reported as a failure of its arm.
 
-    Where ratings decide, it leaves the evidence as every failed task does: none of them is rated. It has not completed,
-    and that guardrail counts it.
+    Where ratings decide, a lost task is excluded, because no failed task is rated. The guardrail on completed tasks
+    counts it in both cases, as one that has not completed.
 
     How long ago is measured by the clock of the evaluations, from the first one that finds it pending: the platform's
     clock, which sets `assigned_at`, may be hours behind.
@@ -71,7 +71,8 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
     experiment = session.get_one(ExperimentRow, experiment_id)
     by_ratings = decided_by_ratings(_objectives(experiment))
     ending = {"excluded": True} if by_ratings else {"success": False}
-    for arm_key, lost in _end_overdue(session, experiment_id, at, cutoff, ending).items():
+    lost_by_arm = _end_overdue(session, experiment_id, at, cutoff, ending)
+    for arm_key, lost in lost_by_arm.items():
         # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
         arm = _arm_of(session, arm_key)
         if by_ratings:
@@ -83,7 +84,6 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
             if guard.guardrail == GuardrailKind.RATED.value:
                 continue  # a share of the tasks that succeeded, and a lost one did not
             guard.tasks += lost
-            session.add(guard)
 
 
 def _end_overdue(
@@ -220,7 +220,7 @@ class _Counters:
         share, variant = assignment.treatment_share, assignment.variant
         arm = self._arms[share, variant]
         if success is None:
-            arm.excluded += 1
+            arm.excluded += 1  # not rated: evidence neither for its arm nor against it
         else:
             arm.finished += 1
         if success:

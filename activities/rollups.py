@@ -261,16 +261,18 @@ def good(rollup: Rollup, objective: Guardrail | None) -> Counts:
     bound = objective.bound
     match objective.kind:
         case GuardrailKind.FAST:
-            good_tasks = sum(count for bucket, count in rollup.durations.items() if value(bucket) <= bound)
+            fast = sum(count for bucket, count in rollup.durations.items() if value(bucket) <= bound)
+            return Counts(tasks=rollup.tasks, successes=fast)
         case GuardrailKind.WELL_RATED:
-            good_tasks = sum(count for bucket, count in rollup.qualities.items() if value(bucket) >= bound)
-            return Counts(tasks=rollup.rated, successes=good_tasks)
+            well_rated = sum(count for bucket, count in rollup.qualities.items() if value(bucket) >= bound)
+            return Counts(tasks=rollup.rated, successes=well_rated)
         case GuardrailKind.CHEAP:
-            good_tasks = rollup.tasks - sum(count for bucket, count in rollup.costs.items() if value(bucket) > bound)
+            # What cost nothing is not in the sketch, and is cheap.
+            costly = sum(count for bucket, count in rollup.costs.items() if value(bucket) > bound)
+            return Counts(tasks=rollup.tasks, successes=rollup.tasks - costly)
         case GuardrailKind.RATED:
             # A failed task may be rated too; of such ratings there is no count by interval.
             return Counts(tasks=rollup.successes, successes=min(rollup.rated, rollup.successes))
-    return Counts(tasks=rollup.tasks, successes=good_tasks)
 
 
 def histories(

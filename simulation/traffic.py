@@ -9,8 +9,8 @@ resolved limit, and records the outcome. It knows nothing of anomalies, cycles o
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from itertools import islice
 from time import monotonic
@@ -86,27 +86,28 @@ def paced(
     Where the machine is too slow, tasks start later and none is left out. Ends when `stopping` is set or after
     `max_tasks`; an exception of `work` ends it too.
     """
-    # The pool would queue tasks without a bound: a task is submitted only when a thread is free to begin it.
-    free_slots = threading.Semaphore(traffic.concurrency)
+    tasks = islice(due(traffic, monotonic()), max_tasks)
     running: set[Future[None]] = set()
     with ThreadPoolExecutor(traffic.concurrency, thread_name_prefix="task") as pool:
-        for number, task in enumerate(islice(due(traffic, monotonic()), max_tasks)):
+        for number, task in enumerate(tasks):
             if stopping.wait(max(0.0, task.due_at - monotonic())):
                 break
-            free_slots.acquire()
-            future = pool.submit(work, task.task_type, f"{task.task_type}-{series}-{number}")
-            future.add_done_callback(lambda _: free_slots.release())
-            running.add(future)
-            ended = {future for future in running if future.done()}
-            _raise_failures(ended)
-            running -= ended
-    _raise_failures(running)
+            # The pool would queue tasks without a bound: one is submitted only when a thread is free to begin it.
+            running = _with_a_free_slot(running, traffic.concurrency)
+            running.add(pool.submit(work, task.task_type, f"{task.task_type}-{series}-{number}"))
+    _with_a_free_slot(running, 1)
 
 
-def _raise_failures(futures: Iterable[Future[None]]) -> None:
-    """Raise the exception of one that failed; those that run are waited for."""
-    for future in futures:
-        future.result()
+def _with_a_free_slot(running: set[Future[None]], slots: int) -> set[Future[None]]:
+    """Those that still run, once fewer than `slots` do; raises the exception of one that failed."""
+    while True:
+        ended = {future for future in running if future.done()}
+        for future in ended:
+            future.result()
+        running = running - ended
+        if len(running) < slots:
+            return running
+        wait(running, return_when=FIRST_COMPLETED)
 
 
 class DueTask(NamedTuple):

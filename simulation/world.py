@@ -61,6 +61,7 @@ class World:
         self.faults = declared.faults
         self._declared = declared
         self._work = {work.task_type: work for work in declared.work}
+        self._expected: dict[tuple[object, ...], list[TaskOutcome]] = {}
         # A limit counts in the unit of its parameter; one without a unit counts in seconds.
         self._seconds = {parameter.key: SECONDS.get(parameter.unit, 1.0) for parameter in platform.parameters}
         self._arrived = 0
@@ -101,16 +102,16 @@ class World:
         """Outcomes of SAMPLE tasks as they would be at this hour, for whoever estimates what is to be expected.
 
         The same tasks for all values, so that two expectations differ by what the values do. `without` leaves a fault
-        out.
+        out. What was asked for before comes at once: only the faults and the values that are asked for matter.
         """
         active = tuple(fault for fault in self.active_faults(task_type, hour) if fault is not without)
-        work = self._work_at(task_type, active)
-        return [
-            _drawn(
-                Arrival(task_type, n, hour), work, values, self._seconds, Random(f"{self.seed}:truth:{task_type}:{n}")
-            )
-            for n in range(SAMPLE)
-        ]
+        asked = (task_type, active, repr(sorted(values.items())))
+        if asked not in self._expected:
+            work = self._work_at(task_type, active)
+            tasks = (Arrival(task_type, n, hour) for n in range(SAMPLE))
+            rng = Random(f"{self.seed}:truth:{task_type}")
+            self._expected[asked] = [_drawn(task, work, values, self._seconds, Random(rng.random())) for task in tasks]
+        return self._expected[asked]
 
     def active_faults(self, task_type: str, hour: float) -> tuple[Fault, ...]:
         """The faults of a task type at an hour, in the order of their declaration."""

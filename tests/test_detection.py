@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -150,6 +151,55 @@ def test_an_open_alarm_keeps_its_baseline_however_long_it_lasts() -> None:
 
     assert len(watch.raised) == 1
     assert watch.closed == []
+
+
+MUCH_WORSE_H = CHANGE_H + 40
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # The second fault comes on top of the first.
+        (0.7, 0.45),
+        # What a fix had won back in part is lost again: the level that was won is what it is judged by.
+        (0.82, 0.6),
+    ],
+)
+def test_what_becomes_clearly_worse_within_an_alarm_is_an_anomaly_of_its_own(before: float, after: float) -> None:
+    def rate(hour: int) -> float:
+        if hour < CHANGE_H:
+            return 0.95
+        return 0.6 if hour < CHANGE_H + 12 else before if hour < MUCH_WORSE_H else after
+
+    watch = Watch().run(MUCH_WORSE_H + 24, {"a": rate, "b": always(0.9)}, tasks=40)
+
+    (_, first), (hour, second) = watch.raised
+    assert second.onset == MONDAY + timedelta(hours=MUCH_WORSE_H)
+    assert hour - MUCH_WORSE_H <= 6
+    assert second.baseline == first.baseline
+    settled = re.search(r"against ([0-9.]+)% since the alarm before it", second.reason)
+    assert settled is not None
+    assert float(settled[1]) == pytest.approx(100 * before, abs=6)
+    assert watch.closed == [(hour, first.anomaly_id)]
+    assert watch.reasons == ["it became worse: raised anew"]
+
+
+def test_a_level_that_lasts_is_raised_once_however_it_scatters() -> None:
+    """Over 30 alarms of two days each, at most one is raised anew: the budget of false alarms is .15 a week."""
+    again = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        watch = Watch()
+        for hour in range(CHANGE_H + 48):
+            p = 0.92 if hour < CHANGE_H else 0.7
+            successes = sum(rng.random() < p for _ in range(20))
+            interval = Interval(start=MONDAY + timedelta(hours=hour), counts=Counts(tasks=20, successes=successes))
+            watch.history.setdefault("a", []).append(interval)
+        for hour in range(192, CHANGE_H + 48):
+            watch.look(hour, MONDAY + timedelta(hours=hour + 1))
+        again += sum(reason == "it became worse: raised anew" for reason in watch.reasons)
+
+    assert again <= 1
 
 
 def test_missing_tasks_never_close_an_alarm() -> None:

@@ -14,6 +14,7 @@ long its library takes to answer: once for the question and twice in each round.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
@@ -30,6 +31,7 @@ PASSAGES = 32  # read per sub-question, unless the operator declares `research_s
 FEEDBACK_PASSAGES = 12  # the usual order of magnitude for RM3
 CANDIDATES = 6  # sentences that a sub-question hands to the reporter
 LONGEST_REPORT = 12  # claims: a page
+FEWEST_CLAIMS = 3  # and one for each sub-question
 FEWEST_SOURCES = 3  # with fewer it would be a quotation and not a synthesis
 ALIKE = 0.2  # Jaccard similarity from which a sentence supports another
 RELEVANCE = 0.7  # lambda of maximal marginal relevance
@@ -88,6 +90,15 @@ class ReportedClaim(NamedTuple):
     support: int
 
 
+@dataclass
+class Notes:
+    """What was asked, which passages were read, and what was found in them, the most relevant first."""
+
+    asked: list[SubQuestion] = field(default_factory=list)
+    passages: set[int] = field(default_factory=set)
+    findings: list[Quote] = field(default_factory=list)
+
+
 class ResearchSynthesis:
     """The coordinator: plans, has the passages read and the report written, and verifies it."""
 
@@ -100,30 +111,21 @@ class ResearchSynthesis:
         self.library = open_library(cache)
 
     def run(self, payload: ResearchQuestion, parameters: Mapping[str, Value]) -> TaskResult:
-        passages = round(number(parameters, "research_synthesis.passages", PASSAGES))
+        """Read in rounds, report what was found, and check every claim of the report against its passage."""
         library = self.library.asked(manner_of(parameters))
+        passages_each = round(number(parameters, "research_synthesis.passages", PASSAGES))
         question = sorted({term for term in terms(payload.question) if library.weight(term)})
-        seeds = first_passages(library, payload.question, question)
-        asked: list[SubQuestion] = []
-        read: set[int] = set()
-        findings: list[Quote] = []
-        for _ in range(payload.depth):
-            sub_questions = plan(library, question, seeds, payload.breadth, asked)
-            asked += sub_questions
-            found = search(library, sub_questions, passages, read)
-            read.update(chain.from_iterable(found))
-            findings = by_relevance(findings + research(library, sub_questions, found, passages))
-            # The next round asks about the passages of the best findings.
-            seeds = list(dict.fromkeys(finding.passage for finding in findings))[:FEEDBACK_PASSAGES] or seeds
-        claims = report(findings, min(LONGEST_REPORT, 3 + len(asked)))
+
+        notes = read_in_rounds(library, payload, question, passages_each)
+        claims = report(notes.findings, min(LONGEST_REPORT, FEWEST_CLAIMS + len(notes.asked)))
         verify(claims, library)
         return TaskResult(
-            summary=f"{payload.question} " + " ".join(f"{c.text} [{n}]" for n, c in enumerate(claims[:3], 1)),
+            summary=in_brief(payload.question, claims),
             quality=quality(library, question, claims),
             details={
                 "report": in_full(payload.question, claims),
-                "sub_questions": [sub_question.aspect for sub_question in asked],
-                "passages_read": len(read),
+                "sub_questions": [sub_question.aspect for sub_question in notes.asked],
+                "passages_read": len(notes.passages),
                 "claims": [claim._asdict() for claim in claims],
             },
         )
@@ -145,6 +147,22 @@ def manner_of(parameters: Mapping[str, Value]) -> Manner:
         max_retries=round(number(parameters, "research_synthesis.max_retries", USUAL.max_retries)),
         retry_delay_s=number(parameters, "research_synthesis.retry_delay_s", USUAL.retry_delay_s),
     )
+
+
+def read_in_rounds(library: Library, payload: ResearchQuestion, question: Sequence[str], passages_each: int) -> Notes:
+    """Ask sub-questions and read what is found, round after round, each about the best findings of the one before."""
+    notes = Notes()
+    seeds = first_passages(library, payload.question, question)
+    for _ in range(payload.depth):
+        sub_questions = plan(library, question, seeds, payload.breadth, notes.asked)
+        notes.asked += sub_questions
+        found = search(library, sub_questions, passages_each, notes.passages)
+        notes.passages.update(chain.from_iterable(found))
+        new_findings = research(library, sub_questions, found, passages_each)
+        notes.findings = by_relevance(notes.findings + new_findings)
+        best = dict.fromkeys(finding.passage for finding in notes.findings)
+        seeds = list(best)[:FEEDBACK_PASSAGES] or seeds
+    return notes
 
 
 def plan(
@@ -279,6 +297,11 @@ def report(findings: Sequence[Quote], length: int) -> list[ReportedClaim]:
             nearest[i] = max(nearest[i], _similarity(finding.words, findings[best].words))
     quotes = [findings[i] for i in chosen]
     return [ReportedClaim(q.text, q.passage, q.source, q.aspect, q.support) for q in quotes]
+
+
+def in_brief(question: str, claims: Sequence[ReportedClaim]) -> str:
+    """The question and the first claims, with the numbers of their sources."""
+    return " ".join([question, *(f"{claim.text} [{n}]" for n, claim in enumerate(claims[:3], 1))])
 
 
 def in_full(question: str, claims: Sequence[ReportedClaim]) -> str:
