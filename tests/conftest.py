@@ -1,5 +1,6 @@
 """Shared parts of the tests: one real Temporal server for the session, a database and a task queue per test."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import Database, migrate
+from activities.task_types.corpus import open_corpus
 from schema import wire
 from schema.tables.events import EventRow
 from starter.server import dev_server, free_port, prepare
@@ -74,6 +76,18 @@ async def stop(client: Client, *workflow_ids: str) -> None:
 @pytest.fixture
 def task_queue() -> str:
     return f"test-{uuid4()}"
+
+
+@pytest.fixture(scope="session")
+def corpus_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the index of the installed documentation: built once for all tests, in whichever process."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "corpus-cache"
+    with (shared / "corpus-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        open_corpus(folder, lambda *_: None)
+    return folder
 
 
 @pytest.fixture(scope="session")

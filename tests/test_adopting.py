@@ -37,7 +37,9 @@ def run_nautilus(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not end.code  # noqa: PT017 - a command that succeeds may end so too
 
 
-def test_the_page_s_own_platform_records_how_its_service_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_s_own_platform_records_how_its_service_does(
+    tmp_path: Path, corpus_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NAUTILUS_HOME", str(tmp_path))
     monkeypatch.setenv("NAUTILUS_PLATFORM", str(tmp_path / "platform.toml"))
     monkeypatch.setenv("NAUTILUS_PACE", "trial")
@@ -52,7 +54,7 @@ def test_the_page_s_own_platform_records_how_its_service_does(tmp_path: Path, mo
     # Every second answer comes too late for the limit of 1 s.
     declared = ResearchService(median_s=1.0, sigma=0.5)
 
-    with ResearchServer(0, open_corpus(tmp_path, lambda *_: None), declared) as server:
+    with ResearchServer(0, open_corpus(corpus_cache, lambda *_: None), declared) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [sys.executable, "docs/own_platform.py", f"http://127.0.0.1:{server.server_address[1]}"]
         own = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -34,8 +34,8 @@ SEARCHES = 1 + 2 * 2
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return open_corpus(tmp_path_factory.mktemp("corpus"), lambda *_: None)
+def corpus(corpus_cache: Path) -> Corpus:
+    return open_corpus(corpus_cache, lambda *_: None)
 
 
 @contextmanager

@@ -60,8 +60,8 @@ for name, task_type in installed().items():
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(corpus_cache: Path) -> Path:
+    return corpus_cache
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def research(cache: Path) -> ResearchSynthesis:
 
 @pytest.fixture(scope="module")
 def corpus(cache: Path, research: ResearchSynthesis) -> Corpus:
-    """What `research` reads; it is built already."""
+    """What `research` reads."""
     return open_corpus(cache, lambda stage, _: pytest.fail(f"expected an index that is built, but it is {stage}"))
 
 
