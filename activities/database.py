@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, create_engine
 
@@ -34,7 +34,7 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.url = parsed
         is_sqlite = parsed.drivername == "sqlite"
-        self.engine = _sqlite_engine(parsed.database) if is_sqlite else create_engine(parsed, pool_pre_ping=True)
+        self.engine = _sqlite_engine(parsed.database) if is_sqlite else _postgresql_engine(parsed)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -68,6 +68,15 @@ def existing(url: str) -> Database:
         return Database(url)
     except ImportError as error:
         raise ValueError(f"expected a driver for {parsed.drivername}, but {error}") from None
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    """An engine that has the server prepare no statements.
+
+    One that is prepared within a transaction that fails is gone, and psycopg would go on using it; a pooler in front of
+    the server knows none either.
+    """
+    return create_engine(url, pool_pre_ping=True, connect_args={"prepare_threshold": None})
 
 
 def _sqlite_engine(path: str | None) -> Engine:

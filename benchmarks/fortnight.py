@@ -16,7 +16,7 @@ import structlog
 
 from benchmarks.output import note
 from simulation.practice import practise
-from simulation.result import Result, Verdict
+from simulation.result import FaultVerdict, Result
 
 SCENARIO = Path("simulation/scenarios/fortnight.toml")
 DAY_H = 24
@@ -33,8 +33,8 @@ def table(result: Result) -> list[tuple[str, str, str]]:
         ("completion, at its worst", "8.3 min", _written(_minutes(completion.worst), "{:.1f} min")),
         ("completion, in the end", "4.1 min", _written(_minutes(completion.final), "{:.1f} min")),
         ("issues found", "8", f"{found} of {len(verdicts)}"),
-        ("mended with no human", "6 of 8", f"{verdicts.count(Verdict.MENDED)} of {len(verdicts)}"),
-        ("called a person for", "2 of 8", f"{verdicts.count(Verdict.ESCALATED)} of {len(verdicts)}"),
+        ("mended with no human", "6 of 8", f"{verdicts.count(FaultVerdict.MENDED)} of {len(verdicts)}"),
+        ("called a person for", "2 of 8", f"{verdicts.count(FaultVerdict.ESCALATED)} of {len(verdicts)}"),
         ("actions of people", "0", f"{result.human_actions}"),
     ]
 

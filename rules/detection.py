@@ -72,13 +72,17 @@ def detect(
     metric: Metric = SUCCESS_RATE,
     series_count: int | None = None,
     excluded: Mapping[str, Sequence[Span]] | None = None,
+    explained: Collection[str] = (),
 ) -> Detection:
     """Judge every complete interval up to `at` that no earlier evaluation has judged, oldest first.
 
     `history` holds the intervals of each task type, oldest first; empty ones may be missing. `states` and the result's
     are keyed like `Anomaly.subject`. `excluded` are spans to keep out of a type's baseline: its experiments, and all
-    that came before its last promotion. The first evaluation judges the guard gap: the latest stretch, which no
-    baseline learns from, so that a fault that has just begun is not taken for normal.
+    that came before its last promotion. What is wrong with the `explained` types has been raised elsewhere: it is no
+    evidence that something is wrong with the platform.
+
+    The first evaluation judges the guard gap: the latest stretch, which no baseline learns from, so that a fault that
+    has just begun is not taken for normal.
     """
     # What a baseline must not learn from yet, or the window of the floor where that is longer: it is judged first.
     recent = timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
@@ -91,6 +95,7 @@ def detect(
         tracks=tracks,
         states=dict(states),
         excluded=excluded or {},
+        explained=frozenset(explained),
     )
     unjudged = {interval.start for interval in chain.from_iterable(tracks.values()) if interval.start > last_judged}
     for start in sorted(unjudged):
@@ -149,7 +154,16 @@ def detect_all(
         history = histories.get(metric.name, {})
         task_types = history.keys() - {PLATFORM}
         spans = {name: (*excluded.get(name, ()), *earlier.spans_of(name)) for name in task_types}
-        detection = detect(at, history, carried, rules, metric=metric, series_count=series_count, excluded=spans)
+        detection = detect(
+            at,
+            history,
+            carried,
+            rules,
+            metric=metric,
+            series_count=series_count,
+            excluded=spans,
+            explained=earlier.alarmed & task_types,
+        )
         carried = detection.states
         explained = [anomaly for anomaly in detection.raised if task_types and earlier.explain(anomaly)]
         for anomaly in explained:
@@ -201,6 +215,7 @@ class _Evaluation:
     tracks: dict[str, list[Interval]]
     states: dict[str, Series]
     excluded: Mapping[str, Sequence[Span]]
+    explained: frozenset[str] = frozenset()
     raised: list[Anomaly] = field(default_factory=list)
     closed: list[Closing] = field(default_factory=list)
     # By all that they were learnt from.
@@ -305,8 +320,9 @@ class _Evaluation:
         if platform_is_alarmed:
             after[""] = self.stepped("", start, self.together(list(self.tracks), cells, start))
         elif len(self.tracks) > 1:
-            platform = self.stepped("", start, self.together(watched, cells, start))
-            after.update(_attributed(platform, {name: after[name] for name in watched}))
+            unexplained = [name for name in watched if name not in self.explained]
+            platform = self.stepped("", start, self.together(unexplained, cells, start))
+            after.update(_attributed(platform, {name: after[name] for name in unexplained}))
         for name, state in after.items():
             self.put(name, state)
 

@@ -17,6 +17,7 @@ from temporalio.client import (
     Interceptor,
     OutboundInterceptor,
 )
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
@@ -54,12 +55,19 @@ class Clockwork:
 @asynccontextmanager
 async def clockwork() -> AsyncIterator[Clockwork]:
     """Run the time-skipping server for the length of the context."""
+    # The SDK's core warns on standard output, which is for results, of what this server cannot do.
+    runtime = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=str(binary("temporal-test-server")), test_server_startup_timeout=START_TIMEOUT
+        test_server_existing_path=str(binary("temporal-test-server")),
+        test_server_startup_timeout=START_TIMEOUT,
+        runtime=runtime,
     ) as environment:
         # The environment's own client lets time skip whenever a result is awaited.
         client = await Client.connect(
-            environment.client.service_client.config.target_host, plugins=[plugin()], interceptors=[_NoSchedules()]
+            environment.client.service_client.config.target_host,
+            plugins=[plugin()],
+            interceptors=[_NoSchedules()],
+            runtime=runtime,
         )
         attributes = dict.fromkeys(wire.SEARCH_ATTRIBUTES, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
         await client.operator_service.add_search_attributes(

@@ -24,7 +24,7 @@ from starter.client import NautilusClient
 AgentMessage = Bid | Decline | Proposal | Ballot
 
 
-class Agent(Protocol):
+class Participant(Protocol):
     """What takes part in cycles: it has a name and an operator, and answers a case with the message that is due."""
 
     @property
@@ -98,12 +98,12 @@ def _any_value(parameter: Parameter, rng: Random) -> bool | float | str:
             return parameter.default
 
 
-def agents_of(declared: Simulation, seed: int) -> tuple[Agent, ...]:
+def agents_of(declared: Simulation, seed: int) -> tuple[Participant, ...]:
     """The agents of a scenario: the built-in ones, again under other names where more are asked for, and its own."""
     built_in = declared.agents
     if built_in is None:
         built_in = 0 if declared.named_agents else len(ROSTER)
-    field: list[Agent] = [_built_in(n) for n in range(built_in)]
+    field: list[Participant] = [_built_in(n) for n in range(built_in)]
     for n, agent in enumerate(declared.named_agents):
         model = replace(ROSTER[n % len(ROSTER)], agent_id=agent.name, operator=f"operator-{agent.name}")
         field.append(ErringAgent(agent, model, seed))
@@ -119,7 +119,7 @@ def _built_in(number: int) -> Investigator:
     return replace(agent, agent_id=agent.agent_id + suffix, operator=agent.operator + suffix)
 
 
-async def visit(client: NautilusClient, cycle: str, agents: Sequence[Agent]) -> set[str]:
+async def visit(client: NautilusClient, cycle: str, agents: Sequence[Participant]) -> set[str]:
     """Have every agent that a cycle waits for answer it, one after the other; those whose message was accepted."""
     status = await client.status(cycle)
     due = [agent for agent in agents if is_due(agent.agent_id, status)]

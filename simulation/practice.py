@@ -13,9 +13,9 @@ from activities.track_record import track_record
 from schema.declaration import DeclarationError, Problem, read_platform
 from schema.messages.platform import Platform
 from schema.messages.report import Report
-from simulation.field import Agent, agents_of
+from simulation.field import Participant, agents_of
 from simulation.result import AgentResult, Course, FaultResult, Judge, Result, result
-from simulation.run import SimulatedPlatform, simulated
+from simulation.run import TimeLapse, simulated
 from simulation.world import World, instant
 from starter.report_page import Episode
 
@@ -44,7 +44,7 @@ def scenario_of(path: Path) -> Platform:
     return platform
 
 
-def agent_of(reference: str) -> Agent:
+def agent_of(reference: str) -> Participant:
     """The agent that `module:Class` names; raises ValueError where there is none, or it is no agent."""
     module, _, name = reference.partition(":")
     expected = f"expected module:Class of an agent, but {reference}"
@@ -56,7 +56,7 @@ def agent_of(reference: str) -> Agent:
     for attribute in ("agent_id", "operator", "message"):
         if not hasattr(agent, attribute):
             raise ValueError(f"{expected} has no {attribute}")
-    found: Agent = agent
+    found: Participant = agent
     return found
 
 
@@ -64,14 +64,14 @@ async def practise(
     scenario: Path,
     days: int | None = None,
     seed: int | None = None,
-    own_agent: Agent | None = None,
-    progress: Callable[[SimulatedPlatform, int], None] = lambda platform, hour: None,
+    own_agent: Participant | None = None,
+    progress: Callable[[TimeLapse, int], None] = lambda platform, hour: None,
 ) -> Practice:
     """Let a scenario's days pass, and judge what came of them. `progress` is called with the hours that have passed."""
     begun = monotonic()
     platform = scenario_of(scenario)
     world = World(platform, seed)
-    agents: Sequence[Agent] = agents_of(platform.simulation, world.seed)
+    agents: Sequence[Participant] = agents_of(platform.simulation, world.seed)
     if own_agent is not None:
         agents = (*agents, own_agent)
     hours = (days or platform.simulation.days) * 24

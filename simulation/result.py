@@ -16,7 +16,7 @@ from rules.verdict import is_success
 from schema.messages.base import Message, Value
 from schema.messages.cycle import Ending
 from schema.messages.observatory import TaskOutcome
-from schema.messages.simulation import Fault
+from schema.messages.simulation import WorldFault
 from simulation.world import World, hour_of, is_active
 
 DAY_H = 24
@@ -28,7 +28,7 @@ TAKEN_OF_SUCCESS = 0.02
 ECHO_H = 24
 
 
-class Verdict(StrEnum):
+class FaultVerdict(StrEnum):
     """What became of a fault; see `FaultResult`."""
 
     MENDED = "mended"
@@ -60,10 +60,10 @@ class FaultResult(Message):
     restored_hour: float | None
     remedied_by: str | None
     escalated_hour: float | None
-    verdict: Verdict
+    verdict: FaultVerdict
 
 
-class PromotionResult(Message):
+class PromotedChange(Message):
     """A change that reached production. `true_effect` is what the model says it changed the cycle's metric by."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
@@ -89,7 +89,7 @@ class Result(Message):
     quality: Trend
     cost: Trend
     faults: tuple[FaultResult, ...]
-    promotions: tuple[PromotionResult, ...]
+    promotions: tuple[PromotedChange, ...]
     false_alarms: int
     rollbacks: int
     human_actions: int
@@ -192,8 +192,8 @@ class Judge:
         self._values: list[tuple[float, dict[str, Value]]] = [(0.0, dict(defaults))]
         self.promotions = tuple(self._promotions())
 
-    def _promotions(self) -> list[PromotionResult]:
-        promotions: list[PromotionResult] = []
+    def _promotions(self) -> list[PromotedChange]:
+        promotions: list[PromotedChange] = []
         for swap in self.record.swaps:
             change = swap.change
             hour = hour_of(swap.at)
@@ -207,7 +207,7 @@ class Judge:
                 ]
                 continue
             promotions.append(
-                PromotionResult(
+                PromotedChange(
                     hour=round(hour, 2),
                     parameter=change.parameter,
                     before=before[change.parameter],
@@ -232,7 +232,7 @@ class Judge:
         task_types: Sequence[str],
         values: Mapping[str, Value],
         hour: float,
-        without: Fault | None = None,
+        without: WorldFault | None = None,
     ) -> float:
         """What the model expects of a measure, over some task types by their shares; 0 where nothing counts."""
         total = weight = 0.0
@@ -244,7 +244,7 @@ class Judge:
                 weight += self.world.share(task_type)
         return total / weight if weight else 0.0
 
-    def fault(self, fault: Fault) -> FaultResult:
+    def fault(self, fault: WorldFault) -> FaultResult:
         """What became of one fault."""
         task_types = self.world.task_types(fault)
         end = min(self.course.hours, math.inf if fault.until_hour is None else fault.until_hour)
@@ -257,11 +257,11 @@ class Judge:
         restored = self._restored(fault, task_types, end)
         detected_hour = self._detected_hour(task_types, fault.at_hour, end)
         if restored is not None:
-            verdict = Verdict.MENDED
+            verdict = FaultVerdict.MENDED
         elif escalated_hour is not None:
-            verdict = Verdict.ESCALATED
+            verdict = FaultVerdict.ESCALATED
         else:
-            verdict = Verdict.MISSED if detected_hour is None else Verdict.UNTOUCHED
+            verdict = FaultVerdict.MISSED if detected_hour is None else FaultVerdict.UNTOUCHED
         return FaultResult(
             name=fault.name,
             at_hour=fault.at_hour,
@@ -280,7 +280,7 @@ class Judge:
         hours = [hour for hour in (*raised, *opened) if begin <= hour < end]
         return round(min(hours), 1) if hours else None
 
-    def _escalated_hour(self, fault: Fault, task_types: Sequence[str], end: float) -> float | None:
+    def _escalated_hour(self, fault: WorldFault, task_types: Sequence[str], end: float) -> float | None:
         """When a person was first called while the fault lasted: by a cycle's end, or by an anomaly at once."""
         by_cycle = [
             hour_of(row.ended_at)
@@ -295,7 +295,7 @@ class Judge:
         hours = [hour for hour in (*by_cycle, *at_once) if fault.at_hour <= hour < end]
         return round(min(hours), 1) if hours else None
 
-    def _restored(self, fault: Fault, task_types: Sequence[str], end: float) -> "Restored | None":
+    def _restored(self, fault: WorldFault, task_types: Sequence[str], end: float) -> "Restored | None":
         """The first day after a surviving promotion of a remedy over which enough of what was taken is back."""
         remedies = [
             p
@@ -314,7 +314,7 @@ class Judge:
                 return Restored(float(hour), last.parameter)
         return None
 
-    def _taken(self, fault: Fault, task_types: Sequence[str]) -> tuple[Measure, float, float]:
+    def _taken(self, fault: WorldFault, task_types: Sequence[str]) -> tuple[Measure, float, float]:
         """The measure that the fault is about, and what the model expects of it without the fault and with it."""
         values = self._values_at(fault.at_hour)
         expected = {
@@ -346,7 +346,7 @@ class Judge:
             standing=round(self.record.agents[agent_id].standing, 3),
         )
 
-    def _first_about(self, fault: Fault, proposals: Sequence[Proposed]) -> Proposed | None:
+    def _first_about(self, fault: WorldFault, proposals: Sequence[Proposed]) -> Proposed | None:
         """The first proposal about the fault's task types while it is active."""
         task_types = self.world.task_types(fault)
         return next(
@@ -408,7 +408,7 @@ def _is_about(subject: str, task_types: Sequence[str]) -> bool:
     return about == "platform" or about in task_types
 
 
-def _echoes(fault: Fault, hour: float) -> bool:
+def _echoes(fault: WorldFault, hour: float) -> bool:
     return is_active(fault, hour) or (fault.until_hour is not None and 0 <= hour - fault.until_hour < ECHO_H)
 
 

@@ -26,7 +26,7 @@ from schema.messages.platform import JobId, Platform
 from schema.messages.schedules import JobRequest
 from schema.settings import Settings
 from simulation.clockwork import Clockwork, clockwork
-from simulation.field import Agent, visit
+from simulation.field import Participant, visit
 from simulation.world import World, instant
 from starter.client import NautilusClient
 from starter.keys import AgentKey
@@ -50,14 +50,14 @@ NIGHTLY, NIGHTLY_H = (JobId.STANDING_DECAY, JobId.CONSOLIDATION), 3
 RECENT = 200
 
 
-class SimulatedPlatform:
+class TimeLapse:
     """A platform whose hours pass one after the other; `outcomes` are all that it recorded, `starts` the jobs' runs."""
 
     def __init__(
         self,
         platform: Platform,
         world: World,
-        agents: Sequence[Agent],
+        agents: Sequence[Participant],
         clock: Clockwork,
         client: NautilusClient,
         database: Database,
@@ -158,8 +158,8 @@ class SimulatedPlatform:
 
 @asynccontextmanager
 async def simulated(
-    platform: Platform, world: World, agents: Sequence[Agent], home: Path
-) -> AsyncIterator[SimulatedPlatform]:
+    platform: Platform, world: World, agents: Sequence[Participant], home: Path
+) -> AsyncIterator[TimeLapse]:
     """A platform in `home` that has not lived yet, with its own server, worker and agents."""
     polled = platform.cycle.model_copy(update={"counter_poll_s": POLL_S})
     platform = platform.model_copy(update={"cycle": polled})
@@ -180,4 +180,4 @@ async def simulated(
         resolver = stack.enter_context(ParameterResolver(database, platform, refresh_s=1e6))
         recorder = stack.enter_context(Recorder(database, platform.observatory.interval_s, linger_s=0.0))
         client = NautilusClient(clock.client, wire.TASK_QUEUE, *keys)
-        yield SimulatedPlatform(platform, world, agents, clock, client, database, resolver, recorder)
+        yield TimeLapse(platform, world, agents, clock, client, database, resolver, recorder)

@@ -16,7 +16,7 @@ from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform
-from schema.messages.simulation import Fault, LogNormal, Normal, Response, Work, WorkFailure
+from schema.messages.simulation import LogNormal, Normal, Response, Work, WorkFailure, WorldFault
 from starter.agents.evidence import SECONDS
 
 # A Monday, so that weekends are where they belong; far off, so that no clock of the machine has passed it.
@@ -97,7 +97,7 @@ class World:
         return _drawn(task, work, values, self._seconds, rng)
 
     def expected(
-        self, task_type: str, values: Mapping[str, Value], hour: float, without: Fault | None = None
+        self, task_type: str, values: Mapping[str, Value], hour: float, without: WorldFault | None = None
     ) -> list[TaskOutcome]:
         """Outcomes of SAMPLE tasks as they would be at this hour, for whoever estimates what is to be expected.
 
@@ -113,28 +113,28 @@ class World:
             self._expected[asked] = [_drawn(task, work, values, self._seconds, Random(rng.random())) for task in tasks]
         return self._expected[asked]
 
-    def active_faults(self, task_type: str, hour: float) -> tuple[Fault, ...]:
+    def active_faults(self, task_type: str, hour: float) -> tuple[WorldFault, ...]:
         """The faults of a task type at an hour, in the order of their declaration."""
         return tuple(fault for fault in self.faults if fault.task_type in (None, task_type) and is_active(fault, hour))
 
-    def task_types(self, fault: Fault) -> tuple[str, ...]:
+    def task_types(self, fault: WorldFault) -> tuple[str, ...]:
         """The task types that a fault is about."""
         return tuple(self._work) if fault.task_type is None else (fault.task_type,)
 
     @lru_cache  # noqa: B019  (a world lives as long as its process)
-    def _work_at(self, task_type: str, faults: tuple[Fault, ...]) -> Work:
+    def _work_at(self, task_type: str, faults: tuple[WorldFault, ...]) -> Work:
         work = self._work[task_type]
         for fault in faults:
             work = _changed(work, fault)
         return work
 
 
-def is_active(fault: Fault, hour: float) -> bool:
+def is_active(fault: WorldFault, hour: float) -> bool:
     """Whether a fault has begun and has not ended."""
     return fault.at_hour <= hour and (fault.until_hour is None or hour < fault.until_hour)
 
 
-def _changed(work: Work, fault: Fault) -> Work:
+def _changed(work: Work, fault: WorldFault) -> Work:
     """The work of a task type under a fault."""
     change = fault.change
     duration = LogNormal(
@@ -151,7 +151,7 @@ def _changed(work: Work, fault: Fault) -> Work:
     )
 
 
-def _changed_failures(work: Work, fault: Fault) -> tuple[WorkFailure, ...]:
+def _changed_failures(work: Work, fault: WorldFault) -> tuple[WorkFailure, ...]:
     """The failures with the probability that a fault gives to one reason; a new reason comes last."""
     change = fault.change.failure
     if change is None:

@@ -410,6 +410,14 @@ FAILING, SLOWER, FEWER = until(CHANGE_H, 0.9, 0.5), until(CHANGE_H, 0.05, 0.6), 
             },
             ["success_rate:a", "slow_share:b"],
         ),
+        # A type that is slow because it fails is no evidence against the platform: the other slow one is named.
+        (
+            {
+                "success_rate": {"a": rows(FAILING), "b": rows(always(0.9)), "c": rows(always(0.9))},
+                "slow_share": {"a": rows(SLOWER), "b": rows(SLOWER), "c": rows(always(0.05))},
+            },
+            ["success_rate:a", "slow_share:b"],
+        ),
         # Agents are not tasks: failing tasks do not explain why they left.
         (
             {"success_rate": {"a": rows(FAILING)}, "active_agents": {"platform": rows(FEWER)}},

@@ -147,9 +147,7 @@ LETTERS = st.sampled_from('ab"\\\n\x1b\u202e`*[|<😀漢')
     agents=st.integers(1, 30),
     claims_each=st.integers(1, 20),
 )
-def test_it_is_under_20_kb_and_printable_whatever_agents_write(
-    texts: list[str], agents: int, claims_each: int
-) -> None:
+def test_it_is_under_20_kb_and_printable_whatever_agents_write(texts: list[str], agents: int, claims_each: int) -> None:
     declines = []
     for n in range(agents):
         # Every agent begins at another text: to draw all of them would take most of the time.

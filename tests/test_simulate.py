@@ -14,7 +14,7 @@ from schema.messages.base import Value
 from schema.messages.experiment import ExperimentDesign, Promotion
 from schema.messages.observatory import Anomaly, Counts, TaskOutcome
 from simulation.practice import agent_of, scenario_of
-from simulation.result import Course, Judge, Verdict
+from simulation.result import Course, FaultVerdict, Judge
 from simulation.run import LEARNING_H
 from simulation.world import World, instant
 from starter.agents.evidence import Case
@@ -195,19 +195,19 @@ FOUND, FIXED = FAULT_H + 2, FAULT_H + 14
     ("mended_at", "anomalies", "cycles", "swaps", "verdict"),
     [
         # Found, and a remedy was promoted that mends it.
-        (FIXED, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 4)], Verdict.MENDED),
+        (FIXED, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 4)], FaultVerdict.MENDED),
         # The remedy was promoted and taken back.
         (None, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 4), swap(FIXED + 1, 1, True)], "untouched"),
         # A remedy that mends nothing.
-        (None, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 2)], Verdict.UNTOUCHED),
+        (None, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 2)], FaultVerdict.UNTOUCHED),
         # Mended by itself: nothing was promoted.
-        (FIXED, [anomaly(FOUND)], [cycle(FOUND, "futile")], [], Verdict.UNTOUCHED),
+        (FIXED, [anomaly(FOUND)], [cycle(FOUND, "futile")], [], FaultVerdict.UNTOUCHED),
         # A person was called by a cycle, or at once.
-        (None, [anomaly(FOUND)], [cycle(FOUND, "escalated")], [], Verdict.ESCALATED),
-        (None, [anomaly(FOUND, "no cycle can be about it")], [], [], Verdict.ESCALATED),
+        (None, [anomaly(FOUND)], [cycle(FOUND, "escalated")], [], FaultVerdict.ESCALATED),
+        (None, [anomaly(FOUND, "no cycle can be about it")], [], [], FaultVerdict.ESCALATED),
         # Nothing noticed it; an alarm of before it is no detection.
-        (None, [], [], [], Verdict.MISSED),
-        (None, [anomaly(FAULT_H - 10)], [], [], Verdict.MISSED),
+        (None, [], [], [], FaultVerdict.MISSED),
+        (None, [anomaly(FAULT_H - 10)], [], [], FaultVerdict.MISSED),
     ],
 )
 def test_the_verdict_on_a_fault_is_by_what_the_record_shows_and_the_truth_expects(
@@ -216,7 +216,7 @@ def test_the_verdict_on_a_fault_is_by_what_the_record_shows_and_the_truth_expect
     anomalies: list[Anomaly],
     cycles: list[CycleRecord],
     swaps: list[Swap],
-    verdict: Verdict,
+    verdict: FaultVerdict,
 ) -> None:
     world = World(read_platform(scenario))
     record = TrackRecord(
@@ -234,8 +234,8 @@ def test_the_verdict_on_a_fault_is_by_what_the_record_shows_and_the_truth_expect
     fault = judge.fault(world.faults[0])
 
     assert fault.verdict == verdict
-    assert (fault.restored_hour is not None) == (verdict == Verdict.MENDED)
-    if verdict == Verdict.MENDED:
+    assert (fault.restored_hour is not None) == (verdict == FaultVerdict.MENDED)
+    if verdict == FaultVerdict.MENDED:
         assert fault.remedied_by == "invoice.retries"
         assert fault.restored_hour == pytest.approx(FIXED, abs=12)
         # .50 x .055, where retries fall from 1 to .078 between three and eight: of the model, and of no sample.

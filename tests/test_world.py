@@ -17,7 +17,7 @@ from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Mode, Parameter, Platform, TaskTypeDeclaration
-from schema.messages.simulation import Change, FailureChange, Fault, Response, Simulation, Work
+from schema.messages.simulation import FailureChange, FaultChange, Response, Simulation, Work, WorldFault
 from simulation.result import MEASURES, REGAINED, SUCCESS, TAKEN_OF_SUCCESS, Measure
 from simulation.world import SAMPLE, Arrival, World, factor_of, instant, is_active
 from starter.agents.playbook import playbook
@@ -42,7 +42,7 @@ def render(*failures: dict[str, Any], task_type: str = "render", **work: Any) ->
     return {"task_type": task_type, "duration": {"median_s": 100.0}, "failures": failures} | work
 
 
-def world(*work: dict[str, Any], faults: Sequence[Fault] = (), unit: str = "s", **declared: Any) -> World:
+def world(*work: dict[str, Any], faults: Sequence[WorldFault] = (), unit: str = "s", **declared: Any) -> World:
     types = (TaskTypeDeclaration(name="render"), TaskTypeDeclaration(name="preview"))
     simulation = Simulation(work=tuple(map(Work.model_validate, work)), faults=tuple(faults), **declared)
     return World(Platform(task_types=types, parameters=parameters(unit), simulation=simulation))
@@ -61,9 +61,9 @@ def fates(
     return {(o.failure, o.reason) for o in outcomes(of, values, hour, 30, task_type)}
 
 
-def failing(reason: str, probability: float, begin: float = 0.0, **fault: Any) -> Fault:
-    change = Change(failure=FailureChange(reason=reason, probability=probability))
-    return Fault(**{"name": reason, "at_hour": begin, "change": change} | fault)
+def failing(reason: str, probability: float, begin: float = 0.0, **fault: Any) -> WorldFault:
+    change = FaultChange(failure=FailureChange(reason=reason, probability=probability))
+    return WorldFault(**{"name": reason, "at_hour": begin, "change": change} | fault)
 
 
 # ---- limits
@@ -310,10 +310,10 @@ def test_a_fault_replaces_a_reason_s_probability_and_keeps_its_response_kind_and
 
 
 def test_a_fault_adds_an_unknown_reason_as_the_last_with_its_kind() -> None:
-    added = Fault(
+    added = WorldFault(
         name="x",
         at_hour=0,
-        change=Change(failure=FailureChange(reason="new", probability=1.0, kind=FailureKind.LOST)),
+        change=FaultChange(failure=FailureChange(reason="new", probability=1.0, kind=FailureKind.LOST)),
     )
     often = world(render({"reason": "a", "probability": 0.5}), faults=[added])
 
@@ -328,7 +328,9 @@ def test_a_fault_changes_duration_quality_and_cost_and_keeps_what_it_does_not_na
     )
 
     def under(**change: Any) -> TaskOutcome:
-        (outcome,) = outcomes(world(work, faults=[Fault(name="x", at_hour=0, change=Change(**change))]), tasks=1)
+        (outcome,) = outcomes(
+            world(work, faults=[WorldFault(name="x", at_hour=0, change=FaultChange(**change))]), tasks=1
+        )
         return outcome
 
     (plain,) = outcomes(world(work), tasks=1)
@@ -713,7 +715,7 @@ def mean(
     return total / weight if weight else 0.0
 
 
-def without(platform: Platform, fault: Fault) -> World:
+def without(platform: Platform, fault: WorldFault) -> World:
     others = tuple(other for other in platform.simulation.faults if other != fault)
     return World(platform.model_copy(update={"simulation": platform.simulation.model_copy(update={"faults": others})}))
 
@@ -737,8 +739,8 @@ def test_a_shipped_scenario_leaves_time_to_learn_and_to_mend_and_is_healthy_at_f
         assert 0.89 <= mean(of, SUCCESS, [work.task_type], defaults(platform), 0.0, 1_000) <= 0.98
 
 
-@pytest.mark.parametrize(("stem", "fault"), FAULTS_OF_ALL, ids=lambda of: of.name if isinstance(of, Fault) else of)
-def test_a_shipped_fault_hurts_and_is_mended_by_its_remedy_within_bounds(stem: str, fault: Fault) -> None:
+@pytest.mark.parametrize(("stem", "fault"), FAULTS_OF_ALL, ids=lambda of: of.name if isinstance(of, WorldFault) else of)
+def test_a_shipped_fault_hurts_and_is_mended_by_its_remedy_within_bounds(stem: str, fault: WorldFault) -> None:
     platform = read_platform(SCENARIOS[stem])
     faulty, values = World(platform), defaults(platform)
     task_types = faulty.task_types(fault)

@@ -142,7 +142,7 @@ class FailureChange(Declaration):
     kind: FailureKind | None = None
 
 
-class Change(Declaration):
+class FaultChange(Declaration):
     """What a fault does to the work, for as long as it is active."""
 
     failure: FailureChange | None = None
@@ -158,7 +158,7 @@ class Change(Declaration):
         return self
 
 
-class Fault(Declaration):
+class WorldFault(Declaration):
     """What goes wrong in the world, from `at_hour` until `until_hour` (for good without one).
 
     `remedy` names the parameters that mend it; none: it needs a person. It is for scoring only.
@@ -168,7 +168,7 @@ class Fault(Declaration):
     at_hour: float = Field(ge=0)
     until_hour: float | None = None
     task_type: Name | None = None
-    change: Change
+    change: FaultChange
     remedy: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -203,4 +203,4 @@ class Simulation(Declaration):
     agents: int | None = Field(default=None, ge=0, le=100)
     named_agents: tuple[SimulatedAgent, ...] = Field(default=(), alias="agent")
     work: tuple[Work, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[WorldFault, ...] = ()

@@ -11,9 +11,9 @@ from starter.command import AsJson, answer, err, new_table, out, run
 
 if TYPE_CHECKING:
     from simulation.result import AgentResult, FaultResult, Result, Trend
-    from simulation.run import SimulatedPlatform
+    from simulation.run import TimeLapse
 
-    Progress = Callable[[SimulatedPlatform, int], None]
+    Progress = Callable[[TimeLapse, int], None]
 
 app = typer.Typer()
 
@@ -61,7 +61,7 @@ def _progress(hours: int) -> "Iterator[Progress]":
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         passing = bar.add_task("starting", total=hours)
 
-        def show(platform: "SimulatedPlatform", hour: int) -> None:
+        def show(platform: "TimeLapse", hour: int) -> None:
             line = f"day {hour / DAY_H:4.1f}: {platform.recent_success()} of tasks succeed"
             bar.update(passing, completed=hour, description=line)
             if not err.is_terminal and hour % (2 * DAY_H) == 0:
