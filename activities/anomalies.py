@@ -9,7 +9,7 @@ from activities.database import Database, insert_new, lock
 from activities.events import emit
 from rules.cooldown import next_attempt_at
 from rules.detection import Detection
-from rules.opening import AIMS, ALWAYS, escalation
+from rules.opening import AIMS, ALWAYS, escalation, overdue
 from schema.messages.cycle import Ending
 from schema.messages.events import AnomalyClosed, AnomalyDetected
 from schema.messages.ledger import EntryKind
@@ -68,11 +68,14 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
             close(session, row, closing_reasons[row.anomaly_id], at)
             continue
 
-        why_escalated = _updated_escalation(session, platform, row)
-        if why_escalated:
+        no_cycle = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
+        why = no_cycle or _why_overdue(session, platform, row, at)
+        _keep_escalation(session, row, why)
+        if why:
             escalated.append(Anomaly.model_validate(row.body))
-        if why_escalated or platform.mode is Mode.OBSERVE:
+        if why or platform.mode is Mode.OBSERVE:
             _announce_open(session, row, attempt=None, at=at)
+        if no_cycle or platform.mode is Mode.OBSERVE:
             continue
 
         task_type = row.body["task_type"]
@@ -83,14 +86,22 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     return escalated
 
 
-def _updated_escalation(session: Session, platform: Platform, row: AnomalyRow) -> str:
-    """Why an anomaly needs a person, or nothing; kept with the anomaly, so that whatever shows it says so."""
-    why = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
+def _keep_escalation(session: Session, row: AnomalyRow, why: str) -> None:
+    """Keep why an anomaly needs a person (or that it needs none) with it, so that whatever shows it says so."""
     if why != row.body.get("escalation", ""):
-        # The operator may have changed the rules.
         row.body = dict(row.body, escalation=why)
         session.add(row)
-    return why
+
+
+def _why_overdue(session: Session, platform: Platform, row: AnomalyRow, at: datetime) -> str:
+    """Why a person is called beside the cycles on an anomaly: it has lasted, and no promotion stands."""
+    cycles = session.exec(select(MetaTaskRow).where(MetaTaskRow.anomaly_id == row.anomaly_id)).all()
+    for cycle in cycles:
+        # One that runs may be watching what it has promoted.
+        may_stand = cycle.ending in (None, Ending.PROMOTED)
+        if may_stand and ledger.recorded(session, f"{cycle.cycle_id}:{EntryKind.PARAMETER_PROMOTED.value}"):
+            return ""
+    return overdue(row.detected_at, at, len(cycles), platform.cycle)
 
 
 def _by_turn(row: AnomalyRow) -> tuple[datetime, bool, str]:
@@ -110,7 +121,10 @@ def _store(session: Session, anomaly: Anomaly, at: datetime) -> None:
 
 
 def _announce_open(session: Session, row: AnomalyRow, attempt: int | None, at: datetime) -> None:
-    detected = AnomalyDetected(anomaly=Anomaly.model_validate(row.body), attempt=attempt)
+    anomaly = Anomaly.model_validate(row.body)
+    if attempt is not None:
+        anomaly = anomaly.model_copy(update={"escalation": ""})  # an attempt calls nobody
+    detected = AnomalyDetected(anomaly=anomaly, attempt=attempt)
     emit(session, detected, row.subject, f"{row.anomaly_id}:{attempt or 'observed'}", at)
 
 

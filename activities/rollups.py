@@ -8,7 +8,7 @@ judged as the share of tasks beyond a quantile of the baseline, which the sketch
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, LargeBinary, delete
@@ -284,8 +284,10 @@ def histories(
     not rated (or cost nothing) is no evidence about quality (or cost).
     """
     by_metric: dict[str, dict[str, list[Interval]]] = {
-        "success_rate": {name: [_interval(r, r.tasks, r.successes) for r in track] for name, track in tracks.items()},
-        "throughput": {name: [_interval(r, r.tasks, r.tasks) for r in track] for name, track in tracks.items()},
+        "success_rate": {
+            name: [_interval(r.start, r.tasks, r.successes) for r in track] for name, track in tracks.items()
+        },
+        "throughput": {name: [_interval(r.start, r.tasks, r.tasks) for r in track] for name, track in tracks.items()},
     }
 
     for task_type, track in tracks.items():
@@ -303,9 +305,11 @@ def _beyond(limit: int, share: Share, track: Iterable[Rollup]) -> list[Interval]
     intervals = []
     for rollup in track:
         measured: Sketch = getattr(rollup, share.sketch)
-        intervals.append(_interval(rollup, measured.total(), share.beyond(measured, limit)))
+        intervals.append(_interval(rollup.start, measured.total(), share.beyond(measured, limit)))
     return intervals
 
 
-def _interval(rollup: Rollup, tasks: int, successes: int) -> Interval:
-    return Interval(start=rollup.start, counts=Counts(tasks=tasks, successes=successes))
+@lru_cache(maxsize=20_000)
+def _interval(start: datetime, tasks: int, successes: int) -> Interval:
+    """Made once: each snapshot reads thousands of intervals, and all but the last were in the snapshot before."""
+    return Interval(start=start, counts=Counts(tasks=tasks, successes=successes))

@@ -8,14 +8,17 @@ from sqlmodel import Session, col, func, select
 from activities import ledger
 from activities.accounts import balance
 from activities.database import Database
+from schema.messages.events import AnomalyDetected
 from schema.messages.experiment import ExperimentDesign, Promotion
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly
+from schema.tables.events import EventRow
 from schema.tables.experiment import ExperimentRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import AgentRow, MetaTaskRow
 from schema.tables.observatory import AnomalyRow
 from schema.tables.proposals import ProposalRow
+from schema.wire import EventType
 
 BY_PEOPLE = (
     EntryKind.PERSON_ACTED,
@@ -58,6 +61,13 @@ class AgentRecord(NamedTuple):
     balance: int
 
 
+class Call(NamedTuple):
+    """A call for a person about an anomaly, beside the cycles on it or in their place."""
+
+    subject: str
+    at: datetime
+
+
 class TrackRecord(NamedTuple):
     """Everything in the order in which it happened; designs by cycle, agents by name."""
 
@@ -69,6 +79,7 @@ class TrackRecord(NamedTuple):
     agents: dict[str, AgentRecord]
     ledger_entries: int
     human_actions: int
+    calls: tuple[Call, ...] = ()
 
 
 def open_cycles(database: Database) -> list[str]:
@@ -97,6 +108,7 @@ def track_record(database: Database) -> TrackRecord:
             agents={row.agent_id: AgentRecord(row.standing, balance(session, row.agent_id)) for row in agents},
             ledger_entries=session.exec(select(func.count()).select_from(LedgerRow)).one(),
             human_actions=_human_actions(session),
+            calls=_calls(session),
         )
 
 
@@ -116,3 +128,14 @@ def _swaps(session: Session) -> tuple[Swap, ...]:
 def _human_actions(session: Session) -> int:
     by_people = col(LedgerRow.kind).in_([kind.value for kind in BY_PEOPLE])
     return session.exec(select(func.count()).select_from(LedgerRow).where(by_people)).one()
+
+
+def _calls(session: Session) -> tuple[Call, ...]:
+    """Each anomaly with a need for a person is announced once without an attempt; the outbox must not be pruned."""
+    announced = select(EventRow).where(EventRow.type == EventType.ANOMALY_DETECTED.value)
+    events = [(row, AnomalyDetected.model_validate(row.data)) for row in session.exec(announced)]
+    return tuple(
+        Call(detected.anomaly.subject, row.at)
+        for row, detected in events
+        if detected.attempt is None and detected.anomaly.escalation
+    )

@@ -4,10 +4,11 @@ An experiment compares tasks with tasks. What single tasks decide (failing, slow
 cycle; what none decides (how many come, whether the market fills, which agents are there) goes to people at once.
 """
 
+from datetime import datetime
 from typing import get_args
 
 from rules.series import SILENCE, SUCCESS_RATE
-from schema.messages.platform import Aim, ObservatoryRules
+from schema.messages.platform import Aim, CycleRules, ObservatoryRules
 
 # What opens a cycle on every platform, whatever the operator names.
 ALWAYS = (SUCCESS_RATE.name, SILENCE)
@@ -35,3 +36,14 @@ def escalation(metric: str, task_type: str, rules: ObservatoryRules) -> str:
     if metric not in rules.opens_cycles:
         return f"opens_cycles in platform.toml does not name {metric}, so no cycle opens"
     return f"no single task type explains it, and what counts in {metric} differs by type"
+
+
+def overdue(detected_at: datetime, at: datetime, attempts: int, rules: CycleRules) -> str:
+    """Why a person is needed for an anomaly that cycles can be about and have not mended; empty while it is young."""
+    open_s = (at - detected_at).total_seconds()
+    if open_s < rules.call_after_s:
+        return ""
+    hours = f"{open_s / 3_600:.0f} h" if open_s >= 3_600 else f"{open_s / 60:.0f} min"
+    return (
+        f"it has been open for {hours}, and {attempts} attempts have promoted nothing that stands; further ones go on"
+    )

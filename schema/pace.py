@@ -28,6 +28,7 @@ TRIAL: Mapping[str, Mapping[str, int]] = {
         "approval_window_s": 1_800,  # a person is near, but may be at lunch
         "bake_window_s": 90,  # some tens of tasks on the old value, at a holdback of a tenth
         "retry_cooldown_s": 30,
+        "call_after_s": 1_800,  # three cycles of ten minutes
     },
     "market": {
         "award_window_s": 900,

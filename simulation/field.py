@@ -7,14 +7,14 @@ by chance it proposes a change that it did not think of, or votes against its ow
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schema.messages.base import Value
 from schema.messages.market import Bid
 from schema.messages.platform import Parameter, ParameterKind
 from schema.messages.proposals import Ballot, Choice, Decline, Proposal
 from schema.messages.simulation import SimulatedAgent, Simulation
-from starter.agents.agent import is_due, send
+from starter.agents.agent import OPEN_PHASES, is_due, send
 from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator
 from starter.agents.legal import legal_value
@@ -119,12 +119,20 @@ def _built_in(number: int) -> Investigator:
     return replace(agent, agent_id=agent.agent_id + suffix, operator=agent.operator + suffix)
 
 
-async def visit(client: NautilusClient, cycle: str, agents: Sequence[Participant]) -> set[str]:
-    """Have every agent that a cycle waits for answer it, one after the other; those whose message was accepted."""
+class Visit(NamedTuple):
+    """What a visit has found: whether the cycle waits for agents at all, and whose messages it accepted."""
+
+    waits: bool
+    answered: frozenset[str] = frozenset()
+
+
+async def visit(client: NautilusClient, cycle: str, agents: Sequence[Participant]) -> Visit:
+    """Have every agent that a cycle waits for answer it, one after the other."""
     status = await client.status(cycle)
+    waits = status.phase in OPEN_PHASES
     due = [agent for agent in agents if is_due(agent.agent_id, status)]
     if not due:
-        return set()
+        return Visit(waits)
     since = status.anomaly.onset if status.anomaly else None
     case = Case(status, await client.diagnose(status.subject, since=since))
     accepted = set()
@@ -132,4 +140,4 @@ async def visit(client: NautilusClient, cycle: str, agents: Sequence[Participant
         message = agent.message(case)
         if message is not None and await send(client, status, message):
             accepted.add(agent.agent_id)
-    return accepted
+    return Visit(waits, frozenset(accepted))

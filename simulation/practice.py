@@ -1,6 +1,7 @@
 """Practice: one simulation from a scenario's file to its result."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -75,7 +76,10 @@ async def practise(
     if own_agent is not None:
         agents = (*agents, own_agent)
     hours = (days or platform.simulation.days) * 24
-    with tempfile.TemporaryDirectory(prefix="nautilus-simulation-") as home:
+    # Nothing of it is kept, and every transaction would wait for a disk.
+    memory = Path("/dev/shm")
+    folder = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="nautilus-simulation-", dir=folder) as home:
         async with simulated(platform, world, agents, Path(home)) as lived:
             await lived.live(hours, lambda hour: progress(lived, hour))
             record = track_record(lived.database)

@@ -208,7 +208,7 @@ class Judge:
                 continue
             promotions.append(
                 PromotedChange(
-                    hour=round(hour, 2),
+                    hour=_on_the_grid(hour),
                     parameter=change.parameter,
                     before=before[change.parameter],
                     value=change.value,
@@ -278,22 +278,18 @@ class Judge:
         raised = [hour_of(row.detected_at) for row in self.record.anomalies if _is_about(row.subject, task_types)]
         opened = [hour_of(row.opened_at) for row in self.record.cycles if _is_about(row.subject, task_types)]
         hours = [hour for hour in (*raised, *opened) if begin <= hour < end]
-        return round(min(hours), 1) if hours else None
+        return _on_the_grid(min(hours)) if hours else None
 
     def _escalated_hour(self, fault: WorldFault, task_types: Sequence[str], end: float) -> float | None:
-        """When a person was first called while the fault lasted: by a cycle's end, or by an anomaly at once."""
+        """When a person was first called while the fault lasted: by a cycle's end, or by its anomaly."""
         by_cycle = [
             hour_of(row.ended_at)
             for row in self.record.cycles
             if row.ending == Ending.ESCALATED and row.ended_at is not None and _is_about(row.subject, task_types)
         ]
-        at_once = [
-            hour_of(row.detected_at)
-            for row in self.record.anomalies
-            if row.escalation and _is_about(row.subject, task_types)
-        ]
-        hours = [hour for hour in (*by_cycle, *at_once) if fault.at_hour <= hour < end]
-        return round(min(hours), 1) if hours else None
+        by_anomaly = [hour_of(call.at) for call in self.record.calls if _is_about(call.subject, task_types)]
+        hours = [hour for hour in (*by_cycle, *by_anomaly) if fault.at_hour <= hour < end]
+        return _on_the_grid(min(hours)) if hours else None
 
     def _restored(self, fault: WorldFault, task_types: Sequence[str], end: float) -> "Restored | None":
         """The first day after a surviving promotion of a remedy over which enough of what was taken is back."""
@@ -393,6 +389,11 @@ def result(scenario: str, judge: Judge, figures: Mapping[str, int]) -> Result:
         wall_s=0.0,
         **figures,
     )
+
+
+def _on_the_grid(hour: float) -> float:
+    """The hour, down to three minutes: the server's clock runs on a little while it works."""
+    return math.floor(hour * 20 + 1e-6) / 20
 
 
 class Restored(NamedTuple):

@@ -26,7 +26,7 @@ from schema.messages.platform import JobId, Platform
 from schema.messages.schedules import JobRequest
 from schema.settings import Settings
 from simulation.clockwork import Clockwork, clockwork
-from simulation.field import Participant, visit
+from simulation.field import Participant, Visit, visit
 from simulation.world import World, instant
 from starter.client import NautilusClient
 from starter.keys import AgentKey
@@ -130,7 +130,8 @@ class TimeLapse:
             await start_bus(self._client.temporal, self.database, self._platform)
         for at in VISITS:
             await self._clock.pass_until(begin + at)
-            await self._let_agents_answer()
+            if not await self._let_agents_answer():
+                break
 
     async def _run_job(self, job_id: JobId, at: datetime) -> None:
         """Run a job of the cron registry to its end, as its schedule would start it."""
@@ -144,16 +145,20 @@ class TimeLapse:
         )
         self.starts += 1
 
-    async def _let_agents_answer(self) -> None:
-        """Visit the open cycles, in order, until none waits for a message that an agent would send."""
-        accepted = 1
-        while accepted:
-            accepted = 0
-            for cycle in open_cycles(self.database):
-                answered = await visit(self._client, cycle, self._agents)
-                self.active |= answered
-                accepted += len(answered)
-                await self._clock.settle()
+    async def _let_agents_answer(self) -> bool:
+        """Visit the open cycles, in order, until no agent has more to send; whether one still waits for agents."""
+        while True:
+            visits = [await self._visit(cycle) for cycle in open_cycles(self.database)]
+            if not any(seen.answered for seen in visits):
+                return any(seen.waits for seen in visits)
+
+    async def _visit(self, cycle: str) -> Visit:
+        """Visit one cycle, and wait for what it makes of the answers."""
+        seen = await visit(self._client, cycle, self._agents)
+        self.active |= seen.answered
+        if seen.answered:
+            await self._clock.settle()
+        return seen
 
 
 @asynccontextmanager

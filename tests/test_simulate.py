@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from activities.track_record import CycleRecord, Swap, TrackRecord
+from activities.track_record import Call, CycleRecord, Swap, TrackRecord
 from schema.declaration import DeclarationError, read_platform
 from schema.messages.base import Value
 from schema.messages.experiment import ExperimentDesign, Promotion
@@ -148,7 +148,7 @@ def outcomes(world: World, mended_at: float | None) -> list[TaskOutcome]:
     return [outcome for outcome in found if outcome.finished_at <= instant(HOURS)]
 
 
-def anomaly(hour: float, escalation: str = "") -> Anomaly:
+def anomaly(hour: float) -> Anomaly:
     return Anomaly(
         anomaly_id=f"a{hour}",
         metric="success_rate",
@@ -158,7 +158,6 @@ def anomaly(hour: float, escalation: str = "") -> Anomaly:
         observed=Counts(),
         baseline=None,
         reason="",
-        escalation=escalation,
     )
 
 
@@ -188,6 +187,9 @@ DESIGN = ExperimentDesign(
     minimum_run_s=0,
     pending_cutoff_s=3_600,
 )
+NOTHING = TrackRecord(
+    anomalies=(), cycles=(), designs={}, swaps=(), proposals=(), agents={}, ledger_entries=0, human_actions=0
+)
 FOUND, FIXED = FAULT_H + 2, FAULT_H + 14
 
 
@@ -202,9 +204,8 @@ FOUND, FIXED = FAULT_H + 2, FAULT_H + 14
         (None, [anomaly(FOUND)], [cycle(FOUND, "promoted")], [swap(FIXED, 2)], FaultVerdict.UNTOUCHED),
         # Mended by itself: nothing was promoted.
         (FIXED, [anomaly(FOUND)], [cycle(FOUND, "futile")], [], FaultVerdict.UNTOUCHED),
-        # A person was called by a cycle, or at once.
+        # A person was called.
         (None, [anomaly(FOUND)], [cycle(FOUND, "escalated")], [], FaultVerdict.ESCALATED),
-        (None, [anomaly(FOUND, "no cycle can be about it")], [], [], FaultVerdict.ESCALATED),
         # Nothing noticed it; an alarm of before it is no detection.
         (None, [], [], [], FaultVerdict.MISSED),
         (None, [anomaly(FAULT_H - 10)], [], [], FaultVerdict.MISSED),
@@ -219,15 +220,8 @@ def test_the_verdict_on_a_fault_is_by_what_the_record_shows_and_the_truth_expect
     verdict: FaultVerdict,
 ) -> None:
     world = World(read_platform(scenario))
-    record = TrackRecord(
-        anomalies=tuple(anomalies),
-        cycles=tuple(cycles),
-        designs={CYCLE: DESIGN},
-        swaps=tuple(swaps),
-        proposals=(),
-        agents={},
-        ledger_entries=0,
-        human_actions=0,
+    record = NOTHING._replace(
+        anomalies=tuple(anomalies), cycles=tuple(cycles), designs={CYCLE: DESIGN}, swaps=tuple(swaps)
     )
     judge = Judge(world, Course(outcomes(world, mended_at), HOURS), record, {"invoice.retries": 1})
 
@@ -242,17 +236,22 @@ def test_the_verdict_on_a_fault_is_by_what_the_record_shows_and_the_truth_expect
         assert judge.promotions[0].true_effect == pytest.approx(0.5 - 0.5 * 0.08, abs=0.04)
 
 
+@pytest.mark.parametrize(
+    ("called_at", "verdict"),
+    [(FAULT_H - 1, FaultVerdict.UNTOUCHED), (FAULT_H + 48, FaultVerdict.ESCALATED), (None, FaultVerdict.UNTOUCHED)],
+)
+def test_a_call_counts_while_the_fault_lasts(scenario: Path, called_at: float | None, verdict: FaultVerdict) -> None:
+    world = World(read_platform(scenario))
+    calls = (Call("success_rate:invoice", instant(called_at)),) if called_at else ()
+    record = NOTHING._replace(anomalies=(anomaly(FOUND),), calls=calls)
+
+    fault = Judge(world, Course([], HOURS), record, {"invoice.retries": 1}).fault(world.faults[0])
+
+    assert fault.verdict == verdict
+
+
 def test_an_alarm_is_false_where_no_fault_is_active_nor_was_within_a_day(scenario: Path) -> None:
     world = World(read_platform(scenario))
-    record = TrackRecord(
-        anomalies=(anomaly(FAULT_H - 1), anomaly(FAULT_H), anomaly(FAULT_H + 50)),
-        cycles=(),
-        designs={},
-        swaps=(),
-        proposals=(),
-        agents={},
-        ledger_entries=0,
-        human_actions=0,
-    )
+    record = NOTHING._replace(anomalies=(anomaly(FAULT_H - 1), anomaly(FAULT_H), anomaly(FAULT_H + 50)))
 
     assert Judge(world, Course([], HOURS), record, {"invoice.retries": 1}).false_alarms() == 1

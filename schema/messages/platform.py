@@ -242,7 +242,8 @@ class CycleRules(Declaration):
 
     No change is promoted before each arm has finished `minimum_tasks`, however strong the evidence: what is right about
     the sign may still be far off about the size. `max_tasks` counts both arms. Nor before `minimum_run_s`: an hour of
-    the day is not a day.
+    the day is not a day. A person is called where an anomaly has been open for `call_after_s` and nothing was promoted;
+    attempts go on meanwhile.
     """
 
     bid_window_s: float = Field(default=600, gt=0)
@@ -272,6 +273,7 @@ class CycleRules(Declaration):
     high_risk_approval_share: float = Field(default=2 / 3, gt=0.5, le=1)
     operator_weight_cap: float = Field(default=1 / 3, gt=0, le=1)
     reward: int = Field(default=100, ge=0)
+    call_after_s: float = Field(default=2 * 86_400, gt=0)
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:
