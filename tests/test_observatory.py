@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import col, select
 
-from activities import reading
+from activities import ledger, reading
 from activities.agents import register_agent
 from activities.anomalies import announce, close_anomaly
 from activities.database import Database
@@ -34,6 +34,7 @@ from schema.messages.market import Award
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
+from schema.tables.experiment import ParameterRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow
 from schema.wire import EventType
 from tests import builders
@@ -97,7 +98,7 @@ def announced(database: Database, type: EventType) -> list[EventRow]:
         return list(session.exec(query).all())
 
 
-def attempts(database: Database) -> list[int]:
+def attempts(database: Database) -> list[int | None]:
     return [row.data["attempt"] for row in announced(database, EventType.ANOMALY_DETECTED)]
 
 
@@ -516,6 +517,46 @@ def test_what_the_operator_keeps_for_people_is_theirs_until_the_operator_says_ot
     assert [known.anomaly.escalation for known in reading.anomalies(database)] == [""]
 
 
+DAYS = timedelta(days=2)
+
+
+@pytest.mark.parametrize(
+    ("ending", "stands", "called"),
+    [
+        # Nothing was promoted.
+        (Ending.FUTILE, False, True),
+        # What was promoted was taken back.
+        (Ending.ROLLED_BACK, True, True),
+        # A promotion stands, or is being watched.
+        (Ending.PROMOTED, True, False),
+        (None, True, False),
+    ],
+)
+def test_what_lasts_without_a_promotion_calls_a_person_once_and_attempts_go_on(
+    database: Database, ending: Ending | None, stands: bool, called: bool
+) -> None:
+    raise_one(database)
+    run_cycle(database, ending, NOW, NOW + MINUTE)
+    if stands:
+        with database.transaction() as session:
+            ledger.append(session, EntryKind.PARAMETER_PROMOTED, f"{SUBJECT}#1:parameter.promoted", "p", NOW, {})
+
+    def call(at: datetime) -> list[str]:
+        with database.transaction() as session:
+            return [anomaly.escalation for anomaly in announce(session, platform(), Detection({}), at)]
+
+    assert call(NOW + DAYS - MINUTE) == []
+    why = "it has been open for 48 h, and 1 attempts have promoted nothing that stands; further ones go on"
+    assert call(NOW + DAYS) == ([why] if called else [])
+    call(NOW + DAYS + MINUTE)
+
+    assert attempts(database).count(None) == called
+    if ending is not None:
+        assert attempts(database)[:2] == [1, 2]
+    texts = [row.data["anomaly"]["escalation"] for row in announced(database, EventType.ANOMALY_DETECTED)]
+    assert [bool(text) for text in texts] == [attempt is None for attempt in attempts(database)]
+
+
 def test_a_snapshot_names_what_needs_a_person_for_as_long_as_it_is_open(database: Database) -> None:
     record(database, NOW - 300 * MINUTE, 300, 10)
     raise_one(database, metric="throughput")
@@ -591,6 +632,39 @@ def test_a_diagnosis_since_an_instant_tells_what_was_before_it(database: Databas
 
     assert (research.counts, research.before) == (Counts(tasks=20, successes=8), Counts(tasks=50, successes=45))
     assert len(research.samples) == 20
+
+
+@pytest.mark.parametrize(
+    ("changed_min_ago", "counts"),
+    [
+        # What came before a change says nothing of what it has left to mend.
+        (5, Counts(tasks=50, successes=40)),
+        # Too few tasks since the change: all since the onset.
+        (4, Counts(tasks=100, successes=60)),
+        # A change from before the onset is none of this anomaly's.
+        (12, Counts(tasks=100, successes=60)),
+    ],
+)
+def test_what_is_wrong_now_is_counted_from_the_last_change_and_set_against_the_time_before_the_onset(
+    database: Database, changed_min_ago: int, counts: Counts
+) -> None:
+    declare_parameters(database, platform(), NOW - timedelta(days=1))
+    with database.transaction() as session:
+        row = session.get_one(ParameterRow, builders.TIMEOUT)
+        row.version, row.changed_at = 2, NOW - changed_min_ago * MINUTE
+        session.add(row)
+    record(database, NOW - 20 * MINUTE, 10, 9)
+    record(database, NOW - 10 * MINUTE, 5, 4)
+    record(database, NOW - 5 * MINUTE, 5, 8)
+    asked = DiagnosisRequest(subject=SUBJECT, window_s=600, since=NOW - 10 * MINUTE)
+
+    research, _ = observatory(database).diagnose(asked, NOW).task_types
+    anomaly = builders.anomaly(NOW - 10 * MINUTE)
+    opening = CycleOpening(request=CycleRequest(request_id="r", anomaly=anomaly), workflow_id="w", run_id="run", at=NOW)
+    briefing = MarketActivities(database, platform()).open_meta_task(opening)
+
+    assert (research.counts, research.before) == (counts, Counts(tasks=100, successes=90))
+    assert briefing.baseline == counts
 
 
 def told_of_one(database: Database) -> Diagnosis:
