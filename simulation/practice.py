@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -47,6 +48,8 @@ def scenario_of(path: Path) -> Platform:
 
 def agent_of(reference: str) -> Participant:
     """The agent that `module:Class` names; raises ValueError where there is none, or it is no agent."""
+    # The author's module is where the command is called, and not where it is installed.
+    sys.path.insert(0, str(Path.cwd()))
     module, _, name = reference.partition(":")
     expected = f"expected module:Class of an agent, but {reference}"
     try:
