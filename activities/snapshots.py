@@ -45,9 +45,15 @@ def records_of(session: Session, since: datetime, until: datetime, interval_s: i
 def unusual_spans(
     session: Session, platform: Platform, since: datetime, until: datetime
 ) -> dict[str, list[tuple[datetime, datetime]]]:
-    """Spans by task type that no baseline may learn from: its experiments, and all before its last promotion."""
+    """Spans by task type that no baseline may learn from: its experiments, and all before its last promotion.
+
+    A watch is no such span: nine tasks of ten run on the new value, which is what is normal from now on.
+    """
     spans: dict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
-    for experiment in session.exec(select(ExperimentRow).where(col(ExperimentRow.opened_at) >= since)).all():
+    experiments = select(ExperimentRow).where(
+        ExperimentRow.experiment_id == ExperimentRow.cycle_id, col(ExperimentRow.opened_at) >= since
+    )
+    for experiment in session.exec(experiments).all():
         for task_type in experiment.design["task_types"]:
             spans[task_type].append((experiment.opened_at or until, experiment.closed_at or until))
     changed = select(ParameterRow).where(ParameterRow.version > 1)

@@ -51,7 +51,9 @@ def baseline(
 ) -> Baseline | None:
     """The normal of the window before the guard gap, without the excluded spans; None below PRIOR_TASKS tasks.
 
-    With less than a week there are no hours of the week, with less than two days no pattern at all.
+    With less than a week there are no hours of the week, with less than two days no pattern at all. Where all before an
+    instant is excluded (a promotion), the guard gap is at most half of the time since, or nothing would be known for
+    longer than the gap after each change.
     """
     busy = _busy_intervals(at, track, rules, excluded)
     tasks, successes = _by_hour_of_week(busy)
@@ -68,7 +70,12 @@ def _busy_intervals(
     at: datetime, track: Sequence[Interval], rules: ObservatoryRules, excluded: Sequence[Span]
 ) -> list[Interval]:
     """The intervals with tasks in the window before the guard gap, without the excluded spans."""
-    end = at - timedelta(seconds=rules.guard_s)
+    guard = timedelta(seconds=rules.guard_s)
+    oldest = at - guard - timedelta(seconds=rules.baseline_s)
+    begun_anew = [end for begin, end in excluded if begin <= oldest < end <= at]
+    if begun_anew:
+        guard = min(guard, (at - max(begun_anew)) / 2)
+    end = at - guard
     first = bisect_left(track, end - timedelta(seconds=rules.baseline_s), key=START)
     last = bisect_right(track, end - timedelta(seconds=rules.interval_s), key=START)
     busy = [interval for interval in track[first:last] if interval.counts.tasks]

@@ -364,6 +364,34 @@ def test_experiments_are_kept_out_of_the_baseline() -> None:
     assert normal.counts == Counts(tasks=2_000, successes=1_800)
 
 
+@pytest.mark.parametrize(
+    ("hours_since", "learnt_from_h"),
+    [
+        # Too few tasks yet.
+        (8, None),
+        # Half of the time since a change is learnt from, half is judged.
+        (12, 6),
+        (30, 15),
+        # The guard gap of a day is reached.
+        (60, 36),
+    ],
+)
+def test_after_a_change_normal_is_known_before_the_guard_gap_has_passed(
+    hours_since: int, learnt_from_h: int | None
+) -> None:
+    changed_h = 192
+    track = hourly(changed_h + hours_since, lambda h: 10 if h < changed_h else 18)
+    span = (MONDAY, MONDAY + timedelta(hours=changed_h))
+
+    normal = baseline(MONDAY + timedelta(hours=changed_h + hours_since), track, RULES, [span])
+
+    if learnt_from_h is None:
+        assert normal is None
+    else:
+        assert normal is not None
+        assert normal.counts == Counts(tasks=20 * learnt_from_h, successes=18 * learnt_from_h)
+
+
 def test_a_share_of_slow_tasks_alarms_when_it_rises() -> None:
     def slow(hour: int) -> float:
         return 0.05 if hour < CHANGE_H else 0.20

@@ -22,7 +22,7 @@ from activities.parameters import declare_parameters
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from activities.rollups import interval_start
-from activities.snapshots import market_fills
+from activities.snapshots import market_fills, unusual_spans
 from rules.detection import Detection
 from rules.notices import notice
 from rules.subscriptions import FOR_PEOPLE, Subscription, accepts
@@ -34,7 +34,7 @@ from schema.messages.market import Award
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.platform import ObservatoryRules, Platform, TaskTypeDeclaration
 from schema.tables.events import EventRow
-from schema.tables.experiment import ParameterRow
+from schema.tables.experiment import ExperimentRow, ParameterRow
 from schema.tables.observatory import AnomalyRow, SnapshotRow
 from schema.wire import EventType
 from tests import builders
@@ -665,6 +665,19 @@ def test_what_is_wrong_now_is_counted_from_the_last_change_and_set_against_the_t
 
     assert (research.counts, research.before) == (counts, Counts(tasks=100, successes=90))
     assert briefing.baseline == counts
+
+
+def test_no_baseline_learns_from_an_experiment_and_each_learns_from_a_watch(database: Database) -> None:
+    hour = timedelta(hours=1)
+    experiment: dict[str, Any] = {"cycle_id": "c#1", "parameter": builders.TIMEOUT, "exposing": False, "exposure": 1.0}
+    experiment |= {"extended": False, "queued_at": NOW, "design": {"task_types": ["research_synthesis"]}}
+    with database.transaction() as session:
+        session.add(ExperimentRow(experiment_id="c#1", opened_at=NOW, closed_at=NOW + hour, **experiment))
+        session.add(ExperimentRow(experiment_id="c#1.watch", opened_at=NOW + hour, closed_at=None, **experiment))
+    with database.reading() as session:
+        spans = unusual_spans(session, platform(), NOW - hour, NOW + 3 * hour)
+
+    assert spans == {"research_synthesis": [(NOW, NOW + hour)]}
 
 
 def told_of_one(database: Database) -> Diagnosis:
