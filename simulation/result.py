@@ -24,6 +24,10 @@ DAY_H = 24
 REGAINED = 0.6
 # What a fault takes of the success rate is what counts, unless it is less than this.
 TAKEN_OF_SUCCESS = 0.02
+# As a share of completion time, quality or cost.
+TAKEN_OF_OTHERS = 0.05
+# Less than the time between two promotions.
+MOMENT_H = 0.01
 # An alarm is no false one within so many hours after a fault has ended: the record still shows it.
 ECHO_H = 24
 
@@ -292,15 +296,21 @@ class Judge:
         return _on_the_grid(min(hours)) if hours else None
 
     def _restored(self, fault: WorldFault, task_types: Sequence[str], end: float) -> "Restored | None":
-        """The first day after a surviving promotion of a remedy over which enough of what was taken is back."""
-        remedies = [
-            p
-            for p in self.promotions
-            if p.parameter in fault.remedy and not p.rolled_back and fault.at_hour <= p.hour < end
-        ]
+        """The first day after a surviving promotion of a remedy over which enough of what was taken is back.
+
+        A fault that takes nothing, because a remedy was promoted before it began (one more step of a drift), is mended
+        from its beginning on.
+        """
+        standing = [p for p in self.promotions if p.parameter in fault.remedy and not p.rolled_back and p.hour < end]
+        earlier = [p for p in standing if p.hour < fault.at_hour]
+        if earlier and not self._takes_something(fault, task_types, fault.at_hour):
+            before_it = earlier[-1].hour - MOMENT_H
+            if self._takes_something(fault, task_types, before_it):
+                return Restored(fault.at_hour, earlier[-1].parameter)
+        remedies = [p for p in standing if p.hour >= fault.at_hour]
         if not remedies:
             return None
-        measure, healthy, hurt = self._taken(fault, task_types)
+        measure, healthy, hurt = self._taken(fault, task_types, fault.at_hour)
         if healthy == hurt:
             return None
         for hour in range(math.ceil(remedies[0].hour), int(end) - DAY_H + 1):
@@ -310,9 +320,19 @@ class Judge:
                 return Restored(float(hour), last.parameter)
         return None
 
-    def _taken(self, fault: WorldFault, task_types: Sequence[str]) -> tuple[Measure, float, float]:
-        """The measure that the fault is about, and what the model expects of it without the fault and with it."""
-        values = self._values_at(fault.at_hour)
+    def _takes_something(self, fault: WorldFault, task_types: Sequence[str], values_of_hour: float) -> bool:
+        """Whether the fault takes more than what hardly shows, at the values of an hour."""
+        measure, healthy, hurt = self._taken(fault, task_types, values_of_hour)
+        return measure is SUCCESS or _relative_change(healthy, hurt) >= TAKEN_OF_OTHERS
+
+    def _taken(
+        self, fault: WorldFault, task_types: Sequence[str], values_of_hour: float
+    ) -> tuple[Measure, float, float]:
+        """The measure that the fault is about, and what the model expects of it without the fault and with it.
+
+        At the values that were in force at an hour, when the fault begins.
+        """
+        values = self._values_at(values_of_hour)
         expected = {
             measure: (
                 self._expected(measure, task_types, values, fault.at_hour, without=fault),
