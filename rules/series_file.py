@@ -181,7 +181,7 @@ def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
         # New rows will lie further from it than these: a finer pattern must win in spite of that.
         correction = _correction(repeats=per_week * weeks)
         finer = [correction * (distance - medians[hour]) for hour, distance in zip(hours, distances, strict=True)]
-        if _mean_size(finer) < FINER_SHARE * _mean_size(distances):
+        if fmean(map(abs, finer)) < FINER_SHARE * fmean(map(abs, distances)):
             levels = [level + medians.get(hour, 0.0) for level, hour in zip(levels, pattern, strict=True)]
             distances = finer
     usual = _Usual(levels, sorted(distances))
@@ -206,10 +206,6 @@ def _medians(hours: Sequence[tuple[bool, int]], distances: Sequence[float]) -> d
 def _correction(repeats: float) -> float:
     """The factor by which new rows lie further from a median than the `repeats` rows that it was taken of."""
     return math.sqrt((repeats + 1) / (repeats - 1))
-
-
-def _mean_size(distances: Sequence[float]) -> float:
-    return fmean(map(abs, distances))
 
 
 def _autocorrelation(scores: Sequence[float]) -> float:

@@ -59,27 +59,22 @@ def _names(content: Mapping[str, Any], section: str) -> list[str]:
 
 def _unknown_task_types(content: Mapping[str, Any], task_types: Sequence[str]) -> Iterator[Mismatch]:
     for n, parameter in _tables(content, "parameters"):
+        whose = f"parameter {parameter.get('key')}: "
         for m, name in enumerate(_listed(parameter, "task_types")):
-            if isinstance(name, str) and name not in task_types:
-                message = f"expected a declared task type, but {name} came{did_you_mean(name, task_types)}"
-                yield Mismatch(("parameters", n, "task_types", m), f"parameter {parameter.get('key')}: {message}")
+            yield from _unknown(("parameters", n, "task_types", m), name, task_types, "task type", whose)
 
 
 def _unknown_limits(content: Mapping[str, Any], parameters: Sequence[str]) -> Iterator[Mismatch]:
     for n, declared in _tables(content, "task_types"):
-        limit = declared.get("timeout_parameter")
-        if isinstance(limit, str) and limit not in parameters:
-            message = f"expected a declared parameter, but {limit} came{did_you_mean(limit, parameters)}"
-            yield Mismatch(("task_types", n, "timeout_parameter"), f"task type {declared.get('name')}: {message}")
+        limit, whose = declared.get("timeout_parameter"), f"task type {declared.get('name')}: "
+        yield from _unknown(("task_types", n, "timeout_parameter"), limit, parameters, "parameter", whose)
 
 
 def _unknown_traffic(content: Mapping[str, Any], task_types: Sequence[str]) -> Iterator[Mismatch]:
     traffic = content.get("traffic")
     per_second = traffic.get("per_second") if isinstance(traffic, dict) else None
     for name in per_second if isinstance(per_second, dict) else ():
-        if name not in task_types:
-            message = f"traffic.per_second: expected a declared task type, but {name} came"
-            yield Mismatch(("traffic", "per_second", name), message + did_you_mean(name, task_types))
+        yield from _unknown(("traffic", "per_second", name), name, task_types, "task type", "traffic.per_second: ")
 
 
 def _simulation_mismatches(
@@ -177,10 +172,11 @@ def _unknown_attributes(path: Path, when: Any, attributes: Mapping[str, dict[str
             yield from _unknown((*path, name), value, list(values), f"value of {name}")
 
 
-def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str) -> Iterator[Mismatch]:
+def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str, whose: str = "") -> Iterator[Mismatch]:
+    """A name that is not declared; `whose` begins the message."""
     if isinstance(name, str) and name not in declared:
         names = [other for other in declared if isinstance(other, str)]
-        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, names)}")
+        yield Mismatch(path, f"{whose}expected a declared {what}, but {name} came{did_you_mean(name, names)}")
 
 
 def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:
