@@ -31,7 +31,7 @@ def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Cal
     exposed = _weight(exposure, "an exposure")
     treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
     control = exposed - treated
-    start = TOTAL_WEIGHT - treated
+    treatment_start = TOTAL_WEIGHT - treated
     control_arm, treatment_arm = Variant.CONTROL, Variant.TREATMENT
 
     def assign(unit_id: str) -> Variant | None:
@@ -39,7 +39,7 @@ def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Cal
         place = (murmur3_32(experiment_id + unit_id, 0, False) * TOTAL_WEIGHT) >> 32
         if place < control:
             return control_arm
-        return treatment_arm if place >= start else None
+        return treatment_arm if place >= treatment_start else None
 
     return assign
 

@@ -63,7 +63,9 @@ def baseline(
     span_s = (busy[-1].start - busy[0].start).total_seconds() + rules.interval_s
     rates = _rates(tasks, successes, span_s)
     normal = Baseline(counts, tuple(rates), counts.tasks * rules.interval_s / span_s)
-    return normal._replace(dispersion=_observed_dispersion(busy, rates)) if clustered else normal
+    if not clustered:
+        return normal
+    return normal._replace(dispersion=_observed_dispersion(busy, rates))
 
 
 def _busy_intervals(

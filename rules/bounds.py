@@ -42,7 +42,7 @@ def refusal(
         if change_refusal is not None:
             return change_refusal
     gain = proposal.predicted_rate - baseline_rate
-    if gain < minimum_effect - 1e-9:
+    if gain < minimum_effect - 1e-9:  # a gain of exactly the minimum must not fail by a rounding error
         return (
             f"expected a predicted rate of at least {baseline_rate + minimum_effect:.3f} (baseline {baseline_rate:.3f} "
             f"and {minimum_effect:g} worth having), but {proposal.predicted_rate:.3f} came"

@@ -72,8 +72,7 @@ def tally(
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
 
-    counted = {agent_id for agent_id, b in ballots.items() if abstentions_count or b.choice is not Choice.ABSTAIN}
-    operators = {voter.operator for voter in voters if voter.agent_id in counted}
+    operators = _counted_operators(voters, ballots, abstentions_count)
     reachable = operators.union(voter.operator for voter in open_voters)
     quorum = len(operators) >= rules.minimum_ballots
 
@@ -112,6 +111,14 @@ def nothing_worth_trying(agents: Iterable[Agent], declines: Mapping[str, Decline
     count = f"{len(declines)} agents of {len(operators)} operators found nothing"
     first = next(iter(declines.values()))
     return f"nothing worth trying: {count}; {first.agent_id}: {one_line(first.reason, LONGEST_REASON)}"
+
+
+def _counted_operators(voters: Sequence[Voter], ballots: Mapping[str, Ballot], abstentions_count: bool) -> set[str]:
+    """The operators of those whose ballots count for the quorum."""
+    counted = set(ballots)
+    if not abstentions_count:
+        counted = {agent_id for agent_id, ballot in ballots.items() if ballot.choice is not Choice.ABSTAIN}
+    return {voter.operator for voter in voters if voter.agent_id in counted}
 
 
 def _weight_of(choice: Choice, ballots: Mapping[str, Ballot], weights: Mapping[str, float]) -> float:

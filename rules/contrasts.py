@@ -64,10 +64,10 @@ def contrasts(tasks: Sequence[Task], alpha: float = ALPHA, most: int = MOST_CONT
 
 
 def running_at_start(spans: Sequence[tuple[datetime, datetime]]) -> list[int | None]:
-    """How many of the tasks ran when each started, itself not counted; from when each started and finished.
+    """For each task (its start and its end), how many of the others ran when it started.
 
-    None for a task that started before the first of them finished: what ran then may have finished before all of them,
-    and is not among them.
+    None for one that started before any of them had finished: others may have run then that are not among `spans`,
+    because they finished before the first of these.
     """
     if not spans:
         return []
@@ -79,10 +79,10 @@ def running_at_start(spans: Sequence[tuple[datetime, datetime]]) -> list[int | N
             running.append(None)
             continue
         begun = bisect_right(starts, start) - 1
-        over = bisect_right(ends, start)
+        finished = bisect_right(ends, start)
         if end <= start:
-            over -= 1  # itself
-        running.append(begun - over)
+            finished -= 1  # itself
+        running.append(begun - finished)
     return running
 
 

@@ -68,9 +68,9 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
     more than `max_tasks`: beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds:
     decide in an activity.
 
-    Pass `extended` once `max_tasks` was raised after the start: a calibrated threshold c is not always-valid, and an
-    extension because of the evidence so far promotes a no-op with probability up to alpha (1.95 - .95 alpha c) (what
-    was spent by then, and Ville for what was left).
+    Pass `extended` once `max_tasks` was raised after the start, because a calibrated threshold c holds for a fixed
+    horizon only: who extends because of the evidence so far promotes a no-op with probability up to
+    alpha (1.95 - .95 alpha c), which is what was spent by then, plus what Ville's inequality gives for the rest.
     """
     strata = tuple(strata)
     evidence = _evidence(design, strata, extended)
@@ -134,6 +134,7 @@ def _evidence(design: DecisionRule, strata: Sequence[StratumCounts], extended: b
 
 
 def _conclusion(design: DecisionRule, strata: Sequence[StratumCounts], evidence: _Evidence) -> _Conclusion:
+    """The first decision, in the order of `decide`, that the evidence and the counts allow, and why."""
     # No more will be heard of these tasks, evidence or not.
     ended = sum(stratum.finished + stratum.excluded for stratum in strata)
     fewest = min((min(s.control.tasks, s.treatment.tasks) for s in strata), default=0)
@@ -270,13 +271,17 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally])
     A bet's factor is 1 + l X with X = (A / pi - (1 - A) / (1 - pi)) (Y - m), whose conditional mean is the rate
     difference, and l = pi (r_B(1) - r_B(0)). So the factor less l d is the same bet against a difference of d.
     """
-    factors = [[_factors(row) for row in log_factors(bets, share)] for share, *_ in tallies]
+    strata = []  # each with the factors of every bet on it
+    for tally in tallies:
+        share = tally[0]
+        strata.append((tally, [_factors(logs) for logs in log_factors(bets, share)]))
 
-    def log_won(number: int, difference: float) -> float:
-        return sum(_log_product(tally, rows[number], difference) for tally, rows in zip(tallies, factors, strict=True))
+    def log_won(bet: int, difference: float) -> float:
+        return sum(_log_product(tally, factors[bet], difference) for tally, factors in strata)
 
     def is_rejected(difference: float) -> bool:
-        return _log_mean(bets, [log_won(number, difference) for number in range(len(bets))]) >= level
+        logs = [log_won(bet, difference) for bet in range(len(bets))]
+        return _log_mean(bets, logs) >= level
 
     low, high = -1.0, 1.0
     for _ in range(15):  # halvings: 2 / 2**15 is less than a hundredth of a point

@@ -36,27 +36,31 @@ def experiment(briefing: Briefing, proposal: Proposal, metric: str) -> Experimen
     states = {state.declaration.key: state for state in briefing.parameters}
     state = states[proposal.parameter]
     rules = briefing.rules
+    task_types = state.declaration.task_types
     baseline = affected(briefing, state.declaration)
-    promised = proposal.predicted_rate - baseline_rate(baseline)
+    current_rate = baseline_rate(baseline)
+    promised = proposal.predicted_rate - current_rate
+    guardrails = [g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails]
+    objectives = {task_type: aim for task_type, aim in briefing.objectives.items() if task_type in task_types}
     ruled = rules.model_dump(include=RULED)
     ruled["minimum_effect"] = max(rules.minimum_effect, PROMISE_SHARE * promised)
     return ExperimentDesign(
         experiment_id=briefing.cycle_id,
         cycle_id=briefing.cycle_id,
         parameter=proposal.parameter,
-        task_types=state.declaration.task_types,
+        task_types=task_types,
         metric=metric,
         control=state.value,
         treatment=proposal.value,
         base_version=state.version,
         baseline=baseline,
         healthy=briefing.healthy,
-        baseline_rate=baseline_rate(baseline),
+        baseline_rate=current_rate,
         predicted_rate=proposal.predicted_rate,
         treatment_share=EVEN,
         exposure=exposure(state.declaration.risk, rules),
-        guardrails=tuple(g.model_copy(update={"margin": rules.guardrail_margin}) for g in briefing.guardrails),
-        objectives={t: aim for t, aim in briefing.objectives.items() if t in state.declaration.task_types},
+        guardrails=tuple(guardrails),
+        objectives=objectives,
         **ruled,
     )
 

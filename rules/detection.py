@@ -88,10 +88,12 @@ def detect(
     recent = timedelta(seconds=max(rules.guard_s, rules.floor_window_s))
     lookback = timedelta(seconds=rules.baseline_s) + recent
     last_judged = _last_judged(metric, states, default=at - recent, earliest=at - lookback)
-    tracks = _complete_tracks(history, last_judged - lookback, at - timedelta(seconds=rules.interval_s))
+    last_complete = at - timedelta(seconds=rules.interval_s)
+    tracks = _complete_tracks(history, first=last_judged - lookback, last=last_complete)
+    own_series = len(history) + 1  # each task type, and the platform
     evaluation = _Evaluation(
         at=at,
-        settings=DetectorSettings(metric, rules, series_count or len(history) + 1),
+        settings=DetectorSettings(metric, rules, series_count or own_series),
         tracks=tracks,
         states=dict(states),
         excluded=excluded or {},
@@ -164,13 +166,11 @@ def detect_all(
             excluded=spans,
             explained=earlier.alarmed & task_types,
         )
+        if task_types:  # alarms are of task types: they explain nothing of a metric without any
+            detection = earlier.without_explained(detection)
         carried = detection.states
-        explained = [anomaly for anomaly in detection.raised if task_types and earlier.explain(anomaly)]
-        for anomaly in explained:
-            carried[anomaly.subject] = restarted(carried[anomaly.subject])
-        explained_ids = {anomaly.anomaly_id for anomaly in explained}
-        raised += [anomaly for anomaly in detection.raised if anomaly.anomaly_id not in explained_ids]
-        closed += [closing for closing in detection.closed if closing.anomaly_id not in explained_ids]
+        raised += detection.raised
+        closed += detection.closed
         earlier.add(metric, task_types, carried, at)
     return Detection(carried, tuple(raised), tuple(closed))
 
@@ -187,8 +187,16 @@ class _EarlierAlarms:
     alarmed: set[str] = field(default_factory=set)
     spans: dict[str, tuple[Span, ...]] = field(default_factory=dict)
 
-    def explain(self, anomaly: Anomaly) -> bool:
-        return "" in self.alarmed or anomaly.task_type in self.alarmed
+    def without_explained(self, detection: Detection) -> Detection:
+        """The detection without the anomalies that these alarms explain; the series of those start anew."""
+        explained = [a for a in detection.raised if "" in self.alarmed or a.task_type in self.alarmed]
+        explained_ids = {anomaly.anomaly_id for anomaly in explained}
+        states = dict(detection.states)
+        for anomaly in explained:
+            states[anomaly.subject] = restarted(states[anomaly.subject])
+        raised = tuple(anomaly for anomaly in detection.raised if anomaly.anomaly_id not in explained_ids)
+        closed = tuple(closing for closing in detection.closed if closing.anomaly_id not in explained_ids)
+        return Detection(states, raised, closed)
 
     def spans_of(self, name: str) -> tuple[Span, ...]:
         return (*self.spans.get(name, ()), *self.spans.get("", ()))
@@ -358,9 +366,10 @@ class _Evaluation:
     def silence(self, name: str, busy: Sequence[Interval]) -> Anomaly | None:
         """The silence since the last of the busy intervals, which are in order; None where it may be chance.
 
-        It takes a silence longer than any before, with so many tasks in the same stretch a week ago (or a day, on a
-        young platform) that it is beyond chance: at the same volume, all n tasks fall in the earlier one by 2^-n.
-        Where less than a day is read, as at trial pace, there is nothing to compare with, and no silence is raised.
+        The silence must be longer than any before, and the same stretch a week ago (or a day, on a young platform)
+        must have had so many tasks that chance is no explanation: of n tasks in two stretches of equal volume, all fall
+        in the earlier one with probability 2^-n. Where less than a day is read, as at trial pace, there is nothing to
+        compare with, and no silence is raised.
         """
         width = timedelta(seconds=self.settings.rules.interval_s)
         since = busy[-1].start + width

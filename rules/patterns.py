@@ -89,13 +89,15 @@ def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: 
     reading = _telling_reading(end, design)
     if reading is None:
         return None
+    is_success = end.ending is Ending.PROMOTED
+    is_failure = end.ending in (Ending.FUTILE, Ending.HARMFUL, Ending.ROLLED_BACK)
     error = _standard_error(reading)
     observation = Observation(
         source=end.cycle_id,
         at=end.at,
-        support=1 if end.ending is Ending.PROMOTED else 0,
-        against=1 if end.ending in (Ending.FUTILE, Ending.HARMFUL, Ending.ROLLED_BACK) else 0,
-        effect=reading.effect if error is not None else None,
+        support=int(is_success),
+        against=int(is_failure),
+        effect=reading.effect if error is not None else None,  # without an error it cannot be weighed
         error=error,
         ending=end.ending.value,
     )
@@ -149,7 +151,7 @@ def judge(remembered: Mapping[str, Memory], now: datetime) -> dict[str, Pattern]
 
 
 def _pattern(key: str, memory: Memory, now: datetime) -> Pattern:
-    """What the observations of a claim add up to, each weighted by its age."""
+    """What the observations of a claim add up to: support and against weighted by age, successes and tries counted."""
     observations = memory.observations
     support = math.fsum(weight(o.at, now) * o.support for o in observations)
     against = math.fsum(weight(o.at, now) * o.against for o in observations)

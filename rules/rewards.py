@@ -32,7 +32,8 @@ def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> Cycl
         reward = price
         bonus = improvement_bonus(state.reading, market.improvement_bonus)
     elif ending is Ending.ROLLED_BACK and state.watch is not None:
-        penalty = price if designs.breaks_something(state.designed, state.watch) else 0
+        did_harm = designs.breaks_something(state.designed, state.watch)
+        penalty = price if did_harm else 0
     return CycleEnd(
         cycle_id=state.briefing.cycle_id,
         subject=state.request.subject,

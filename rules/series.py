@@ -166,13 +166,14 @@ def step(name: str, state: Series, start: datetime, cells: Cells, settings: Dete
     if not counts.tasks:
         return state
     if state.alarm is not None:
-        return _followed(name, _recover(state, state.alarm, start, cells, settings=settings), start, cells, settings)
+        recovered = _recover(state, state.alarm, start, cells, settings=settings)
+        return _followed(name, recovered, start, cells, settings)
     cusums, excess = _advance_departures(state.cusums, start, cells, settings)
     if settings.metric.floor:
         shortfall = settings.rules.success_floor * counts.tasks - counts.successes
         cusums[FLOOR] = _advanced(state.cusums.get(FLOOR, ZERO), shortfall, start, counts)
         if not excess and _is_below_the_floor(cusums[FLOOR].counts, state.tasks, settings):
-            excess[FLOOR] = 0.0
+            excess[FLOOR] = 0.0  # nothing else is over its threshold, so by how much is not asked
     above_zero = {cause: cusum for cause, cusum in cusums.items() if cusum != ZERO}
     state = state.model_copy(update={"cusums": above_zero})
     if not excess:
@@ -354,15 +355,16 @@ def _followed(name: str, state: Series, start: datetime, cells: Cells, settings:
     if alarm is None or settings.metric.volume:
         return state
     settled = {task_type: (counts, _settled(alarm, task_type)) for task_type, (counts, _) in cells.items()}
-    bad = -1.0 if alarm.cause == FLOOR else math.copysign(1.0, alarm.cause)
+    further = -CLEAR if alarm.cause == FLOOR else math.copysign(CLEAR, alarm.cause)  # the way that the alarm went
     spend = DROPS[CLEAR]
-    worse, over_worse = _advance_departure(bad * CLEAR, spend, alarm.worse, start, settled, settings)
-    better, over_better = _advance_departure(-bad * CLEAR, spend, alarm.better, start, settled, settings)
+    worse, over_worse = _advance_departure(further, spend, alarm.worse, start, settled, settings)
+    better, over_better = _advance_departure(-further, spend, alarm.better, start, settled, settings)
     if over_worse >= 0:
         return _raised_anew(name, state, alarm, worse, start, settings)
     levels = alarm.levels
     if over_better >= 0:
-        levels, better = _joined({}, cells), ZERO
+        levels = _joined({}, cells)
+        better = ZERO
     elif worse == ZERO:
         levels = _joined(levels, cells)
     following = alarm.model_copy(update={"levels": levels, "worse": worse, "better": better})
@@ -402,17 +404,11 @@ def _raised_anew(
         f"against {settled.rate or 0:.1%} since the alarm before it; log likelihood ratio {worse.score:.1f}"
     )
     end = start + timedelta(seconds=settings.rules.interval_s)
-    anomaly = anomaly_of(
-        metric=settings.metric.name,
-        name=name,
-        raised=start,
-        at=end,
-        cusum=worse,
-        usual=alarm.anomaly.baseline,
-        reason=reason,
-    )
+    metric, usual = settings.metric.name, alarm.anomaly.baseline
+    anomaly = anomaly_of(metric=metric, name=name, raised=start, at=end, cusum=worse, usual=usual, reason=reason)
     anew = Alarm(anomaly=anomaly, cause=alarm.cause, healthy=alarm.healthy, dispersion=alarm.dispersion)
-    return healthy_again(state, alarm, start, settings.rules).model_copy(update={"alarm": anew})
+    without_alarm = healthy_again(state, alarm, start, settings.rules)
+    return without_alarm.model_copy(update={"alarm": anew})
 
 
 def _lasting_departure(alarm: Alarm) -> float:

@@ -164,8 +164,7 @@ class _Usual(NamedTuple):
 def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
     """The medians by hour of the day, by weekday and weekend, and by hour of the week, where they predict better.
 
-    With m values to a median, the rows lie closer to it than new ones will, by about sqrt((m - 1) / (m + 1)): a finer
-    pattern must win in spite of that. None below MINIMUM_ROWS.
+    None below MINIMUM_ROWS.
     """
     if len(rows) < MINIMUM_ROWS:
         return None
@@ -179,8 +178,8 @@ def _usual(rows: Sequence[tuple[datetime, float]]) -> _Usual | None:
             break
         hours = [pattern[slot] for slot in slots]
         medians = _medians(hours, distances)
-        repeats = per_week * weeks
-        correction = math.sqrt((repeats + 1) / (repeats - 1))
+        # New rows will lie further from it than these: a finer pattern must win in spite of that.
+        correction = _correction(repeats=per_week * weeks)
         finer = [correction * (distance - medians[hour]) for hour, distance in zip(hours, distances, strict=True)]
         if fmean(map(abs, finer)) < FINER_SHARE * fmean(map(abs, distances)):
             levels = [level + medians.get(hour, 0.0) for level, hour in zip(levels, pattern, strict=True)]
@@ -202,6 +201,11 @@ def _medians(hours: Sequence[tuple[bool, int]], distances: Sequence[float]) -> d
     for hour, distance in zip(hours, distances, strict=True):
         groups[hour].append(distance)
     return {hour: median(group) for hour, group in groups.items()}
+
+
+def _correction(repeats: float) -> float:
+    """The factor by which new rows lie further from a median than the `repeats` rows that it was taken of."""
+    return math.sqrt((repeats + 1) / (repeats - 1))
 
 
 def _autocorrelation(scores: Sequence[float]) -> float:
@@ -240,22 +244,31 @@ class _ValueDetector:
     def __init__(self, rows: Sequence[tuple[datetime, float]]) -> None:
         rules = _rules_for([at for at, _ in rows])
         self.rows = rows
+
+        # How far back a baseline reaches, and how often it is learnt anew.
         self.guard = timedelta(seconds=rules.guard_s)
         self.window = timedelta(seconds=rules.baseline_s + rules.guard_s)
         # Four weeks of daily rows are fewer than a baseline takes.
         self.lookback = max(FOUR_WEEKS, timedelta(seconds=2 * MINIMUM_ROWS * rules.interval_s))
         self.refit = timedelta(seconds=min(86_400, max(rules.guard_s, 10 * rules.interval_s)))
-        # 0.2 is the peak of the crossings in `series.threshold`.
+
+        # The evidence that an alarm takes. 0.2 is the peak of the crossings in `series.threshold`.
         crossings = WEEK_S / rules.interval_s * 0.2 * len(WATCHED)
         self.limit = max(math.log(crossings / (BUDGET * BUDGET_SHARE)), CLOSING)
+
+        # Nothing is judged before `begin_at`.
         first_at = AT(rows[0])
         span = AT(rows[-1]) - first_at
         self.begin_at = first_at + min(self.window, span / 4)
         self.fitted_at = first_at
         self.checked_at = first_at
+
+        # One CUSUM for each shift of WATCHED, with the row at which it left zero; then every row's score.
         self.sums = [0.0] * len(WATCHED)
         self.onsets = [0] * len(WATCHED)
         self.scores: list[float] = []
+
+        # The rows outside of episodes, what they show to be usual, the open episode, and what was found.
         self.healthy: list[tuple[datetime, float]] = []
         self.usual: _Usual | None = None
         self.episode: _Episode | None = None

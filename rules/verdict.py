@@ -91,7 +91,7 @@ def read(
         decision=verdict.decision,
         log_e=verdict.log_e,
         log_e_harm=verdict.log_e_harm,
-        srm_e=min(verdict.srm_e, 1e300),
+        srm_e=min(verdict.srm_e, 1e300),  # JSON has no infinity
         effect=verdict.effect,
         interval=verdict.interval if is_result else None,
         reason=verdict.reason,
@@ -142,13 +142,14 @@ def _more_rated(
         if guardrail.kind is not GuardrailKind.RATED:
             continue
         swapped = [_swapped(stratum) for stratum in _guard_strata(guardrail, strata, guards)]
-        more = min(1.0, guardrail.usual + guardrail.margin)
-        evidence = harm_evidence(more, guardrail.margin, swapped)
-        if evidence >= -math.log(design.harm_alpha):
+        most_rated = min(1.0, guardrail.usual + guardrail.margin)
+        log_e = harm_evidence(most_rated, guardrail.margin, swapped)
+        if log_e >= -math.log(design.harm_alpha):
             control, treatment = _guard_shares(guardrail, guards)
+            e_value = math.exp(min(log_e, 700))  # of more, it would overflow
             return (
                 f"the change alters what gets rated, so that ratings do not compare: {treatment} successes rated with "
-                f"it, {control} without, evidence e = {math.exp(min(evidence, 700)):.3g}"
+                f"it, {control} without, evidence e = {e_value:.3g}"
             )
     return None
 

@@ -178,9 +178,10 @@ def _message(details: ErrorDetails, path: KeyPath) -> str:
             return f"expected a list{got}"
         case "model_type" | "dict_type":
             return f"expected a table{got}"
-    if len(path) < len(details["loc"]):
-        return f"expected true or false, a number or text{got}"
-    return details["msg"].replace("Input should be", "expected") + got
+        case _ if len(path) < len(details["loc"]):  # pydantic adds a step for each kind that a value may have
+            return f"expected true or false, a number or text{got}"
+        case _:
+            return details["msg"].replace("Input should be", "expected") + got
 
 
 def _meant(path: KeyPath) -> str:

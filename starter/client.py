@@ -306,11 +306,10 @@ class NautilusClient:
                 static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
             )
         except WorkflowAlreadyStartedError:
-            other = (await self._started_with(cycle, CycleRequest)).request_id
-            if other != request.request_id:
-                raise Refused(
-                    f"expected no open cycle on {request.subject}, but {other} has one; wait for its end"
-                ) from None
+            opened = await self._started_with(cycle, CycleRequest)
+            if opened.request_id != request.request_id:
+                other = f"{opened.request_id} has one; wait for its end"
+                raise Refused(f"expected no open cycle on {request.subject}, but {other}") from None
         return cycle
 
     async def act(

@@ -83,6 +83,7 @@ async def demo(console: Console, keep: Callable[[Stack], Any] | None, fault: Fau
 
 
 async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | None, fault: Fault) -> DemoResult:
+    """The story itself, with everything that it takes running in the folder `home`."""
     started_at = monotonic()
     narration = Narration(console)
     settings = Settings(
@@ -101,7 +102,8 @@ async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | No
             cycle = await _until_detected(narration, client, stack, fault, fault_at)
             result = await _until_ended(narration, client, stack, cycle)
         except TimeoutError as late:
-            raise DemoError(_failure(str(late), stack, read_platform(settings.platform), home)) from None
+            platform = read_platform(settings.platform)
+            raise DemoError(_failure(str(late), stack, platform, home)) from None
         summary = await _summary(stack, cycle, result, fault_at, monotonic() - started_at)
         demo_result = DemoResult({"fault": fault.value, **summary}, result)
         _show_end(console, demo_result)
@@ -253,6 +255,10 @@ def _phases(stack: Stack, result: CycleResult, fault_at: datetime) -> dict[str, 
 
 
 async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: datetime, seconds: float) -> dict[str, Any]:
+    """What `--json` prints. Raises DemoError where the ledger does not hold.
+
+    A cycle that ended early has no design or no reading: their fields are None, and their counts empty.
+    """
     status = result.status
     described = await stack.client.get_workflow_handle(cycle).describe()
     entries, head, broken = ledger.verify(stack.database)
@@ -264,7 +270,10 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: date
     before = anomaly.observed if anomaly else Counts()
     if design is not None:
         before = design.baseline
+    control = reading.control if reading else Counts()
+    treatment = reading.treatment if reading else Counts()
     phases = _phases(stack, result, fault_at)
+    counts = {**phases, "before": before, "control": control, "treatment": treatment}
     return {
         "outcome": status.ending.value if status.ending else "none",
         "workflow_id": cycle,
@@ -275,12 +284,7 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: date
         "parameter": design.parameter if design else None,
         "from": design.control if design else None,
         "to": design.treatment if design else None,
-        "healthy": phases["healthy"].model_dump(),
-        "during": phases["during"].model_dump(),
-        "after": phases["after"].model_dump(),
-        "before": before.model_dump(),
-        "control": (reading.control if reading else Counts()).model_dump(),
-        "treatment": (reading.treatment if reading else Counts()).model_dump(),
+        **{name: counted.model_dump() for name, counted in counts.items()},
         "bids": len(status.bids),
         "ballots": {choice: getattr(status.tally, choice, 0) for choice in ("approve", "reject", "abstain")},
         "decision": {

@@ -126,18 +126,14 @@ def drafted(
             raise DraftError(f"--task-type {name}: expected every task type once, but it came twice")
     names = list(histories)
     names += [name for name in task_types if name not in histories]
-    by_key = _declared_parameters(parameters, names)
-    reasons: dict[str, str] = {}
-    for name, history in histories.items():
-        limit = _limit(name, history)
-        if limit is not None and limit.parameter.key not in by_key:
-            by_key[limit.parameter.key] = limit.parameter
-            reasons[limit.parameter.key] = limit.reason
+    declared = _declared_parameters(parameters, names)
+    derived = _derived_limits(histories, declared)
+    by_key = declared | {key: limit.parameter for key, limit in derived.items()}
     return Draft(
         task_types=tuple(task_type(name, by_key) for name in names),
         parameters=tuple(by_key.values()),
         rules=_rules_for(histories, pace),
-        reasons=reasons,
+        reasons={key: limit.reason for key, limit in derived.items()},
     )
 
 
@@ -168,13 +164,7 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
     if match is None:
         raise DraftError(f"--parameter {text}: expected {SYNTAX}")
     key = match["key"]
-    affected = [key.partition(".")[0]]
-    if match["types"]:
-        affected = [name.strip() for name in match["types"].split(",")]
-    unknown = [name for name in affected if name not in task_types]
-    if unknown:
-        place = f"before the point or after an @ ({', '.join(task_types) or 'none'})"
-        raise DraftError(f"--parameter {text}: expected a task type {place}, but {unknown[0]} came")
+    affected = _affected(text, match, task_types)
     default = match["default"].strip()
     try:
         fields = _values(key, default, match["bounds"] or "")
@@ -192,6 +182,18 @@ def parameter(text: str, task_types: Sequence[str]) -> Parameter:
         raise DraftError(f"--parameter {text}: expected a file of text at {default}, but {what}") from None
     except (ValueError, KeyError):
         raise DraftError(f"--parameter {text}: expected {SYNTAX}") from None
+
+
+def _affected(text: str, match: re.Match[str], task_types: Sequence[str]) -> list[str]:
+    """The task types after the @, else the one that the key begins with; raises DraftError for an unknown one."""
+    affected = [match["key"].partition(".")[0]]
+    if match["types"]:
+        affected = [name.strip() for name in match["types"].split(",")]
+    unknown = [name for name in affected if name not in task_types]
+    if unknown:
+        place = f"before the point or after an @ ({', '.join(task_types) or 'none'})"
+        raise DraftError(f"--parameter {text}: expected a task type {place}, but {unknown[0]} came")
+    return affected
 
 
 def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
@@ -251,6 +253,13 @@ class _Limit(NamedTuple):
     reason: str
 
 
+def _derived_limits(histories: Mapping[str, TypeHistory], declared: Mapping[str, Parameter]) -> dict[str, _Limit]:
+    """The limits that past outcomes show, by key; what is declared stands."""
+    limits = [_limit(name, history) for name, history in histories.items()]
+    by_key = {limit.parameter.key: limit for limit in limits if limit is not None}
+    return {key: limit for key, limit in by_key.items() if key not in declared}
+
+
 def _limit(name: str, history: TypeHistory) -> _Limit | None:
     """The limit of a type, as its outcomes show it; None where too few succeeded."""
     middle = quantile(history.durations, 0.5)
@@ -267,6 +276,7 @@ def _limit(name: str, history: TypeHistory) -> _Limit | None:
         default = _rounded(3 * slow_s)
         known = "none was cut off: three times that, because your limit is not known"
     default = max(default, SHORTEST_LIMIT_S)
+    # Room for experiments: from what half of the tasks take to ten times the limit.
     limit = Parameter(
         key=f"{name}.timeout_s",
         kind=ParameterKind.FLOAT,

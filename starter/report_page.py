@@ -115,18 +115,21 @@ def page(facts: Report, episodes: Sequence[Episode] = ()) -> str:
     figures = (share, interval, swap, tally, points, evidence)
     environment.filters.update({filter_.__name__: filter_ for filter_ in texts + figures})
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
+    digest = hashlib.sha256(style.encode()).digest()
     platform, *task_types = facts.tracks
+    large = [
+        rates(facts, platform, episodes, width=1040, height=300, dates=7),
+        rates(facts, platform, episodes, width=360, height=260, dates=3),
+    ]
+    small = [(name, rates(facts, name, episodes, width=360, height=200, dates=3)) for name in task_types]
     return environment.get_template("report_page.html").render(
         facts=facts,
-        big=[
-            rates(facts, platform, episodes, width=1040, height=300, dates=7),
-            rates(facts, platform, episodes, width=360, height=260, dates=3),
-        ],
-        small=[(name, rates(facts, name, episodes, width=360, height=200, dates=3)) for name in task_types],
+        big=large,
+        small=small,
         episodes=episodes,
         style=Markup(style),
         # The one style sheet, by its digest, is all that the page may use.
-        digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        digest=base64.b64encode(digest).decode(),
         NOT_MEASURED=NOT_MEASURED,
         MOST_DIFFERENCE=MOST_DIFFERENCE,
     )
@@ -181,7 +184,7 @@ def rates(facts: Report, name: str, episodes: Sequence[Episode] = (), *, width: 
 
     `width` and `height` are in pixels, and so many `dates` are written below. Promotions and rollbacks are marked.
     """
-    # One scale for all charts, because a reader compares them.
+    # One scale for all charts, because a reader compares them: from the fifth below every bound, at most from 60 %.
     low = math.floor(min(_lowest_bound(facts), 0.6) * 5) / 5
     # From the first record on: before it, a young platform has nothing to show.
     since = min((t[0].start for t in facts.tracks.values() if t), default=facts.since)
@@ -191,17 +194,19 @@ def rates(facts: Report, name: str, episodes: Sequence[Episode] = (), *, width: 
     kinds = [mark.kind for mark in marks]
     date_format = "%H:%M" if span <= timedelta(days=1) else "%d %b"
     ticks = [since + span * n / (dates - 1) for n in range(dates)]
+    fifths = range(round(5 * low), 6)
+    shown = f"Success rate of {name or 'the platform'} in intervals of {lasted(facts.interval_s)}"
+    marked = f"{kinds.count('promotion')} promotions and {kinds.count('rollback')} rollbacks are marked."
     return Chart(
-        f"Success rate of {name or 'the platform'} in intervals of {lasted(facts.interval_s)}; "
-        f"{kinds.count('promotion')} promotions and {kinds.count('rollback')} rollbacks are marked.",
+        f"{shown}; {marked}",
         width,
         height,
         across=(since.timestamp(), facts.until.timestamp()),
         up=(low, 1.0),
         x_ticks=[(date.timestamp(), f"{date:{date_format}}") for date in ticks],
-        y_ticks=[(n / 5, f"{n / 5:.0%}") for n in range(round(5 * low), 6)],
+        y_ticks=[(n / 5, f"{n / 5:.0%}") for n in fifths],
         dashed=facts.success_floor,
-        lines=[_through(run, [interval.counts.rate or 0.0 for interval in run], facts) for run in runs],
+        lines=[_line(run, facts) for run in runs],
         bands=[_band(run, facts) for run in runs],
         marks=marks,
         spans=list(_spans(episodes, name)),
@@ -214,6 +219,10 @@ def _spans(episodes: Sequence[Episode], name: str) -> Iterator[Span]:
         if not name or episode.task_type in ("", name):
             description = f"fault {number}: {episode.name}, {episode.verdict}"
             yield Span(episode.begin.timestamp(), episode.end.timestamp(), str(number), description)
+
+
+def _line(run: Sequence[Interval], facts: Report) -> list[tuple[float, float]]:
+    return _through(run, [interval.counts.rate or 0.0 for interval in run], facts)
 
 
 def _band(run: Sequence[Interval], facts: Report) -> list[tuple[float, float]]:

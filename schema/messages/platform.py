@@ -127,9 +127,14 @@ class Parameter(Declaration):
             case ParameterKind.INTEGER:
                 if not isinstance(value, int) or isinstance(value, bool):
                     return f"expected a whole number, but {quoted(value)} came"
+                return self._range_refusal(value)
             case ParameterKind.FLOAT:
                 if not isinstance(value, int | float) or isinstance(value, bool):
                     return f"expected a number, but {quoted(value)} came"
+                return self._range_refusal(value)
+
+    def _range_refusal(self, value: float) -> str | None:
+        """Why a number is outside the bounds, or None."""
         assert self.minimum is not None
         assert self.maximum is not None
         # Written so that NaN, which compares false with everything, is refused too.

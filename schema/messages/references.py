@@ -29,8 +29,8 @@ def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
 
     Values of a wrong kind are skipped: what else is wrong is reported beside them.
     """
-    for section in UNIQUE:
-        yield from _repetitions(content, section)
+    for section, (what, key) in UNIQUE.items():
+        yield from _repeated(content, section, what, key)
     task_types = _names(content, "task_types")
     yield from _unknown_task_types(content, task_types)
     parameters = _names(content, "parameters")
@@ -39,15 +39,15 @@ def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
     yield from _simulation_mismatches(content, task_types, parameters)
 
 
-def _repetitions(content: Mapping[str, Any], section: str) -> Iterator[Mismatch]:
-    what, key = UNIQUE[section]
+def _repeated(content: Mapping[str, Any], section: str, what: str, key: str, within: Path = ()) -> Iterator[Mismatch]:
+    """The tables of a section whose `key` an earlier one has; `within` is the path to `content`."""
     declared_names: set[str] = set()
     for n, table in _tables(content, section):
         name = table.get(key)
         if not isinstance(name, str):
             continue
         if name in declared_names:
-            yield Mismatch((section, n, key), f"expected every {what} once, but {name} is declared twice")
+            yield Mismatch((*within, section, n, key), f"expected every {what} once, but {name} is declared twice")
         declared_names.add(name)
 
 
@@ -59,28 +59,22 @@ def _names(content: Mapping[str, Any], section: str) -> list[str]:
 
 def _unknown_task_types(content: Mapping[str, Any], task_types: Sequence[str]) -> Iterator[Mismatch]:
     for n, parameter in _tables(content, "parameters"):
-        affected = parameter.get("task_types")
-        for m, name in enumerate(affected if isinstance(affected, list | tuple) else ()):
-            if isinstance(name, str) and name not in task_types:
-                message = f"expected a declared task type, but {name} came{did_you_mean(name, task_types)}"
-                yield Mismatch(("parameters", n, "task_types", m), f"parameter {parameter.get('key')}: {message}")
+        whose = f"parameter {parameter.get('key')}: "
+        for m, name in enumerate(_listed(parameter, "task_types")):
+            yield from _unknown(("parameters", n, "task_types", m), name, task_types, "task type", whose)
 
 
 def _unknown_limits(content: Mapping[str, Any], parameters: Sequence[str]) -> Iterator[Mismatch]:
     for n, declared in _tables(content, "task_types"):
-        limit = declared.get("timeout_parameter")
-        if isinstance(limit, str) and limit not in parameters:
-            message = f"expected a declared parameter, but {limit} came{did_you_mean(limit, parameters)}"
-            yield Mismatch(("task_types", n, "timeout_parameter"), f"task type {declared.get('name')}: {message}")
+        limit, whose = declared.get("timeout_parameter"), f"task type {declared.get('name')}: "
+        yield from _unknown(("task_types", n, "timeout_parameter"), limit, parameters, "parameter", whose)
 
 
 def _unknown_traffic(content: Mapping[str, Any], task_types: Sequence[str]) -> Iterator[Mismatch]:
     traffic = content.get("traffic")
     per_second = traffic.get("per_second") if isinstance(traffic, dict) else None
     for name in per_second if isinstance(per_second, dict) else ():
-        if name not in task_types:
-            message = f"traffic.per_second: expected a declared task type, but {name} came"
-            yield Mismatch(("traffic", "per_second", name), message + did_you_mean(name, task_types))
+        yield from _unknown(("traffic", "per_second", name), name, task_types, "task type", "traffic.per_second: ")
 
 
 def _simulation_mismatches(
@@ -90,13 +84,8 @@ def _simulation_mismatches(
     world = content.get("simulation")
     if not isinstance(world, dict):
         return
+    yield from _repeated(world, "agent", "agent", "name", within=("simulation",))
     declared = _by_name(content, "parameters", "key")
-    agents: list[Any] = []
-    for n, agent in _tables(world, "agent"):
-        if isinstance(agent.get("name"), str) and agent["name"] in agents:
-            message = f"expected every agent once, but {agent['name']} is declared twice"
-            yield Mismatch(("simulation", "agent", n, "name"), message)
-        agents.append(agent.get("name"))
     worked: list[Any] = []
     for n, work in _tables(world, "work"):
         path = ("simulation", "work", n)
@@ -105,22 +94,28 @@ def _simulation_mismatches(
             yield Mismatch((*path, "task_type"), f"expected the work of every task type once, but {name} came twice")
         worked.append(name)
         yield from _unknown((*path, "task_type"), name, task_types, "task type")
-        attributes = _by_name(work, "attributes", "name")
-        for m, failure in _tables(work, "failures"):
-            failing = (*path, "failures", m)
-            yield from _unfit((*failing, "limit"), failure.get("limit"), declared, name)
-            yield from _no_number((*failing, "limit"), failure.get("limit"), declared)
-            yield from _unfit_response((*failing, "response"), failure.get("response"), declared, name)
-            yield from _unknown_attributes((*failing, "when"), failure.get("when"), attributes)
-        for m, effect in _tables(work, "effects"):
-            yield from _unfit_response((*path, "effects", m, "response"), effect.get("response"), declared, name)
-            yield from _unknown_attributes((*path, "effects", m, "when"), effect.get("when"), attributes)
+        yield from _work_mismatches(path, work, declared)
     for n, fault in _tables(world, "faults"):
         path = ("simulation", "faults", n)
         yield from _unknown((*path, "task_type"), fault.get("task_type"), worked, "task type with work")
-        remedy = fault.get("remedy")
-        for m, key in enumerate(remedy if isinstance(remedy, list | tuple) else ()):
+        for m, key in enumerate(_listed(fault, "remedy")):
             yield from _unknown((*path, "remedy", m), key, parameters, "parameter")
+
+
+def _work_mismatches(path: Path, work: Mapping[str, Any], declared: Mapping[str, dict[str, Any]]) -> Iterator[Mismatch]:
+    """What the failures and effects of one task type's work refer to: `declared` parameters, and its attributes."""
+    task_type = work.get("task_type")
+    attributes = _by_name(work, "attributes", "name")
+    for n, failure in _tables(work, "failures"):
+        failing = (*path, "failures", n)
+        yield from _unfit((*failing, "limit"), failure.get("limit"), declared, task_type)
+        yield from _no_number((*failing, "limit"), failure.get("limit"), declared)
+        yield from _unfit_response((*failing, "response"), failure.get("response"), declared, task_type)
+        yield from _unknown_attributes((*failing, "when"), failure.get("when"), attributes)
+    for n, effect in _tables(work, "effects"):
+        acting = (*path, "effects", n)
+        yield from _unfit_response((*acting, "response"), effect.get("response"), declared, task_type)
+        yield from _unknown_attributes((*acting, "when"), effect.get("when"), attributes)
 
 
 def _unfit(path: Path, key: Any, declared: Mapping[str, dict[str, Any]], task_type: Any) -> Iterator[Mismatch]:
@@ -177,10 +172,11 @@ def _unknown_attributes(path: Path, when: Any, attributes: Mapping[str, dict[str
             yield from _unknown((*path, name), value, list(values), f"value of {name}")
 
 
-def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str) -> Iterator[Mismatch]:
+def _unknown(path: Path, name: Any, declared: Sequence[Any], what: str, whose: str = "") -> Iterator[Mismatch]:
+    """A name that is not declared; `whose` begins the message."""
     if isinstance(name, str) and name not in declared:
         names = [other for other in declared if isinstance(other, str)]
-        yield Mismatch(path, f"expected a declared {what}, but {name} came{did_you_mean(name, names)}")
+        yield Mismatch(path, f"{whose}expected a declared {what}, but {name} came{did_you_mean(name, names)}")
 
 
 def _tables(content: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -210,16 +210,21 @@ async def run_agents(
     With a `task_queue`, they also scan whenever the autonomy scan asks there.
     """
     watcher = Watcher(client, agents, may_visit)
-    pause_s = every_s
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(watcher.close)
         if task_queue is not None:
             await stack.enter_async_context(Worker(client.temporal, task_queue=task_queue, activities=[watcher.scan]))
-        while True:
-            try:
-                await watcher.step()
-                pause_s = every_s
-            except RPCError as error:
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-                log.warning("agents.waiting", error=str(error), pause_s=pause_s)
-            await asyncio.sleep(pause_s)
+        await _watch(watcher, every_s)
+
+
+async def _watch(watcher: Watcher, every_s: float) -> None:
+    """Let a watcher step for ever; while no server answers, it pauses for longer and longer."""
+    pause_s = every_s
+    while True:
+        try:
+            await watcher.step()
+            pause_s = every_s
+        except RPCError as error:
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+            log.warning("agents.waiting", error=str(error), pause_s=pause_s)
+        await asyncio.sleep(pause_s)

@@ -7,6 +7,7 @@ different certainty and trust different sources.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -99,21 +100,13 @@ class Investigator:
         if not self._can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
-        best, chance = "no legal change has", 0.0
-        if possible:
-            best, chance = f"the likeliest change, of {possible[0].key}, has", possible[0].chance
-        findings = []
-        for way in sorted(failures(case), key=lambda way: -way.share)[:MOST_FINDINGS]:
-            claim = f"of the failures that are new: {way.reason or way.kind.value}"
-            findings.append(Evidence(claim=claim, figures={"share": way.share}))
-        for idea in possible[:MOST_FINDINGS]:
-            claim = f"{idea.key} to {format_value(idea.value)}: {idea.why}"
-            findings.append(Evidence(claim=claim, figures={"chance": idea.chance}))
+        likeliest = f"the likeliest change, of {possible[0].key}," if possible else "no legal change"
+        chance = possible[0].chance if possible else 0.0
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            reason=f"{best} a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
-            findings=tuple(findings),
+            reason=f"{likeliest} has a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
+            findings=_findings(case, possible),
         )
 
     def proposal(self, case: Case) -> Proposal | None:
@@ -369,6 +362,19 @@ def explanation(limit: Limit) -> str | None:
     if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
         return None
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
+
+
+def _findings(case: Case, possible: Sequence[Idea]) -> tuple[Evidence, ...]:
+    """What a decline tells: the commonest of the failures that are new, then the likeliest of the possible changes."""
+    findings = []
+    commonest = sorted(failures(case), key=lambda way: -way.share)
+    for way in commonest[:MOST_FINDINGS]:
+        claim = f"of the failures that are new: {way.reason or way.kind.value}"
+        findings.append(Evidence(claim=claim, figures={"share": way.share}))
+    for idea in possible[:MOST_FINDINGS]:
+        claim = f"{idea.key} to {format_value(idea.value)}: {idea.why}"
+        findings.append(Evidence(claim=claim, figures={"chance": idea.chance}))
+    return tuple(findings)
 
 
 def share_evidence(case: Case) -> Evidence:

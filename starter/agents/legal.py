@@ -21,12 +21,14 @@ def legal_value(state: ParameterState, wanted: float) -> int | float | None:
     nearest = min(max(wanted, low), high)
     shorten = math.floor if nearest > current else math.ceil
     if declared.step is not None:
+        # 1e-9 and twelve digits: the rounding of a float must not cost a step, nor show in the value.
         steps = shorten((nearest - declared.minimum) / declared.step + math.copysign(1e-9, nearest - current))
         value = float(f"{declared.minimum + steps * declared.step:.12g}")
     elif is_whole:
         value = shorten(nearest)
     else:
-        value = min(max(float(f"{nearest:.3g}"), low), high)
+        readable = float(f"{nearest:.3g}")
+        value = min(max(readable, low), high)
 
     is_legal = low <= value <= high and (not is_whole or value == int(value))
     is_on_wanted_side = (value - current) * (wanted - current) > 0

@@ -166,7 +166,6 @@ def agent_sign(
 def agent_list(as_json: AsJson = False) -> None:
     """Every agent: standing, record, balance, key."""
     from activities import accounts, agents
-    from rules.identity import REVOKED
 
     with open_database().reading() as session:
         rows = [
@@ -180,9 +179,18 @@ def agent_list(as_json: AsJson = False) -> None:
         "promoted": lambda row: row["successes"],
         "attempts": lambda row: row["attempts"],
         "balance": lambda row: row["balance"],
-        "key": lambda row: "revoked" if row["public_key"] == REVOKED else (row["public_key"] or "none")[:12],
+        "key": lambda row: _key_in_short(row["public_key"]),
     }
     answer_rows(as_json, rows, columns, "no agent is registered")
+
+
+def _key_in_short(public_key: str | None) -> str:
+    """The beginning of a key, or why there is none in force."""
+    from rules.identity import REVOKED
+
+    if public_key is None:
+        return "none"
+    return "revoked" if public_key == REVOKED else public_key[:12]
 
 
 def _message_fields(text: str) -> dict[str, Any]:

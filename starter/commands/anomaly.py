@@ -15,6 +15,11 @@ app = typer.Typer(
     no_args_is_help=True, help="Anomalies: what is wrong with the platform.", epilog="Example: nautilus anomaly list"
 )
 
+AnomalyId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="`nautilus anomaly list` shows the ids.", autocompletion=completion.anomalies),
+]
+
 
 @app.command("list", epilog="Example: nautilus anomaly list --all --json")
 def anomaly_list(
@@ -47,12 +52,7 @@ def _show(record: "AnomalyRecord") -> None:
 
 @app.command("close", epilog='Example: nautilus anomaly close success_rate:resize#2026-11-02T10:00:00Z --why "gone"')
 def anomaly_close(
-    anomaly_id: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID", help="`nautilus anomaly list` shows the ids.", autocompletion=completion.anomalies
-        ),
-    ],
+    anomaly_id: AnomalyId,
     why: Why,
     who: Who,
 ) -> None:

@@ -237,7 +237,8 @@ def warnings(platform: Platform) -> Iterator[str]:
     if platform.traffic is not None:
         from activities.task_types import installed  # looks for plug-ins, for which other files need not wait
 
-        for name in platform.traffic.per_second.keys() - installed().keys():
+        missing = platform.traffic.per_second.keys() - installed().keys()
+        for name in missing:
             yield f"traffic.per_second names {name}, which is not installed here, so `nautilus up` cannot run it"
 
 

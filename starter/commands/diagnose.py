@@ -26,8 +26,7 @@ INDENTED = (0, 0, 0, 2)
 @app.command(epilog="Example: nautilus diagnose success_rate:research_synthesis --json")
 def diagnose(
     subject: Annotated[
-        str,
-        typer.Argument(help="A metric and a task type, or `platform`.", autocompletion=completion.subjects),
+        str, typer.Argument(help="A metric and a task type, or `platform`.", autocompletion=completion.subjects)
     ],
     since: Annotated[
         str, typer.Option(help="How far back: 90m, 12h or 2d. By default from the open anomaly's onset, or a day.")

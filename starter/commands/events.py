@@ -140,7 +140,7 @@ def redrive(
     from rules.subscriptions import subscriptions
     from schema.declaration import declared_platform
 
-    if (subject is None) == (not every):
+    if (subject is not None) == every:
         raise CommandError("expected exactly one of --subject and --all")
     database = open_database()
     # A subscriber that is declared no longer may still have dead letters.

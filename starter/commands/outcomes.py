@@ -50,11 +50,7 @@ def outcomes_import(
     platform = declared_platform(settings)
     declared = {t.name for t in platform.task_types}
     with Narration(err).waiting(f"reading {file}") as show:
-        outcomes: list[TaskOutcome] = []
-        for outcome, _ in read_outcomes(file, declared):
-            outcomes.append(outcome)
-            if len(outcomes) % AT_A_TIME == 0:
-                show(f"reading {file}: {len(outcomes):,} outcomes")
+        outcomes = _all_outcomes(file, declared, show)
         recorded = _recorded(outcomes, settings.database, platform.observatory.interval_s, show)
 
     if as_json:
@@ -68,6 +64,16 @@ def outcomes_import(
     }
     counts = ", ".join(f"{count:,} {fate}" for fate, count in count_by_fate.items() if count)
     out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}", soft_wrap=True)
+
+
+def _all_outcomes(file: Path, declared: Collection[str], show: Callable[[str], None]) -> "list[TaskOutcome]":
+    """Every outcome of a file; `show` hears from time to time how many there are so far."""
+    outcomes: list[TaskOutcome] = []
+    for outcome, _ in read_outcomes(file, declared):
+        outcomes.append(outcome)
+        if len(outcomes) % AT_A_TIME == 0:
+            show(f"reading {file}: {len(outcomes):,} outcomes")
+    return outcomes
 
 
 def _recorded(

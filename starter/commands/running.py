@@ -38,7 +38,8 @@ def demo(
         await asyncio.Event().wait()
 
     try:
-        result = run(story.demo(Console(stderr=as_json), wait if keep else None, fault))
+        at_end = wait if keep else None
+        result = run(story.demo(Console(stderr=as_json), at_end, fault))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:

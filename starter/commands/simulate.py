@@ -71,14 +71,16 @@ def _progress(hours: int) -> "Iterator[Progress]":
 
 
 def _show(result: "Result", agent: "AgentResult | None", html: Path | None) -> None:
+    """Print how the tasks went, what became of every fault, what was promoted, and how an agent of one's own did."""
     out.print(f"{result.scenario}, seed {result.seed}: {result.tasks:,} tasks in {result.hours // DAY_H} days")
     figures = new_table("", "healthy", "worst day", "last day")
-    for name, trend, write in (
+    trends = (
         ("success rate", result.success_rate, "{:.1%}"),
         ("completion", result.completion_s, "{:,.1f} s"),
         ("quality", result.quality, "{:.3f}"),
         ("cost of a task", result.cost, "{:.4g}"),
-    ):
+    )
+    for name, trend, write in trends:
         figures.add_row(name, *_written(trend, write))
     out.print(figures)
     if result.faults:

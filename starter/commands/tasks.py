@@ -188,7 +188,8 @@ async def _submit_all(requests: "Iterator[tuple[int, TaskRequest]]", lines: int,
     from starter.client import NautilusClient
 
     client = await NautilusClient.connect()
-    submission = _Submission(client, at_once, at_once - await client.open_tasks(), asyncio.Lock())
+    room = at_once - await client.open_tasks()
+    submission = _Submission(client, at_once, room, asyncio.Lock())
     with Progress(console=err) as progress:
         bar = progress.add_task("submitting", total=lines)
 
@@ -213,8 +214,8 @@ def _requests(file: Path, reader: "_RequestReader", options: Mapping[str, Any]) 
     for number, line, _ in lines_of(file):
         content_hash = sha256(shared + line).digest()
         repetitions[content_hash] += 1
-        fields = dict(options)
-        fields["task_id"] = sha256(content_hash + b"%d" % repetitions[content_hash]).hexdigest()[:20]
+        repetition = b"%d" % repetitions[content_hash]
+        fields = {**options, "task_id": sha256(content_hash + repetition).hexdigest()[:20]}
         try:
             fields.update(_object_in(line))
             request = reader.read(fields)

@@ -97,6 +97,7 @@ class Recorder:
                 self._write(entries)
 
     def _write(self, entries: Sequence[_Entry]) -> None:
+        """Store a batch, however long that takes; the future of an entry that cannot be stored gets the error."""
         pause_s = 0.1
         while True:
             try:

@@ -12,6 +12,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
+    """Make the places, and fill them from the events that are still in the outbox."""
     verdict = op.create_table(
         "verdict",
         sa.Column("experiment_id", sa.String(), primary_key=True),
@@ -26,15 +27,16 @@ def upgrade() -> None:
     with op.batch_alter_table("task") as table:
         table.add_column(sa.Column("notify", sa.String(), nullable=False, server_default=""))
     task = sa.table("task", sa.column("task_id", sa.String), sa.column("notify", sa.String))
+    connection = op.get_bind()
     for row in _events("experiment.concluded"):
-        body = {"experiment_id": row.data["experiment_id"], "body": row.data["reading"]}
-        op.get_bind().execute(verdict.insert().values(**body))
+        values = {"experiment_id": row.data["experiment_id"], "body": row.data["reading"]}
+        connection.execute(verdict.insert().values(**values))
     for row in _events("report.published"):
         night = row.key.removeprefix("report.published:")
-        op.get_bind().execute(published.insert().values(night=night, at=row.at, text=row.data["text"]))
+        connection.execute(published.insert().values(night=night, at=row.at, text=row.data["text"]))
     for row in _events("task.opened"):
         of_task = task.c.task_id == row.data["task_id"]
-        op.get_bind().execute(task.update().where(of_task).values(notify=row.data["notify"]))
+        connection.execute(task.update().where(of_task).values(notify=row.data["notify"]))
 
 
 def _events(type: str) -> list[Any]:
