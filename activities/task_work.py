@@ -56,7 +56,6 @@ class TaskWork:
         self._platform = platform
         self._runner = runner
         self._resolver = resolver
-        self._limits = {declared.name: declared.timeout_parameter for declared in platform.task_types}
 
     @activity.defn
     async def execute(self, order: WorkOrder) -> Settlement:
@@ -94,8 +93,7 @@ class TaskWork:
             return settle(session, settlement, self._platform.observatory.interval_s)
 
     def _run(self, request: TaskRequest, values: dict[str, Value]) -> Execution:
-        key = self._limits[request.task_type]
-        limit_s = float(values[key]) if key else DEFAULT_LIMIT_S
+        limit_s = self._platform.limit_s(request.task_type, values) or DEFAULT_LIMIT_S
         return self._runner.run(request.task_type, request.payload, values, limit_s)
 
 

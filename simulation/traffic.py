@@ -46,7 +46,7 @@ class SimulatedPlatform:
         resolver: ParameterResolver,
         recorder: Recorder,
     ) -> None:
-        self._limits = {declared.name: declared.timeout_parameter for declared in platform.task_types}
+        self._platform = platform
         self._runner = runner
         self._types = types
         self._resolver = resolver
@@ -57,8 +57,7 @@ class SimulatedPlatform:
         started_at = datetime.now(UTC)
         resolution = self._resolver.resolve_task(task_type, task_id, started_at)
         self._recorder.assigned(resolution.assignments)
-        key = self._limits[task_type]
-        limit_s = float(resolution.values[key]) if key else DEFAULT_LIMIT_S
+        limit_s = self._platform.limit_s(task_type, resolution.values) or DEFAULT_LIMIT_S
         execution = self._runner.run(task_type, self._types[task_type].sample(task_id), resolution.values, limit_s)
         outcome = TaskOutcome(
             task_id=task_id,

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.observatory import TaskOutcome
-from schema.messages.platform import Platform
+from schema.messages.platform import SECONDS, Platform
 from schema.messages.simulation import LogNormal, Normal, Response, Work, WorkFailure, WorldFault
-from starter.agents.evidence import SECONDS
 
 # A Monday, so that weekends are where they belong; far off, so that no clock of the machine has passed it.
 EPOCH = datetime(2100, 1, 4, tzinfo=UTC)

@@ -9,6 +9,7 @@ from schema.declaration import DeclarationError, declared_platform, read_platfor
 from schema.messages.platform import CycleRules, JobClass, JobId, Platform, Risk
 from schema.pace import TRIAL, TRIAL_EVERY_S, Pace
 from schema.settings import Settings
+from tests import builders
 
 GOOD = """
 [[task_types]]
@@ -402,3 +403,15 @@ def test_what_is_no_toml_has_its_line_too(tmp_path: Path, content: str | bytes, 
         read(tmp_path, content)
 
     assert [problem.line for problem in caught.value.problems] == [line]
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "seconds"),
+    [("s", 90.0, 90.0), ("min", 1.5, 90.0), ("ms", 1500, 1.5), ("h", 2, 7_200.0), ("", 90, 90.0)],
+)
+def test_a_limit_counts_in_the_unit_of_its_parameter(unit: str, value: float, seconds: float) -> None:
+    limit = builders.parameter(unit=unit, minimum=0.1, maximum=10_000.0)
+    platform = builders.platform(parameters=(limit,))
+
+    assert platform.limit_s("research_synthesis", {builders.TIMEOUT: value}) == pytest.approx(seconds)
+    assert platform.limit_s("monte_carlo", {}) is None

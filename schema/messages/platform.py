@@ -4,6 +4,7 @@ Agents can never propose a change to anything here; it changes by a person's com
 """
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -24,6 +25,8 @@ ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-
 
 
 Placeholder = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$", max_length=100)]
+# The seconds of one unit.
+SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 NOT_OF_A_TEXT = ("unit", "minimum", "maximum", "choices", "step", "largest_change")
 ONLY_OF_A_TEXT = ("longest", "placeholders")
 # The characters of all texts of a platform together: every cycle's briefing carries each default and each value.
@@ -417,6 +420,18 @@ class Platform(Declaration):
     market: MarketRules = MarketRules()
     simulation: Simulation = Simulation()
     pace: Pace = Pace.PRODUCTION
+
+    def limit_s(self, task_type: str, values: Mapping[str, Value]) -> float | None:
+        """The seconds at which tasks of a type are cut off under these values; None where it declares no limit.
+
+        A limit counts in the unit of its parameter; one without a unit that is a time counts in seconds.
+        """
+        keys = {declared.name: declared.timeout_parameter for declared in self.task_types}
+        key = keys[task_type]
+        if key is None:
+            return None
+        units = {parameter.key: parameter.unit for parameter in self.parameters}
+        return float(values[key]) * SECONDS.get(units[key], 1.0)
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:

@@ -17,12 +17,11 @@ from schema.messages.cycle import CycleStatus
 from schema.messages.diagnosis import Diagnosis, DurationSample, PastEnding, TaskTypeDiagnosis
 from schema.messages.memory import Change, Pattern, PatternState, Symptom, prevailing_reason
 from schema.messages.observatory import Counts
-from schema.messages.platform import Mode, ParameterKind, ParameterState
+from schema.messages.platform import SECONDS, Mode, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
 from .legal import legal_value
 
-SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
 # A kill takes some milliseconds and a busy machine more, but nothing is killed by a limit before it is reached.
 EARLY, LATE, LATE_S = 0.02, 0.15, 0.05
 # Endings after which the same change is not worth another try.

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from schema.experience import posterior
 from schema.messages.base import Value
 from schema.messages.diagnosis import Contrast, ParameterChange
-from schema.messages.platform import ParameterKind, ParameterState
+from schema.messages.platform import SECONDS, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
-from .evidence import SECONDS, Case, Limit, is_limit
+from .evidence import Case, Limit, is_limit
 from .legal import legal_value
 from .playbook import Direction, Failure, Play, Playbook
 
