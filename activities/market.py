@@ -60,9 +60,9 @@ def write_award(
     interval_s: int,
     counted: bool = True,
 ) -> bool:
-    """Record which agent got a task and why; False where it was recorded before. The first award of a task fills it.
+    """Record which agent got a task and why; False where it was recorded before.
 
-    Of a task that is not `counted`, whether it is filled says nothing of the market.
+    The first award of a task counts as a fill of the market, unless the task is not `counted`.
     """
     row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body}
     is_first = not was_awarded(session, award.cycle_id)
@@ -100,19 +100,23 @@ class MarketActivities:
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
         """What the cycle is decided by: the counts since the onset, or since the last change of a parameter after it.
 
-        Of no anomaly the onset is the beginning of the trailing floor window.
+        A cycle without an anomaly counts from the beginning of the trailing floor window.
         """
         request = opening.request
         at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        onset = request.anomaly.onset if request.anomaly else at - timedelta(seconds=observatory.floor_window_s)
+        if request.anomaly:
+            # Normal is what was before the onset, however long the anomaly has been open.
+            onset = normal_until = request.anomaly.onset
+        else:
+            onset = at - timedelta(seconds=observatory.floor_window_s)
+            normal_until = at
         since = counted_from(session, self._platform, task_types, onset)
-        # Normal is what was before the onset, however long the anomaly has been open.
-        normal_until = onset if request.anomaly else at
         aims = objectives(session, request.anomaly, observatory)
         names = [declared.name for declared in self._platform.task_types]
-        endings = past_endings(session, request.subject, values_by_version(session))
+        values = values_by_version(session)
+        endings = [in_short(ending) for ending in past_endings(session, request.subject, values)]
         return Briefing(
             cycle_id=row.cycle_id,
             attempt=row.attempt,
@@ -128,7 +132,7 @@ class MarketActivities:
             duplicate=row.run_id != opening.run_id,
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
-            endings=tuple(map(in_short, endings)),
+            endings=tuple(endings),
         )
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
