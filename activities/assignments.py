@@ -182,9 +182,8 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
         return {}
 
     reported = (col(AssignmentRow.experiment_id).in_(running_ids), col(AssignmentRow.task_id).in_(outcomes))
-    assigned = session.exec(
-        select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
-    ).all()
+    arms = select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
+    assigned = session.exec(arms).all()
     experiment_ids = {experiment_id for experiment_id, _, _ in assigned}
     for experiment_id in sorted(experiment_ids):
         lock(session, f"arms:{experiment_id}")

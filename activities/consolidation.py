@@ -79,11 +79,9 @@ class ConsolidationActivities:
         """What the experiments of ended cycles show about their changes, whatever metric they were to improve."""
         for entry in ends:
             end = ledger.read(CycleEnd, entry.body)
-            registered = session.exec(
-                select(LedgerRow.body).where(
-                    LedgerRow.kind == EntryKind.EXPERIMENT_DESIGNED.value, LedgerRow.key == end.cycle_id
-                )
-            ).first()
+            is_design = LedgerRow.kind == EntryKind.EXPERIMENT_DESIGNED.value
+            designed = select(LedgerRow.body).where(is_design, LedgerRow.key == end.cycle_id)
+            registered = session.exec(designed).first()
             if registered is None:
                 continue  # it ended before an experiment
             design = ledger.read(ExperimentDesign, registered)
@@ -113,12 +111,8 @@ def _time_of(run: ConsolidationRow | None) -> datetime | None:
 
 
 def _ended_cycles(session: Session, after: int) -> Sequence[LedgerRow]:
-    return session.exec(
-        select(LedgerRow)
-        .where(LedgerRow.kind == EntryKind.CYCLE_ENDED.value, LedgerRow.sequence > after)
-        .order_by(col(LedgerRow.sequence))
-        .limit(MOST_CYCLES)
-    ).all()
+    ended = select(LedgerRow).where(LedgerRow.kind == EntryKind.CYCLE_ENDED.value, LedgerRow.sequence > after)
+    return session.exec(ended.order_by(col(LedgerRow.sequence)).limit(MOST_CYCLES)).all()
 
 
 def _symptom(session: Session, design: ExperimentDesign) -> Symptom:

@@ -242,14 +242,9 @@ class EventActivities:
 
 def _undelivered_events(session: Session, subscriber: str, subjects: Collection[str]) -> list[Event]:
     """The oldest undelivered events of these subjects."""
-    rows = (
-        select(EventRow)
-        .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
-        .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
-        .order_by(col(EventRow.sequence))
-        .limit(BATCH)
-    )
-    return events_of(session.exec(rows))
+    undelivered = select(EventRow).join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
+    wanted = undelivered.where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
+    return events_of(session.exec(wanted.order_by(col(EventRow.sequence)).limit(BATCH)))
 
 
 async def _follow(subscriber: str, chain: list[Event], clock: "_Clock", deliver: Deliver) -> ChainResult:
@@ -281,17 +276,10 @@ def _next_batch(session: Session, subscription: Subscription, after: int, newest
 
     Nothing beyond `newest`: what was announced after that was read would be skipped, or come twice.
     """
-    rows = (
-        select(EventRow)
-        .where(
-            col(EventRow.sequence) > after,
-            col(EventRow.sequence) <= newest,
-            col(EventRow.type).in_([type.value for type in subscription.types]),
-        )
-        .order_by(col(EventRow.sequence))
-        .limit(BATCH)
-    )
-    return events_of(session.exec(rows))
+    types = [type.value for type in subscription.types]
+    sequence = col(EventRow.sequence)
+    following = select(EventRow).where(sequence > after, sequence <= newest, col(EventRow.type).in_(types))
+    return events_of(session.exec(following.order_by(sequence).limit(BATCH)))
 
 
 class _Clock:
