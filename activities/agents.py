@@ -83,15 +83,8 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
 
 def _load_by_agent(session: Session) -> Counter[str | None]:
     """How many cycles and tasks each agent has been awarded that have not ended."""
-    open_awards = (
-        select(AwardRow.agent_id, func.count())
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(MetaTaskRow.ended_at).is_(None))
-        .group_by(AwardRow.agent_id)
-    )
-    open_tasks = (
-        select(TaskRow.agent_id, func.count())
-        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
-        .group_by(TaskRow.agent_id)
-    )
+    awards = select(AwardRow.agent_id, func.count()).join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+    open_awards = awards.where(col(MetaTaskRow.ended_at).is_(None)).group_by(AwardRow.agent_id)
+    awarded = select(TaskRow.agent_id, func.count()).where(col(TaskRow.agent_id).is_not(None))
+    open_tasks = awarded.where(col(TaskRow.ended_at).is_(None)).group_by(TaskRow.agent_id)
     return Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))

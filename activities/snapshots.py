@@ -202,12 +202,9 @@ def _known_parts(tracks: Mapping[str, Sequence[Rollup]], measured: Collection[st
 def _working_agents(session: Session, since: datetime) -> dict[str, int]:
     """How many agents did tasks of each type."""
     agents = func.count(func.distinct(AgentRollupRow.agent_id))
-    query = (
-        select(AgentRollupRow.task_type, agents)
-        .where(col(AgentRollupRow.start) >= since, AgentRollupRow.agent_id != "")
-        .group_by(AgentRollupRow.task_type)
-    )
-    return dict(session.exec(query).all())
+    recent = select(AgentRollupRow.task_type, agents).where(col(AgentRollupRow.start) >= since)
+    named = recent.where(AgentRollupRow.agent_id != "")
+    return dict(session.exec(named.group_by(AgentRollupRow.task_type)).all())
 
 
 def _measures_by_type(

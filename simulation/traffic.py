@@ -59,7 +59,8 @@ class SimulatedPlatform:
         self._recorder.assigned(resolution.assignments)
         key = self._limits[task_type]
         limit_s = float(resolution.values[key]) if key else DEFAULT_LIMIT_S
-        execution = self._runner.run(task_type, self._types[task_type].sample(task_id), resolution.values, limit_s)
+        payload = self._types[task_type].sample(task_id)
+        execution = self._runner.run(task_type, payload, resolution.values, limit_s)
         outcome = TaskOutcome(
             task_id=task_id,
             task_type=task_type,
@@ -94,7 +95,8 @@ def paced(
                 break
             # The pool would queue tasks without a bound: one is submitted only when a thread is free to begin it.
             running = _with_a_free_slot(running, traffic.concurrency)
-            running.add(pool.submit(work, task.task_type, f"{task.task_type}-{series}-{number}"))
+            task_id = f"{task.task_type}-{series}-{number}"
+            running.add(pool.submit(work, task.task_type, task_id))
     _with_a_free_slot(running, 1)
 
 
