@@ -98,20 +98,14 @@ class MarketActivities:
             return self._briefing(session, opening, row)
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
-        """What the cycle is decided by: the counts since the onset, or since the last change of a parameter after it.
-
-        A cycle without an anomaly counts from the beginning of the trailing floor window.
-        """
+        """What the cycle is decided by: counts since the onset, or since the last change of a parameter after it."""
         request = opening.request
         at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        if request.anomaly:
-            # Normal is what was before the onset, however long the anomaly has been open.
-            onset = normal_until = request.anomaly.onset
-        else:
-            onset = at - timedelta(seconds=observatory.floor_window_s)
-            normal_until = at
+        onset = self._onset(opening)
+        # Normal is what was before the onset, however long the anomaly has been open.
+        normal_until = onset if request.anomaly else at
         since = counted_from(session, self._platform, task_types, onset)
         aims = objectives(session, request.anomaly, observatory)
         names = [declared.name for declared in self._platform.task_types]
@@ -134,6 +128,12 @@ class MarketActivities:
             market=self._platform.market,
             endings=tuple(endings),
         )
+
+    def _onset(self, opening: CycleOpening) -> datetime:
+        """When the anomaly began; without one, the beginning of the trailing floor window."""
+        if opening.request.anomaly:
+            return opening.request.anomaly.onset
+        return opening.at - timedelta(seconds=self._platform.observatory.floor_window_s)
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
         """The next attempt on the subject, recorded with its event."""

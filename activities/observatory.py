@@ -117,35 +117,40 @@ class ObservatoryActivities:
         The onset is the instant that the request names, or the beginning of the trailing window. Where a parameter was
         changed after it, the facts are those since the latest change.
         """
-        window = timedelta(seconds=request.window_s)
-        onset = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
+        asked_for = request.since or at - timedelta(seconds=request.window_s)
+        onset = min(at, max(asked_for, at - LONGEST_DIAGNOSIS))
+        with self._database.reading() as session:
+            return self._diagnosis(session, request, onset, at)
+
+    def _diagnosis(self, session: Session, request: DiagnosisRequest, onset: datetime, at: datetime) -> Diagnosis:
+        """The facts about every task type, cut to what a message holds; the one in question keeps most."""
         rules = self._platform.observatory
         _, _, subject_type = request.subject.partition(":")
-        with self._database.reading() as session:
-            names = [declared.name for declared in self._platform.task_types]
-            concerned = [subject_type] if subject_type in names else names
-            start = counted_from(session, self._platform, concerned, onset)
-            tracks = history(session, start, at)
-            if subject_type in tracks and subject_type not in names:
-                names.append(subject_type)  # one that an agent has registered
-            anomaly = _anomaly(session, request.subject, onset, at)
-            aims = objectives(session, anomaly, rules)
-            windows = windows_of(names, subject_type, onset - window, onset, start, request.samples)
-            symptom = symptom_of(session, self._platform, request.subject, onset, at, aims)
-            values = values_by_version(session)
-            task_types = [
-                diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)
-                for name in names
-            ]
-            whole = Diagnosis(
-                at=at,
-                window_start=start,
-                task_types=tuple(task_types),
-                parameters=parameter_states(session, self._platform),
-                endings=past_endings(session, request.subject, values),
-                memory=recall(session, symptom, at),
-                changes=changes(session, at, values),
-            )
+        names = [declared.name for declared in self._platform.task_types]
+        concerned = [subject_type] if subject_type in names else names
+        start = counted_from(session, self._platform, concerned, onset)
+        tracks = history(session, start, at)
+        if subject_type in tracks and subject_type not in names:
+            names.append(subject_type)  # one that an agent has registered
+        anomaly = _anomaly(session, request.subject, onset, at)
+        aims = objectives(session, anomaly, rules)
+        before = onset - timedelta(seconds=request.window_s)
+        windows = windows_of(names, subject_type, before, onset, start, request.samples)
+        symptom = symptom_of(session, self._platform, request.subject, onset, at, aims)
+        values = values_by_version(session)
+        task_types = [
+            diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)
+            for name in names
+        ]
+        whole = Diagnosis(
+            at=at,
+            window_start=start,
+            task_types=tuple(task_types),
+            parameters=parameter_states(session, self._platform),
+            endings=past_endings(session, request.subject, values),
+            memory=recall(session, symptom, at),
+            changes=changes(session, at, values),
+        )
         in_question = subject_type if subject_type in names else ""
         return fitted(whole, in_question)
 

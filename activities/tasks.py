@@ -62,6 +62,7 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
     if task.settlement is not None:
         return Settlement.model_validate(task.settlement)
 
+    # A task that no agent had has no outcome, unless it was awarded and no result came.
     if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
         record_outcomes(session, [_outcome_of(settlement)], interval_s)
     if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):

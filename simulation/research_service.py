@@ -47,7 +47,7 @@ class ResearchHandler(BaseHTTPRequestHandler):
                 self._reply(404, {"error": f"expected /vocabulary, /state or /search, but {self.path} came"})
 
     def do_POST(self) -> None:
-        """Answer a search, late or not at all where that is the treatment it gets."""
+        """Check a request for a search, and give it its treatment."""
         received_at = time.monotonic()
         if self.path != "/search":
             self._reply(404, {"error": f"expected a search at /search, but {self.path} came"})
@@ -58,6 +58,10 @@ class ResearchHandler(BaseHTTPRequestHandler):
             return
         # Read whatever comes of it: a client does not see the answer to a request that was left unread.
         content = self.rfile.read(int(size))
+        self._treat(content, received_at)
+
+    def _treat(self, content: bytes, received_at: float) -> None:
+        """Refuse a search at once, or answer it when the seconds of its treatment are over."""
         treatment = self.server.conduct.next()
         if treatment.unavailable:
             self._reply(503, {"error": "try again later"})
