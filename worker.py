@@ -138,8 +138,8 @@ async def run(settings: Settings) -> None:
     database = existing(settings.database)
     keep_bytecode(settings.home / "cache" / "bytecode")
     stopping = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     declared_names = {declared.name for declared in platform.task_types}
     task_types = {name: task_type for name, task_type in installed().items() if name in declared_names}
     # Its processes start with the first task: a worker without tasks does not pay for them.

@@ -24,7 +24,7 @@ def register_agent(
     public_key: str | None = None,
     built_in: bool = False,
 ) -> bool:
-    """Add an agent under its operator, with its key; False where it is registered, and then nothing changes.
+    """Add an agent under its operator, with its key. An agent that is registered already stays as it is: False.
 
     The platform does a `built_in` agent's tasks in its name; any other brings its own executor. Raises ValueError for
     a bad name or key.
@@ -60,37 +60,31 @@ def roster(session: Session, task_type: str = PLATFORM_META) -> tuple[Agent, ...
     record_rows = session.exec(select(RecordRow).where(RecordRow.task_type == task_type)).all()
     records = {row.agent_id: Record.model_validate(row.model_dump()) for row in record_rows}
     totals = {name: sum(getattr(record, name) for record in records.values()) for name in COUNTS}
-    market = Record(**totals)
+    record_of_all = Record(**totals)
     keys = identity.keys(session)
 
     agents = []
-    for row in session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all():
+    rows = session.exec(select(AgentRow).order_by(AgentRow.agent_id)).all()
+    for row in rows:
         key = keys.get(row.agent_id)
+        # An agent whose key was revoked takes part in nothing until it has another one.
+        suspended = row.suspended or key == REVOKED
         agent = Agent(
-            **row.model_dump(exclude={"registered_at"}),
+            **row.model_dump(exclude={"registered_at", "suspended"}),
+            suspended=suspended,
             load=load[row.agent_id],
             record=records.get(row.agent_id, Record()),
-            market=market,
+            market=record_of_all,
             public_key=key,
         )
-        if key == REVOKED:
-            # It takes part in nothing until it has another key.
-            agent = agent.model_copy(update={"suspended": True})
         agents.append(agent)
     return tuple(agents)
 
 
 def _load_by_agent(session: Session) -> Counter[str | None]:
     """How many cycles and tasks each agent has been awarded that have not ended."""
-    open_awards = (
-        select(AwardRow.agent_id, func.count())
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(col(MetaTaskRow.ended_at).is_(None))
-        .group_by(AwardRow.agent_id)
-    )
-    open_tasks = (
-        select(TaskRow.agent_id, func.count())
-        .where(col(TaskRow.ended_at).is_(None), col(TaskRow.agent_id).is_not(None))
-        .group_by(TaskRow.agent_id)
-    )
+    awards = select(AwardRow.agent_id, func.count()).join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+    open_awards = awards.where(col(MetaTaskRow.ended_at).is_(None)).group_by(AwardRow.agent_id)
+    awarded = select(TaskRow.agent_id, func.count()).where(col(TaskRow.agent_id).is_not(None))
+    open_tasks = awarded.where(col(TaskRow.ended_at).is_(None)).group_by(TaskRow.agent_id)
     return Counter(dict(session.exec(open_awards).all())) + Counter(dict(session.exec(open_tasks).all()))

@@ -59,31 +59,41 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     for anomaly in detection.raised:
         _store(session, anomaly, at)
 
+    open_rows = session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all()
+    by_turn = sorted(open_rows, key=_turn)
     closing_reasons = dict(detection.closed)
     attempted_types: set[str] = set()
-    escalated: list[Anomaly] = []
-    still_open = session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all()
-    for row in sorted(still_open, key=_by_turn):
+    for row in by_turn:
         if row.anomaly_id in closing_reasons:
             close(session, row, closing_reasons[row.anomaly_id], at)
-            continue
+        else:
+            _announce_to_whom_it_concerns(session, platform, row, attempted_types, at)
 
-        no_cycle = escalation(row.body["metric"], row.body["task_type"], platform.observatory)
-        why = no_cycle or _why_overdue(session, platform, row, at)
-        _keep_escalation(session, row, why)
-        if why:
-            escalated.append(Anomaly.model_validate(row.body))
-        if why or platform.mode is Mode.OBSERVE:
-            _announce_open(session, row, attempt=None, at=at)
-        if no_cycle or platform.mode is Mode.OBSERVE:
-            continue
+    need_a_person = [row for row in by_turn if row.closed_at is None and row.body.get("escalation")]
+    return [Anomaly.model_validate(row.body) for row in need_a_person]
 
-        task_type = row.body["task_type"]
-        attempt = None if task_type in attempted_types else _due_attempt(session, platform, row, at)
-        if attempt is not None:
-            attempted_types.add(task_type)
-            _announce_open(session, row, attempt, at)
-    return escalated
+
+def _announce_to_whom_it_concerns(
+    session: Session, platform: Platform, row: AnomalyRow, attempted_types: set[str], at: datetime
+) -> None:
+    """Announce an open anomaly to people where they are needed, and to a cycle where an attempt is due.
+
+    A task type gets one attempt at a time: `attempted_types` grows by the type that gets one here.
+    """
+    task_type = row.body["task_type"]
+    observing = platform.mode is Mode.OBSERVE
+    why_no_cycle = escalation(row.body["metric"], task_type, platform.observatory)
+    why_a_person = why_no_cycle or _why_overdue(session, platform, row, at)
+    _keep_escalation(session, row, why_a_person)
+    if why_a_person or observing:
+        _announce_open(session, row, attempt=None, at=at)
+    if why_no_cycle or observing or task_type in attempted_types:
+        return
+
+    attempt = _due_attempt(session, platform, row, at)
+    if attempt is not None:
+        attempted_types.add(task_type)
+        _announce_open(session, row, attempt, at)
 
 
 def _keep_escalation(session: Session, row: AnomalyRow, why: str) -> None:
@@ -104,7 +114,7 @@ def _why_overdue(session: Session, platform: Platform, row: AnomalyRow, at: date
     return overdue(row.detected_at, at, len(cycles), platform.cycle)
 
 
-def _by_turn(row: AnomalyRow) -> tuple[datetime, bool, str]:
+def _turn(row: AnomalyRow) -> tuple[datetime, bool, str]:
     """Of two anomalies of one task type, the older gets the attempt; of one age, that of failures."""
     return row.detected_at, row.body["metric"] not in ALWAYS, row.anomaly_id
 

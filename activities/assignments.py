@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, func, update
 from sqlmodel import Session, col, select
 
 from activities.database import insert_new, lock
@@ -58,12 +58,11 @@ def guard_counters(session: Session, experiment_id: str) -> tuple[GuardCounts, .
 
 
 def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timedelta) -> None:
-    """Count a task that was assigned long ago and never reported as a failure of its arm.
+    """End each task that has been pending for longer than `cutoff`, and count it as a failure of its arm.
 
-    Where ratings decide, a lost task is excluded, because no failed task is rated. The guardrail on completed tasks
-    counts it in both cases, as one that has not completed.
+    Where ratings decide, such a lost task is excluded from its arm instead, because no failed task is rated.
 
-    How long ago is measured by the clock of the evaluations, from the first one that finds it pending: the platform's
+    The time is measured by the clock of the evaluations, from the first one that finds the task pending: the platform's
     clock, which sets `assigned_at`, may be hours behind.
     """
     # The arms are locked first: a recorder may be finishing one of these tasks at this moment.
@@ -73,16 +72,19 @@ def fail_lost(session: Session, experiment_id: str, at: datetime, cutoff: timede
     ending = {"excluded": True} if by_ratings else {"success": False}
     lost_by_arm = _end_overdue(session, experiment_id, at, cutoff, ending)
     for arm_key, lost in lost_by_arm.items():
-        # Only the totals grow: a task without an outcome is no success, and no guardrail can judge it or call it good.
         arm = _arm_of(session, arm_key)
         if by_ratings:
             arm.excluded += lost
         else:
             arm.finished += lost
+        _count_lost_in_guards(session, arm_key, lost)
 
-        for guard in _guards_of(session, arm_key):
-            if guard.guardrail == GuardrailKind.RATED.value:
-                continue  # a share of the tasks that succeeded, and a lost one did not
+
+def _count_lost_in_guards(session: Session, arm_key: _ArmKey, lost: int) -> None:
+    """Count lost tasks in the totals alone: a task without an outcome cannot be judged, and is not good."""
+    for guard in _guards_of(session, arm_key):
+        # The share of rated tasks is a share of those that succeeded, and a lost one did not.
+        if guard.guardrail != GuardrailKind.RATED.value:
             guard.tasks += lost
 
 
@@ -128,11 +130,13 @@ def _record_for_experiment(
     rows = [dict(assignment.model_dump(), success=None, excluded=False) for assignment in admitted.values()]
     new_ids = insert_new(session, AssignmentRow, rows, returning="task_id")
     new = [admitted[task_id] for task_id in new_ids]
-    counts = Counter(_ArmKey(experiment_id, added.treatment_share, added.variant.value) for added in new)
-    for arm_key, count in counts.items():
-        _arm_of(session, arm_key).assigned += count
+    new_by_arm = Counter(_ArmKey(experiment_id, added.treatment_share, added.variant.value) for added in new)
+    for arm_key, count in new_by_arm.items():
+        arm = _arm_of(session, arm_key)
+        arm.assigned += count
     session.flush()
 
+    # Tasks whose outcome was recorded before their assignment came.
     outcomes = recorded_outcomes(session, new_ids)
     if outcomes:
         arms = finish_assignments(session, outcomes)
@@ -173,18 +177,25 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
     running = select(ExperimentRow.experiment_id).where(
         col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
     )
-    experiment_ids = session.exec(running).all()
-    if not experiment_ids:
+    running_ids = session.exec(running).all()
+    if not running_ids:
         return {}
 
-    reported = (col(AssignmentRow.experiment_id).in_(experiment_ids), col(AssignmentRow.task_id).in_(outcomes))
-    assigned = session.exec(
-        select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
-    ).all()
-    for experiment_id in sorted({experiment_id for experiment_id, _, _ in assigned}):
+    reported = (col(AssignmentRow.experiment_id).in_(running_ids), col(AssignmentRow.task_id).in_(outcomes))
+    arms = select(AssignmentRow.experiment_id, AssignmentRow.task_id, AssignmentRow.variant).where(*reported)
+    assigned = session.exec(arms).all()
+    experiment_ids = {experiment_id for experiment_id, _, _ in assigned}
+    for experiment_id in sorted(experiment_ids):
         lock(session, f"arms:{experiment_id}")
+    # Under the locks: an evaluation may have counted a task as lost, or closed an experiment, meanwhile.
+    _count_pending(session, reported, outcomes)
+    return {task_id: variant for _, task_id, variant in assigned}
 
-    # Read again under the locks: an evaluation may have counted a task as lost, or closed an experiment, meanwhile.
+
+def _count_pending(
+    session: Session, reported: Sequence[ColumnElement[bool]], outcomes: Mapping[str, TaskOutcome]
+) -> None:
+    """Count the outcomes of the reported tasks that are still pending, for a caller that has locked their arms."""
     pending = (
         select(AssignmentRow, ExperimentRow)
         .join(ExperimentRow, col(ExperimentRow.experiment_id) == AssignmentRow.experiment_id)
@@ -196,7 +207,6 @@ def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) ->
         if experiment.experiment_id not in counters:
             counters[experiment.experiment_id] = _Counters(session, experiment)
         counters[experiment.experiment_id].count(assignment, outcomes[assignment.task_id])
-    return {task_id: variant for _, task_id, variant in assigned}
 
 
 class _Counters:
@@ -213,29 +223,31 @@ class _Counters:
 
     def count(self, assignment: AssignmentRow, outcome: TaskOutcome) -> None:
         """Count one task in its arm, or as excluded from it, and in each of the arm's guardrails."""
-        success = is_success(self._objectives, outcome)
+        self._count_in_arm(assignment, is_success(self._objectives, outcome))
+        for guardrail in self._guardrails:
+            if is_counted(guardrail, self._objectives, outcome):
+                self._count_in_guard(assignment, guardrail, is_good(guardrail, outcome))
+
+    def _count_in_arm(self, assignment: AssignmentRow, success: bool | None) -> None:
+        """None where the task was not rated: it is evidence neither for its arm nor against it."""
         assignment.success = success
         assignment.excluded = success is None
-
-        share, variant = assignment.treatment_share, assignment.variant
-        arm = self._arms[share, variant]
+        arm = self._arms[assignment.treatment_share, assignment.variant]
         if success is None:
-            arm.excluded += 1  # not rated: evidence neither for its arm nor against it
+            arm.excluded += 1
         else:
             arm.finished += 1
         if success:
             arm.successes += 1
 
-        for guardrail in self._guardrails:
-            if not is_counted(guardrail, self._objectives, outcome):
-                continue
-            guard = self._guards[share, variant, guardrail.kind.value]
-            good = is_good(guardrail, outcome)
-            guard.tasks += 1
-            if good is not None:
-                guard.judged += 1
-            if good:
-                guard.good += 1
+    def _count_in_guard(self, assignment: AssignmentRow, guardrail: Guardrail, good: bool | None) -> None:
+        """None where the guardrail cannot judge the task, which then counts in the total alone."""
+        guard = self._guards[assignment.treatment_share, assignment.variant, guardrail.kind.value]
+        guard.tasks += 1
+        if good is not None:
+            guard.judged += 1
+        if good:
+            guard.good += 1
 
 
 def _objectives(experiment: ExperimentRow) -> dict[str, Guardrail]:

@@ -46,7 +46,10 @@ class ConsolidationActivities:
 
     @activity.defn
     def consolidate(self, at: datetime) -> Lesson:
-        """Read what is new since the last consolidation, merge it, and announce what was learned."""
+        """Read what is new since the last consolidation, merge it, and announce what was learned.
+
+        A run for an instant that has been consolidated returns that lesson again.
+        """
         with self._database.reading() as session:
             last = _last_run(session)
             if last is not None and at <= last.at:
@@ -58,19 +61,17 @@ class ConsolidationActivities:
 
         merged = patterns.merge(remembered, learned, at)
         judged_before = patterns.judge(remembered, _time_of(last) or at)
-        lesson = patterns.lesson(judged_before, patterns.judge(merged, at), at)
+        judged_now = patterns.judge(merged, at)
+        lesson = patterns.lesson(judged_before, judged_now, at)
         read_to = ends[-1].sequence if ends else cursor
-        row = ConsolidationRow(at=at, ledger_sequence=read_to, lesson=lesson.model_dump(mode="json"))
 
         with self._database.transaction() as session:
             lock(session, "memory")
-            current = _last_run(session)
-            if _time_of(current) != _time_of(last):
-                raise RuntimeError(f"expected one run at a time, but another ended at {_time_of(current)}")
+            _check_that_none_ran_since(session, last)
             if last is not None and merged == remembered and read_to == cursor:
                 return Lesson(at=at, text=f"nothing new since {last.at:%Y-%m-%d %H:%M} UTC")
             memory.keep(session, remembered, merged)
-            session.add(row)
+            session.add(ConsolidationRow(at=at, ledger_sequence=read_to, lesson=lesson.model_dump(mode="json")))
             emit(session, MemoryConsolidated(lesson=lesson), SUBJECT, at.isoformat(), at)
         return lesson
 
@@ -78,11 +79,9 @@ class ConsolidationActivities:
         """What the experiments of ended cycles show about their changes, whatever metric they were to improve."""
         for entry in ends:
             end = ledger.read(CycleEnd, entry.body)
-            registered = session.exec(
-                select(LedgerRow.body).where(
-                    LedgerRow.kind == EntryKind.EXPERIMENT_DESIGNED.value, LedgerRow.key == end.cycle_id
-                )
-            ).first()
+            is_design = LedgerRow.kind == EntryKind.EXPERIMENT_DESIGNED.value
+            designed = select(LedgerRow.body).where(is_design, LedgerRow.key == end.cycle_id)
+            registered = session.exec(designed).first()
             if registered is None:
                 continue  # it ended before an experiment
             design = ledger.read(ExperimentDesign, registered)
@@ -100,17 +99,20 @@ def _last_run(session: Session) -> ConsolidationRow | None:
     return session.exec(select(ConsolidationRow).order_by(col(ConsolidationRow.at).desc()).limit(1)).first()
 
 
+def _check_that_none_ran_since(session: Session, last: ConsolidationRow | None) -> None:
+    """Raise RuntimeError where another run has ended since `last` was read."""
+    current = _last_run(session)
+    if _time_of(current) != _time_of(last):
+        raise RuntimeError(f"expected one run at a time, but another ended at {_time_of(current)}")
+
+
 def _time_of(run: ConsolidationRow | None) -> datetime | None:
     return run.at if run else None
 
 
 def _ended_cycles(session: Session, after: int) -> Sequence[LedgerRow]:
-    return session.exec(
-        select(LedgerRow)
-        .where(LedgerRow.kind == EntryKind.CYCLE_ENDED.value, LedgerRow.sequence > after)
-        .order_by(col(LedgerRow.sequence))
-        .limit(MOST_CYCLES)
-    ).all()
+    ended = select(LedgerRow).where(LedgerRow.kind == EntryKind.CYCLE_ENDED.value, LedgerRow.sequence > after)
+    return session.exec(ended.order_by(col(LedgerRow.sequence)).limit(MOST_CYCLES)).all()
 
 
 def _symptom(session: Session, design: ExperimentDesign) -> Symptom:

@@ -3,7 +3,7 @@
 Functions, no activities.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -146,15 +146,22 @@ async def apply(client: Client, wanted: Iterable[Job], dry_run: bool = False) ->
         stored = await find(client, job_id)
         state = _wanted_state(job, stored.state if stored else None)
         changes += await settle(client, job, state, stored, dry_run=dry_run)
+    for job_id in await _no_longer_declared(client, declared):
+        removed = dry_run or await _remove(client, job_id)
+        if removed:
+            changes.append(ScheduleChange(job_id, "remove"))
+    return changes
+
+
+async def _no_longer_declared(client: Client, declared: Collection[str]) -> list[str]:
+    """The ids of our schedules that nothing declares; each is looked up, as the list lags behind the server's state."""
+    job_ids = []
     async for entry in await client.list_schedules():
         if entry.id in declared or MARK not in await entry.memo():
             continue
-        # The list lags behind the server's state.
-        if await find(client, entry.id) is None:
-            continue
-        if dry_run or await _remove(client, entry.id):
-            changes.append(ScheduleChange(entry.id, "remove"))
-    return changes
+        if await find(client, entry.id) is not None:
+            job_ids.append(entry.id)
+    return job_ids
 
 
 def _wanted_state(job: Job, current: JobState | None) -> JobState:

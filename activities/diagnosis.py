@@ -86,8 +86,10 @@ def windows_of(
 ) -> dict[str, Window]:
     """What is read of each task type: most of the one in question, if it is among them, and of others an overview.
 
-    Where none is in question, all are, and share the chance that something stands out by chance.
+    The one in question alone gets contrasts. Without one every type gets them, and an equal part of ALPHA, so that the
+    chance that anything stands out by chance is the same.
     """
+    # At least 1, as a divisor: there may be no other type.
     others = max(1, len(set(task_types) - {in_question}))
     most = max(1, min(MOST_READ, MOST_READ_OF_OTHERS // others))
     samples_of_other = min(samples, SAMPLES // max(1, len(task_types)))
@@ -95,7 +97,7 @@ def windows_of(
     overview = Window(before, onset, start, most, samples_of_other, MOST_REASONS_OF_OTHERS, alpha)
     windows = dict.fromkeys(task_types, overview)
     if in_question in windows:
-        windows[in_question] = Window(before, onset, start, MOST_READ, samples, MOST_REASONS, ALPHA)
+        windows[in_question] = overview._replace(most=MOST_READ, samples=samples, reasons=MOST_REASONS, alpha=ALPHA)
     return windows
 
 
@@ -112,25 +114,29 @@ def diagnosis_of(
     before = _outcomes(session, task_type, window.before, window.onset, window.most, without=UNREAD_OF_BEFORE)
     since = _outcomes(session, task_type, window.start, until=None, most=window.most)
     verdicts = [_is_good(objectives, outcome) for outcome in since]
-    judged = list(zip(since, verdicts, strict=True))
-    samples = [
-        DurationSample(duration_s=outcome.duration_s, failure=outcome.failure, reason=outcome.reason)
-        for outcome in since[: window.samples]
-    ]
-    failures = sum((Counter(interval.failures) for interval in intervals), Counter[FailureKind]())
+    # A task whose verdict is None cannot be judged: it is neither good nor bad.
+    good = [outcome for outcome, verdict in zip(since, verdicts, strict=True) if verdict is True]
+    bad = [outcome for outcome, verdict in zip(since, verdicts, strict=True) if verdict is False]
+    failures: Counter[FailureKind] = Counter()
+    for interval in intervals:
+        failures.update(interval.failures)
 
     return TaskTypeDiagnosis(
         task_type=task_type,
         counts=counts_since(session, [task_type], window.start, until, objectives),
         before=counts_since(session, [task_type], window.before, window.onset, objectives),
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
-        samples=tuple(samples),
+        samples=_samples(since[: window.samples]),
         reasons=_reasons(since, before, window.reasons, share_details),
         contrasts=contrasts(_tasks(since, verdicts), window.alpha) if window.alpha else (),
-        good=_figures([outcome for outcome, good in judged if good]),
-        bad=_figures([outcome for outcome, good in judged if good is False]),
+        good=_figures(good),
+        bad=_figures(bad),
         usual=_figures(before),
     )
+
+
+def _samples(outcomes: Sequence[TaskOutcome]) -> tuple[DurationSample, ...]:
+    return tuple(DurationSample(duration_s=o.duration_s, failure=o.failure, reason=o.reason) for o in outcomes)
 
 
 def _outcomes(
@@ -287,25 +293,27 @@ def _swaps(session: Session) -> Sequence[LedgerRow]:
 
 
 def values_by_version(session: Session) -> Values:
-    """What parameters were at each of their versions, as far as it is recorded.
-
-    From experiments, whose control is the version that was in force; from promotions and rollbacks, which make the next
-    version; and from what is in force, with what was before it.
-    """
+    """What parameters were at each of their versions, as far as it is recorded."""
     values: dict[tuple[str, int], Value] = {}
-    tried = select(ExperimentRow.parameter, ExperimentRow.design).where(
-        ExperimentRow.experiment_id == ExperimentRow.cycle_id
-    )
-    for parameter, design in session.exec(tried.order_by(col(ExperimentRow.queued_at).desc()).limit(MOST_SWAPS)):
+    is_first = ExperimentRow.experiment_id == ExperimentRow.cycle_id  # and not its watch
+    tried = select(ExperimentRow.parameter, ExperimentRow.design).where(is_first)
+    newest = tried.order_by(col(ExperimentRow.queued_at).desc()).limit(MOST_SWAPS)
+    for parameter, design in session.exec(newest).all():
+        # The control of an experiment is the value that was in force.
         values[parameter, design["base_version"]] = design["control"]
-
     for entry in _swaps(session):
+        # A promotion or a rollback makes the next version.
         swap = ledger.read(Promotion, entry.body)
         values[swap.parameter, swap.expected_version + 1] = swap.value
+    return values | _values_in_force(session)
 
+
+def _values_in_force(session: Session) -> dict[tuple[str, int], Value]:
+    """Every parameter at its version and at the one before it."""
     rows = session.exec(select(ParameterRow)).all()
     current = texts.load(session, [row.value for row in rows])
     previous = texts.load(session, [row.previous for row in rows])
+    values: dict[tuple[str, int], Value] = {}
     for row, value, before in zip(rows, current, previous, strict=True):
         values[row.key, row.version - 1] = before
         values[row.key, row.version] = value

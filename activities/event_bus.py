@@ -114,19 +114,13 @@ class EventActivities:
     ) -> int:
         """Deliver each chain until its first failure, and begin further ones while slow ones are under way."""
         delivered = 0
-        in_flight: dict[asyncio.Task[ChainResult], str] = {}
+        in_flight: dict[asyncio.Task[ChainResult], str] = {}  # the subject of each chain
         try:
             while chains or in_flight:
                 for chain in chains:
                     task = asyncio.create_task(_follow(subscriber, chain, clock, deliver))
                     in_flight[task] = chain[0].subject
-                done, _ = await asyncio.wait(in_flight, timeout=POLL_S)
-                for task in done:
-                    del in_flight[task]
-                if done:
-                    # One transaction for all results: a commit takes longer than many a delivery.
-                    results = [task.result() for task in done]
-                    delivered += await asyncio.to_thread(self._record, subscriber, results, clock.now)
+                delivered += await self._collect(subscriber, clock, in_flight)
                 chains = []
                 if clock.delivery_may_begin:
                     busy = frozenset(in_flight.values())
@@ -135,6 +129,17 @@ class EventActivities:
             for task in in_flight:
                 task.cancel()
         return delivered
+
+    async def _collect(self, subscriber: str, clock: "_Clock", in_flight: dict[asyncio.Task[ChainResult], str]) -> int:
+        """Take the chains that have ended out of `in_flight` and record them; how many events were delivered."""
+        done, _ = await asyncio.wait(in_flight, timeout=POLL_S)
+        if not done:
+            return 0
+        for task in done:
+            del in_flight[task]
+        # One transaction for all results: a commit takes longer than many a delivery.
+        results = [task.result() for task in done]
+        return await asyncio.to_thread(self._record, subscriber, results, clock.now)
 
     def _next(self, subscriber: str, now: datetime, busy: frozenset[str] = frozenset()) -> list[list[Event]]:
         """Chains of events that are due, one for each subject that is not busy, up to CONCURRENCY subjects in all."""
@@ -150,14 +155,11 @@ class EventActivities:
         alive = col(UndeliveredRow.dead_at).is_(None)
         is_due = col(UndeliveredRow.due_at) <= now
         is_free = col(UndeliveredRow.subject).not_in(busy)
-        due_heads = (
-            heads(subscriber)
-            .where(alive, is_due, is_free)
-            .order_by(col(UndeliveredRow.due_at), col(UndeliveredRow.sequence))
-            .limit(CONCURRENCY - len(busy))
-        )
+        due_heads = heads(subscriber).where(alive, is_due, is_free)
+        first_due = due_heads.order_by(col(UndeliveredRow.due_at), col(UndeliveredRow.sequence))
         with self._database.reading() as session:
-            subjects = {row.subject for row in session.exec(due_heads)}
+            rows = session.exec(first_due.limit(CONCURRENCY - len(busy)))
+            subjects = {row.subject for row in rows}
             events = _undelivered_events(session, subscriber, subjects)
         chains: dict[str, list[Event]] = defaultdict(list)
         for event in events:
@@ -165,18 +167,17 @@ class EventActivities:
         return list(chains.values())
 
     def _take(self, subscriber: str, now: datetime) -> bool:
-        """Move the cursor, while there is room: what the subscriber accepts becomes an undelivered row, due at once.
+        """Read further events, and add an undelivered row, due at once, for each that the subscriber accepts.
 
-        False where no row was added.
+        False where no row was added: there was nothing new, nothing that it accepts, or no room in its backlog.
         """
         with self._database.reading() as session:
-            cursor = session.get(CursorRow, subscriber)
+            known = session.get(CursorRow, subscriber)
             newest = newest_sequence(session)
-            if cursor is not None and cursor.sequence >= newest:
+            has_read_all = known is not None and known.sequence >= newest
+            if has_read_all or undelivered_count(session, subscriber) > BACKLOG - BATCH:
                 return False
-            if undelivered_count(session, subscriber) > BACKLOG - BATCH:
-                return False
-        if cursor is None:
+        if known is None:
             subscribe(self._database, subscriber)
         with self._database.transaction() as session:
             lock(session, f"cursor:{subscriber}")
@@ -219,14 +220,7 @@ class EventActivities:
 
     def _retry_later(self, subscriber: str, now: datetime) -> ApplicationError:
         """Ask to be retried when something may be due; the message says what the subscriber waits for."""
-        latest_failed = (
-            heads(subscriber)
-            .where(col(UndeliveredRow.attempts) > 0)
-            .order_by(col(UndeliveredRow.failed_at).desc())
-            .limit(10 * BATCH)
-        )
-        with self._database.reading() as session:
-            failed = session.exec(latest_failed).all()
+        failed = self._latest_failed(subscriber)
         line = f"waiting for events for {subscriber}"
         wait_s = self._poll_s
         if failed:
@@ -238,17 +232,19 @@ class EventActivities:
         delay = timedelta(seconds=wait_s)
         return ApplicationError(line, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
 
+    def _latest_failed(self, subscriber: str) -> Sequence[UndeliveredRow]:
+        """The first undelivered event of each subject where that has failed, the latest failure first."""
+        failed_heads = heads(subscriber).where(col(UndeliveredRow.attempts) > 0)
+        latest = failed_heads.order_by(col(UndeliveredRow.failed_at).desc()).limit(10 * BATCH)
+        with self._database.reading() as session:
+            return session.exec(latest).all()
+
 
 def _undelivered_events(session: Session, subscriber: str, subjects: Collection[str]) -> list[Event]:
     """The oldest undelivered events of these subjects."""
-    rows = (
-        select(EventRow)
-        .join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
-        .where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
-        .order_by(col(EventRow.sequence))
-        .limit(BATCH)
-    )
-    return events_of(session.exec(rows))
+    undelivered = select(EventRow).join(UndeliveredRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
+    wanted = undelivered.where(UndeliveredRow.subscriber == subscriber, col(UndeliveredRow.subject).in_(subjects))
+    return events_of(session.exec(wanted.order_by(col(EventRow.sequence)).limit(BATCH)))
 
 
 async def _follow(subscriber: str, chain: list[Event], clock: "_Clock", deliver: Deliver) -> ChainResult:
@@ -280,17 +276,10 @@ def _next_batch(session: Session, subscription: Subscription, after: int, newest
 
     Nothing beyond `newest`: what was announced after that was read would be skipped, or come twice.
     """
-    rows = (
-        select(EventRow)
-        .where(
-            col(EventRow.sequence) > after,
-            col(EventRow.sequence) <= newest,
-            col(EventRow.type).in_([type.value for type in subscription.types]),
-        )
-        .order_by(col(EventRow.sequence))
-        .limit(BATCH)
-    )
-    return events_of(session.exec(rows))
+    types = [type.value for type in subscription.types]
+    sequence = col(EventRow.sequence)
+    following = select(EventRow).where(sequence > after, sequence <= newest, col(EventRow.type).in_(types))
+    return events_of(session.exec(following.order_by(sequence).limit(BATCH)))
 
 
 class _Clock:

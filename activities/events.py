@@ -62,11 +62,9 @@ def undelivered_count(session: Session, subscriber: str) -> int:
 def undelivered(database: Database) -> list[Undelivered]:
     """The events that could not be delivered, and those parked behind them, in order for each subscriber."""
     with database.reading() as session:
-        rows = session.exec(
-            select(UndeliveredRow, EventRow.type)
-            .join(EventRow, col(EventRow.sequence) == col(UndeliveredRow.sequence))
-            .order_by(col(UndeliveredRow.subscriber), col(UndeliveredRow.sequence))
-        ).all()
+        typed = select(UndeliveredRow, EventRow.type).join(EventRow, col(EventRow.sequence) == UndeliveredRow.sequence)
+        in_order = typed.order_by(col(UndeliveredRow.subscriber), col(UndeliveredRow.sequence))
+        rows = session.exec(in_order).all()
     letters = []
     heads_by_subject: dict[tuple[str, str], UndeliveredRow] = {}
     for row, type in rows:

@@ -59,24 +59,22 @@ def verdict(session: Session, experiment_id: str) -> Reading | None:
 def trajectory(database: Database, experiment_id: str) -> list[Reading]:
     """The readings that evaluations at about POINTS moments would have given, in order of assignment."""
     with database.reading() as session:
-        row = _row(session, experiment_id)
-        rows = session.exec(
-            select(AssignmentRow)
-            .where(
-                AssignmentRow.experiment_id == experiment_id,
-                col(AssignmentRow.success).is_not(None) | col(AssignmentRow.excluded),
-            )
-            .order_by(col(AssignmentRow.assigned_at), col(AssignmentRow.task_id))
-        ).all()
-    design = ExperimentDesign.model_validate(row.design)
-    every = max(1, len(rows) // POINTS)
-    opened_at = row.opened_at or row.queued_at
+        experiment = _row(session, experiment_id)
+        has_ended = col(AssignmentRow.success).is_not(None) | col(AssignmentRow.excluded)
+        tasks = select(AssignmentRow).where(AssignmentRow.experiment_id == experiment_id, has_ended)
+        in_order = tasks.order_by(col(AssignmentRow.assigned_at), col(AssignmentRow.task_id))
+        ended = session.exec(in_order).all()
+    design = ExperimentDesign.model_validate(experiment.design)
+    opened_at = experiment.opened_at or experiment.queued_at
+    every = max(1, len(ended) // POINTS)
     readings = []
-    for n, last in enumerate(rows):
-        if n % every == 0 or n == len(rows) - 1:
-            strata = _strata(rows[: n + 1])
+    for index, last in enumerate(ended):
+        is_point = index % every == 0 or index == len(ended) - 1
+        if is_point:
+            strata = _strata(ended[: index + 1])
             # Evidence does not depend on the threshold, and calibrating one takes seconds: the general one will do.
-            readings.append(read(design, strata, guards=(), opened_at=opened_at, at=last.assigned_at, extended=True))
+            reading = read(design, strata, guards=(), opened_at=opened_at, at=last.assigned_at, extended=True)
+            readings.append(reading)
     return readings
 
 
@@ -96,7 +94,9 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
     """The counts of both arms by treatment share, as they would be had only these tasks been assigned."""
     excluded = Counter((row.treatment_share, row.variant) for row in rows if row.excluded)
+    # A success of None: the task is pending.
     counted = Counter((row.treatment_share, row.variant, row.success) for row in rows if not row.excluded)
+    shares = sorted({row.treatment_share for row in rows})
 
     def arm(share: float, variant: Variant) -> ArmCounts:
         successes = counted[share, variant.value, True]
@@ -112,5 +112,5 @@ def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
         StratumCounts(
             treatment_share=share, control=arm(share, Variant.CONTROL), treatment=arm(share, Variant.TREATMENT)
         )
-        for share in sorted({row.treatment_share for row in rows})
+        for share in shares
     )

@@ -36,8 +36,10 @@ def guardrails(
     """What must not get worse, from the roll-ups of the baseline window (or, on day one, of all there is).
 
     There is no guardrail for what is not measured here. Bounds lie between two buckets of the sketches, so the usual
-    share is counted exactly. The cycle sets the margin. With `aims`, where success does not make a task good, success
-    is a guardrail too; and where a rating does, so is the share of successes that are rated.
+    share is counted exactly. The cycle sets the margin.
+
+    `aims` say what a good task is, where it takes more than success. Then the share of completed tasks is a guardrail
+    too; and where ratings decide, so is the share of successes that are rated.
     """
     since, end = baseline_window(at, rules)
     tracks = rollups(session, since, at, task_types)

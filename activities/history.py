@@ -66,12 +66,14 @@ def counts_since(
     until = until or datetime.max.replace(tzinfo=UTC)
     if objectives:
         tracks = rollups(session, since, until, task_types)
-        return Counts.total(good(together(track), objectives.get(name)) for name, track in tracks.items())
+        good_by_type = [good(together(track), objectives.get(name)) for name, track in tracks.items()]
+        return Counts.total(good_by_type)
+
     sums = select(func.sum(RollupRow.tasks), func.sum(RollupRow.successes)).where(
         col(RollupRow.task_type).in_(task_types), col(RollupRow.start) >= since, col(RollupRow.start) < until
     )
     tasks, successes = session.exec(sums).one()
-    return Counts(tasks=tasks or 0, successes=successes or 0)
+    return Counts(tasks=tasks or 0, successes=successes or 0)  # the sum of no rows is NULL
 
 
 def counts_of_started(

@@ -60,9 +60,9 @@ def write_award(
     interval_s: int,
     counted: bool = True,
 ) -> bool:
-    """Record which agent got a task and why; False where it was recorded before. The first award of a task fills it.
+    """Record which agent got a task and why; False where it was recorded before.
 
-    Of a task that is not `counted`, whether it is filled says nothing of the market.
+    The first award of a task counts as a fill of the market, unless the task is not `counted`.
     """
     row = {"cycle_id": award.cycle_id, "agent_id": award.agent_id, "at": at, "body": body}
     is_first = not was_awarded(session, award.cycle_id)
@@ -98,21 +98,19 @@ class MarketActivities:
             return self._briefing(session, opening, row)
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
-        """What the cycle is decided by: the counts since the onset, or since the last change of a parameter after it.
-
-        Of no anomaly the onset is the beginning of the trailing floor window.
-        """
+        """What the cycle is decided by: counts since the onset, or since the last change of a parameter after it."""
         request = opening.request
         at = opening.at
         observatory = self._platform.observatory
         task_types = self._task_types(opening)
-        onset = request.anomaly.onset if request.anomaly else at - timedelta(seconds=observatory.floor_window_s)
-        since = counted_from(session, self._platform, task_types, onset)
+        onset = self._onset(opening)
         # Normal is what was before the onset, however long the anomaly has been open.
         normal_until = onset if request.anomaly else at
+        since = counted_from(session, self._platform, task_types, onset)
         aims = objectives(session, request.anomaly, observatory)
         names = [declared.name for declared in self._platform.task_types]
-        endings = past_endings(session, request.subject, values_by_version(session))
+        values = values_by_version(session)
+        endings = [in_short(ending) for ending in past_endings(session, request.subject, values)]
         return Briefing(
             cycle_id=row.cycle_id,
             attempt=row.attempt,
@@ -128,8 +126,14 @@ class MarketActivities:
             duplicate=row.run_id != opening.run_id,
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
-            endings=tuple(map(in_short, endings)),
+            endings=tuple(endings),
         )
+
+    def _onset(self, opening: CycleOpening) -> datetime:
+        """When the anomaly began; without one, the beginning of the trailing floor window."""
+        if opening.request.anomaly:
+            return opening.request.anomaly.onset
+        return opening.at - timedelta(seconds=self._platform.observatory.floor_window_s)
 
     def _new_meta_task(self, session: Session, opening: CycleOpening) -> MetaTaskRow:
         """The next attempt on the subject, recorded with its event."""

@@ -56,7 +56,8 @@ class ObservatoryActivities:
         rules = self._platform.observatory
         until = interval_start(at, rules.interval_s)
         floor_window = timedelta(seconds=rules.floor_window_s)
-        since = until - floor_window - timedelta(seconds=rules.baseline_s + rules.guard_s)
+        baseline = timedelta(seconds=rules.baseline_s + rules.guard_s)
+        since = until - floor_window - baseline
         with self._database.transaction() as session:
             lock(session, "anomalies")
             recorded = session.get(SnapshotRow, at)
@@ -71,16 +72,11 @@ class ObservatoryActivities:
 
             elevation = self._elevate(session, last, measurement.health, at)
             escalated = announce(session, self._platform, detection, at)
-            snapshot = measurement.model_copy(
-                update={
-                    "elevation": elevation,
-                    "reasons": failures_by_reason(session, until - floor_window, until),
-                    "escalations": tuple(f"{a.anomaly_id}: {a.escalation}" for a in escalated[:MOST_ESCALATIONS]),
-                }
-            )
-            body = snapshot.model_dump(mode="json")
-            detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
-            session.add(SnapshotRow(at=at, health=snapshot.health, body=body, detector=detector))
+            escalations = tuple(f"{anomaly.anomaly_id}: {anomaly.escalation}" for anomaly in escalated)
+            reasons = failures_by_reason(session, until - floor_window, until)
+            found = {"elevation": elevation, "reasons": reasons, "escalations": escalations[:MOST_ESCALATIONS]}
+            snapshot = measurement.model_copy(update=found)
+            session.add(_row(snapshot, detection))
         return snapshot
 
     def _detect(
@@ -116,38 +112,53 @@ class ObservatoryActivities:
 
     @activity.defn
     def diagnose(self, request: DiagnosisRequest, at: datetime) -> Diagnosis:
-        """The recorded facts of the trailing window, or since an instant, set against those of the window before.
+        """The recorded facts from the onset until `at`, set against those of the window before the onset.
 
-        Where a parameter was changed since, what is counted as now begins with that change.
+        The onset is the instant that the request names, or the beginning of the trailing window. Where a parameter was
+        changed after it, the facts are those since the latest change.
         """
-        window = timedelta(seconds=request.window_s)
-        onset = min(at, max(request.since or at - window, at - LONGEST_DIAGNOSIS))
+        asked_for = request.since or at - timedelta(seconds=request.window_s)
+        onset = min(at, max(asked_for, at - LONGEST_DIAGNOSIS))
+        with self._database.reading() as session:
+            return self._diagnosis(session, request, onset, at)
+
+    def _diagnosis(self, session: Session, request: DiagnosisRequest, onset: datetime, at: datetime) -> Diagnosis:
+        """The facts about every task type, cut to what a message holds; the one in question keeps most."""
         rules = self._platform.observatory
         _, _, subject_type = request.subject.partition(":")
-        with self._database.reading() as session:
-            names = [declared.name for declared in self._platform.task_types]
-            start = counted_from(session, self._platform, [subject_type] if subject_type in names else names, onset)
-            tracks = history(session, start, at)
-            if subject_type in tracks and subject_type not in names:
-                names.append(subject_type)  # one that an agent has registered
-            aims = objectives(session, _anomaly(session, request.subject, onset, at), rules)
-            windows = windows_of(names, subject_type, onset - window, onset, start, request.samples)
-            symptom = symptom_of(session, self._platform, request.subject, onset, at, aims)
-            values = values_by_version(session)
-            task_types = [
-                diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)
-                for name in names
-            ]
-            whole = Diagnosis(
-                at=at,
-                window_start=start,
-                task_types=tuple(task_types),
-                parameters=parameter_states(session, self._platform),
-                endings=past_endings(session, request.subject, values),
-                memory=recall(session, symptom, at),
-                changes=changes(session, at, values),
-            )
-        return fitted(whole, subject_type if subject_type in names else "")
+        names = [declared.name for declared in self._platform.task_types]
+        concerned = [subject_type] if subject_type in names else names
+        start = counted_from(session, self._platform, concerned, onset)
+        tracks = history(session, start, at)
+        if subject_type in tracks and subject_type not in names:
+            names.append(subject_type)  # one that an agent has registered
+        anomaly = _anomaly(session, request.subject, onset, at)
+        aims = objectives(session, anomaly, rules)
+        before = onset - timedelta(seconds=request.window_s)
+        windows = windows_of(names, subject_type, before, onset, start, request.samples)
+        symptom = symptom_of(session, self._platform, request.subject, onset, at, aims)
+        values = values_by_version(session)
+        task_types = [
+            diagnosis_of(session, name, tracks.get(name, []), windows[name], at, aims, rules.share_details)
+            for name in names
+        ]
+        whole = Diagnosis(
+            at=at,
+            window_start=start,
+            task_types=tuple(task_types),
+            parameters=parameter_states(session, self._platform),
+            endings=past_endings(session, request.subject, values),
+            memory=recall(session, symptom, at),
+            changes=changes(session, at, values),
+        )
+        in_question = subject_type if subject_type in names else ""
+        return fitted(whole, in_question)
+
+
+def _row(snapshot: Snapshot, detection: Detection) -> SnapshotRow:
+    body = snapshot.model_dump(mode="json")
+    detector = {name: state.model_dump(mode="json") for name, state in detection.states.items()}
+    return SnapshotRow(at=snapshot.at, health=snapshot.health, body=body, detector=detector)
 
 
 def _anomaly(session: Session, subject: str, start: datetime, at: datetime) -> Anomaly | None:

@@ -107,7 +107,10 @@ def experiments(readable: Readable) -> list[ListedExperiment]:
 def entries(
     readable: Readable, subject: str | None = None, latest: int | None = None, sequence: int | None = None
 ) -> "list[LedgerEntry]":
-    """The ledger's entries, oldest first; of one subject, only the latest ones, or the one of a number."""
+    """The ledger's entries, oldest first: all, those of a `subject`, or the one with the number `sequence`.
+
+    `latest` leaves only so many of the newest. A `subject` makes `sequence` count for nothing.
+    """
     from schema.messages.ledger import LedgerEntry
 
     statement = "SELECT * FROM ledger"

@@ -4,7 +4,7 @@ Roll-ups are kept in the transaction that records the outcomes, so whatever read
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
@@ -69,21 +69,25 @@ def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: i
     subject = OutcomeRow.__tablename__
     expired_before = session.exec(select(RetentionRow.before).where(RetentionRow.subject == subject)).first()
 
-    # By task id. What was stored before stands; of a new task, the first outcome that was reported.
-    standing: dict[str, TaskOutcome] = {}
+    first_reports: dict[str, TaskOutcome] = {}
     for outcome in outcomes:
         if not _is_too_old(outcome, expired_before):
-            standing.setdefault(outcome.task_id, outcome)
-    stored_before = _store_in_batches(session, list(standing.values()), interval_s)
-    unreported_ids = standing.keys() - stored_before.keys()
-    standing.update(stored_before)
+            first_reports.setdefault(outcome.task_id, outcome)
+    stored_before = _store_in_batches(session, list(first_reports.values()), interval_s)
+    return _fates(outcomes, stored_before, expired_before)
 
+
+def _fates(
+    outcomes: Sequence[TaskOutcome], stored_before: Mapping[str, TaskOutcome], expired_before: datetime | None
+) -> list[Fate]:
+    """The fate of each outcome: what was stored before stands, and of a new task the first report."""
+    standing = dict(stored_before)
     fates: list[Fate] = []
     for outcome in outcomes:
         if _is_too_old(outcome, expired_before):
             fates.append(Fate.TOO_OLD)
-        elif outcome.task_id in unreported_ids:
-            unreported_ids.remove(outcome.task_id)
+        elif outcome.task_id not in standing:
+            standing[outcome.task_id] = outcome
             fates.append(Fate.NEW)
         elif outcome == standing[outcome.task_id]:
             fates.append(Fate.KNOWN)
@@ -135,33 +139,29 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     """Delete at most `limit` outcomes that finished before an instant, and assignments of experiments closed before it.
 
     Returns how many of these rows were deleted. Whatever an open experiment may have counted stays. Roll-ups are
-    deleted after ROLLUP_RETENTION. The assignments of an experiment are deleted together, or an audit would take those
-    that are left for all there were.
+    deleted after ROLLUP_RETENTION.
     """
     lock(session, "rollup")
     cutoff = _advance_retention(session, before)
-    old = (
-        select(OutcomeRow.task_id)
-        .where(col(OutcomeRow.finished_at) < cutoff)
-        .order_by(col(OutcomeRow.finished_at))
-        .limit(limit)
-    )
-    deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(old))
-
-    assigned = exists().where(col(AssignmentRow.experiment_id) == ExperimentRow.experiment_id)
-    closed = (
-        select(ExperimentRow.experiment_id)
-        .where(col(ExperimentRow.closed_at) < cutoff, assigned)
-        .order_by(col(ExperimentRow.closed_at))
-    )
-    for experiment_id in session.exec(closed).all():
+    old = select(OutcomeRow.task_id).where(col(OutcomeRow.finished_at) < cutoff)
+    oldest = old.order_by(col(OutcomeRow.finished_at)).limit(limit)
+    deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(oldest))
+    for experiment_id in _with_assignments_closed_before(session, cutoff):
         if deleted >= limit:
-            return deleted
+            return deleted  # the next call deletes the rest
+        # All at once, or an audit would take those that are left for all there were.
         deleted += _delete(session, AssignmentRow, col(AssignmentRow.experiment_id) == experiment_id)
 
     for table in (RollupRow, AgentRollupRow, FillRow):
         _delete(session, table, col(table.start) < cutoff - ROLLUP_RETENTION)
     return deleted
+
+
+def _with_assignments_closed_before(session: Session, cutoff: datetime) -> Sequence[str]:
+    """The closed experiments that still have assignments, the first that was closed first."""
+    assigned = exists().where(col(AssignmentRow.experiment_id) == ExperimentRow.experiment_id)
+    closed = select(ExperimentRow.experiment_id).where(col(ExperimentRow.closed_at) < cutoff, assigned)
+    return session.exec(closed.order_by(col(ExperimentRow.closed_at))).all()
 
 
 def _advance_retention(session: Session, before: datetime) -> datetime:

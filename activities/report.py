@@ -82,8 +82,6 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
         issues = _issues(session, changes, since, until)
         agents = _agents(session, since, until)
         experiments = _experiments(since, until)
-        newest = select(ExperimentRow).where(*experiments).order_by(col(ExperimentRow.queued_at).desc())
-        drawn = [_experiment(database, session, row, until) for row in session.exec(newest.limit(EXPERIMENTS))]
         ended = (col(MetaTaskRow.ended_at) >= since, col(MetaTaskRow.ended_at) < until)
         return Report(
             since=since,
@@ -97,7 +95,7 @@ def report(database: Database, platform: Platform, since: datetime, until: datet
             issues=issues[:LISTED],
             issue_states=Counter(issue.state for issue in issues if issue.anomaly.detected_at >= since),
             endings=_count(session, MetaTaskRow.ending, *ended),
-            experiments=tuple(drawn),
+            experiments=_newest_experiments(database, session, experiments, until),
             experiments_total=session.exec(select(func.count()).where(*experiments)).one(),
             agents=agents[:LISTED],
             agents_total=len(agents),
@@ -184,15 +182,17 @@ def _health(session: Session, start: datetime, end: datetime) -> float | None:
 
 def _changes(session: Session, platform: Platform, since: datetime, until: datetime) -> tuple[RecordedChange, ...]:
     """Promotions and rollbacks of the period, newest first, each with the value that it replaced."""
-    rows = session.exec(select(LedgerRow).where(col(LedgerRow.kind).in_(SWAPS)).order_by(col(LedgerRow.sequence))).all()
+    swaps = select(LedgerRow).where(col(LedgerRow.kind).in_(SWAPS)).order_by(col(LedgerRow.sequence))
+    rows = session.exec(swaps).all()
     task_types = {parameter.key: parameter.task_types for parameter in platform.parameters}
+    # What is in force at each entry: the entries are read from the first one on, also those before the period.
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
 
     changes = []
     for row in rows:
         promotion = _body(Promotion, row.body)
         if promotion is None:
-            continue
+            continue  # a damaged entry
         change = RecordedChange(
             at=datetime.fromisoformat(row.at),
             promotion=promotion,
@@ -276,6 +276,13 @@ def _experiments(since: datetime, until: datetime) -> tuple[ColumnElement[bool],
     )
 
 
+def _newest_experiments(
+    database: Database, session: Session, experiments: Iterable[ColumnElement[bool]], until: datetime
+) -> tuple[ExperimentRecord, ...]:
+    newest = select(ExperimentRow).where(*experiments).order_by(col(ExperimentRow.queued_at).desc()).limit(EXPERIMENTS)
+    return tuple(_experiment(database, session, row, until) for row in session.exec(newest).all())
+
+
 def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
     """How an experiment went, from its proposal and vote to its latest reading and the watch that came after it."""
     ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
@@ -286,6 +293,7 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
 
     reading = _reading(session, row, until)
     finished = reading.control.tasks + reading.treatment.tasks if reading else 0
+    # Of more tasks no curve is drawn: to read them all would take too long.
     points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
 
     state = _state(row, end, reading)

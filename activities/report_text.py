@@ -9,6 +9,9 @@ from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report
 
+# A reason or an error, quoted in a line, in characters.
+LONGEST_QUOTE = 160
+
 
 def lasted(seconds: float | None) -> str:
     """A duration for people, in the largest unit that leaves a figure over 1."""
@@ -82,22 +85,23 @@ def text(facts: Report) -> str:
     lines += compared(facts)
     for name, ends in headline(facts):
         shown = [f"{figure} ({counts})" if counts else figure for figure, counts in ends]
-        lines.append(f"{name}: {' -> '.join(shown)}")
+        start_to_end = " -> ".join(shown)
+        lines.append(f"{name}: {start_to_end}")
     lines += [f"{name}: {figure}" for name, figure in issue_counts(facts)]
 
     still_open = [issue.anomaly for issue in facts.issues if issue.state is IssueState.OPEN]
-    needing = [f"{anomaly.subject}: {one_line(anomaly.escalation, 160)}" for anomaly in escalated(facts)]
+    needing = [f"{anomaly.subject}: {one_line(anomaly.escalation, LONGEST_QUOTE)}" for anomaly in escalated(facts)]
     earners = [agent for agent in facts.agents if agent.earned]
     lines += _first("changes", [_changed(change) for change in facts.changes], 5)
     lines += _first("experiments", [_tested(experiment) for experiment in facts.experiments], 4)
-    lines += _first("open anomalies", [one_line(anomaly.reason, 160) for anomaly in still_open], 3)
+    lines += _first("open anomalies", [one_line(anomaly.reason, LONGEST_QUOTE) for anomaly in still_open], 3)
     lines += _for_people(facts)
     lines += _first("a person is needed", needing, 3)
     lines += _first("agents", [f"{a.agent_id} earned {a.earned}, standing {a.standing:.2f}" for a in earners], 3)
 
     chain = f"unbroken, head {facts.ledger_head[:16]}"
     if facts.ledger_broken:
-        chain = one_line(facts.ledger_broken, 160)
+        chain = one_line(facts.ledger_broken, LONGEST_QUOTE)
     lines.append(f"ledger: {sum(facts.ledger_kinds.values())} entries of {facts.ledger_entries}; {chain}")
     return "\n".join(lines)
 
@@ -122,9 +126,9 @@ def _for_people(facts: Report) -> list[str]:
         return []
     newest = facts.escalations[0]
     count = facts.endings.get(newest.ending.value, len(facts.escalations))
-    lines = [f"escalated to people: {count}; the newest, {newest.subject}: {one_line(newest.reason, 160)}"]
+    lines = [f"escalated to people: {count}; the newest, {newest.subject}: {one_line(newest.reason, LONGEST_QUOTE)}"]
     if newest.dossier is not None and newest.dossier.look_at:
-        lines.append(f"  look at {one_line(newest.dossier.look_at[0], 160)}")
+        lines.append(f"  look at {one_line(newest.dossier.look_at[0], LONGEST_QUOTE)}")
     return lines
 
 

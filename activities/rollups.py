@@ -86,18 +86,17 @@ def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str
 
     `arms` are those of the tasks that an experiment exposed.
     """
-    agent_rows: list[dict[str, Any]] = []
-    groups: dict[Key, list[TaskOutcome]] = defaultdict(list)
-    totals: dict[Key, Counter[str]] = defaultdict(Counter)
-    for cell, outcomes_of_cell in _by_cell(outcomes, arms, interval_s):
-        sums = _sums(outcomes_of_cell)
-        agent_rows.append(cell | sums)
-        key = (cell["start"], cell["task_type"])
-        groups[key] += outcomes_of_cell
-        totals[key].update(sums)
-    if not agent_rows:
+    summed_cells = [(cell, group, _sums(group)) for cell, group in _by_cell(outcomes, arms, interval_s)]
+    if not summed_cells:
         return
 
+    agent_rows = [cell | sums for cell, _, sums in summed_cells]
+    groups: dict[Key, list[TaskOutcome]] = defaultdict(list)
+    totals: dict[Key, Counter[str]] = defaultdict(Counter)
+    for cell, group, sums in summed_cells:
+        key = (cell["start"], cell["task_type"])
+        groups[key] += group
+        totals[key].update(sums)
     stored = _stored(session, groups)
     rows = [_row(key, group, totals[key], stored.get(key, {})) for key, group in groups.items()]
     dialect = session.get_bind().dialect.name
@@ -253,8 +252,8 @@ def measures(total: Rollup) -> Measures:
 def good(rollup: Rollup, objective: Guardrail | None) -> Counts:
     """The tasks of an interval, and those that are good by an objective; without one, those that succeeded.
 
-    Of a rating, the rated tasks only, as in an experiment (rules.verdict.is_success). Exact, where the bound lies
-    between two buckets.
+    Where the objective is a rating, only rated tasks count, as in an experiment (rules.verdict.is_success). The counts
+    are exact where the bound lies between two buckets.
     """
     if objective is None or objective.kind is GuardrailKind.COMPLETED:
         return rollup.counts
@@ -293,11 +292,17 @@ def histories(
     for task_type, track in tracks.items():
         baseline = together(rollup for rollup in track if start <= rollup.start < end)
         for metric, share in SHARES.items():
-            usual: Sketch = getattr(baseline, share.sketch)
-            limit = quantile(usual, share.quantile)
-            if limit is not None and usual.total() >= PRIOR_TASKS:
-                by_metric.setdefault(metric, {})[task_type] = _beyond(limit, share, track)
+            limit = _limit(baseline, share)
+            if limit is not None:
+                by_type = by_metric.setdefault(metric, {})
+                by_type[task_type] = _beyond(limit, share, track)
     return by_metric
+
+
+def _limit(baseline: Rollup, share: Share) -> int | None:
+    """The bucket beyond which a value is unusual; None where the baseline holds too few values to say."""
+    usual: Sketch = getattr(baseline, share.sketch)
+    return quantile(usual, share.quantile) if usual.total() >= PRIOR_TASKS else None
 
 
 def _beyond(limit: int, share: Share, track: Iterable[Rollup]) -> list[Interval]:

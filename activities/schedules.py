@@ -73,7 +73,7 @@ class ScheduleActivities:
             job_id = job.declaration.id.value
             stored = await find(self._client, job_id)
             if stored is None or stored.state is None:
-                continue
+                continue  # a person deleted it, or it is somebody else's
             budgets_s[job_id] = stored.state.budget.seconds
             budget = await self._budget(job_id, stored.state, snapshot, anomalies)
             state = JobState(declaration=stored.state.declaration, budget=budget, elevation=snapshot.elevation)

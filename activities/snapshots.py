@@ -78,25 +78,17 @@ def recorded_states(session: Session, last: SnapshotRow, rules: ObservatoryRules
 
 def active_agents(session: Session, since: datetime, until: datetime, interval_s: int) -> dict[datetime, set[str]]:
     """The agents that executed a task, won a bid, proposed or voted, by interval; one without any is missing."""
-    executors = (
-        select(AgentRollupRow.start, AgentRollupRow.agent_id)
-        .where(*_between(AgentRollupRow.start, since, until))
-        .distinct()
+    executed = select(AgentRollupRow.start, AgentRollupRow.agent_id).where(
+        *_between(AgentRollupRow.start, since, until)
     )
     # Awards of cycles only: users' tasks have one award each, too many to read.
-    winners = (
-        select(AwardRow.at, AwardRow.agent_id)
-        .join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
-        .where(*_between(AwardRow.at, since, until))
-    )
-    proposers = select(ProposalRow.at, ProposalRow.agent_id).where(*_between(ProposalRow.at, since, until))
-    voters = (
-        select(ElectorateRow.opened_at, BallotRow.agent_id)
-        .join(BallotRow, col(BallotRow.cycle_id) == ElectorateRow.cycle_id)
-        .where(*_between(ElectorateRow.opened_at, since, until))
-    )
+    won = select(AwardRow.at, AwardRow.agent_id).where(*_between(AwardRow.at, since, until))
+    won_cycles = won.join(MetaTaskRow, col(MetaTaskRow.cycle_id) == AwardRow.cycle_id)
+    proposed = select(ProposalRow.at, ProposalRow.agent_id).where(*_between(ProposalRow.at, since, until))
+    voted = select(ElectorateRow.opened_at, BallotRow.agent_id).where(*_between(ElectorateRow.opened_at, since, until))
+    voted_on = voted.join(BallotRow, col(BallotRow.cycle_id) == ElectorateRow.cycle_id)
     active: dict[datetime, set[str]] = defaultdict(set)
-    for query in (executors, winners, proposers, voters):
+    for query in (executed.distinct(), won_cycles, proposed, voted_on):
         for at, agent_id in session.exec(query).all():
             active[interval_start(at, interval_s)].add(agent_id)
     return active
@@ -134,7 +126,24 @@ def measure(
     detection: Detection,
     measured: Collection[str],
 ) -> Snapshot:
-    """The metrics of the trailing floor window, by task type and together; `measured` are the parts known before."""
+    """The metrics of the trailing floor window, with the health that they give.
+
+    `measured` are the parts of the health that were measured before.
+    """
+    registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
+    snapshot = _without_health(session, at, rules, records, registered_ids)
+    usual = healthy_counts(session, sorted(records.tracks), at, rules)
+    usual_per_h = usual.tasks * 3_600 / rules.baseline_s if usual else None
+    score = _health(snapshot, len(registered_ids), usual_per_h, records, measured)
+    reason = _reason(detection) or score.reason
+    known_parts = tuple(sorted({*measured, *score.parts}))
+    return snapshot.model_copy(update={"health": score.score, "reason": reason, "measured": known_parts})
+
+
+def _without_health(
+    session: Session, at: datetime, rules: ObservatoryRules, records: Records, registered_ids: Collection[str]
+) -> Snapshot:
+    """The metrics of the trailing floor window, by task type and together."""
     since = at - timedelta(seconds=rules.floor_window_s)
     recent = {name: _since(since, track) for name, track in records.tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
@@ -142,9 +151,8 @@ def measure(
     whole = measures(everything)
     fills = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in records.fills.items()}
     recently_active = [agent_ids for start, agent_ids in records.active.items() if start >= since]
-    registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
-
-    snapshot = Snapshot(
+    active_ids = set[str]().union(*recently_active)
+    return Snapshot(
         at=at,
         interval_s=rules.interval_s,
         platform=everything.counts,
@@ -153,15 +161,9 @@ def measure(
         throughput_per_h=everything.tasks * 3_600 / rules.floor_window_s,
         health=None,
         measures=_measures_by_type(by_type, fills, _working_agents(session, since)),
-        active_agents=len(registered_ids & set[str]().union(*recently_active)),
+        active_agents=len(active_ids.intersection(registered_ids)),
         **whole.model_dump(exclude={"market_fill_rate", "active_agents"}),
     )
-    usual = healthy_counts(session, sorted(records.tracks), at, rules)
-    usual_per_h = usual.tasks * 3_600 / rules.baseline_s if usual else None
-    score = _health(snapshot, len(registered_ids), usual_per_h, records, measured)
-    reason = _reason(detection) or score.reason
-    known_parts = tuple(sorted({*measured, *score.parts}))
-    return snapshot.model_copy(update={"health": score.score, "reason": reason, "measured": known_parts})
 
 
 def _health(
@@ -206,12 +208,9 @@ def _known_parts(tracks: Mapping[str, Sequence[Rollup]], measured: Collection[st
 def _working_agents(session: Session, since: datetime) -> dict[str, int]:
     """How many agents did tasks of each type."""
     agents = func.count(func.distinct(AgentRollupRow.agent_id))
-    query = (
-        select(AgentRollupRow.task_type, agents)
-        .where(col(AgentRollupRow.start) >= since, AgentRollupRow.agent_id != "")
-        .group_by(AgentRollupRow.task_type)
-    )
-    return dict(session.exec(query).all())
+    recent = select(AgentRollupRow.task_type, agents).where(col(AgentRollupRow.start) >= since)
+    named = recent.where(AgentRollupRow.agent_id != "")
+    return dict(session.exec(named.group_by(AgentRollupRow.task_type)).all())
 
 
 def _measures_by_type(

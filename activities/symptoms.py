@@ -78,13 +78,9 @@ def _reason(session: Session, task_type: str, since: datetime, until: datetime) 
 
     Outcomes that have expired leave no reason.
     """
-    newest = (
-        select(OutcomeRow.failure, OutcomeRow.reason)
-        .where(OutcomeRow.task_type == task_type)
-        .order_by(col(OutcomeRow.finished_at).desc())
-        .limit(NEWEST)
-    )
     finished_at = col(OutcomeRow.finished_at)
+    of_type = select(OutcomeRow.failure, OutcomeRow.reason).where(OutcomeRow.task_type == task_type)
+    newest = of_type.order_by(finished_at.desc()).limit(NEWEST)
     within = session.exec(newest.where(finished_at >= since, finished_at < until)).all()
     before = session.exec(newest.where(finished_at < since)).all()
     counts, usual = (Counter(reason or failure for failure, reason in rows if failure) for rows in (within, before))

@@ -128,7 +128,8 @@ class TaskRunner:
         request = {"task_type": task_type, "payload": content, "parameters": dict(parameters), "limit_s": limit_s}
         for _ in range(2):  # a zygote that died once may have been killed; one that dies again is broken
             with self._lock:
-                answer = self._ready().send(next(self._numbers), request)
+                zygote = self._ready()
+                answer = zygote.send(next(self._numbers), request)
             try:
                 return answer.result()
             except EOFError:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 DEFAULT_LIMIT_S = 3_600.0
 # Well under the heartbeat timeout that the workflow sets.
 HEARTBEAT_S = 5.0
+# Of a reason or a summary, in characters; the whole of a result is in its details.
+LONGEST_TEXT = 2_000
 # How much the quality of a second run may differ: other machines round and time differently.
 QUALITY_TOLERANCE = 0.05
 
@@ -93,7 +95,7 @@ class TaskWork:
             return settle(session, settlement, self._platform.observatory.interval_s)
 
     def _run(self, request: TaskRequest, values: dict[str, Value]) -> Execution:
-        limit_s = self._platform.limit_s(request.task_type, values) or DEFAULT_LIMIT_S
+        limit_s = self._platform.limit_s(request.task_type, values, DEFAULT_LIMIT_S)
         return self._runner.run(request.task_type, request.payload, values, limit_s)
 
 
@@ -102,15 +104,15 @@ def _settlement(order: WorkOrder, started_at: datetime, execution: Execution) ->
     agent_id = order.award.agent_id
     result = execution.result
     if result is None:
-        reason = f"{execution.failure}: {execution.detail}"[:2_000]
-        ending: dict[str, Any] = {"ending": TaskEnding.FAILED, "reason": reason}
+        reason = f"{execution.failure}: {execution.detail}"
+        outcome: dict[str, Any] = {"ending": TaskEnding.FAILED, "reason": reason[:LONGEST_TEXT]}
     else:
-        ending = {
+        outcome = {
             "ending": TaskEnding.DONE,
             "reason": f"done by {agent_id}",
             "price": order.award.price,
             "quality": result.quality,
-            "summary": result.summary[:2_000],
+            "summary": result.summary[:LONGEST_TEXT],
             "details": result.details,
         }
     return Settlement(
@@ -122,7 +124,7 @@ def _settlement(order: WorkOrder, started_at: datetime, execution: Execution) ->
         failure=execution.failure,
         failure_reason=execution.reason,
         failure_detail=detail_of(execution.detail),
-        **ending,
+        **outcome,
     )
 
 

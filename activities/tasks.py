@@ -55,13 +55,14 @@ def task_types(session: Session, platform: Platform) -> list[TaskTypeListing]:
 
 
 def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlement:
-    """Write how a task ended, with all that hangs on it, once; the settlement that stands."""
+    """Write how a task ended, with all that hangs on it. A task is settled once: returns the first settlement."""
     request = settlement.request
     agent_id = settlement.agent_id
     task = session.get_one(TaskRow, request.task_id, with_for_update=True)
     if task.settlement is not None:
         return Settlement.model_validate(task.settlement)
 
+    # A task that no agent had has no outcome, unless it was awarded and no result came.
     if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
         record_outcomes(session, [_outcome_of(settlement)], interval_s)
     if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):
@@ -178,24 +179,30 @@ class TaskActivities:
         with self._database.transaction() as session:
             task = _write_down(session, opening)
             briefing = self._briefing(request, duplicate=task.run_id != opening.run_id)
-            task_type = next((t for t in task_types(session, self._platform) if t.name == request.task_type), None)
+            available = task_types(session, self._platform)
+            task_type = next((listed for listed in available if listed.name == request.task_type), None)
             if task_type is None:
                 refusal = f"expected a task type of this platform, but there is no {request.task_type}"
                 return briefing.model_copy(update={"refusal": refusal})
             if briefing.duplicate:
                 return briefing
+            return self._with_agents(session, opening, briefing, task, task_type)
 
-            candidates = _candidates(task_type, roster(session, request.task_type))
-            briefing = briefing.model_copy(update={"agents": candidates, "built_in": not task_type.executor})
-            if task_type.direct:
-                award = self._award_direct(session, opening, briefing, task)
-                # The agents of a briefing are those that may send messages, and a built-in one sends nothing.
-                senders = tuple(agent for agent in candidates if not agent.built_in)
-                return briefing.model_copy(update={"agents": senders, "award": award, "most_awards": 1})
-            if task_type.executor:
-                return briefing
-            # Only work that the platform can do itself can be done again, to compare.
-            return briefing.model_copy(update={"check_share": self._platform.market.check_share})
+    def _with_agents(
+        self, session: Session, opening: TaskOpening, briefing: TaskBriefing, task: TaskRow, task_type: TaskTypeListing
+    ) -> TaskBriefing:
+        """The briefing with the agents that may do the task, or with the award of a direct type."""
+        candidates = _candidates(task_type, roster(session, task_type.name))
+        briefing = briefing.model_copy(update={"agents": candidates, "built_in": not task_type.executor})
+        if task_type.direct:
+            award = self._award_direct(session, opening, briefing, task)
+            # The agents of a briefing are those that may send messages, and a built-in one sends nothing.
+            senders = tuple(agent for agent in candidates if not agent.built_in)
+            return briefing.model_copy(update={"agents": senders, "award": award, "most_awards": 1})
+        if task_type.executor:
+            return briefing
+        # Only work that the platform can do itself can be done again, to compare.
+        return briefing.model_copy(update={"check_share": self._platform.market.check_share})
 
     def _briefing(self, request: TaskRequest, *, duplicate: bool) -> TaskBriefing:
         rules = self._platform.market
@@ -249,14 +256,16 @@ class TaskActivities:
             if task.agent_id is not None:
                 return _recorded_award(session, task.task_id, task.agent_id)
 
-            agents = {a.agent_id: a for a in roster(session, request.task_type) if not a.suspended}
+            everybody = roster(session, request.task_type)
+            agents = {agent.agent_id: agent for agent in everybody if not agent.suspended}
             bids = [bid for bid in order.bids if bid.agent_id in agents]
             ranking = bidding.rank(task_workflow_id(request.task_id), bids, agents, order.price)
             if not ranking:
                 return None
-            best = next((ranked for ranked in ranking if standing.has_room(agents[ranked.bid.agent_id])), None)
-            if best is None:
+            with_room = [ranked for ranked in ranking if standing.has_room(agents[ranked.bid.agent_id])]
+            if not with_room:
                 raise _no_room(len(ranking))
+            best = with_room[0]
             award = _award_of(order, best, agents[best.bid.agent_id])
             interval_s = self._platform.observatory.interval_s
             _record_award(session, task, award, ranking=ranking, at=order.at, interval_s=interval_s)

@@ -102,25 +102,32 @@ class _Prepared(NamedTuple):
 
 
 def zygote(control_fd: int) -> None:
-    """Prepare the task types, then fork, watch and reap until the runner is gone."""
+    """Prepare the task types, serve the runner, and leave no child behind."""
     # One thread, so that a fork copies no lock that another thread holds.
     control = Connection(control_fd)
     prepared = _prepare(control.recv())
     control.send(prepared.not_prepared)
     children: dict[Connection, _Child] = {}
     with suppress(OSError, EOFError):  # the runner is gone
-        while True:
-            ready = wait([control, *children], _time_to_the_next_deadline(children.values()))
-            _finish_children(control, children, ready)
-            if control in ready:
-                message = control.recv()
-                if message is None:
-                    break
-                number, request = message
-                child = _fork(control, number, request, prepared)
-                children[child.pipe] = child
+        _serve(control, prepared, children)
     for child in children.values():
         child.end()
+
+
+def _serve(control: Connection, prepared: _Prepared, children: dict[Connection, _Child]) -> None:
+    """Fork a child for each request, and watch and reap the children, until the runner asks for the end."""
+    while True:
+        timeout_s = _time_to_the_next_deadline(children.values())
+        ready = wait([control, *children], timeout_s)
+        _finish_children(control, children, ready)
+        if control not in ready:
+            continue
+        message = control.recv()
+        if message is None:
+            return
+        number, request = message
+        child = _fork(control, number, request, prepared)
+        children[child.pipe] = child
 
 
 def _time_to_the_next_deadline(children: Iterable[_Child]) -> float | None:
@@ -206,17 +213,17 @@ def _run_child(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared
 
 
 def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> _Report:
+    """Do the task, and send the instant at which its work began over the pipe."""
     name = request["task_type"]
     if name in prepared.not_prepared:
-        detail = f"{name} could not be prepared: {prepared.not_prepared[name]}"
-        return _Report(0.0, FailureKind.ERROR, "not_prepared", detail[:DETAIL_CHARS], None)
+        return _not_begun("not_prepared", f"{name} could not be prepared: {prepared.not_prepared[name]}")
     task_type = prepared.task_types[name]
     try:
         # As JSON: strict models take a list for a tuple, or a string for a time, from JSON alone.
         payload = task_type.Payload.model_validate_json(json.dumps(request["payload"]))
     except ValidationError as error:
-        detail = f"the payload is not one of {name}: {in_one_line(error)}"
-        return _Report(0.0, FailureKind.ERROR, "invalid_payload", detail[:DETAIL_CHARS], None)
+        return _not_begun("invalid_payload", f"the payload is not one of {name}: {in_one_line(error)}")
+
     started_at = time.monotonic()
     pipe.send(started_at)
     try:
@@ -225,6 +232,10 @@ def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> 
         return _Report(duration_s, None, "", "", _as_json(returned))
     except BaseException as error:  # noqa: BLE001 - sys.exit too: any exception of a task is a failure of it
         return _failed(time.monotonic() - started_at, error)
+
+
+def _not_begun(reason: str, detail: str) -> _Report:
+    return _Report(0.0, FailureKind.ERROR, reason, detail[:DETAIL_CHARS], None)
 
 
 def _as_json(returned: TaskResult) -> str:

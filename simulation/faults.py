@@ -59,13 +59,16 @@ class Conduct:
             self._searches += 1
             seconds = self._random.lognormvariate(math.log(declared.median_s), declared.sigma)
             slower = self._has_begun(declared.slower_after_s, elapsed_s)
+            # A fault is drawn for only from its beginning on, and in this order.
             unavailable = self._has_begun(declared.unavailable_after_s, elapsed_s)
+            unavailable = unavailable and self._fault_random.random() < declared.unavailable_share
             wrong = self._has_begun(declared.wrong_after_s, elapsed_s)
+            wrong = wrong and self._fault_random.random() < declared.wrong_share
             return Treatment(
                 seconds=seconds * (declared.slower_by if slower else 1.0),
-                unavailable=unavailable and self._fault_random.random() < declared.unavailable_share,
+                unavailable=unavailable,
                 limited=self._has_begun(declared.limited_after_s, elapsed_s),
-                wrong=wrong and self._fault_random.random() < declared.wrong_share,
+                wrong=wrong,
                 poorer=self._has_begun(declared.poorer_after_s, elapsed_s),
             )
 

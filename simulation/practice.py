@@ -79,21 +79,29 @@ async def practise(
     if own_agent is not None:
         agents = (*agents, own_agent)
     hours = (days or platform.simulation.days) * 24
-    # Nothing of it is kept, and every transaction would wait for a disk.
-    memory = Path("/dev/shm")
-    folder = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="nautilus-simulation-", dir=folder) as home:
+    with tempfile.TemporaryDirectory(prefix="nautilus-simulation-", dir=_memory()) as home:
         async with simulated(platform, world, agents, Path(home)) as lived:
             await lived.live(hours, lambda hour: progress(lived, hour))
-            record = track_record(lived.database)
-            defaults = {parameter.key: parameter.default for parameter in platform.parameters}
-            figures = {"active_agents": len(lived.active), "starts": lived.starts, "skipped": lived.skipped}
-            judge = Judge(world, Course(lived.outcomes, hours), record, defaults)
-            judged = result(scenario.stem, judge, figures)
-            own = None if own_agent is None else judge.agent(own_agent.agent_id)
+            judge = _judge(platform, world, lived, hours)
             facts = report(lived.database, platform, instant(0), instant(hours))
+
+    figures = {"active_agents": len(lived.active), "starts": lived.starts, "skipped": lived.skipped}
+    judged = result(scenario.stem, judge, figures)
     judged = judged.model_copy(update={"wall_s": round(monotonic() - begun, 1)})
+    own = None if own_agent is None else judge.agent(own_agent.agent_id)
     return Practice(judged, facts, tuple(_episodes(world, judged)), own)
+
+
+def _memory() -> Path | None:
+    """A folder in memory, where there is one: nothing is kept, and every transaction would wait for a disk."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
+
+
+def _judge(platform: Platform, world: World, lived: TimeLapse, hours: int) -> Judge:
+    """The judge of what has been recorded in these hours."""
+    defaults = {parameter.key: parameter.default for parameter in platform.parameters}
+    return Judge(world, Course(lived.outcomes, hours), track_record(lived.database), defaults)
 
 
 def _episodes(world: World, judged: Result) -> Iterator[Episode]:

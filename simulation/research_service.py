@@ -47,6 +47,7 @@ class ResearchHandler(BaseHTTPRequestHandler):
                 self._reply(404, {"error": f"expected /vocabulary, /state or /search, but {self.path} came"})
 
     def do_POST(self) -> None:
+        """Check a request for a search, and give it its treatment."""
         received_at = time.monotonic()
         if self.path != "/search":
             self._reply(404, {"error": f"expected a search at /search, but {self.path} came"})
@@ -57,16 +58,23 @@ class ResearchHandler(BaseHTTPRequestHandler):
             return
         # Read whatever comes of it: a client does not see the answer to a request that was left unread.
         content = self.rfile.read(int(size))
+        self._treat(content, received_at)
+
+    def _treat(self, content: bytes, received_at: float) -> None:
+        """Refuse a search at once, or answer it when the seconds of its treatment are over."""
         treatment = self.server.conduct.next()
         if treatment.unavailable:
             self._reply(503, {"error": "try again later"})
             return
-        if not self.server.slots.take(self.server.declared.most_at_once if treatment.limited else None):
+        most_at_once = self.server.declared.most_at_once if treatment.limited else None  # None: no bound
+        has_slot = self.server.slots.take(most_at_once)
+        if not has_slot:
             self._reply(429, {"error": "too many requests at once"})
             return
         try:
             status, document = self._answer(content, treatment)
-            time.sleep(max(0.0, received_at + treatment.seconds - time.monotonic()))
+            wait_s = received_at + treatment.seconds - time.monotonic()
+            time.sleep(max(0.0, wait_s))
         finally:
             self.server.slots.free()
         self._reply(status, document)
@@ -129,15 +137,22 @@ def main(
     poorer_after_s: Annotated[float | None, typer.Option(help="When `plain` finds poorer passages.")] = None,
 ) -> None:
     """Answer searches until Ctrl-C."""
-    options = locals()
+    options = locals()  # the fields of a ResearchService are among the parameters, under the same names
     declared = ResearchService(**{name: options[name] for name in ResearchService.model_fields})
     corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))
     with ResearchServer(port, corpus, declared) as server:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            # In a thread: `shutdown` waits for the loop that this handler would otherwise interrupt.
-            signal.signal(name, lambda *_: threading.Thread(target=server.shutdown).start())
+        _shut_down_on_signals(server)
         log.info("research_service.started", port=port, passages=len(corpus), **declared.model_dump())
         server.serve_forever()
+
+
+def _shut_down_on_signals(server: ResearchServer) -> None:
+    def shut_down(*_: object) -> None:
+        # In a thread: `shutdown` waits for the loop that this handler would otherwise interrupt.
+        threading.Thread(target=server.shutdown).start()
+
+    signal.signal(signal.SIGINT, shut_down)
+    signal.signal(signal.SIGTERM, shut_down)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ class Judge:
         self.promotions = tuple(self._promotions())
 
     def _promotions(self) -> list[PromotedChange]:
+        """The promotions in order; `_values` grows by the values that each change put in force."""
+        rolled_back = {swap.change.cycle_id for swap in self.record.swaps if swap.is_rollback}
         promotions: list[PromotedChange] = []
         for swap in self.record.swaps:
             change = swap.change
@@ -205,22 +207,18 @@ class Judge:
             after = before | {change.parameter: change.value}
             self._values.append((hour, after))
             if swap.is_rollback:
-                promotions = [
-                    p.model_copy(update={"rolled_back": True}) if p.cycle_id == change.cycle_id else p
-                    for p in promotions
-                ]
                 continue
-            promotions.append(
-                PromotedChange(
-                    hour=_on_the_grid(hour),
-                    parameter=change.parameter,
-                    before=before[change.parameter],
-                    value=change.value,
-                    true_effect=round(self._effect(change.cycle_id, before, after, hour), 4),
-                    rolled_back=False,
-                    cycle_id=change.cycle_id,
-                )
+            effect = self._effect(change.cycle_id, before, after, hour)
+            promoted = PromotedChange(
+                hour=_on_the_grid(hour),
+                parameter=change.parameter,
+                before=before[change.parameter],
+                value=change.value,
+                true_effect=round(effect, 4),
+                rolled_back=change.cycle_id in rolled_back,
+                cycle_id=change.cycle_id,
             )
+            promotions.append(promoted)
         return promotions
 
     def _effect(self, cycle_id: str, before: Mapping[str, Value], after: Mapping[str, Value], hour: float) -> float:
@@ -251,12 +249,10 @@ class Judge:
     def fault(self, fault: WorldFault) -> FaultResult:
         """What became of one fault."""
         task_types = self.world.task_types(fault)
-        end = min(self.course.hours, math.inf if fault.until_hour is None else fault.until_hour)
-        cycles = [
-            c
-            for c in self.record.cycles
-            if _is_about(c.subject, task_types) and fault.at_hour <= hour_of(c.opened_at) < end
-        ]
+        until_hour = math.inf if fault.until_hour is None else fault.until_hour
+        end = min(self.course.hours, until_hour)
+        about = [cycle for cycle in self.record.cycles if _is_about(cycle.subject, task_types)]
+        cycles = [cycle for cycle in about if fault.at_hour <= hour_of(cycle.opened_at) < end]
         escalated_hour = self._escalated_hour(fault, task_types, end)
         restored = self._restored(fault, task_types, end)
         detected_hour = self._detected_hour(task_types, fault.at_hour, end)
@@ -264,8 +260,10 @@ class Judge:
             verdict = FaultVerdict.MENDED
         elif escalated_hour is not None:
             verdict = FaultVerdict.ESCALATED
+        elif detected_hour is not None:
+            verdict = FaultVerdict.UNTOUCHED
         else:
-            verdict = FaultVerdict.MISSED if detected_hour is None else FaultVerdict.UNTOUCHED
+            verdict = FaultVerdict.MISSED
         return FaultResult(
             name=fault.name,
             at_hour=fault.at_hour,
@@ -365,14 +363,9 @@ class Judge:
     def _first_about(self, fault: WorldFault, proposals: Sequence[Proposed]) -> Proposed | None:
         """The first proposal about the fault's task types while it is active."""
         task_types = self.world.task_types(fault)
-        return next(
-            (
-                row
-                for row in proposals
-                if is_active(fault, hour_of(row.at)) and _is_about(row.cycle_id.partition("#")[0], task_types)
-            ),
-            None,
-        )
+        active = [row for row in proposals if is_active(fault, hour_of(row.at))]
+        about = [row for row in active if _is_about(row.cycle_id.partition("#")[0], task_types)]
+        return about[0] if about else None
 
     def _is_right(self, row: Proposed) -> bool:
         """Whether the model expects the smallest effect worth having; one that no experiment tested is not."""

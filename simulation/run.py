@@ -161,6 +161,14 @@ class TimeLapse:
         return seen
 
 
+def _registered(database: Database, agents: Sequence[Participant]) -> list[AgentKey]:
+    """The keys under which the agents were registered."""
+    keys = [AgentKey(agent.agent_id, Ed25519PrivateKey.generate()) for agent in agents]
+    for agent, key in zip(agents, keys, strict=True):
+        register_agent(database, agent.agent_id, agent.operator, instant(0), key.public, built_in=True)
+    return keys
+
+
 @asynccontextmanager
 async def simulated(
     platform: Platform, world: World, agents: Sequence[Participant], home: Path
@@ -175,9 +183,7 @@ async def simulated(
         stack.callback(database.close)
         migrate(database)
         declare_parameters(database, platform, instant(0))
-        keys = [AgentKey(agent.agent_id, Ed25519PrivateKey.generate()) for agent in agents]
-        for agent, key in zip(agents, keys, strict=True):
-            register_agent(database, agent.agent_id, agent.operator, instant(0), key.public, built_in=True)
+        keys = _registered(database, agents)
         clock = await stack.enter_async_context(clockwork())
         await clock.pass_until(instant(0))
         await stack.enter_async_context(worker(clock.client, database, platform, settings))

@@ -57,8 +57,9 @@ class SimulatedPlatform:
         started_at = datetime.now(UTC)
         resolution = self._resolver.resolve_task(task_type, task_id, started_at)
         self._recorder.assigned(resolution.assignments)
-        limit_s = self._platform.limit_s(task_type, resolution.values) or DEFAULT_LIMIT_S
-        execution = self._runner.run(task_type, self._types[task_type].sample(task_id), resolution.values, limit_s)
+        limit_s = self._platform.limit_s(task_type, resolution.values, DEFAULT_LIMIT_S)
+        payload = self._types[task_type].sample(task_id)
+        execution = self._runner.run(task_type, payload, resolution.values, limit_s)
         outcome = TaskOutcome(
             task_id=task_id,
             task_type=task_type,
@@ -93,7 +94,8 @@ def paced(
                 break
             # The pool would queue tasks without a bound: one is submitted only when a thread is free to begin it.
             running = _with_a_free_slot(running, traffic.concurrency)
-            running.add(pool.submit(work, task.task_type, f"{task.task_type}-{series}-{number}"))
+            task_id = f"{task.task_type}-{series}-{number}"
+            running.add(pool.submit(work, task.task_type, task_id))
     _with_a_free_slot(running, 1)
 
 

@@ -172,39 +172,57 @@ def _drawn(
 
     `seconds` are those of one unit of each parameter.
     """
-    attributes = {
-        attribute.name: rng.choices(list(attribute.values), list(attribute.values.values()))[0]
-        for attribute in work.attributes
-    }
+    attributes: dict[str, str] = {}
+    for attribute in work.attributes:
+        (drawn,) = rng.choices(list(attribute.values), list(attribute.values.values()))
+        attributes[attribute.name] = drawn
     speed, merit, price = rng.gauss(), rng.gauss(), rng.gauss()
+    chances = [rng.random() for _ in work.failures]
+
     duration_s = work.duration.median_s * math.exp(work.duration.sigma * speed)
     duration_s *= _effect(work, "duration", values, attributes)
-
-    failure, reason = None, ""
-    for declared in work.failures:
-        chance = rng.random()
-        if failure is not None or not _applies(declared.when, attributes):
-            continue
-        if declared.limit is not None:
-            limit_s = float(values[declared.limit]) * seconds[declared.limit]
-            if duration_s > limit_s:
-                failure, reason, duration_s = declared.kind or FailureKind.TIMEOUT, "", limit_s
-        elif chance < _probability(declared, values):
-            failure, reason = declared.kind or FailureKind.ERROR, declared.reason
-
+    ending = _Ending(duration_s)
+    for declared, chance in zip(work.failures, chances, strict=True):
+        if ending.failure is None and _applies(declared.when, attributes):
+            ending = _ending(declared, chance, duration_s, values, seconds)
     started_at = instant(task.hour)
     return TaskOutcome(
         task_id=task.task_id,
         task_type=task.task_type,
         started_at=started_at,
-        finished_at=started_at + timedelta(seconds=duration_s),
-        duration_s=duration_s,
-        failure=failure,
-        reason=reason,
-        quality=_quality(work, values, attributes, merit) if failure is None else None,
+        finished_at=started_at + timedelta(seconds=ending.duration_s),
+        duration_s=ending.duration_s,
+        failure=ending.failure,
+        reason=ending.reason,
+        quality=_quality(work, values, attributes, merit) if ending.failure is None else None,
         cost=_cost(work, values, attributes, price),
         attributes=attributes,
     )
+
+
+class _Ending(NamedTuple):
+    """After how long a task ended, and how it failed, if it did."""
+
+    duration_s: float
+    failure: FailureKind | None = None
+    reason: str = ""
+
+
+def _ending(
+    declared: WorkFailure,
+    chance: float,
+    duration_s: float,
+    values: Mapping[str, Value],
+    seconds: Mapping[str, float],
+) -> _Ending:
+    """How a task of this duration ends where this failure may happen to it; `chance` decides, or the limit it names."""
+    if declared.limit is not None:
+        limit_s = float(values[declared.limit]) * seconds[declared.limit]
+        if duration_s > limit_s:
+            return _Ending(limit_s, declared.kind or FailureKind.TIMEOUT)
+    elif chance < _probability(declared, values):
+        return _Ending(duration_s, declared.kind or FailureKind.ERROR, declared.reason)
+    return _Ending(duration_s)
 
 
 def _probability(failure: WorkFailure, values: Mapping[str, Value]) -> float:

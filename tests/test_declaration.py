@@ -413,5 +413,5 @@ def test_a_limit_counts_in_the_unit_of_its_parameter(unit: str, value: float, se
     limit = builders.parameter(unit=unit, minimum=0.1, maximum=10_000.0)
     platform = builders.platform(parameters=(limit,))
 
-    assert platform.limit_s("research_synthesis", {builders.TIMEOUT: value}) == pytest.approx(seconds)
-    assert platform.limit_s("monte_carlo", {}) is None
+    assert platform.limit_s("research_synthesis", {builders.TIMEOUT: value}, 3_600.0) == pytest.approx(seconds)
+    assert platform.limit_s("monte_carlo", {}, 3_600.0) == 3_600.0

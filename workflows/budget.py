@@ -33,8 +33,7 @@ async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
     """Take the steps in order until the budget is used up; what is left is named in the report."""
     run = _Run(job, steps)
     working = asyncio.create_task(run.take_steps())
-    # Nothing awaits a step that is left: its error is retrieved here, or asyncio would complain.
-    working.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+    working.add_done_callback(_retrieve_error)
     budget = f"budget of {job.budget_s:g} s"
     try:
         with suppress(TimeoutError):
@@ -54,6 +53,12 @@ async def within_budget(job: JobRequest, steps: Sequence[Step]) -> JobReport:
         now = workflow.now()
         await call(ScheduleActivities.record_exceeded, run.report, job.budget_s, run_id, now, summary=used_up)
     return run.report
+
+
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    """Nothing awaits a step that is left: asyncio would complain of an error that nobody has looked at."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Run:

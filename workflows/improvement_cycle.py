@@ -168,7 +168,7 @@ class ImprovementCycle(Shell):
         await self._conclude(state.design, reading)
 
     async def _promote_the_winner(self) -> None:
-        """Give production the treatment, once a person approved where one must; not if it is frozen or has changed."""
+        """Give production the treatment, once its parameter is thawed; after a person approved, where one must."""
         state = self._state
         if state.promotion is not None:
             return

@@ -139,8 +139,9 @@ class MarketTask(Shell):
             result_window_s=state.briefing.result_window_s,
             built_in=state.briefing.built_in,
         )
-        _, award = await self._poll(TaskActivities.award_task, order, summary=f"award to one of {len(remaining)}")
-        if award is None:
+        summary = f"award to one of {len(remaining)}"
+        answered, award = await self._poll(TaskActivities.award_task, order, summary=summary)
+        if not answered or award is None:
             raise StoryOver(TaskEnding.NO_BIDS, "no bidder had room for the task, or all have been suspended")
         state.award = award
         state.awarded_at = workflow.now()

@@ -189,17 +189,15 @@ def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
         wanted = " or ".join(phase.value for phase in phases)
         return f"expected a cycle in phase {wanted}, but {state.request.subject} is in phase {state.phase.value}"
     match kind:
-        case wire.PAUSE:
-            return "expected a cycle that runs, but it is paused" if state.paused_at is not None else None
-        case wire.RESUME:
-            return "expected a paused cycle, but it runs" if state.paused_at is None else None
-        case wire.ABORT | wire.VETO | wire.PROMOTE:
-            return None
-        case wire.EXTEND:
-            return "expected how many seconds to extend by, but none came" if act.seconds is None else None
-        case wire.WIDEN:
-            if act.exposure is None or act.exposure <= state.exposure:
-                return f"expected an exposure above {state.exposure:g}, but {act.exposure} came"
+        case wire.PAUSE if state.paused_at is not None:
+            return "expected a cycle that runs, but it is paused"
+        case wire.RESUME if state.paused_at is None:
+            return "expected a paused cycle, but it runs"
+        case wire.EXTEND if act.seconds is None:
+            return "expected how many seconds to extend by, but none came"
+        case wire.WIDEN if act.exposure is None or act.exposure <= state.exposure:
+            return f"expected an exposure above {state.exposure:g}, but {act.exposure} came"
+        case wire.PAUSE | wire.RESUME | wire.ABORT | wire.VETO | wire.EXTEND | wire.PROMOTE | wire.WIDEN:
             return None
     raise ValueError(f"expected a kind of act, but {kind!r} came")
 

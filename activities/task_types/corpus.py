@@ -142,17 +142,21 @@ def _put_in_place(folder: Path, installed: list[Distribution], progress: Progres
 
 
 def _build(folder: Path, installed: list[Distribution], progress: Progress) -> None:
+    """Write the files that `Corpus` reads: the passages, where each begins, what each is from, and their index."""
     import bm25s
 
     started = time.monotonic()
+    # One entry for each passage; the last offset is the end of the file.
     sources: list[str] = []
-    offsets = [0]
     tokens: list[list[str]] = []
+    offsets = [0]
     with (folder / "passages.txt").open("wb") as file:
         for source, passage in _different_passages(installed, progress):
-            offsets.append(offsets[-1] + file.write(passage.encode("utf-8")))
+            file.write(passage.encode("utf-8"))
             sources.append(source)
             tokens.append(terms(passage))
+            offsets.append(file.tell())
+
     progress("indexing", len(sources))
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)

@@ -44,6 +44,7 @@ class PhysicsSimulation:
         import scipy.integrate  # noqa: F401
 
     def run(self, payload: PlanetarySystem, parameters: Mapping[str, Value]) -> TaskResult:
+        """Follow the planets for the payload's years. Raises InvalidResult for a path that drifts too far."""
         from scipy.integrate import solve_ivp
 
         tolerance = number(parameters, "physics_simulation.tolerance", TOLERANCE)
@@ -63,9 +64,10 @@ class PhysicsSimulation:
         drift = float(np.max(np.abs(after - before) / np.abs(before)))
         if not drift <= payload.allowed_drift:  # true of NaN too
             raise InvalidResult(f"expected energy and angular momentum within {payload.allowed_drift:g}, but {drift:g}")
+        kept_digits = -log10(max(drift, 1e-16))  # no drift at all is as good as the least that a float can show
         return TaskResult(
             summary=f"{payload.planets} planets, {payload.years:g} years; what is conserved drifts by {drift:.1g}.",
-            quality=round(min(1.0, -log10(max(drift, 1e-16)) / DIGITS), 4),
+            quality=round(min(1.0, kept_digits / DIGITS), 4),
             details={"drift": drift, "steps": len(path.t) - 1, "end": path.y[:, -1].tolist()},
         )
 

@@ -421,15 +421,15 @@ class Platform(Declaration):
     simulation: Simulation = Simulation()
     pace: Pace = Pace.PRODUCTION
 
-    def limit_s(self, task_type: str, values: Mapping[str, Value]) -> float | None:
-        """The seconds at which tasks of a type are cut off under these values; None where it declares no limit.
+    def limit_s(self, task_type: str, values: Mapping[str, Value], otherwise: float) -> float:
+        """The seconds at which tasks of a type are cut off under these values, or `otherwise`, where it has no limit.
 
         A limit counts in the unit of its parameter; one without a unit that is a time counts in seconds.
         """
         keys = {declared.name: declared.timeout_parameter for declared in self.task_types}
         key = keys[task_type]
         if key is None:
-            return None
+            return otherwise
         units = {parameter.key: parameter.unit for parameter in self.parameters}
         return float(values[key]) * SECONDS.get(units[key], 1.0)
 
