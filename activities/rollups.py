@@ -84,19 +84,21 @@ def interval_start(at: datetime, interval_s: int) -> datetime:
 def roll_up(session: Session, outcomes: Iterable[TaskOutcome], arms: Mapping[str, str], interval_s: int) -> None:
     """Count outcomes in the intervals they finished in, for a caller that has locked the roll-ups.
 
-    `arms` are those of the tasks that an experiment exposed.
+    Two tables: a row for each interval and task type, and under it one for each arm and agent (a cell). `arms` are
+    those of the tasks that an experiment exposed.
     """
-    summed_cells = [(cell, group, _sums(group)) for cell, group in _by_cell(outcomes, arms, interval_s)]
-    if not summed_cells:
-        return
-
-    agent_rows = [cell | sums for cell, _, sums in summed_cells]
+    agent_rows: list[dict[str, Any]] = []
     groups: dict[Key, list[TaskOutcome]] = defaultdict(list)
     totals: dict[Key, Counter[str]] = defaultdict(Counter)
-    for cell, group, sums in summed_cells:
+    for cell, group in _by_cell(outcomes, arms, interval_s):
+        sums = _sums(group)
+        agent_rows.append(cell | sums)
         key = (cell["start"], cell["task_type"])
         groups[key] += group
         totals[key].update(sums)
+    if not groups:
+        return
+
     stored = _stored(session, groups)
     rows = [_row(key, group, totals[key], stored.get(key, {})) for key, group in groups.items()]
     dialect = session.get_bind().dialect.name

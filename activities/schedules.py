@@ -74,11 +74,13 @@ class ScheduleActivities:
             stored = await find(self._client, job_id)
             if stored is None or stored.state is None:
                 continue  # a person deleted it, or it is somebody else's
+            # The budget that a run which was cut off had, and not the one that it gets now.
             budgets_s[job_id] = stored.state.budget.seconds
+            declaration = stored.state.declaration
             budget = await self._budget(job_id, stored.state, snapshot, anomalies)
-            state = JobState(declaration=stored.state.declaration, budget=budget, elevation=snapshot.elevation)
-            as_stored = replace(job, declaration=stored.state.declaration)
-            changes += await settle(self._client, as_stored, state, stored, dry_run=False)
+            wanted = JobState(declaration=declaration, budget=budget, elevation=snapshot.elevation)
+            job_as_declared_there = replace(job, declaration=declaration)
+            changes += await settle(self._client, job_as_declared_there, wanted, stored, dry_run=False)
         if budgets_s:
             await self._report_the_cut_off(budgets_s)
         return tuple(map(str, changes))

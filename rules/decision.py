@@ -273,16 +273,18 @@ def _lower_end(bets: tuple[Bet, ...], level: float, tallies: Sequence[ArmTally])
     """
     strata = []  # each with the factors of every bet on it
     for tally in tallies:
-        share = tally[0]
+        share, *_ = tally
         strata.append((tally, [_factors(logs) for logs in log_factors(bets, share)]))
 
-    def log_won(bet: int, difference: float) -> float:
-        return sum(_log_product(tally, factors[bet], difference) for tally, factors in strata)
+    def log_won(j: int, difference: float) -> float:
+        """What the j-th bet has won on all strata."""
+        return sum(_log_product(tally, factors[j], difference) for tally, factors in strata)
 
     def is_rejected(difference: float) -> bool:
-        logs = [log_won(bet, difference) for bet in range(len(bets))]
+        logs = [log_won(j, difference) for j in range(len(bets))]
         return _log_mean(bets, logs) >= level
 
+    # Every bet has a <= b, so what it has won falls as the difference grows: below one point all are rejected.
     low, high = -1.0, 1.0
     for _ in range(15):  # halvings: 2 / 2**15 is less than a hundredth of a point
         middle = (low + high) / 2

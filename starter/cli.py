@@ -180,6 +180,7 @@ def _fixable_elsewhere(error: Exception) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
     from temporalio.service import RPCError
 
+    from schema.connection import UNREACHABLE
     from starter.client import Refused
     from starter.server import ServerError
 
@@ -190,7 +191,8 @@ def _fixable_elsewhere(error: Exception) -> str | None:
             return "expected the platform's tables, but the database has none; run `nautilus up` first"
         case SQLAlchemyError() | SqliteError():
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
-        case RPCError() | RuntimeError() if "ConnectError" in str(error):
+        # The SDK raises a bare RuntimeError where it cannot connect, or cannot use an address or a certificate.
+        case RPCError() | RuntimeError() if UNREACHABLE in str(error):
             return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"
         case RPCError() | RuntimeError():
             return f"Temporal: {error}"

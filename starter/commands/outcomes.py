@@ -96,7 +96,8 @@ def _recorded(
 def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Iterator[tuple[TaskOutcome, int]]":
     """Every outcome of a file with the bytes of its line; of `declared` task types only, where they are given.
 
-    Raises CommandError at the end where lines hold none; standard error has the mistakes in the first of them.
+    Raises CommandError at the end if some lines hold no outcome; standard error has the mistakes in the first of them.
+    A caller must not act on what it got before that.
     """
     now = datetime.now(UTC)
     bad_lines = 0
