@@ -175,7 +175,9 @@ class Course:
         """Before the first fault, in the worst day since (of all days, where there is no fault), in the last day."""
         has_fault = first_fault < self.hours
         begin = int(first_fault) if has_fault else 0
-        days = (self.mean(measure, hour, hour + DAY_H) for hour in range(begin, self.hours - DAY_H + 1))
+        # Where less than a day is left since the first fault, that is the worst.
+        last = max(begin, self.hours - DAY_H)
+        days = (self.mean(measure, hour, hour + DAY_H) for hour in range(begin, last + 1))
         measured = [day for day in days if day is not None]
         worst = min if measure.higher_is_better else max
         return Trend(
