@@ -23,7 +23,7 @@ from schema.messages.diagnosis import (
 from schema.messages.market import Bid
 from schema.messages.observatory import Counts
 from schema.messages.platform import Parameter, ParameterKind, ParameterState
-from schema.messages.proposals import Decline
+from schema.messages.proposals import Choice, Decline
 from schema.parameter_roles import Role
 from starter.agents.evidence import Case
 from starter.agents.legal import legal_value
@@ -245,3 +245,16 @@ def test_a_playbook_that_is_none_is_one_clear_line(tmp_path: Path, content: str,
         read(own)
     assert str(refused.value).startswith(f"{own}: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("tasks", "judging"), [(9, 0), (12, len(ROSTER)), (200, len(ROSTER))])
+def test_a_trial_is_judged_with_fewer_tasks_than_an_estimate_takes(tasks: int, judging: int) -> None:
+    """Who bids early would otherwise be voted down by all who wait for more tasks."""
+    about = case("upstream_503", (WORKERS, RETRIES, PAUSE), failed=tasks // 2, tasks=tasks)
+    trial = builders.proposal("mallory", parameter=f"{RESEARCH}.max_retries", value=4)
+    voting = Case(about.status.model_copy(update={"phase": Phase.VOTING, "proposal": trial}), about.recent)
+
+    choices = [agent.ballot(voting).choice for agent in ROSTER]
+
+    assert sum(choice is not Choice.ABSTAIN for choice in choices) == judging
+    assert choices.count(Choice.REJECT) == 0

@@ -34,6 +34,8 @@ SLACK = 0.1
 TIMES_FIXED = "times_mended"
 # Below this chance nothing is worth the tasks of an experiment.
 WORTH_TRYING = 0.12
+# A trial needs no estimate. Who bids early would otherwise be voted down by all who wait for more tasks.
+FEWEST_FOR_A_TRIAL = 10
 # A trial is plausible to a voter whose own weights give it this share of the best chance.
 PLAUSIBLE = 0.1
 # What of the missing gain a trial promises: causes come in twos, and no change restores everything.
@@ -201,8 +203,9 @@ class Investigator:
         state, baseline = case.state(proposal.parameter), case.baseline.rate
         if state is None or state.version != proposal.base_version:
             return Choice.REJECT, f"{proposal.parameter} has changed since version {proposal.base_version}"
-        if baseline is None or len(case.samples) < self.fewest:
-            return Choice.ABSTAIN, f"{len(case.samples)} tasks are recorded, too few to judge ({self.fewest})"
+        tasks = len(case.samples)
+        if baseline is None or tasks < FEWEST_FOR_A_TRIAL:
+            return Choice.ABSTAIN, f"{tasks} tasks are recorded, too few to judge a trial ({FEWEST_FOR_A_TRIAL})"
         limit = longer_limit(case, state, proposal.value)
         objection = contradiction(proposal, case, limit) or case.against(proposal.parameter, proposal.value)
         if objection is not None:
@@ -210,6 +213,8 @@ class Investigator:
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
             return verdict_from_memory(recalled, case, proposal, baseline) or self._judge_trial(case, proposal)
+        if tasks < self.fewest:
+            return Choice.ABSTAIN, f"{tasks} tasks are recorded, too few for an estimate ({self.fewest})"
         choice, reason = self._judge_limit(case, proposal, limit, baseline)
         if choice is Choice.APPROVE and recalled is not None:
             reason += f"; I remember that {recalled.text}"
