@@ -106,9 +106,8 @@ def _judge(platform: Platform, world: World, lived: TimeLapse, hours: int) -> Ju
 
 def _episodes(world: World, judged: Result) -> Iterator[Episode]:
     """The faults as the report's page draws them."""
-    faults = {fault.name: fault for fault in world.faults}
-    for seen in judged.faults:
-        fault = faults[seen.name]
+    struck = [fault for fault in world.faults if fault.at_hour < judged.hours]
+    for fault, seen in zip(struck, judged.faults, strict=True):
         end = min(judged.hours, fault.until_hour or math.inf)
         yield Episode(
             fault.name, instant(fault.at_hour), instant(end), fault.task_type or "", seen.verdict, _story(seen)

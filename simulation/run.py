@@ -165,7 +165,8 @@ def _registered(database: Database, agents: Sequence[Participant]) -> list[Agent
     """The keys under which the agents were registered."""
     keys = [AgentKey(agent.agent_id, Ed25519PrivateKey.generate()) for agent in agents]
     for agent, key in zip(agents, keys, strict=True):
-        register_agent(database, agent.agent_id, agent.operator, instant(0), key.public, built_in=True)
+        if not register_agent(database, agent.agent_id, agent.operator, instant(0), key.public, built_in=True):
+            raise ValueError(f"expected agents of different names, but two are called {agent.agent_id}")
     return keys
 
 
