@@ -83,7 +83,8 @@ def _announce_to_whom_it_concerns(
     task_type = row.body["task_type"]
     observing = platform.mode is Mode.OBSERVE
     why_no_cycle = escalation(row.body["metric"], task_type, platform.observatory)
-    why_a_person = why_no_cycle or _why_overdue(session, platform, row, at)
+    why_overdue = "" if observing else _why_overdue(session, platform, row, at)
+    why_a_person = why_no_cycle or why_overdue
     _keep_escalation(session, row, why_a_person)
     if why_a_person or observing:
         _announce_open(session, row, attempt=None, at=at)
@@ -107,6 +108,8 @@ def _why_overdue(session: Session, platform: Platform, row: AnomalyRow, at: date
     """Why a person is called beside the cycles on an anomaly: it has lasted, and no promotion stands."""
     cycles = session.exec(select(MetaTaskRow).where(MetaTaskRow.anomaly_id == row.anomaly_id)).all()
     for cycle in cycles:
+        if cycle.ending == Ending.ESCALATED:
+            return ""  # it has called a person, and no further attempt follows
         # One that runs may be watching what it has promoted.
         may_stand = cycle.ending in (None, Ending.PROMOTED)
         if may_stand and ledger.recorded(session, f"{cycle.cycle_id}:{EntryKind.PARAMETER_PROMOTED.value}"):

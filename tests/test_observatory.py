@@ -527,6 +527,8 @@ DAYS = timedelta(days=2)
         (Ending.FUTILE, False, True),
         # What was promoted was taken back.
         (Ending.ROLLED_BACK, True, True),
+        # A cycle has called a person, and nothing follows.
+        (Ending.ESCALATED, False, False),
         # A promotion stands, or is being watched.
         (Ending.PROMOTED, True, False),
         (None, True, False),
@@ -551,7 +553,7 @@ def test_what_lasts_without_a_promotion_calls_a_person_once_and_attempts_go_on(
     call(NOW + DAYS + MINUTE)
 
     assert attempts(database).count(None) == called
-    if ending is not None:
+    if ending not in (None, Ending.ESCALATED):
         assert attempts(database)[:2] == [1, 2]
     texts = [row.data["anomaly"]["escalation"] for row in announced(database, EventType.ANOMALY_DETECTED)]
     assert [bool(text) for text in texts] == [attempt is None for attempt in attempts(database)]
