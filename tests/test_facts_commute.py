@@ -29,7 +29,7 @@ from tests import builders
 from tests.builders import NOW
 from tests.test_verdict import design
 
-INTERVAL_S, TASKS = 60, 100
+INTERVAL_S, TASKS = 60, 150
 GUARDRAILS = (
     Guardrail(kind=GuardrailKind.FAST, bound=2.0, usual=0.5, margin=0.05),
     Guardrail(kind=GuardrailKind.WELL_RATED, bound=0.5, usual=0.5, margin=0.05),
