@@ -4,7 +4,9 @@ The end of a cycle is one transaction: its ledger entry, the winner's reward, th
 and the event. It is idempotent.
 """
 
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import func, or_
@@ -24,6 +26,7 @@ from activities.history import counted_from, counts_since, healthy_counts
 from activities.parameters import parameter_states
 from activities.rollups import count_fill
 from activities.standing import COUNTS, move_standing
+from rules import rewards
 from rules import standing as standings
 from rules.opening import AIMS
 from rules.standing import decayed
@@ -111,11 +114,14 @@ class MarketActivities:
         names = [declared.name for declared in self._platform.task_types]
         values = values_by_version(session)
         endings = [in_short(ending) for ending in past_endings(session, request.subject, values)]
+        earlier = _earlier_endings(session, row, request.proposal)
+        without_bids = _in_a_row(earlier, lambda ending: ending is Ending.NO_BIDS)
+        rules = self._platform.cycle
         return Briefing(
             cycle_id=row.cycle_id,
             attempt=row.attempt,
-            failed_attempts=_failures_in_a_row(session, row, request.proposal),
-            rules=self._platform.cycle,
+            failed_attempts=_in_a_row(earlier, lambda ending: ending is not Ending.PROMOTED),
+            rules=rules.model_copy(update={"reward": rewards.offered(rules, without_bids)}),
             parameters=parameter_states(session, self._platform),
             agents=roster(session),
             baseline=counts_since(session, task_types, since, objectives=aims),
@@ -302,10 +308,11 @@ def _settle(session: Session, end: CycleEnd, agent_id: str) -> None:
         move_standing(session, Standing(cycle_id=end.cycle_id, agent_id=agent_id, result=end.result, at=end.at))
 
 
-def _failures_in_a_row(session: Session, opened: MetaTaskRow, proposal: Proposal | None) -> int:
-    """How many attempts on the subject have ended without a promotion since the last promotion.
+def _earlier_endings(session: Session, opened: MetaTaskRow, proposal: Proposal | None) -> list[Ending]:
+    """How the earlier attempts of the anomaly ended, the newest first.
 
-    Against an agent's own proposal only its own attempts count: no agent can use up the attempts of others.
+    Against an agent's own proposal only its own attempts and promotions count: no agent can use up the attempts of
+    others.
     """
     attempts = select(MetaTaskRow.ending).where(
         MetaTaskRow.subject == opened.subject,
@@ -315,6 +322,12 @@ def _failures_in_a_row(session: Session, opened: MetaTaskRow, proposal: Proposal
     )
     if proposal is not None:
         voted_on = select(ProposalRow.cycle_id).where(ProposalRow.agent_id == proposal.agent_id)
-        attempts = attempts.where(or_(col(MetaTaskRow.ending) == "promoted", col(MetaTaskRow.cycle_id).in_(voted_on)))
+        is_promoted = col(MetaTaskRow.ending) == Ending.PROMOTED.value
+        attempts = attempts.where(or_(is_promoted, col(MetaTaskRow.cycle_id).in_(voted_on)))
     endings = session.exec(attempts.order_by(col(MetaTaskRow.attempt).desc())).all()
-    return next((count for count, ending in enumerate(endings) if ending == "promoted"), len(endings))
+    return [Ending(ending) for ending in endings if ending]
+
+
+def _in_a_row(endings: Sequence[Ending], holds: Callable[[Ending], bool]) -> int:
+    """How many of the latest endings are of a kind, up to the first that is not."""
+    return sum(1 for _ in takewhile(holds, endings))

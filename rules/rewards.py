@@ -13,10 +13,18 @@ from rules import dossier
 from schema.messages.cycle import CycleEnd, CycleState, Ending
 from schema.messages.experiment import ExperimentDesign, Reading
 from schema.messages.market import AwardResult
+from schema.messages.platform import CycleRules
 
 # A rate is never held for more certain than this, so a score is bounded and its scale is fixed.
 CERTAIN = 0.99
 LARGEST_SCORE = log(CERTAIN / (1 - CERTAIN))
+
+
+def offered(rules: CycleRules, without_bids: int) -> int:
+    """What an attempt offers: the reward, doubled for every attempt before it that got no bid, within the bound."""
+    if rules.highest_reward is None:
+        return rules.reward
+    return min(rules.highest_reward, rules.reward << without_bids)  # each shift doubles
 
 
 def settle(state: CycleState, ending: Ending, reason: str, at: datetime) -> CycleEnd:

@@ -971,6 +971,22 @@ def test_attempts_are_numbered_and_failures_counted_since_the_last_promotion(dat
     assert told == [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]
 
 
+def test_an_attempt_after_ones_without_bids_offers_more(database: Database) -> None:
+    declared = builders.platform()
+    cycle = declared.cycle.model_copy(update={"reward": 20, "highest_reward": 70})
+    market(database)
+    activities = MarketActivities(database, declared.model_copy(update={"cycle": cycle}))
+    offered = []
+    endings = (Ending.NO_BIDS, Ending.NO_BIDS, Ending.NO_BIDS, Ending.FUTILE, Ending.NO_BIDS, Ending.NO_BIDS)
+    for number, ending in enumerate(endings):
+        briefing = activities.open_meta_task(opening(f"r{number}"))
+        offered.append(briefing.rules.reward)
+        activities.end_cycle(end(briefing.cycle_id, ending, agent_id=None, result=None, reward=0))
+
+    # Doubled for each attempt without bids in a row, up to the bound; one that somebody bid on ends the row.
+    assert offered == [20, 40, 70, 70, 20, 40]
+
+
 def test_an_escalation_after_many_attempts_knows_how_each_of_them_ended(database: Database) -> None:
     activities, endings = market(database), (Ending.NO_BIDS, Ending.FUTILE, Ending.REJECTED)
     for number, ending in enumerate(endings):

@@ -677,6 +677,7 @@ MENDING: dict[tuple[str, str], dict[str, Value]] = {
     ("fortnight", "the register answers slowly"): {"company_profile.reuse_filings": True},
     ("fortnight", "the register drops connections"): {"company_profile.attempts": 5},
     ("quality_drop", "the brands want a new style"): {"product_text.revision_rounds": 4},
+    ("low_reward", "a new microscope"): {"classify_slide.cutoff_s": 200.0},
     ("rate_limit", "the provider halves the allowance"): {"support_answer.max_concurrent": 10},
     ("slow_drift", "the radio fades, first step"): {"read_meter.repeats": 5},
     ("slow_drift", "the radio fades, second step"): {"read_meter.repeats": 5},
@@ -799,12 +800,13 @@ def test_the_fortnight_falls_below_seventy_percent_and_can_be_brought_back_to_th
     assert mean(of, completion, types, best, 330.0) <= 0.47 * mean(of, completion, types, values, 140.0)
 
 
-def test_nobody_of_the_low_reward_s_field_asks_for_so_little() -> None:
+def test_nobody_of_the_low_reward_s_field_asks_for_so_little_before_it_is_raised() -> None:
     platform = read_platform(SCENARIOS["low_reward"])
     prices = [agent.price for agent in platform.simulation.named_agents]
 
     assert prices
     assert all(price is not None and price > platform.cycle.reward for price in prices)
+    assert sum((price or 0) <= (platform.cycle.highest_reward or 0) for price in prices) >= 3
     assert not platform.simulation.agents
 
 

@@ -251,7 +251,7 @@ class CycleRules(Declaration):
     No change is promoted before each arm has finished `minimum_tasks`, however strong the evidence: what is right about
     the sign may still be far off about the size. `max_tasks` counts both arms. Nor before `minimum_run_s`: an hour of
     the day is not a day. A person is called where an anomaly has been open for `call_after_s` and nothing was promoted;
-    attempts go on meanwhile.
+    attempts go on meanwhile. `highest_reward` is as far as the reward may be raised where nobody bids; None: never.
     """
 
     bid_window_s: float = Field(default=600, gt=0)
@@ -282,6 +282,7 @@ class CycleRules(Declaration):
     operator_weight_cap: float = Field(default=1 / 3, gt=0, le=1)
     reward: int = Field(default=100, ge=0)
     call_after_s: float = Field(default=2 * 86_400, gt=0)
+    highest_reward: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:
@@ -290,6 +291,8 @@ class CycleRules(Declaration):
             raise ValueError(f"expected max_tasks of at least 4 x minimum_tasks ({4 * self.minimum_tasks})")
         if self.experiment_window_s <= self.minimum_run_s:
             raise ValueError(f"expected an experiment_window_s above minimum_run_s ({self.minimum_run_s:g})")
+        if self.highest_reward is not None and self.highest_reward < self.reward:
+            raise ValueError(f"expected a highest_reward of at least the reward ({self.reward})")
         return self
 
 
