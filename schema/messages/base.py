@@ -105,7 +105,7 @@ class Message(BaseModel):
 class Declaration(Message):
     """A part of `platform.toml`: an unknown key is reported as a mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Numbered(Message):
