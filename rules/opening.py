@@ -44,6 +44,4 @@ def overdue(detected_at: datetime, at: datetime, attempts: int, rules: CycleRule
     if open_s < rules.call_after_s:
         return ""
     hours = f"{open_s / 3_600:.0f} h" if open_s >= 3_600 else f"{open_s / 60:.0f} min"
-    return (
-        f"it has been open for {hours}, and {attempts} attempts have promoted nothing that stands; further ones go on"
-    )
+    return f"it has been open for {hours} without a promotion that stands (attempts: {attempts}); further ones go on"

@@ -548,7 +548,7 @@ def test_what_lasts_without_a_promotion_calls_a_person_once_and_attempts_go_on(
             return [anomaly.escalation for anomaly in announce(session, platform(), Detection({}), at)]
 
     assert call(NOW + DAYS - MINUTE) == []
-    why = "it has been open for 48 h, and 1 attempts have promoted nothing that stands; further ones go on"
+    why = "it has been open for 48 h without a promotion that stands (attempts: 1); further ones go on"
     assert call(NOW + DAYS) == ([why] if called else [])
     call(NOW + DAYS + MINUTE)
 

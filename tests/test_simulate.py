@@ -260,3 +260,12 @@ def test_an_alarm_is_false_where_no_fault_is_active_nor_was_within_a_day(scenari
     record = NOTHING._replace(anomalies=(anomaly(FAULT_H - 1), anomaly(FAULT_H), anomaly(FAULT_H + 50)))
 
     assert Judge(world, Course([], HOURS), record, {"invoice.retries": 1}).false_alarms() == 1
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_weeks_pass(scenario: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "starter", "simulate", str(scenario), "--html", str(tmp_path / "none" / "r.html")]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(f"{tmp_path / 'none'} is none")

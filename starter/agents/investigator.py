@@ -385,7 +385,7 @@ def _findings(case: Case, possible: Sequence[Idea]) -> tuple[Evidence, ...]:
 def share_evidence(case: Case) -> Evidence:
     """How many tasks are good now, and how many were before."""
     now, before = case.baseline, case.before
-    claim = f"{now.successes} of {now.tasks} tasks {case.good_verb} since the onset"
+    claim = f"{now.successes} of {now.tasks} tasks {case.good_verb} since the onset, or the last change after it"
     if before.tasks:
         claim += f", {before.successes} of {before.tasks} before"
     return Evidence(claim=claim, figures={case.good_name: round(now.rate or 0.0, DIGITS)})

@@ -35,7 +35,7 @@ def diagnose(
 ) -> None:
     """What an agent sees of one subject: reasons, what stands out, figures, parameters and their changes, memory.
 
-    Everything is set against the day before. Exit code 3 where no task was recorded in that time.
+    Everything is set against the day before the onset. Exit code 3 where no task was recorded in that time.
     """
     from activities import reading
     from activities.observatory import ObservatoryActivities
@@ -91,7 +91,7 @@ def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
     facts = _in_question(subject, seen)
     elapsed = lasted((seen.at - seen.window_start).total_seconds())
     out.print(f"{subject}: {reason}")
-    out.print(f"since {seen.window_start:%Y-%m-%d %H:%M} UTC, {elapsed}, against the day before")
+    out.print(f"since {seen.window_start:%Y-%m-%d %H:%M} UTC, {elapsed}, against the day before the onset")
     if facts is None:
         out.print("no task type is declared")
         return

@@ -1,5 +1,6 @@
 """`nautilus simulate`: weeks of a platform in minutes, with the real workflows and agents, on outcomes from a model."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import AsJson, answer, err, new_table, out, run
+from starter.command import AsJson, CommandError, answer, err, new_table, out, run
 
 if TYPE_CHECKING:
     from simulation.result import AgentResult, FaultResult, Result, Trend
@@ -43,6 +44,8 @@ def simulate(
 
     # What production logs would come a thousand times as fast.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if html is not None and not os.access(html.parent, os.W_OK):
+        raise CommandError(f"expected a folder that can be written for the report, but {html.parent} is none")
     hours = (days or scenario_of(scenario).simulation.days) * DAY_H
     own = agent_of(agent) if agent is not None else None
     with _progress(hours) as progress:
