@@ -54,7 +54,7 @@ def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> N
 def announce(session: Session, platform: Platform, detection: Detection, at: datetime) -> list[Anomaly]:
     """Store what was raised, close what is over, and announce what stays open, with the attempt that is due.
 
-    The open anomalies that need a person come back, oldest first.
+    Returns the open anomalies that need a person, oldest first.
     """
     for anomaly in detection.raised:
         _store(session, anomaly, at)
@@ -62,18 +62,19 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     open_rows = session.exec(select(AnomalyRow).where(col(AnomalyRow.closed_at).is_(None))).all()
     by_turn = sorted(open_rows, key=_turn)
     closing_reasons = dict(detection.closed)
-    attempted_types: set[str] = set()
+    attempted_types: set[str] = set()  # grows as attempts are announced: one at a time for a task type
     for row in by_turn:
         if row.anomaly_id in closing_reasons:
             close(session, row, closing_reasons[row.anomaly_id], at)
         else:
-            _announce_to_whom_it_concerns(session, platform, row, attempted_types, at)
+            _announce_to_people_and_cycles(session, platform, row, attempted_types, at)
 
+    # The updates of rows are visible here: `close` has set closed_at, and the announcements keep each escalation.
     need_a_person = [row for row in by_turn if row.closed_at is None and row.body.get("escalation")]
     return [Anomaly.model_validate(row.body) for row in need_a_person]
 
 
-def _announce_to_whom_it_concerns(
+def _announce_to_people_and_cycles(
     session: Session, platform: Platform, row: AnomalyRow, attempted_types: set[str], at: datetime
 ) -> None:
     """Announce an open anomaly to people where they are needed, and to a cycle where an attempt is due.

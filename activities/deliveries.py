@@ -94,9 +94,10 @@ class Deliveries:
         """Start the cycle on an anomaly whose attempt is due, unless one on the subject is running."""
         detected = read(event)
         if not isinstance(detected, AnomalyDetected):
-            raise Undeliverable(f"expected an anomaly, but {event.type.value} with other fields came")
+            raise Undeliverable(f"expected an event with an anomaly's fields, but {event.type.value} came with others")
         if detected.attempt is None:
             return  # the platform only observes
+
         anomaly = detected.anomaly
         request = CycleRequest(request_id=event.key, anomaly=anomaly)
         await self._client.start_workflow(
@@ -106,6 +107,7 @@ class Deliveries:
             task_queue=wire.TASK_QUEUE,
             # The id is the lock: a second observer of one anomaly joins the cycle that runs.
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            # An ended cycle frees the id. A repeated event then starts a run that finds its request done, and ends.
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             static_summary=f"Improvement cycle: {anomaly.metric} of {anomaly.task_type or 'the platform'}",
             static_details=anomaly.reason,

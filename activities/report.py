@@ -285,16 +285,16 @@ def _newest_experiments(
 
 def _experiment(database: Database, session: Session, row: ExperimentRow, until: datetime) -> ExperimentRecord:
     """How an experiment went, from its proposal and vote to its latest reading and the watch that came after it."""
-    ended = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
-    end = _body(CycleEnd, ended) if ended else None
-    proposed = session.get(ProposalRow, row.cycle_id)
+    end_body = session.exec(select(LedgerRow.body).where(LedgerRow.key == f"{row.cycle_id}:ended")).first()
+    end = _body(CycleEnd, end_body) if end_body else None
+    proposal_row = session.get(ProposalRow, row.cycle_id)
     ballots = session.exec(select(BallotRow.body).where(BallotRow.cycle_id == row.cycle_id)).all()
-    watched = session.get(ExperimentRow, f"{row.experiment_id}.watch")
+    watch_row = session.get(ExperimentRow, f"{row.experiment_id}.watch")
 
     reading = _reading(session, row, until)
-    finished = reading.control.tasks + reading.treatment.tasks if reading else 0
-    # Of more tasks no curve is drawn: to read them all would take too long.
-    points = experiment_audit.trajectory(database, row.experiment_id) if finished <= DRAWN_TASKS else []
+    finished_tasks = reading.control.tasks + reading.treatment.tasks if reading else 0
+    # A larger experiment gets no curve: reading all of its tasks would take too long.
+    points = experiment_audit.trajectory(database, row.experiment_id) if finished_tasks <= DRAWN_TASKS else []
 
     state = _state(row, end, reading)
     return ExperimentRecord(
@@ -303,11 +303,11 @@ def _experiment(database: Database, session: Session, row: ExperimentRow, until:
         reason=state.reason,
         opened_at=row.opened_at,
         closed_at=row.closed_at,
-        proposal=Proposal.model_validate(proposed.body) if proposed else None,
+        proposal=Proposal.model_validate(proposal_row.body) if proposal_row else None,
         approved=sum(ballot["choice"] == Choice.APPROVE for ballot in ballots),
         rejected=sum(ballot["choice"] == Choice.REJECT for ballot in ballots),
         reading=reading,
-        watch=_reading(session, watched, until) if watched else None,
+        watch=_reading(session, watch_row, until) if watch_row else None,
         evidence=tuple((point.control.tasks + point.treatment.tasks, point.log_e) for point in points),
     )
 

@@ -131,7 +131,7 @@ def measure(
     `measured` are the parts of the health that were measured before.
     """
     registered_ids = set(session.exec(select(AgentRow.agent_id)).all())
-    snapshot = _without_health(session, at, rules, records, registered_ids)
+    snapshot = _snapshot_without_health(session, at, rules, records, registered_ids)
     usual = healthy_counts(session, sorted(records.tracks), at, rules)
     usual_per_h = usual.tasks * 3_600 / rules.baseline_s if usual else None
     score = _health(snapshot, len(registered_ids), usual_per_h, records, measured)
@@ -140,29 +140,38 @@ def measure(
     return snapshot.model_copy(update={"health": score.score, "reason": reason, "measured": known_parts})
 
 
-def _without_health(
+def _snapshot_without_health(
     session: Session, at: datetime, rules: ObservatoryRules, records: Records, registered_ids: Collection[str]
 ) -> Snapshot:
-    """The metrics of the trailing floor window, by task type and together."""
+    """The snapshot of the trailing floor window, by task type and of the whole platform, before its health is known."""
     since = at - timedelta(seconds=rules.floor_window_s)
-    recent = {name: _since(since, track) for name, track in records.tracks.items()}
+    recent = {name: _started_since(track, since) for name, track in records.tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
-    everything = together(by_type.values())
-    whole = measures(everything)
-    fills = {name: Counts.total(fill.counts for fill in _since(since, track)) for name, track in records.fills.items()}
+    platform = together(by_type.values())
+    platform_measures = measures(platform)
+
+    fills = {
+        name: Counts.total(fill.counts for fill in _started_since(track, since))
+        for name, track in records.fills.items()
+    }
     recently_active = [agent_ids for start, agent_ids in records.active.items() if start >= since]
     active_ids = set[str]().union(*recently_active)
+
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
-        platform=everything.counts,
+        platform=platform.counts,
         task_types={name: rollup.counts for name, rollup in by_type.items()},
         market_fill_rate=Counts.total(fills.values()).rate,
-        throughput_per_h=everything.tasks * 3_600 / rules.floor_window_s,
+        throughput_per_h=platform.tasks * 3_600 / rules.floor_window_s,
         health=None,
         measures=_measures_by_type(by_type, fills, _working_agents(session, since)),
         active_agents=len(active_ids.intersection(registered_ids)),
-        **whole.model_dump(exclude={"market_fill_rate", "active_agents"}),
+        mean_duration_s=platform_measures.mean_duration_s,
+        p50_duration_s=platform_measures.p50_duration_s,
+        p95_duration_s=platform_measures.p95_duration_s,
+        mean_quality=platform_measures.mean_quality,
+        spending=platform_measures.spending,
     )
 
 
@@ -186,7 +195,7 @@ def _health(
     )
 
 
-def _since(since: datetime, track: Sequence[AnyInterval]) -> list[AnyInterval]:
+def _started_since(track: Sequence[AnyInterval], since: datetime) -> list[AnyInterval]:
     return [interval for interval in track if interval.start >= since]
 
 

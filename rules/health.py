@@ -34,37 +34,43 @@ def health(
     expected_throughput_per_h: float | None,
     known_parts: Collection[str] = tuple(WEIGHTS),
 ) -> Health:
-    """Weigh the five parts; rates, quality and fill are 0 to 1, agents and throughput are shares of what is expected.
+    """Weigh the five parts of health into one score.
 
-    Give rates over a trailing window that holds tasks in any ordinary hour: one quiet hour is no loss of measurement.
-    More than expected counts as all of it, and any number meets an expectation of 0; a market with nothing to fill is
-    measured, and 1. `known_parts` are those that this platform has ever measured: a platform that rates no quality is
-    judged by the rest, but nothing leaves the set by falling silent. Raises ValueError on an impossible
-    measurement, because it could be read as health, and on a part that has no weight.
+    Rates, quality and fill are given as 0 to 1 (a market with nothing to fill: 1). Agents and throughput are given with
+    what is expected: more than expected counts as all of it, and any number meets an expectation of 0. Give rates over
+    a trailing window that holds tasks in any ordinary hour: one quiet hour is no loss of measurement.
+
+    `known_parts` are those that this platform has ever measured: one that is missing now counts as 0. A part that was
+    never measured, as on a platform that rates no quality, takes no part in the score.
+
+    Raises ValueError on an impossible measurement, because it could be read as health, and on a part without a weight.
     """
     unknown = set(known_parts) - WEIGHTS.keys()
     if unknown:
         raise ValueError(f"expected parts among {', '.join(WEIGHTS)}, but {', '.join(sorted(unknown))} came")
-    measured = {
+
+    shares = {
         "success": success_rate,
         "quality": mean_quality,
         "market_fill": market_fill_rate,
         "active_agents": _share(active_agents, expected_agents),
         "throughput": _share(throughput_per_h, expected_throughput_per_h),
     }
-    parts = {name: value for name, value in measured.items() if value is not None}
-    _raise_if_impossible(parts)
-    counted = [name for name in WEIGHTS if name in parts or name in known_parts]
-    missing = tuple(name for name in counted if name not in parts)
-    if not parts:
+    measured = {name: share for name, share in shares.items() if share is not None}
+    _raise_if_impossible(measured)
+
+    counted = [name for name in WEIGHTS if name in measured or name in known_parts]
+    missing = tuple(name for name in counted if name not in measured)
+    if not measured:
         return Health(score=None, missing=missing, reason="nothing was measured")
-    # Not the last known value: an old good one would outlive the platform. Not a reweighting of the rest either: that
-    # raises the score of a platform that stops measuring what is going badly.
+
+    # A missing part counts as 0. Its last known value would outlive the platform; weighing only the rest would raise
+    # the score of a platform that stops measuring what goes badly.
     counted_weight = sum(WEIGHTS[name] for name in counted)
-    score = 100 * sum(WEIGHTS[name] * value for name, value in parts.items()) / counted_weight
-    shown = ", ".join(f"{name} {value:.0%}" for name, value in parts.items())
+    score = 100 * sum(WEIGHTS[name] * share for name, share in measured.items()) / counted_weight
+    shown = ", ".join(f"{name} {share:.0%}" for name, share in measured.items())
     absent = f"; not measured and counted as 0: {', '.join(missing)}" if missing else ""
-    return Health(score=score, parts=parts, missing=missing, reason=f"{shown}{absent}")
+    return Health(score=score, parts=measured, missing=missing, reason=f"{shown}{absent}")
 
 
 def _raise_if_impossible(parts: Mapping[str, float]) -> None:

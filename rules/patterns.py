@@ -46,6 +46,7 @@ LINES_OF_A_LESSON = 12
 # A text has 2,000 characters, and the last line needs some.
 LONGEST_LESSON = 1_950
 
+# A claim, and the evidence that one source adds to it.
 Learned = tuple[Claim, Sequence[Observation]]
 
 
@@ -79,28 +80,30 @@ def pooled(observations: Iterable[Observation], now: datetime) -> PooledEffect |
 
 
 def remedy(end: "CycleEnd", design: "ExperimentDesign", symptom: Symptom, role: str = "") -> Learned | None:
-    """What a finished cycle shows of its change; None where no experiment gave evidence.
+    """What a finished cycle teaches about the change it tried: a claim, and this cycle as its one observation.
 
-    `role` is that of the parameter; empty where it is not known. A vote, a person's veto or a broken assignment is no
-    evidence of what a change does.
+    None where no experiment gave evidence: a vote, a veto or a broken assignment shows nothing of what a change does.
+    `role` is that of the parameter; empty where it is not known.
     """
     from schema.messages.cycle import Ending
 
     reading = _telling_reading(end, design)
     if reading is None:
         return None
+
     is_success = end.ending is Ending.PROMOTED
     is_failure = end.ending in (Ending.FUTILE, Ending.HARMFUL, Ending.ROLLED_BACK)
-    error = _standard_error(reading)
+    standard_error = _standard_error(reading)
     observation = Observation(
         source=end.cycle_id,
         at=end.at,
         support=int(is_success),
         against=int(is_failure),
-        effect=reading.effect if error is not None else None,  # without an error it cannot be weighed
-        error=error,
+        effect=reading.effect if standard_error is not None else None,  # without an error it cannot be weighed
+        error=standard_error,
         ending=end.ending.value,
     )
+
     change = Change.of(design.parameter, design.control, design.treatment, role)
     return Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change), [observation]
 

@@ -290,27 +290,29 @@ class NautilusClient:
         return await self._query(cycle, wire.RECEIPTS, list[Receipt], "a cycle or a task")
 
     async def open_cycle(self, proposal: Proposal) -> str:
-        """Open a cycle at the vote, with a proposal of one's own; returns its workflow id. `result` has how it ended.
+        """Open a cycle on a proposal of one's own, which goes straight to the vote; returns its workflow id.
 
-        Raises Refused where a cycle is open on another proposal for this parameter.
+        The same proposal sent again joins the cycle that it opened; `result` waits for the end. Raises Refused where a
+        cycle is open on another proposal for this parameter, and ValueError for a proposal that cannot be signed.
         """
         request = opening(proposal, self._key_of(proposal))
-        cycle = workflow_id(request.subject)
+        cycle_workflow_id = workflow_id(request.subject)
         try:
             await self.temporal.start_workflow(
                 wire.IMPROVEMENT_CYCLE,
                 request,
-                id=cycle,
+                id=cycle_workflow_id,
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
             )
         except WorkflowAlreadyStartedError:
-            opened = await self._started_with(cycle, CycleRequest)
-            if opened.request_id != request.request_id:
-                other = f"{opened.request_id} has one; wait for its end"
-                raise Refused(f"expected no open cycle on {request.subject}, but {other}") from None
-        return cycle
+            # The id is the lock: what holds it is this very proposal, sent before, or another one for its parameter.
+            holder = await self._started_with(cycle_workflow_id, CycleRequest)
+            if holder.request_id != request.request_id:
+                refusal = f"expected no open cycle on {request.subject}, but {holder.request_id} has one"
+                raise Refused(f"{refusal}; wait for its end") from None
+        return cycle_workflow_id
 
     async def act(
         self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None, exposure: float | None = None

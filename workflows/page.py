@@ -53,23 +53,23 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
 def render(status: CycleStatus) -> str:
     """The page of one cycle: where it stands first, then the facts, what a person can do, and the story."""
-    # Any client may start a workflow under any id; a line that a person pastes into a shell must quote it.
-    workflow = f"--workflow-id {shlex.quote(' '.join(status.workflow_id.split()))}"
-    namespace = f"--namespace {wire.NAMESPACE}"
+    # Any client may start a workflow under any id: on one line and quoted, it is safe to paste into a shell.
+    id_on_one_line = " ".join(status.workflow_id.split())
+    workflow_option = f"--workflow-id {shlex.quote(id_on_one_line)}"
+    namespace_option = f"--namespace {wire.NAMESPACE}"
 
     return _PAGE.render(
         s=status,
-        now=STEP_OF.get(status.phase, status.phase).value,
+        current_step=STEP_OF.get(status.phase, status.phase).value,
         steps=[step.value for step in STEPS],
         waits_for=AWAITS[status.phase],
         facts=_facts(status),
         arms=_arms(status),
         difference=_difference(status),
         acts=[(kind, _act(status, kind)) for kind in _open_acts(status)],
-        row=_row,
-        namespace=namespace,
-        workflow=workflow,
-        address=f"{namespace} {workflow}",
+        table_row=_row,
+        namespace_option=namespace_option,
+        workflow_option=workflow_option,
     )
 
 

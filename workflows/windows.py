@@ -181,13 +181,15 @@ def _cast(state: CycleState, ballot: Ballot, now: datetime) -> None:
 
 
 def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
-    """Why what a person asks cannot be done now, or None."""
+    """Why a person's act cannot be done now, or None. Raises ValueError on an unknown kind."""
+    now = f"{state.request.subject} is in phase {state.phase.value}"
     if state.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
-        return f"expected a cycle that can be steered, but {state.request.subject} is in phase {state.phase.value}"
-    phases = ACTS.get(kind, tuple(Phase))
+        return f"expected a cycle that can be steered, but {now}"
+    phases = ACTS.get(kind, tuple(Phase))  # a kind without an entry is open in every phase that is left
     if state.phase not in phases:
         wanted = " or ".join(phase.value for phase in phases)
-        return f"expected a cycle in phase {wanted}, but {state.request.subject} is in phase {state.phase.value}"
+        return f"expected a cycle in phase {wanted}, but {now}"
+
     match kind:
         case wire.PAUSE if state.paused_at is not None:
             return "expected a cycle that runs, but it is paused"

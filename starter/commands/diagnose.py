@@ -85,33 +85,36 @@ def _in_question(subject: str, seen: "Diagnosis") -> "TaskTypeDiagnosis | None":
 
 
 def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
-    """Print what concerns the task type in question, section by section, and then the other types."""
+    """Print what concerns the task type in question, section by section, and then the other types.
+
+    `reason` is why an anomaly is open on the subject.
+    """
     from activities.report_text import lasted
 
     facts = _in_question(subject, seen)
-    elapsed = lasted((seen.at - seen.window_start).total_seconds())
     out.print(f"{subject}: {reason}")
+    elapsed = lasted((seen.at - seen.window_start).total_seconds())
     out.print(f"since {seen.window_start:%Y-%m-%d %H:%M} UTC, {elapsed}, against the day before the onset")
     if facts is None:
         out.print("no task type is declared")
         return
 
     out.print(f"{facts.task_type}: good {_rate(facts.counts)} since then; {_rate(facts.before)} before")
-    for section in (_reasons(facts), _contrasts(facts), _figures(facts)):
-        _print(section)
-    _print(_parameters([state for state in seen.parameters if facts.task_type in state.declaration.task_types]))
-    _print(_changes(seen.changes))
-    _print(_endings(seen.endings))
-    _print(_memory(seen))
-    _print(_others([other for other in seen.task_types if other is not facts]))
+    sections = (
+        _reasons(facts),
+        _contrasts(facts),
+        _figures(facts),
+        _parameters([state for state in seen.parameters if facts.task_type in state.declaration.task_types]),
+        _changes(seen.changes),
+        _endings(seen.endings),
+        _memory(seen),
+        _others([other for other in seen.task_types if other is not facts]),
+    )
+    for section in sections:
+        for part in section:
+            out.print(part)
     if seen.left_out:
         out.print(f"\nleft out, because it would not fit a message: {'; '.join(seen.left_out)}")
-
-
-def _print(parts: "Iterator[object]") -> None:
-    """One section: an empty line, its title, then its parts."""
-    for part in parts:
-        out.print(part)
 
 
 def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
