@@ -52,7 +52,7 @@ def close(session: Session, anomaly: AnomalyRow, reason: str, at: datetime) -> N
 
 
 def announce(session: Session, platform: Platform, detection: Detection, at: datetime) -> list[Anomaly]:
-    """Store what was raised, close what is over, and announce what stays open, with the attempt that is due.
+    """Store what was raised, close what is over, and announce the rest: to people, and to cycles whose attempt is due.
 
     Returns the open anomalies that need a person, oldest first.
     """
@@ -63,15 +63,16 @@ def announce(session: Session, platform: Platform, detection: Detection, at: dat
     by_turn = sorted(open_rows, key=_turn)
     closing_reasons = dict(detection.closed)
     attempted_types: set[str] = set()  # grows as attempts are announced: one at a time for a task type
+    still_open: list[AnomalyRow] = []
     for row in by_turn:
         if row.anomaly_id in closing_reasons:
             close(session, row, closing_reasons[row.anomaly_id], at)
         else:
             _announce_to_people_and_cycles(session, platform, row, attempted_types, at)
+            still_open.append(row)
 
-    # The updates of rows are visible here: `close` has set closed_at, and the announcements keep each escalation.
-    need_a_person = [row for row in by_turn if row.closed_at is None and row.body.get("escalation")]
-    return [Anomaly.model_validate(row.body) for row in need_a_person]
+    # Announcing has put into each body why the anomaly needs a person, if it does.
+    return [Anomaly.model_validate(row.body) for row in still_open if row.body.get("escalation")]
 
 
 def _announce_to_people_and_cycles(

@@ -84,17 +84,23 @@ def windows_of(
     start: datetime,
     samples: int,
 ) -> dict[str, Window]:
-    """What is read of each task type: most of the one in question, if it is among them, and of others an overview.
+    """What to read of each task type: the one in question in depth, if it is among them, and the others in overview.
 
     The one in question alone gets contrasts. Without one every type gets them, and an equal part of ALPHA, so that the
     chance that anything stands out by chance is the same.
     """
-    # At least 1, as a divisor: there may be no other type.
+    # Divisors are at least 1: there may be no other type, or no type at all.
     others = max(1, len(set(task_types) - {in_question}))
-    most = max(1, min(MOST_READ, MOST_READ_OF_OTHERS // others))
-    samples_of_other = min(samples, SAMPLES // max(1, len(task_types)))
-    alpha = 0.0 if in_question in task_types else ALPHA / others
-    overview = Window(before, onset, start, most, samples_of_other, MOST_REASONS_OF_OTHERS, alpha)
+    types = max(1, len(task_types))
+    overview = Window(
+        before=before,
+        onset=onset,
+        start=start,
+        most=max(1, min(MOST_READ, MOST_READ_OF_OTHERS // others)),
+        samples=min(samples, SAMPLES // types),
+        reasons=MOST_REASONS_OF_OTHERS,
+        alpha=0.0 if in_question in task_types else ALPHA / others,
+    )
     windows = dict.fromkeys(task_types, overview)
     if in_question in windows:
         windows[in_question] = overview._replace(most=MOST_READ, samples=samples, reasons=MOST_REASONS, alpha=ALPHA)

@@ -52,14 +52,16 @@ class ObservatoryActivities:
 
     @activity.defn
     def take_snapshot(self, at: datetime) -> Snapshot:
-        """Measure, detect and announce, in one transaction; a snapshot of this instant is taken once."""
+        """Detect anomalies, measure the platform and announce what changed, in one transaction.
+
+        Idempotent by `at`: a retry returns the snapshot that is recorded.
+        """
         rules = self._platform.observatory
-        until = interval_start(at, rules.interval_s)
-        floor_window = timedelta(seconds=rules.floor_window_s)
-        baseline = timedelta(seconds=rules.baseline_s + rules.guard_s)
-        since = until - floor_window - baseline
+        until = interval_start(at, rules.interval_s)  # only intervals that are over
+        recent_since = until - timedelta(seconds=rules.floor_window_s)
+        since = recent_since - timedelta(seconds=rules.guard_s + rules.baseline_s)
         with self._database.transaction() as session:
-            lock(session, "anomalies")
+            lock(session, "anomalies")  # against another snapshot, and a person who closes an anomaly
             recorded = session.get(SnapshotRow, at)
             if recorded is not None:
                 return Snapshot.model_validate(recorded.body)
@@ -67,17 +69,19 @@ class ObservatoryActivities:
             last = session.exec(select(SnapshotRow).order_by(col(SnapshotRow.at).desc()).limit(1)).first()
             records = records_of(session, since, until, rules.interval_s)
             detection = self._detect(session, records, last, since, until)
-            measured = last.body.get("measured", ()) if last else ()
-            measurement = measure(session, at, rules, records, detection, measured)
+            measured_before = last.body.get("measured", ()) if last else ()
+            measurement = measure(session, at, rules, records, detection, measured_before)
 
             elevation = self._elevate(session, last, measurement.health, at)
-            escalated = announce(session, self._platform, detection, at)
-            escalations = tuple(f"{anomaly.anomaly_id}: {anomaly.escalation}" for anomaly in escalated)
-            reasons = failures_by_reason(session, until - floor_window, until)
-            found = {"elevation": elevation, "reasons": reasons, "escalations": escalations[:MOST_ESCALATIONS]}
-            snapshot = measurement.model_copy(update=found)
+            need_a_person = announce(session, self._platform, detection, at)[:MOST_ESCALATIONS]
+            escalations = tuple(f"{anomaly.anomaly_id}: {anomaly.escalation}" for anomaly in need_a_person)
+            reasons = failures_by_reason(session, recent_since, until)
+
+            snapshot = measurement.model_copy(
+                update={"elevation": elevation, "escalations": escalations, "reasons": reasons}
+            )
             session.add(_row(snapshot, detection))
-        return snapshot
+            return snapshot
 
     def _detect(
         self, session: Session, records: Records, last: SnapshotRow | None, since: datetime, until: datetime

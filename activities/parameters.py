@@ -135,19 +135,21 @@ def _last_swap(session: Session, parameter: str) -> str | None:
 
 
 def swap(
-    session: Session, promotion: Promotion, change: type[ParameterPromoted | ParameterRolledBack], at: datetime
+    session: Session, promotion: Promotion, event_type: type[ParameterPromoted | ParameterRolledBack], at: datetime
 ) -> PromotionResult:
     """Change a parameter if it still has the expected version, once for each cycle and kind of change; announce it."""
-    key = f"{promotion.cycle_id}:{change.type.value}"
+    key = f"{promotion.cycle_id}:{event_type.type.value}"
     row = session.get_one(ParameterRow, promotion.parameter, with_for_update=True)
-    if ledger.recorded(session, key):
+    if ledger.recorded(session, key):  # a retry of a swap that was made
         return PromotionResult(swapped=True, version=row.version, reason="recorded before")
+
     stale_because = why_stale(row, promotion.expected_version)
     if stale_because is not None:
         return PromotionResult(swapped=False, version=row.version, reason=stale_because)
 
-    ledger.append(session, EntryKind(change.type.value), key, promotion.parameter, at, promotion)
+    ledger.append(session, EntryKind(event_type.type.value), key, promotion.parameter, at, promotion)
     _close_experiments(session, promotion.parameter, at)
+
     row.previous = row.value
     row.value = texts.store(session, promotion.value)
     row.version += 1
@@ -155,7 +157,7 @@ def swap(
     row.changed_by = promotion.cycle_id
     session.add(row)
 
-    announced = change(
+    announced = event_type(
         parameter=promotion.parameter,
         value=promotion.value,
         version=row.version,

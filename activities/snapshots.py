@@ -147,31 +147,32 @@ def _snapshot_without_health(
     since = at - timedelta(seconds=rules.floor_window_s)
     recent = {name: _started_since(track, since) for name, track in records.tracks.items()}
     by_type = {name: together(track) for name, track in recent.items() if track}
-    platform = together(by_type.values())
-    platform_measures = measures(platform)
+    whole = together(by_type.values())
+    whole_measures = measures(whole)
 
     fills = {
         name: Counts.total(fill.counts for fill in _started_since(track, since))
         for name, track in records.fills.items()
     }
-    recently_active = [agent_ids for start, agent_ids in records.active.items() if start >= since]
-    active_ids = set[str]().union(*recently_active)
+    active_by_interval = [agent_ids for start, agent_ids in records.active.items() if start >= since]
+    # An outcome may name an agent that is not registered.
+    active_ids = set(registered_ids).intersection(set[str]().union(*active_by_interval))
 
     return Snapshot(
         at=at,
         interval_s=rules.interval_s,
-        platform=platform.counts,
+        platform=whole.counts,
         task_types={name: rollup.counts for name, rollup in by_type.items()},
         market_fill_rate=Counts.total(fills.values()).rate,
-        throughput_per_h=platform.tasks * 3_600 / rules.floor_window_s,
-        health=None,
+        throughput_per_h=whole.tasks * 3_600 / rules.floor_window_s,
+        health=None,  # `measure` adds it
         measures=_measures_by_type(by_type, fills, _working_agents(session, since)),
-        active_agents=len(active_ids.intersection(registered_ids)),
-        mean_duration_s=platform_measures.mean_duration_s,
-        p50_duration_s=platform_measures.p50_duration_s,
-        p95_duration_s=platform_measures.p95_duration_s,
-        mean_quality=platform_measures.mean_quality,
-        spending=platform_measures.spending,
+        active_agents=len(active_ids),
+        mean_duration_s=whole_measures.mean_duration_s,
+        p50_duration_s=whole_measures.p50_duration_s,
+        p95_duration_s=whole_measures.p95_duration_s,
+        mean_quality=whole_measures.mean_quality,
+        spending=whole_measures.spending,
     )
 
 

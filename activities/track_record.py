@@ -90,22 +90,23 @@ def open_cycles(database: Database) -> list[str]:
 
 
 def track_record(database: Database) -> TrackRecord:
-    """The whole record, at once."""
+    """All that is recorded so far, in one consistent reading."""
     with database.reading() as session:
-        anomalies = session.exec(select(AnomalyRow).order_by(col(AnomalyRow.detected_at)))
-        cycles = session.exec(select(MetaTaskRow).order_by(col(MetaTaskRow.opened_at)))
-        proposals = session.exec(select(ProposalRow).order_by(col(ProposalRow.at)))
-        experiments = session.exec(select(ExperimentRow))
-        agents = session.exec(select(AgentRow))
+        anomaly_rows = session.exec(select(AnomalyRow).order_by(col(AnomalyRow.detected_at)))
+        cycle_rows = session.exec(select(MetaTaskRow).order_by(col(MetaTaskRow.opened_at)))
+        proposal_rows = session.exec(select(ProposalRow).order_by(col(ProposalRow.at)))
+        experiment_rows = session.exec(select(ExperimentRow))
+        agent_rows = session.exec(select(AgentRow))
+
         return TrackRecord(
-            anomalies=tuple(Anomaly.model_validate(row.body) for row in anomalies),
+            anomalies=tuple(Anomaly.model_validate(row.body) for row in anomaly_rows),
             cycles=tuple(
-                CycleRecord(row.cycle_id, row.subject, row.opened_at, row.ending, row.ended_at) for row in cycles
+                CycleRecord(row.cycle_id, row.subject, row.opened_at, row.ending, row.ended_at) for row in cycle_rows
             ),
-            designs={row.experiment_id: ExperimentDesign.model_validate(row.design) for row in experiments},
+            designs={row.experiment_id: ExperimentDesign.model_validate(row.design) for row in experiment_rows},
             swaps=_swaps(session),
-            proposals=tuple(Proposed(row.cycle_id, row.agent_id, row.at) for row in proposals),
-            agents={row.agent_id: AgentRecord(row.standing, balance(session, row.agent_id)) for row in agents},
+            proposals=tuple(Proposed(row.cycle_id, row.agent_id, row.at) for row in proposal_rows),
+            agents={row.agent_id: AgentRecord(row.standing, balance(session, row.agent_id)) for row in agent_rows},
             ledger_entries=session.exec(select(func.count()).select_from(LedgerRow)).one(),
             human_actions=_human_actions(session),
             calls=_calls(session),

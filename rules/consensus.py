@@ -67,33 +67,36 @@ def tally(
     """
     weights = capped_weights(voters, rules.operator_weight_cap)
     counts = Counter(ballot.choice for ballot in ballots.values())
-    approve = _weight_of(Choice.APPROVE, ballots, weights)
-    reject = _weight_of(Choice.REJECT, ballots, weights)
+    approve_weight = _weight_of(Choice.APPROVE, ballots, weights)
+    reject_weight = _weight_of(Choice.REJECT, ballots, weights)
     open_voters = [voter for voter in voters if voter.agent_id not in ballots]
     open_weight = sum(weights[voter.agent_id] for voter in open_voters)
 
     operators = _counted_operators(voters, ballots, abstentions_count)
-    reachable = operators.union(voter.operator for voter in open_voters)
-    quorum = len(operators) >= rules.minimum_ballots
+    operators_at_most = operators.union(voter.operator for voter in open_voters)
+    has_quorum = len(operators) >= rules.minimum_ballots
+    quorum_is_possible = len(operators_at_most) >= rules.minimum_ballots
 
     needed = majority(risk, rules)
-    accepted = quorum and _carries(approve, reject, needed)
-    certain_yes = quorum and _carries(approve, reject + open_weight, needed)
-    certain_no = len(reachable) < rules.minimum_ballots or not _carries(approve + open_weight, reject, needed)
+    accepted = has_quorum and _carries(approve_weight, reject_weight, needed)
+    # Certain is what stays so even if all open weight goes to the other side.
+    certain_yes = has_quorum and _carries(approve_weight, reject_weight + open_weight, needed)
+    certain_no = not quorum_is_possible or not _carries(approve_weight + open_weight, reject_weight, needed)
 
-    if not quorum:
+    if not has_quorum:
         reason = f"ballots for or against of {len(operators)} operators, {rules.minimum_ballots} needed"
     else:
         outcome = "carried" if accepted else "not carried"
-        reason = f"{outcome}: {approve:g} for and {reject:g} against by weight, {needed:.0%} needed"
+        weighed = f"{approve_weight:g} for and {reject_weight:g} against by weight"
+        reason = f"{outcome}: {weighed}, {needed:.0%} needed"
     return Tally(
         approve=counts[Choice.APPROVE],
         reject=counts[Choice.REJECT],
         abstain=counts[Choice.ABSTAIN],
-        approve_weight=approve,
-        reject_weight=reject,
+        approve_weight=approve_weight,
+        reject_weight=reject_weight,
         operators=len(operators),
-        quorum=quorum,
+        quorum=has_quorum,
         decided=certain_yes or certain_no or not open_voters,
         accepted=accepted,
         reason=reason,

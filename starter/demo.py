@@ -37,6 +37,7 @@ from schema.messages.cycle import CycleResult, CycleStatus, Phase
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts, GuardrailKind
 from schema.messages.platform import Platform
+from schema.messages.proposals import Tally
 from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.faults import ACTS, Fault, platform_of
@@ -254,31 +255,37 @@ def _phases(stack: Stack, result: CycleResult, fault_at: datetime) -> dict[str, 
     }
 
 
-async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: datetime, seconds: float) -> dict[str, Any]:
+async def _summary(
+    stack: Stack, workflow_id: str, result: CycleResult, fault_at: datetime, seconds: float
+) -> dict[str, Any]:
     """What `--json` prints. Raises DemoError where the ledger does not hold.
 
     A cycle that ended early has no design or no reading: their fields are None, and their counts empty.
     """
-    status = result.status
-    described = await stack.client.get_workflow_handle(cycle).describe()
     entries, head, broken = ledger.verify(stack.database)
     if broken is not None:
         raise DemoError(f"expected a ledger that holds, but {broken}")
+
+    execution = await stack.client.get_workflow_handle(workflow_id).describe()
+    status = result.status
     anomaly = status.anomaly
     design = status.design
     reading = result.end.reading if result.end else None
     before = anomaly.observed if anomaly else Counts()
     if design is not None:
-        before = design.baseline
-    control = reading.control if reading else Counts()
-    treatment = reading.treatment if reading else Counts()
-    phases = _phases(stack, result, fault_at)
-    counts = {**phases, "before": before, "control": control, "treatment": treatment}
+        before = design.baseline  # what the experiment is compared with
+    counts = {
+        **_phases(stack, result, fault_at),
+        "before": before,
+        "control": reading.control if reading else Counts(),
+        "treatment": reading.treatment if reading else Counts(),
+    }
+
     return {
         "outcome": status.ending.value if status.ending else "none",
-        "workflow_id": cycle,
-        "run_id": described.run_id,
-        "web_ui": page_url(stack.web_ui, cycle, described.run_id),
+        "workflow_id": workflow_id,
+        "run_id": execution.run_id,
+        "web_ui": page_url(stack.web_ui, workflow_id, execution.run_id),
         "metric": anomaly.metric if anomaly else None,
         "task_type": anomaly.task_type if anomaly else None,
         "parameter": design.parameter if design else None,
@@ -286,15 +293,21 @@ async def _summary(stack: Stack, cycle: str, result: CycleResult, fault_at: date
         "to": design.treatment if design else None,
         **{name: counted.model_dump() for name, counted in counts.items()},
         "bids": len(status.bids),
-        "ballots": {choice: getattr(status.tally, choice, 0) for choice in ("approve", "reject", "abstain")},
+        "ballots": _ballots(status.tally),
         "decision": {
             "log_e": reading.log_e if reading else None,
             "reason": reading.reason if reading else status.reason,
         },
-        "history_events": described.history_length,
+        "history_events": execution.history_length,
         "ledger": {"entries": entries, "head": head},
         "seconds": round(seconds, 1),
     }
+
+
+def _ballots(tally: Tally | None) -> dict[str, int]:
+    if tally is None:
+        return {"approve": 0, "reject": 0, "abstain": 0}
+    return {"approve": tally.approve, "reject": tally.reject, "abstain": tally.abstain}
 
 
 def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:

@@ -112,17 +112,19 @@ class Investigator:
         )
 
     def proposal(self, case: Case) -> Proposal | None:
-        """The change that this agent expects most of, or None where nothing is worth trying."""
+        """The change that this agent expects most of, with the evidence for it; None where nothing is worth trying."""
         plan = self.plan(case)
         if plan is None:
             return None
         root_cause = plan.cause
         evidence = [share_evidence(case), *plan.evidence]
-        recalled = case.recalled(plan.key, plan.value)
-        if recalled is not None:
-            evidence.append(memory_evidence(recalled))
-            if recalled.state is PatternState.SUPPORTED:
-                root_cause += f"; {recalled.text}"
+        remembered = case.recalled(plan.key, plan.value)
+        if remembered is not None:
+            evidence.append(memory_evidence(remembered))
+            # A remedy that experiments contest or refute is evidence to weigh, but speaks for no cause.
+            if remembered.state is PatternState.SUPPORTED:
+                root_cause += f"; {remembered.text}"
+
         return Proposal(
             message_id=f"proposal:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
@@ -231,10 +233,10 @@ class Investigator:
         if model is None:
             return self._judge_trial(case, proposal)
         seconds = limit.in_seconds(proposal.value)
-        own = self._judge(case, proposal, model(seconds), baseline, seconds / case.longest)
-        if own is None:
+        by_estimate = self._judge_by_estimate(case, proposal, model(seconds), baseline, seconds / case.longest)
+        if by_estimate is None:
             return self._judge_trial(case, proposal)
-        choice, reason = own
+        choice, reason = by_estimate
         return choice, f"{reason}; {cause}" if choice is Choice.APPROVE else reason
 
     def _judge_trial(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
@@ -253,28 +255,33 @@ class Investigator:
             return Choice.REJECT, f"a chance of {idea.chance:.0%}; {best.key} has {best.chance:.0%}: {best.why}"
         return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {idea.why}"
 
-    def _judge(
-        self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, multiple: float
+    def _judge_by_estimate(
+        self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, extrapolation: float
     ) -> tuple[Choice, str] | None:
-        """The choice by this agent's own estimate; None where that is too far from what was seen, or too uncertain.
+        """The choice by this agent's own estimate of the proposed limit; None where the estimate cannot decide.
 
-        `multiple` is the proposed limit over the longest task on record.
+        `extrapolation` is the proposed limit as a multiple of the longest duration that ended; `reach` bounds it.
         """
         minimum = case.status.briefing.rules.minimum_effect
         claimed = proposal.predicted_rate
+        claimed_gain = claimed - baseline
+        gain = estimate.rate - baseline
         gain_held = estimate.lower(self.z_margin) - baseline
+        highest_plausible = estimate.upper(2 * self.z_margin) + minimum
         forecast = f"{estimate.rate:.1%} +- {estimate.error:.1%} at {format_value(proposal.value)}"
         reason = f"{forecast} against {baseline:.1%} of {case.baseline.tasks} now"
-        if estimate.rate - baseline < minimum:
+
+        # Too small a gain is a reason to reject, however far from the records the estimate is.
+        if gain < minimum:
             return Choice.REJECT, f"{reason}: less than the minimum effect"
-        if multiple > self.reach:
-            return None
-        if claimed > estimate.upper(2 * self.z_margin) + minimum:
+        if extrapolation > self.reach:
+            return None  # too far from what was seen
+        if claimed > highest_plausible:
             return Choice.REJECT, f"{reason}: the claimed {claimed:.1%} is exaggerated"
         if gain_held < minimum:
-            return None
-        if gain_held < self.bar * (claimed - baseline):
-            return Choice.REJECT, f"{reason}: supports {gain_held:+.1%} of the claimed {claimed - baseline:+.1%}"
+            return None  # too uncertain: less the margin, the gain may be too small
+        if gain_held < self.bar * claimed_gain:
+            return Choice.REJECT, f"{reason}: supports {gain_held:+.1%} of the claimed {claimed_gain:+.1%}"
         return Choice.APPROVE, reason
 
     def _finding(self, case: Case) -> "Finding | None":
