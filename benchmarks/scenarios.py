@@ -8,19 +8,23 @@ there, and what is there is not run again: an interrupted run goes on where it w
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 from benchmarks.output import note
 from rules.rates import wilson
 from schema.declaration import read_platform
 from schema.messages.base import Value
-from schema.messages.platform import Parameter, ParameterKind
+from schema.messages.observatory import TaskOutcome
+from schema.messages.platform import Parameter, ParameterKind, Platform
+from schema.messages.simulation import WorldFault
+from simulation.result import MEASURES, SUCCESS, Measure
 from simulation.world import World
 
 SCENARIOS = Path("simulation/scenarios")
@@ -28,14 +32,22 @@ SCENARIOS = Path("simulation/scenarios")
 GRID, CLIMBS = 12, 2
 # A change whose effect the model puts below nothing by less than this is none: the expectation is an estimate.
 HARM = 0.005
+# Every fault must be found that takes more than this of the success rate, or of another measure.
+LARGE = 0.1
+# Student's t at 97.5 % by the number of values.
+STUDENT = {2: 12.71, 3: 4.3, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
 
 
 class Run(NamedTuple):
-    """One result, the best success rate that the parameters allow in its last hour, and which faults are mendable."""
+    """One result, the best success rate that the parameters allow in its last hour, and what its faults are by truth.
+
+    `large` are those that took more than LARGE; `mendable` those that a parameter mends.
+    """
 
     result: dict[str, Any]
     best: float
     mendable: frozenset[str]
+    large: frozenset[str]
 
 
 def simulated(scenario: Path, seed: int, folder: Path) -> dict[str, Any]:
@@ -96,37 +108,95 @@ def run_of(scenario: Path, seed: int, folder: Path) -> Run:
     """One scenario with one seed, and the truth about it."""
     result = simulated(scenario, seed, folder)
     note(f"{scenario.stem}, seed {seed}: {result['wall_s']:.0f} s")
-    faults = read_platform(scenario).simulation.faults
-    mendable = frozenset(fault.name for fault in faults if fault.remedy)
-    return Run(result, best_success(scenario, seed, result["hours"]), mendable)
+    platform = read_platform(scenario)
+    world = World(platform, seed)
+    faults = platform.simulation.faults
+    return Run(
+        result=result,
+        best=best_success(scenario, seed, result["hours"]),
+        mendable=frozenset(fault.name for fault in faults if fault.remedy),
+        large=frozenset(fault.name for fault in faults if is_large(world, fault, values_at(result, platform, fault))),
+    )
+
+
+def values_at(result: Mapping[str, Any], platform: Platform, fault: WorldFault) -> dict[str, Value]:
+    """The values that were in force when a fault began: what an earlier promotion forestalled takes little."""
+    values = {parameter.key: parameter.default for parameter in platform.parameters}
+    for change in result["promotions"]:
+        if change["hour"] < fault.at_hour and not change["rolled_back"]:
+            values[change["parameter"]] = change["to"]
+    return values
+
+
+def is_large(world: World, fault: WorldFault, values: Mapping[str, Value]) -> bool:
+    """Whether a fault takes more than LARGE of the success rate of its tasks, or of their time, quality or cost."""
+    for task_type in world.task_types(fault):
+        healthy = world.expected(task_type, values, fault.at_hour, fault)
+        hurt = world.expected(task_type, values, fault.at_hour)
+        for measure in MEASURES:
+            before, after = mean_of(measure, healthy), mean_of(measure, hurt)
+            unit = 1.0 if measure is SUCCESS else before
+            if abs(after - before) > LARGE * unit:
+                return True
+    return False
+
+
+def mean_of(measure: Measure, outcomes: Sequence[TaskOutcome]) -> float:
+    """The mean of what counts; 0 where nothing does."""
+    counted = [value for outcome in outcomes if (value := measure.of(outcome)) is not None]
+    return fmean(counted) if counted else 0.0
 
 
 def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """The figures of one scenario over its seeds."""
+    """The figures of one scenario over its seeds, or of all; hours and shares of the best with 95 % intervals."""
     faults = [(fault, fault["name"] in run.mendable) for run in runs for fault in run.result["faults"]]
-    found = [fault["detected_hour"] - fault["at_hour"] for fault, _ in faults if fault["detected_hour"] is not None]
+    large = [fault for run in runs for fault in run.result["faults"] if fault["name"] in run.large]
+    found = [fault["detected_hour"] - fault["at_hour"] for fault in large if fault["detected_hour"] is not None]
     mended = [fault["restored_hour"] - fault["at_hour"] for fault, _ in faults if fault["restored_hour"] is not None]
     kept = [change for run in runs for change in run.result["promotions"] if not change["rolled_back"]]
-    finals = [run.result["success_rate"]["final"] or 0.0 for run in runs]
     unmendable = [fault for fault, is_mendable in faults if not is_mendable]
+    finals = [run.result["success_rate"]["final"] or 0.0 for run in runs]
     return {
         "scenario": name,
-        "seeds": len(runs),
+        "runs": len(runs),
         "faults": len(faults),
+        "large": len(large),
         "found": len(found),
-        "hours_to_find": rounded(median(found)) if found else None,
+        "hours_to_find": median_with_interval(found),
         "mendable": len(faults) - len(unmendable),
         "mended": len(mended),
-        "hours_to_mend": rounded(median(mended)) if mended else None,
+        "hours_to_mend": median_with_interval(mended),
         "unmendable": len(unmendable),
         "escalated": sum(fault["verdict"] == "escalated" for fault in unmendable),
         "harmful_kept": sum(change["true_effect"] < -HARM for change in kept),
-        "false_alarms": rounded(fmean(run.result["false_alarms"] for run in runs)),
+        "false_alarms": sum(run.result["false_alarms"] for run in runs),
         "human_actions": sum(run.result["human_actions"] for run in runs),
         "final": rounded(fmean(finals), 3),
-        "short_of_best": rounded(fmean(run.best - final for run, final in zip(runs, finals, strict=True)), 3),
+        "short_of_best": mean_with_interval([run.best - final for run, final in zip(runs, finals, strict=True)]),
         "wall_s": max(run.result["wall_s"] for run in runs),
     }
+
+
+def median_with_interval(values: Sequence[float]) -> list[float]:
+    """The median and its 95 % interval by order statistics (Conover 1999, section 3.2); of few values their range."""
+    if not values:
+        return []
+    ordered, n = sorted(values), len(values)
+    outside, low = 0.5**n, 0
+    # The ranks low and n - 1 - low leave out, on each side, at most 2.5 % of Binomial(n, 1/2).
+    while outside + math.comb(n, low + 1) * 0.5**n <= 0.025:
+        low += 1
+        outside += math.comb(n, low) * 0.5**n
+    return [rounded(median(ordered)), rounded(ordered[low]), rounded(ordered[n - 1 - low])]
+
+
+def mean_with_interval(values: Sequence[float]) -> list[float]:
+    """The mean and its 95 % interval: the standard error times Student's t, of ten or more values times 2.3."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return [rounded(mean, 3)]
+    margin = STUDENT.get(len(values), 2.3) * stdev(values) / math.sqrt(len(values))
+    return [rounded(mean, 3), rounded(mean - margin, 3), rounded(mean + margin, 3)]
 
 
 def rounded(value: float, digits: int = 1) -> float:
@@ -134,22 +204,56 @@ def rounded(value: float, digits: int = 1) -> float:
     return round(value, digits)
 
 
-def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over all scenarios: shares with their 95 % intervals."""
+def total(runs: Mapping[str, Sequence[Run]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over all scenarios: the same figures, shares with their 95 % intervals, and the worst scenario of each kind."""
+    whole = row("all", [run for of_scenario in runs.values() for run in of_scenario])
 
     def share(part: str, of: str) -> list[float]:
-        some, every = sum(row[part] for row in rows), sum(row[of] for row in rows)
+        some, every = whole[part], whole[of]
         return [rounded(some / every, 3), *(rounded(bound, 3) for bound in wilson(some, every))] if every else []
 
-    return {
-        "found": share("found", "faults"),
-        "mended": share("mended", "mendable"),
-        "escalated": share("escalated", "unmendable"),
-        "harmful_kept": sum(row["harmful_kept"] for row in rows),
-        "most_false_alarms": max(row["false_alarms"] for row in rows),
-        "human_actions": sum(row["human_actions"] for row in rows),
-        "most_short_of_best": max(row["short_of_best"] for row in rows),
+    return whole | {
+        "found_share": share("found", "large"),
+        "mended_share": share("mended", "mendable"),
+        "escalated_share": share("escalated", "unmendable"),
+        "most_false_alarms": max(row["false_alarms"] / row["runs"] for row in rows),
+        "most_short_of_best": max(row["short_of_best"][0] for row in rows),
     }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The table that the README shows: medians and means with their intervals."""
+    titles = (
+        "scenario | found | mended | escalated | hours to find | hours to mend | false alarms | success | short of best"
+    )
+    yield f"| {titles} |"
+    yield f"|{'---|' * len(titles.split('|'))}"
+    for figures in rows:
+        cells = (
+            figures["scenario"],
+            part(figures["found"], figures["large"]),
+            part(figures["mended"], figures["mendable"]),
+            part(figures["escalated"], figures["unmendable"]),
+            with_interval(figures["hours_to_find"], "g"),
+            with_interval(figures["hours_to_mend"], "g"),
+            f"{figures['false_alarms']} in {figures['runs']}",
+            f"{figures['final']:.3f}",
+            with_interval(figures["short_of_best"], ".3f"),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def part(some: int, every: int) -> str:
+    """Some of all; nothing where there are none."""
+    return f"{some} of {every}" if every else ""
+
+
+def with_interval(figure: Sequence[float], form: str) -> str:
+    """A figure and, in brackets, its interval."""
+    if not figure:
+        return ""
+    middle, *interval = (format(value, form) for value in figure)
+    return f"{middle} ({' to '.join(interval)})" if interval else middle
 
 
 def main() -> None:
@@ -169,13 +273,13 @@ def main() -> None:
     for (scenario, _), run in zip(jobs, runs, strict=True):
         by_scenario[scenario.stem].append(run)
     rows = [row(name, of_scenario) for name, of_scenario in by_scenario.items()]
-    whole = total(rows)
+    whole = total(by_scenario, rows)
     if arguments.json:
         print(json.dumps({"rows": rows, "total": whole}))
         return
-    for figures in rows:
-        print("  ".join(f"{name} {value}" for name, value in figures.items()))
-    print("\n".join(f"{name}: {value}" for name, value in whole.items()))
+    print("\n".join(table([*rows, whole])))
+    for name in ("found_share", "mended_share", "escalated_share", "harmful_kept", "human_actions", "wall_s"):
+        print(f"{name}: {whole[name]}")
 
 
 if __name__ == "__main__":
