@@ -26,6 +26,7 @@ from schema.messages.platform import Parameter, ParameterKind, ParameterState
 from schema.messages.proposals import Choice, Decline
 from schema.parameter_roles import Role
 from starter.agents.evidence import Case
+from starter.agents.investigator import WORTH_TRYING
 from starter.agents.legal import legal_value
 from starter.agents.playbook import Direction, Failure, Play, playbook, read
 from starter.agents.roster import ROSTER, roster
@@ -113,6 +114,51 @@ def ended(name: str, before: Value, value: Value, ending: str, effect: float | N
 )
 def test_what_is_tried_first_follows_the_reason(reason: str, kind: FailureKind, name: str, value: Value) -> None:
     assert first(case(reason, (WORKERS, RETRIES, PAUSE, MODEL, BATCH), kind=kind)) == (name, value)
+
+
+def of_metric(metric: str, *parameters: ParameterState) -> Case:
+    """A metric that got worse, whatever fails."""
+    made = case("", parameters)
+    request = made.status.request
+    assert request.anomaly is not None
+    aimed = request.model_copy(update={"anomaly": request.anomaly.model_copy(update={"metric": metric})})
+    return Case(made.status.model_copy(update={"request": aimed}), made.recent)
+
+
+def effort(value: str, *choices: str) -> ParameterState:
+    return declared("reasoning_effort", value, kind=ParameterKind.CHOICE, choices=choices or ("low", "medium", "high"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "state", "values"),
+    [
+        ("low_quality_share", effort("low"), {"medium", "high"}),
+        ("low_quality_share", effort("medium"), {"high"}),
+        ("high_cost_share", effort("medium"), {"low"}),
+        ("high_cost_share", effort("quick", "quick", "thorough"), {"thorough"}),  # which is more nobody can tell
+        ("low_quality_share", declared("use_reasoning", False, kind=ParameterKind.BOOLEAN), {True}),
+        ("high_cost_share", declared("use_reasoning", False, kind=ParameterKind.BOOLEAN), set()),
+        ("slow_share", number("cache_size", 100, 0, 10_000), {200}),
+        ("slow_share", number("cache_ttl_s", 60, 0, 3_600, whole=False, unit="s"), {120}),
+        ("low_quality_share", number("model_size", 8, 1, 64), {16, 4}),
+        ("low_quality_share", declared("strict", False, kind=ParameterKind.BOOLEAN), set()),
+    ],
+)
+def test_a_role_is_tried_however_it_is_declared(metric: str, state: ParameterState, values: set[Value]) -> None:
+    worse = of_metric(metric, state)
+
+    assert {idea.value for idea in order(worse) if idea.chance >= WORTH_TRYING} == values
+    assert {type(agent.message(worse)) for agent in ROSTER} == {Bid if values else Decline}
+
+
+def test_what_no_entry_names_is_not_said_to_help() -> None:
+    reasons = {
+        idea.value: idea.why for idea in order(of_metric("high_cost_share", effort("medium"), number("nice", 4, 1, 9)))
+    }
+
+    assert reasons["low"] == "a lower effort is what helps as a rule with high_cost_share"
+    assert reasons["high"] == "no entry of the playbook names a higher effort for high_cost_share"
+    assert reasons[8] == "no entry of the playbook names a higher nice for high_cost_share"
 
 
 def test_load_that_stands_out_points_to_concurrency_and_not_to_waiting() -> None:

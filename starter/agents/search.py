@@ -19,12 +19,11 @@ from schema.messages.diagnosis import Contrast, ParameterChange
 from schema.messages.platform import SECONDS, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
+from .entries import Entry, entry_for, way_of_choice
 from .evidence import Case, Limit, is_limit
 from .legal import legal_value
 from .playbook import Direction, Failure, Play, Playbook
 
-# A role or direction that no entry names: playbooks are incomplete.
-UNNAMED = 0.15
 # The weight of "no parameter is the cause", where nothing is known yet.
 NO_CAUSE = 4.0
 # What an attempt that failed leaves of its hypothesis, by how it ended; what was only voted down was not tried.
@@ -106,24 +105,27 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
     hypotheses: list[_Hypothesis] = []
     for state in case.touching:
         for play, values in _plays(case, state, step).items():
-            prior = max(weights.get(play, 0.0), UNNAMED) / len(values)
-            legal = [value for value in values if not case.against(state.declaration.key, value)]
-            hypotheses += [_hypothesis(case, state, play, value, prior, trust) for value in legal]
+            entries = {value: entry_for(weights, play, state.value, value) for value in values}
+            sharing = Counter(entries.values())
+            for value, entry in entries.items():
+                if not case.against(state.declaration.key, value):
+                    own = entry._replace(weight=entry.weight / sharing[entry])
+                    hypotheses.append(_hypothesis(case, state, play, value, own, trust))
     total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case)
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
     return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
 
 
-def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, prior: float, trust: Trust) -> _Hypothesis:
+def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry, trust: Trust) -> _Hypothesis:
     """What each source says of one change. A last change and memory add: what they know needs no playbook."""
     records, attempts = _records(case, state, play), _attempts(case, state, play, value)
     suspected = _going_back(case, state, play, value)
-    weight = prior**trust.playbook * records.times**trust.records
+    weight = entry.weight**trust.playbook * records.times**trust.records
     weight += trust.records * suspected + trust.experience * _remembered(case, state, play)
     weight *= attempts.times**trust.experience
     undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
-    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, play))
+    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry))
 
 
 def failures(case: Case) -> list[Failure]:
@@ -345,7 +347,15 @@ def _remembered(case: Case, state: ParameterState, play: Play) -> float:
     return REMEMBERED * successes * (successes + 1) / (successes + failed + 1)
 
 
-def _by_the_playbook(case: Case, play: Play) -> str:
-    way = {Direction.UP: "a higher", Direction.DOWN: "a lower", Direction.SET: "another"}[play.direction]
+def _by_the_playbook(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry) -> str:
     failure = f" failing by {case.symptom.cause}" if case.symptom.cause else ""
-    return f"{way} {play.role.value.replace('_', ' ')} is what helps as a rule with {case.metric}{failure}"
+    if entry.play is None:
+        play = Play(play.role, way_of_choice(state.value, value) or play.direction)
+        return f"no entry of the playbook names {_in_words(play, state)} for {case.metric}{failure}"
+    return f"{_in_words(entry.play, state)} is what helps as a rule with {case.metric}{failure}"
+
+
+def _in_words(play: Play, state: ParameterState) -> str:
+    way = {Direction.UP: "a higher", Direction.DOWN: "a lower", Direction.SET: "another"}[play.direction]
+    what = state.declaration.key.rpartition(".")[2] if play.role is Role.OTHER else play.role.value
+    return f"{way} {what.replace('_', ' ')}"
