@@ -1,5 +1,6 @@
 """Search: what the built-in agents try, in which order, and when they give up. And the playbook they begin with."""
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -247,6 +248,51 @@ def test_a_value_that_is_proposed_is_legal_and_on_the_wanted_side(state: Paramet
     if value is not None:
         assert state.declaration.refusal(value) is None
         assert (value - float(state.value)) * (wanted - float(state.value)) > 0
+
+
+def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:
+    """The numbers that would be tried, by direction."""
+    return {idea.play.direction: float(idea.value) for idea in ideas(case("E1", (state,)), playbook(), Trust(), step)}
+
+
+edges = st.floats(-1e9, 1e9) | st.integers(-50, 50).map(float)
+
+
+@given(
+    st.tuples(edges, edges, edges).map(sorted).filter(lambda numbers: numbers[0] < numbers[2]),
+    st.sampled_from(("penalty", "temperature", "retry_delay_s", "timeout_s", "max_workers")),
+    st.floats(1.1, 4),
+    st.booleans(),
+)
+def test_up_is_above_and_down_is_below_whatever_the_bounds(
+    numbers: list[float], name: str, step: float, whole: bool
+) -> None:
+    low, value, high = numbers
+    if whole:
+        low, value, high = math.floor(low), round(value), math.ceil(high)
+    state = number(name, value, low, high, whole=whole, unit="s" if name.endswith("_s") else "")
+
+    tried = moves(state, step)
+
+    assert low <= tried.get(Direction.DOWN, low) <= tried.get(Direction.UP, high) <= high
+    assert Direction.UP not in tried or tried[Direction.UP] > value
+    assert Direction.DOWN not in tried or tried[Direction.DOWN] < value
+
+
+@pytest.mark.parametrize(
+    ("state", "up", "down"),
+    [
+        (number("penalty", 0.0, -2, 2, whole=False), 0.4, -0.4),
+        (number("penalty", -1.0, -5, 5, whole=False), 0.0, -2.0),
+        (number("nice", -4, -20, 19), -1, -7),
+        (number("window", 0.0, 0, 30, whole=False), 0.3, None),
+        (number("rounds", 0, 0, 6), 3, None),
+    ],
+)
+def test_zero_and_negative_numbers_go_both_ways(state: ParameterState, up: float, down: float | None) -> None:
+    tried = moves(state)
+
+    assert (tried.get(Direction.UP), tried.get(Direction.DOWN)) == (up, down)
 
 
 # ---- the playbook

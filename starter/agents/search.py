@@ -169,26 +169,29 @@ def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Va
 
 
 def _sized(case: Case, state: ParameterState, play: Play, step: float) -> Value | None:
-    """How far to go: to what the records or the last change say, else by a factor."""
-    current = float(state.value)
+    """How far to go: to what the records or the last change say, else a step."""
     undone = _undone(case, state, play)
     if undone is not None:
         return legal_value(state, undone)
     if play.role is Role.LIMIT and play.direction is Direction.DOWN and state.declaration.unit in SECONDS:
-        slowest_s = case.slowest_good_s
-        if slowest_s:
-            wanted = 1.5 * slowest_s / SECONDS[state.declaration.unit]
-            return legal_value(state, wanted) if wanted < current / 1.2 else legal_value(state, current / step)
-    step *= LARGER_STEPS.get(play.role, 1.0)
-    if play.direction is Direction.UP:
-        least = current + LEAST_MORE if state.declaration.kind is ParameterKind.INTEGER else current
-        return legal_value(state, max(step * current, least) or _hundredth(state))
-    return legal_value(state, current / step)
+        wanted = 1.5 * case.slowest_good_s / SECONDS[state.declaration.unit]
+        if 0 < wanted < float(state.value) / 1.2:
+            return legal_value(state, wanted)
+    return legal_value(state, _stepped(state, play.direction, step * LARGER_STEPS.get(play.role, 1.0)))
 
 
-def _hundredth(state: ParameterState) -> float:
-    declared = state.declaration
-    return (declared.minimum or 0.0) + ((declared.maximum or 0.0) - (declared.minimum or 0.0)) / 100
+def _stepped(state: ParameterState, way: Direction, step: float) -> float:
+    """A number that goes up or down by a factor; where negative ones are legal, by tenths of the range."""
+    declared, current = state.declaration, float(state.value)
+    least, most = declared.minimum or 0.0, declared.maximum or 0.0
+    if least < 0:
+        distance = (step - 1) * (most - least) / 10
+        higher, lower = current + distance, current - distance
+    else:
+        higher, lower = step * current or most / 100, current / step
+    if way is Direction.DOWN:
+        return lower
+    return max(higher, current + LEAST_MORE) if declared.kind is ParameterKind.INTEGER else higher
 
 
 def _undone(case: Case, state: ParameterState, play: Play) -> float | None:
