@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rules import patterns
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import Phase
@@ -19,15 +20,17 @@ from schema.messages.diagnosis import (
     DurationSample,
     ParameterChange,
     PastEnding,
+    ReasonCount,
     TaskTypeDiagnosis,
 )
 from schema.messages.market import Bid
+from schema.messages.memory import Change, Claim, Memory, Observation, Pattern, PatternKind, Symptom
 from schema.messages.observatory import Counts
 from schema.messages.platform import Parameter, ParameterKind, ParameterState
 from schema.messages.proposals import Choice, Decline
 from schema.parameter_roles import Role
 from starter.agents.evidence import Case
-from starter.agents.investigator import WORTH_TRYING
+from starter.agents.investigator import WORTH_TRYING, Investigator
 from starter.agents.legal import legal_value
 from starter.agents.playbook import Direction, Failure, Play, playbook, read
 from starter.agents.roster import ROSTER, roster
@@ -72,6 +75,7 @@ def case(
         failures={kind: failed},
         samples=tuple(samples),
         contrasts=facts.pop("contrasts", ()),
+        reasons=(ReasonCount(reason=reason, since=failed, before=0),) if reason else (),
     )
     onset = builders.NOW - timedelta(hours=1)
     diagnosis = Diagnosis(
@@ -248,6 +252,42 @@ def test_a_value_that_is_proposed_is_legal_and_on_the_wanted_side(state: Paramet
     if value is not None:
         assert state.declaration.refusal(value) is None
         assert (value - float(state.value)) * (wanted - float(state.value)) > 0
+
+
+def remembered(successes: int, failures: int, task_type: str) -> tuple[Pattern, ...]:
+    """What raising the retries has done for tasks that fail by upstream_503."""
+    symptom = Symptom(metric="success_rate", task_type=task_type, failure="error", reason="upstream_503")
+    change = Change.of(f"{task_type}.max_retries", 1, 2, Role.RETRIES)
+    claim = Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change)
+    endings = ["promoted"] * successes + ["futile"] * failures
+    observations = tuple(
+        Observation(
+            source=f"c{n}",
+            at=builders.NOW - timedelta(days=1),
+            support=int(ending == "promoted"),
+            against=int(ending == "futile"),
+            ending=ending,
+        )
+        for n, ending in enumerate(endings)
+    )
+    memories = {claim.pattern_id: Memory(claim=claim, observations=observations)} if observations else {}
+    return tuple(patterns.judge(memories, builders.NOW).values())
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.sampled_from((RESEARCH, "indexing")), st.sampled_from(ROSTER))
+def test_failures_recalled_never_raise_a_chance_and_successes_never_lower_it(
+    successes: int, failures: int, task_type: str, agent: Investigator
+) -> None:
+    def chance_with(successes: int, failures: int) -> float:
+        memory = remembered(successes, failures, task_type)
+        possible = ideas(case("upstream_503", (RETRIES, PAUSE, MODEL), memory=memory), playbook(), agent.trust, 2.0)
+        return math.fsum(idea.chance for idea in possible if idea.play == Play(Role.RETRIES, Direction.UP))
+
+    known = chance_with(successes, failures)
+
+    assert chance_with(successes, failures + 1) <= known <= chance_with(successes + 1, failures)
+    # One success among many failures is no recommendation.
+    assert chance_with(1, failures + 2) < chance_with(0, 0)
 
 
 def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:

@@ -1,10 +1,10 @@
 """Search: what could be tried on a case, and how likely each is to help. Pure.
 
 Every legal kind of change is a hypothesis about the cause. Its weight is what the playbook gives it, times what the
-records say of it; undoing the last change and what memory holds add to that, and earlier attempts on the case multiply
-the whole. One more hypothesis is that no parameter is the cause. A chance is the hypothesis' weight among all of them,
-so each attempt that fails makes the others likelier, and giving up likelier than before. Agents differ in how far they
-trust each source.
+records and memory say of it; undoing the last change and successes in memory add to that, and earlier attempts on the
+case multiply the whole. One more hypothesis is that no parameter is the cause. A chance is the hypothesis' weight among
+all of them, so each attempt that fails makes the others likelier, and giving up likelier than before. Agents differ in
+how far they trust each source.
 """
 
 import math
@@ -41,6 +41,8 @@ OPPOSITE_OF_HARM, FURTHER = 2.0, 6.0
 SUSPECT = 20.0
 # One success that memory holds of the same symptom, against all that a playbook can say.
 REMEMBERED = 20.0
+# Successes and failures of the prior: Beta(1, 1), with a mean of one half.
+PRIOR = 1.0
 # How many times the slowest good tasks a limit must be to cut off nothing but tasks that hang.
 HANGS_FROM = 3.0
 # Pauses differ by orders of magnitude, and a temperature matters near zero: a step of theirs is so many times larger.
@@ -85,8 +87,6 @@ class _Factor(NamedTuple):
 
 
 NEUTRAL = _Factor(1.0)
-# The directions in the words of the memory.
-VERBS = {Direction.UP: "raise", Direction.DOWN: "lower", Direction.SET: "set"}
 
 
 class _Hypothesis(NamedTuple):
@@ -119,9 +119,9 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
 def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry, trust: Trust) -> _Hypothesis:
     """What each source says of one change. A last change and memory add: what they know needs no playbook."""
     records, attempts = _records(case, state, play), _attempts(case, state, play, value)
-    suspected = _going_back(case, state, play, value)
-    weight = entry.weight**trust.playbook * records.times**trust.records
-    weight += trust.records * suspected + trust.experience * _remembered(case, state, play)
+    suspected, memory = _going_back(case, state, play, value), _remembered(case, state, play, value)
+    weight = entry.weight**trust.playbook * records.times**trust.records * memory.times**trust.experience
+    weight += trust.records * suspected + trust.experience * memory.added
     weight *= attempts.times**trust.experience
     undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
@@ -342,12 +342,25 @@ def direction(current: Value, value: Value) -> Direction:
     return Direction.UP if value > current else Direction.DOWN
 
 
-def _remembered(case: Case, state: ParameterState, play: Play) -> float:
-    """What memory adds to a kind of change: its successes on the like, the less the more often it failed."""
-    name = state.declaration.key.rpartition(".")[2]
-    verb = VERBS[play.direction]
-    successes, failed = posterior(case.recent.memory, case.symptom, play.role, verb, case.recent.at, name=name)
-    return REMEMBERED * successes * (successes + 1) / (successes + failed + 1)
+class _Memory(NamedTuple):
+    """What memory says of a change: times as likely, and what its successes add."""
+
+    times: float
+    added: float
+
+
+def _remembered(case: Case, state: ParameterState, play: Play, value: Value) -> _Memory:
+    """The posterior mean of success over the prior's; successes that outweigh the failures add, whatever the playbook.
+
+    Another choice that failed says nothing of this one; one that helped shows that the role matters.
+    """
+    change = case.change(state.declaration.key, value)
+    assert change is not None
+    memory, at = case.recent.memory, case.recent.at
+    successes, _ = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name)
+    _, failed = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name, value=change.value)
+    mean = (successes + PRIOR) / (successes + failed + 2 * PRIOR)
+    return _Memory(2 * mean, REMEMBERED * max(0.0, successes - failed))
 
 
 def _by_the_playbook(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry) -> str:
