@@ -34,9 +34,10 @@ class Role(StrEnum):
 WORDS: dict[Role, str] = {
     Role.BACKOFF: "backoff delay pause wait sleep cooldown spacing",
     Role.RETRIES: "retry retries attempts tries",
-    Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams",
+    Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams sessions "
+    "connections clients consumers second minute hour",
     Role.BATCH_SIZE: "batch batches chunk chunks page bulk",
-    Role.CACHE: "cache cached caching memoize memo",
+    Role.CACHE: "cache cached caching memoize memo reuse remember",
     Role.TEMPERATURE: "temperature randomness",
     Role.PROMPT: "prompt prompts template instruction instructions wording",
     Role.EFFORT: "effort reasoning thinking depth samples steps iterations passes beams rounds",
@@ -76,7 +77,9 @@ def with_limits(parameters: Iterable["Parameter"], limits: Collection[str | None
 def role_in(text: str) -> Role | None:
     """The role that a word of a text tells, or None."""
     words = _words(text)
-    return next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
+    told = next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
+    # `items_per_call` is a size; `calls_per_minute`, which limits what is done at once, has been recognised above.
+    return Role.BATCH_SIZE if told is None and "per" in words else told
 
 
 def _words(text: str) -> set[str]:

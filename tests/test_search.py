@@ -146,7 +146,8 @@ def effort(value: str, *choices: str) -> ParameterState:
         ("slow_share", number("cache_size", 100, 0, 10_000), {200}),
         ("slow_share", number("cache_ttl_s", 60, 0, 3_600, whole=False, unit="s"), {120}),
         ("low_quality_share", number("model_size", 8, 1, 64), {16, 4}),
-        ("low_quality_share", declared("strict", False, kind=ParameterKind.BOOLEAN), set()),
+        # Nothing tells its role: it may be what a prompt or a model is.
+        ("low_quality_share", declared("strict", False, kind=ParameterKind.BOOLEAN), {True}),
     ],
 )
 def test_a_role_is_tried_however_it_is_declared(metric: str, state: ParameterState, values: set[Value]) -> None:
@@ -154,6 +155,24 @@ def test_a_role_is_tried_however_it_is_declared(metric: str, state: ParameterSta
 
     assert {idea.value for idea in order(worse) if idea.chance >= WORTH_TRYING} == values
     assert {type(agent.message(worse)) for agent in ROSTER} == {Bid if values else Decline}
+
+
+def test_a_parameter_of_unknown_role_may_have_any() -> None:
+    lines, pages = number("lines", 200, 10, 400), number("sheets", 8, 1, 16)
+    alone, beside_another = case("heap_exhausted", (lines,)), case("heap_exhausted", (lines, pages))
+
+    # What helps against a lack of memory is less of something; of two that it may be, each is less likely.
+    assert chance(alone, "lines", Direction.DOWN) >= WORTH_TRYING > chance(alone, "lines", Direction.UP)
+    assert chance(beside_another, "lines", Direction.DOWN) < chance(alone, "lines", Direction.DOWN)
+
+
+def test_the_other_direction_of_a_role_that_helps_is_tried_after_harm() -> None:
+    threads = number("threads", 16, 1, 64)
+    harmed = case("worker_starved", (threads,), endings=(ended("threads", 16, 32, "harmful", -0.2),))
+
+    assert first(case("worker_starved", (threads,))) == ("threads", 32)
+    assert first(harmed)[1] < 16
+    assert chance(harmed, "threads", Direction.DOWN) >= WORTH_TRYING
 
 
 def test_what_no_entry_names_is_not_said_to_help() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from schema.messages.base import Value
+from schema.parameter_roles import Role
 
 from .playbook import Direction, Play
 
@@ -15,6 +16,10 @@ from .playbook import Direction, Play
 UNNAMED = 0.15
 # What a change gets of an entry that may mean the other direction.
 EITHER_WAY = 0.5
+# What a number gets of an entry for its role that names the other direction.
+OTHER_WAY = 0.1
+# A parameter whose role nothing tells may have any: it gets this share of all that is worth trying in its direction.
+ANY_ROLE = 0.2
 # How choices name less and more of something.
 SCALE = ("off none", "minimal min", "low small short", "medium normal standard", "high large long", "xhigh", "max")
 
@@ -26,18 +31,26 @@ class Entry(NamedTuple):
     play: Play | None = None
 
 
-def entry_for(weights: Mapping[Play, float], play: Play, current: Value, value: Value) -> Entry:
-    """The entry that a change falls under: its own, else one of its role.
+def entry_for(
+    weights: Mapping[Play, float], play: Play, current: Value, value: Value, of_unknown_role: int = 1
+) -> Entry:
+    """The entry that a change falls under: its own, else one of its role, else a share of all others.
 
     A switch or a choice falls under the direction it goes or, where its words do not tell, under the weightier one; a
-    number under the entry for a choice, where none names a direction.
+    number under the entry for a choice, where none names a direction. So many parameters are `of_unknown_role`: what
+    one of them may be, each is as likely.
     """
     up, down, other = (Play(play.role, way) for way in (Direction.UP, Direction.DOWN, Direction.SET))
     directed = [named for named in (up, down) if named in weights]
     if play in weights:
         return _entry(weights, play)
+    if play.role is Role.OTHER:
+        same_way = sum(weight for named, weight in weights.items() if named.direction is play.direction)
+        return Entry(max(ANY_ROLE * same_way / of_unknown_role, UNNAMED))
     if play.direction is not Direction.SET:
-        return _entry(weights, other, EITHER_WAY) if other in weights and not directed else Entry(UNNAMED)
+        if directed:
+            return Entry(max(OTHER_WAY * weights[directed[0]], UNNAMED))
+        return _entry(weights, other, EITHER_WAY) if other in weights else Entry(UNNAMED)
     way = way_of_choice(current, value)
     if way is None:
         weightiest = max(directed, key=lambda named: weights[named], default=None)

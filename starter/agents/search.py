@@ -102,10 +102,11 @@ class _Hypothesis(NamedTuple):
 def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Idea]:
     """What could be tried, the likeliest first. `step` is the factor by which numbers change at least."""
     weights = playbook.weights(case.metric, failures(case))
+    unknown = sum(role_of(state.declaration) is Role.OTHER for state in case.touching)
     hypotheses: list[_Hypothesis] = []
     for state in case.touching:
         for play, values in _plays(case, state, step).items():
-            entries = {value: entry_for(weights, play, state.value, value) for value in values}
+            entries = {value: entry_for(weights, play, state.value, value, unknown) for value in values}
             sharing = Counter(entries.values())
             for value, entry in entries.items():
                 if not case.against(state.declaration.key, value):
