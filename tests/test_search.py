@@ -208,6 +208,27 @@ def test_what_failed_is_not_tried_again_and_makes_giving_up_likelier() -> None:
     assert sum(i.chance for i in order(tried)) < sum(i.chance for i in order(untried))
 
 
+def test_an_inconclusive_experiment_is_not_repeated_until_something_else_has_changed() -> None:
+    past = ended("max_retries", 1, 4, "inconclusive").model_copy(
+        update={"ended_at": builders.NOW - timedelta(minutes=20)}
+    )
+    fewer_workers = ParameterChange(
+        parameter=f"{RESEARCH}.max_workers",
+        at=builders.NOW - timedelta(minutes=5),
+        kind="promoted",
+        before=32,
+        value=16,
+        cycle_id="c",
+    )
+    unchanged = case("upstream_503", (RETRIES, WORKERS), endings=(past,))
+    changed = case("upstream_503", (RETRIES, WORKERS), endings=(past,), changes=(fewer_workers,))
+
+    assert unchanged.against(f"{RESEARCH}.max_retries", 4) is not None
+    assert unchanged.against(f"{RESEARCH}.max_retries", 2) is None  # another size
+    assert chance(unchanged, "max_retries", Direction.UP) == 0
+    assert chance(changed, "max_retries", Direction.UP) > 0
+
+
 def test_what_helped_and_was_not_enough_goes_on_and_what_harmed_turns_round() -> None:
     more = number("max_retries", 3, 0, 20)
     helped = case("E1", (more, WORKERS), endings=(ended("max_retries", 1, 3, "promoted", 0.1),))
