@@ -311,6 +311,56 @@ def test_failures_recalled_never_raise_a_chance_and_successes_never_lower_it(
     assert chance_with(1, failures + 2) < chance_with(0, 0)
 
 
+def at_the_limit() -> Case:
+    """Every task is cut off at 90 s."""
+    limit = number("timeout_s", 90, 10, 600, unit="s")
+    made = case("", (limit, RETRIES), kind=FailureKind.TIMEOUT, failed=200)
+    (of_type,) = made.recent.task_types
+    samples = (DurationSample(duration_s=90.1, failure=FailureKind.TIMEOUT),) * 200
+    cut_off = of_type.model_copy(update={"samples": samples})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (cut_off,)}))
+
+
+def never_healthy() -> Case:
+    made = case("upstream_503", (RETRIES, PAUSE), failed=200)
+    (of_type,) = made.recent.task_types
+    poor = of_type.model_copy(update={"before": Counts(tasks=400, successes=40)})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (poor,)}))
+
+
+RAISED_BEFORE_THE_ONSET = ParameterChange(
+    parameter=f"{RESEARCH}.max_workers",
+    at=builders.NOW - timedelta(minutes=63),
+    kind="promoted",
+    before=8,
+    value=16,
+    cycle_id="c",
+)
+
+
+@pytest.mark.parametrize(
+    ("failing", "answer"),
+    [
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=200), Decline),
+        (case("rate_limited", (WORKERS, RETRIES, PAUSE, MODEL), failed=192), Decline),
+        # a twentieth succeeds, or too few tasks are known
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=190), Bid),
+        (case("upstream_503", (RETRIES, PAUSE), failed=29, tasks=29), Bid),
+        # it was never better
+        (never_healthy(), Bid),
+        # the records, the last change and memory show a parameter as the cause
+        (at_the_limit(), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, changes=(RAISED_BEFORE_THE_ONSET,)), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(2, 0, "indexing")), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(0, 2, "indexing")), Decline),
+    ],
+)
+def test_when_all_is_down_and_no_parameter_stands_out_no_experiment_is_begun(failing: Case, answer: type) -> None:
+    answers = [agent.message(failing) for agent in ROSTER]
+
+    assert {type(given) for given in answers if given is not None} == {answer}
+
+
 def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:
     """The numbers that would be tried, by direction."""
     return {idea.play.direction: float(idea.value) for idea in ideas(case("E1", (state,)), playbook(), Trust(), step)}
