@@ -227,6 +227,27 @@ def test_what_failed_is_not_tried_again_and_makes_giving_up_likelier() -> None:
     assert sum(i.chance for i in order(tried)) < sum(i.chance for i in order(untried))
 
 
+def test_an_inconclusive_experiment_is_not_repeated_until_something_else_has_changed() -> None:
+    past = ended("max_retries", 1, 4, "inconclusive").model_copy(
+        update={"ended_at": builders.NOW - timedelta(minutes=20)}
+    )
+    fewer_workers = ParameterChange(
+        parameter=f"{RESEARCH}.max_workers",
+        at=builders.NOW - timedelta(minutes=5),
+        kind="promoted",
+        before=32,
+        value=16,
+        cycle_id="c",
+    )
+    unchanged = case("upstream_503", (RETRIES, WORKERS), endings=(past,))
+    changed = case("upstream_503", (RETRIES, WORKERS), endings=(past,), changes=(fewer_workers,))
+
+    assert unchanged.against(f"{RESEARCH}.max_retries", 4) is not None
+    assert unchanged.against(f"{RESEARCH}.max_retries", 2) is None  # another size
+    assert chance(unchanged, "max_retries", Direction.UP) == 0
+    assert chance(changed, "max_retries", Direction.UP) > 0
+
+
 def test_what_helped_and_was_not_enough_goes_on_and_what_harmed_turns_round() -> None:
     more = number("max_retries", 3, 0, 20)
     helped = case("E1", (more, WORKERS), endings=(ended("max_retries", 1, 3, "promoted", 0.1),))
@@ -307,6 +328,56 @@ def test_failures_recalled_never_raise_a_chance_and_successes_never_lower_it(
     assert chance_with(successes, failures + 1) <= known <= chance_with(successes + 1, failures)
     # One success among many failures is no recommendation.
     assert chance_with(1, failures + 2) < chance_with(0, 0)
+
+
+def at_the_limit() -> Case:
+    """Every task is cut off at 90 s."""
+    limit = number("timeout_s", 90, 10, 600, unit="s")
+    made = case("", (limit, RETRIES), kind=FailureKind.TIMEOUT, failed=200)
+    (of_type,) = made.recent.task_types
+    samples = (DurationSample(duration_s=90.1, failure=FailureKind.TIMEOUT),) * 200
+    cut_off = of_type.model_copy(update={"samples": samples})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (cut_off,)}))
+
+
+def never_healthy() -> Case:
+    made = case("upstream_503", (RETRIES, PAUSE), failed=200)
+    (of_type,) = made.recent.task_types
+    poor = of_type.model_copy(update={"before": Counts(tasks=400, successes=40)})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (poor,)}))
+
+
+RAISED_BEFORE_THE_ONSET = ParameterChange(
+    parameter=f"{RESEARCH}.max_workers",
+    at=builders.NOW - timedelta(minutes=63),
+    kind="promoted",
+    before=8,
+    value=16,
+    cycle_id="c",
+)
+
+
+@pytest.mark.parametrize(
+    ("failing", "answer"),
+    [
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=200), Decline),
+        (case("rate_limited", (WORKERS, RETRIES, PAUSE, MODEL), failed=192), Decline),
+        # a twentieth succeeds, or too few tasks are known
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=190), Bid),
+        (case("upstream_503", (RETRIES, PAUSE), failed=29, tasks=29), Bid),
+        # it was never better
+        (never_healthy(), Bid),
+        # the records, the last change and memory show a parameter as the cause
+        (at_the_limit(), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, changes=(RAISED_BEFORE_THE_ONSET,)), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(2, 0, "indexing")), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(0, 2, "indexing")), Decline),
+    ],
+)
+def test_when_all_is_down_and_no_parameter_stands_out_no_experiment_is_begun(failing: Case, answer: type) -> None:
+    answers = [agent.message(failing) for agent in ROSTER]
+
+    assert {type(given) for given in answers if given is not None} == {answer}
 
 
 def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from schema.experience import posterior
 from schema.messages.base import Value
 from schema.messages.diagnosis import Contrast, ParameterChange
+from schema.messages.memory import PatternState
 from schema.messages.platform import SECONDS, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
@@ -26,6 +27,11 @@ from .playbook import Direction, Failure, Play, Playbook
 
 # The weight of "no parameter is the cause", where nothing is known yet.
 NO_CAUSE = 4.0
+# What makes it so much likelier: of so many tasks, most of which succeeded before, nearly none does.
+OUTAGE = 100.0
+FEWEST_OF_OUTAGE, OUTAGE_RATE, HEALTHY_RATE = 30, 0.05, 0.5
+# From so many times as likely on, the records show a cause.
+TELLING_TIMES = 2.0
 # What an attempt that failed leaves of its hypothesis, by how it ended; what was only voted down was not tried.
 LEFT_AFTER = {
     "futile": 0.1,
@@ -90,13 +96,17 @@ NEUTRAL = _Factor(1.0)
 
 
 class _Hypothesis(NamedTuple):
-    """A change that may be the remedy, and the weight that all sources give it together."""
+    """A change that may be the remedy, and the weight that all sources give it together.
+
+    `is_shown` is whether the case itself speaks for it: the records, the last change, an attempt, or a like one before.
+    """
 
     weight: float
     state: ParameterState
     value: Value
     play: Play
     why: str
+    is_shown: bool
 
 
 def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Idea]:
@@ -112,7 +122,9 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
                 if not case.against(state.declaration.key, value):
                     own = entry._replace(weight=entry.weight / sharing[entry])
                     hypotheses.append(_hypothesis(case, state, play, value, own, trust))
-    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case)
+    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(
+        case, any(h.is_shown for h in hypotheses)
+    )
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
     return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
 
@@ -126,7 +138,10 @@ def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, ent
     weight *= attempts.times**trust.experience
     undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
-    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry))
+    recalled = case.recalled(state.declaration.key, value)
+    has_helped = bool(attempts.why) or (recalled is not None and recalled.state is PatternState.SUPPORTED)
+    is_shown = suspected >= 1 or records.times >= TELLING_TIMES or has_helped
+    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry), is_shown)
 
 
 def failures(case: Case) -> list[Failure]:
@@ -270,18 +285,27 @@ def _share(successes: int, tasks: int) -> str:
     return f"{successes / tasks:.0%}" if tasks else "none"
 
 
-def _helplessness(case: Case) -> float:
+def _helplessness(case: Case, is_cause_shown: bool) -> float:
     """How much likelier than usual it is that no parameter is the cause.
 
-    Nearly every task fails in one way, whatever its attributes: something that all of them need is down.
+    Nearly every task fails in one way, whatever its attributes: something that all of them need is down. All the more
+    where nearly none succeeds any more, and nothing on record shows a parameter as the cause.
     """
-    rate = case.baseline.rate
-    ways = failures(case)
     contrasts = case.records.contrasts if case.records else ()
-    is_alike = not any(contrast.stands_out for contrast in contrasts)
-    if rate is not None and rate < 0.1 and ways and max(way.share for way in ways) > 0.9 and is_alike:
-        return 4.0
-    return 1.0
+    rate, ways = case.baseline.rate, failures(case)
+    if rate is None or not ways or any(contrast.stands_out for contrast in contrasts):
+        return 1.0
+    if _is_outage(case, rate) and not is_cause_shown:
+        return OUTAGE
+    return 4.0 if rate < 0.1 and max(way.share for way in ways) > 0.9 else 1.0
+
+
+def _is_outage(case: Case, rate: float) -> bool:
+    """Whether tasks, most of which succeeded, suddenly nearly all fail."""
+    healthy = case.before if case.before.tasks else case.status.briefing.healthy
+    was_healthy = healthy is not None and healthy.rate is not None and healthy.rate >= HEALTHY_RATE
+    is_down = rate < OUTAGE_RATE and case.baseline.tasks >= FEWEST_OF_OUTAGE
+    return case.metric == "success_rate" and was_healthy and is_down
 
 
 # ---- what was changed and tried
