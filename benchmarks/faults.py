@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from benchmarks.physics import Physics, Task
+from benchmarks.physics import EFFORTS, Physics, Task
 from rules import verdict
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
@@ -36,6 +36,7 @@ NAMES: dict[Role, tuple[str, ...]] = {
     Role.EFFORT: ("effort", "reasoning_steps", "search_depth", "refinement_rounds"),
     Role.PROMPT: ("prompt_variant", "prompt", "instructions", "template"),
 }
+CACHE_SIZES = ("cache_size", "cache_entries")
 BOUNDS: dict[Role, dict[str, Any]] = {
     Role.LIMIT: {"minimum": 2, "maximum": 900, "unit": "s"},
     Role.RETRIES: {"minimum": 0, "maximum": 6},
@@ -62,6 +63,8 @@ FAILURE_KINDS = {
     "wrong": FailureKind.INVALID_RESULT,
 }
 UNTELLING_SHARE = 0.1
+# How often an effort is a choice and not a number, and a cache a size and not a switch.
+OTHER_SHAPE = 0.5
 HEALTHY_MARGIN = 0.05
 HARM = 0.05
 # A holdback of a tenth of a day's tasks shows a loss of .15 in a share, and not one of .1.
@@ -219,7 +222,11 @@ def large_batches(draft: Draft) -> Physics:
 def no_cache(draft: Draft) -> Physics:
     """A store has become slow for lookups that a cache would hold."""
     factor = draft.rng.uniform(2.5, 3.5)
-    return replace(draft.physics, lookups=draft.rng.uniform(0.3, 0.5), lookup_factor=factor)
+    slower = replace(draft.physics, lookups=draft.rng.uniform(0.3, 0.5), lookup_factor=factor)
+    if draft.rng.random() < OTHER_SHAPE:
+        size = draft.values[Role.CACHE] = draft.rng.randint(100, 1_000)
+        return replace(slower, lookup_size=size * draft.rng.uniform(2, 4))
+    return slower
 
 
 def bad_model(draft: Draft) -> Physics:
@@ -237,7 +244,11 @@ def unsteady(draft: Draft) -> Physics:
 def costly_effort(draft: Draft) -> Physics:
     """Prices have risen: what the effort costs is beyond what is usual."""
     draft.values[Role.EFFORT] = draft.rng.randint(4, 7)
-    return replace(draft.physics, price=draft.rng.uniform(1.4, 1.7))
+    costly = replace(draft.physics, price=draft.rng.uniform(1.4, 1.7))
+    if draft.rng.random() < OTHER_SHAPE:
+        draft.choices[Role.EFFORT] = tuple(EFFORTS)
+        draft.values[Role.EFFORT] = draft.rng.choice(("medium", "high"))
+    return costly
 
 
 def bad_prompt(draft: Draft) -> Physics:
@@ -414,8 +425,11 @@ def _parameter(role: Role, value: Value, rng: random.Random, task_type: str, cho
         kind = ParameterKind.BOOLEAN
     elif isinstance(value, int):
         kind = ParameterKind.INTEGER
-    key = f"{task_type}.{rng.choice(NAMES[role])}"
-    bounds = BOUNDS.get(role, {})
+    is_cache_size = role is Role.CACHE and kind is ParameterKind.INTEGER
+    key = f"{task_type}.{rng.choice(CACHE_SIZES if is_cache_size else NAMES[role])}"
+    bounds: dict[str, Any] = {} if choices else BOUNDS.get(role, {})
+    if is_cache_size:
+        bounds = {"minimum": 0, "maximum": 20_000}
     return Parameter(key=key, kind=kind, default=value, task_types=(task_type,), choices=choices, **bounds)
 
 

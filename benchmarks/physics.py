@@ -9,6 +9,8 @@ from schema.messages.base import Value
 from schema.parameter_roles import Role
 
 Values = Mapping[Role, Value]
+# What the choices of an effort stand for.
+EFFORTS = {"low": 2.0, "medium": 4.0, "high": 6.0}
 
 # What a platform that does not declare a parameter runs on.
 DEFAULTS: dict[Role, Value] = {
@@ -29,8 +31,9 @@ class Physics:
 
     `transient` is the chance that one call fails by itself; `refusal` that an upstream refuses for a while, which
     retries outlast if they wait about `recovery_s`; `capacity` how many calls it takes at once; `memory` how large a
-    batch fits; `lookups` the share of tasks that a cache would speed up; `validity` and `quality` what each choice of
-    model or prompt is worth; `heat` the share of malformed results for each unit of temperature over `calm`.
+    batch fits; `lookups` the share of tasks that a cache of `lookup_size` would speed up (a switch is 1); `validity`
+    and `quality` what each choice of model or prompt is worth; `heat` the share of malformed results for each unit of
+    temperature over `calm`.
     """
 
     median_s: float
@@ -43,6 +46,7 @@ class Physics:
     capacity: float = math.inf
     memory: float = math.inf
     lookups: float = 0.0
+    lookup_size: float = 1.0
     lookup_factor: float = 3.0
     validity: Mapping[str, float] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -59,7 +63,7 @@ class Task:
     def __init__(self, physics: Physics, values: Values, rng: random.Random) -> None:
         self._physics, self._rng = physics, rng
         self._values = DEFAULTS | dict(values)
-        effort = self._number(Role.EFFORT)
+        effort = self._effort()
         self.running = max(1, round(self._number(Role.CONCURRENCY) * rng.uniform(0.4, 1.2)))
         self.duration_s = physics.median_s * math.exp(rng.gauss(0, physics.sigma)) * (effort / 3) ** 0.7
         self.cost = physics.price * effort * math.exp(rng.gauss(0, 0.25))
@@ -70,13 +74,22 @@ class Task:
     def _number(self, role: Role) -> float:
         return float(self._values[role])
 
+    def _effort(self) -> float:
+        effort = self._values[Role.EFFORT]
+        return EFFORTS[effort] if isinstance(effort, str) else float(effort)
+
+    def _not_cached(self) -> float:
+        """The share of the lookups that the cache does not hold."""
+        return max(0.0, 1 - self._number(Role.CACHE) / self._physics.lookup_size)
+
     def _failure(self) -> str | None:
         early = self._early_failure()
         if early is not None:
             self.duration_s *= 0.1
             return early
         physics, chance = self._physics, self._rng.random
-        if not self._values[Role.CACHE] and chance() < physics.lookups:
+        not_cached = self._not_cached()
+        if not_cached and chance() < physics.lookups * not_cached:
             self.duration_s *= physics.lookup_factor
         limit_s = self._number(Role.LIMIT)
         if chance() < physics.hang or self.duration_s > limit_s:
@@ -124,5 +137,5 @@ class Task:
 
     def _quality(self) -> float:
         """Better with effort, worse with a worse model or prompt."""
-        level = self._of_choices(self._physics.quality) * (1 - 0.06 / self._number(Role.EFFORT))
+        level = self._of_choices(self._physics.quality) * (1 - 0.06 / self._effort())
         return min(1.0, max(0.0, level + self._rng.gauss(0, 0.08)))

@@ -194,6 +194,7 @@ class Platform:
             value=proposal.value,
             before=current,
             effect=effect,
+            ended_at=self._at,
         )
         self._endings.insert(0, past)
 

@@ -1,9 +1,11 @@
 """Parameter roles: what a parameter does for the tasks it touches, so that what is known of one serves another.
 
-A declaration may say it; otherwise it is read from the words of the name, the unit and the description.
+A declaration may say it, and a task type that names its limit does; otherwise it is read from the words of the name,
+the unit and the description.
 """
 
 import re
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -32,9 +34,10 @@ class Role(StrEnum):
 WORDS: dict[Role, str] = {
     Role.BACKOFF: "backoff delay pause wait sleep cooldown spacing",
     Role.RETRIES: "retry retries attempts tries",
-    Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams",
+    Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams sessions "
+    "connections clients consumers second minute hour",
     Role.BATCH_SIZE: "batch batches chunk chunks page bulk",
-    Role.CACHE: "cache cached caching memoize memo",
+    Role.CACHE: "cache cached caching memoize memo reuse remember",
     Role.TEMPERATURE: "temperature randomness",
     Role.PROMPT: "prompt prompts template instruction instructions wording",
     Role.EFFORT: "effort reasoning thinking depth samples steps iterations passes beams rounds",
@@ -42,6 +45,9 @@ WORDS: dict[Role, str] = {
     Role.LIMIT: "timeout limit deadline cutoff patience",
     Role.PRICE: "price bid fee budget",
 }
+# A name with one of these words is that of a limit, whatever is limited: `llm_timeout_s`, `batch_deadline_s`.
+CUT_OFF_WORDS = frozenset({"timeout", "deadline", "cutoff"})
+NUMBERS = ("float", "integer")
 UNITS = {"ms": Role.LIMIT, "s": Role.LIMIT, "min": Role.LIMIT, "h": Role.LIMIT}
 
 
@@ -52,10 +58,29 @@ def role_of(parameter: "Parameter") -> Role:
     if parameter.kind == "text":
         return Role.PROMPT
     name = parameter.key.rpartition(".")[2]
+    # A switch such as `retry_on_timeout` is no limit.
+    if parameter.kind in NUMBERS and not CUT_OFF_WORDS.isdisjoint(_words(name)):
+        return Role.LIMIT
     return role_in(name) or UNITS.get(parameter.unit) or role_in(parameter.description) or Role.OTHER
+
+
+def with_limits(parameters: Iterable["Parameter"], limits: Collection[str | None]) -> tuple["Parameter", ...]:
+    """The parameters, with the role of a limit for those whose keys are among `limits` and that declare no role."""
+
+    def with_role(parameter: "Parameter") -> "Parameter":
+        is_limit = parameter.role is None and parameter.key in limits
+        return parameter.model_copy(update={"role": Role.LIMIT}) if is_limit else parameter
+
+    return tuple(with_role(parameter) for parameter in parameters)
 
 
 def role_in(text: str) -> Role | None:
     """The role that a word of a text tells, or None."""
-    words = set(re.findall(r"[a-z]+", text.lower()))
-    return next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
+    words = _words(text)
+    told = next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
+    # `items_per_call` is a size; `calls_per_minute`, which limits what is done at once, has been recognised above.
+    return Role.BATCH_SIZE if told is None and "per" in words else told
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))

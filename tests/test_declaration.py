@@ -1,13 +1,15 @@
 """platform.toml: what may be declared, and that a mistake is one line that says where and what was expected."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from activities.cron import jobs
 from schema.declaration import DeclarationError, declared_platform, read_platform
-from schema.messages.platform import CycleRules, JobClass, JobId, Platform, Risk
+from schema.messages.platform import CycleRules, JobClass, JobId, Parameter, Platform, Risk
 from schema.pace import TRIAL, TRIAL_EVERY_S, Pace
+from schema.parameter_roles import Role, role_of
 from schema.settings import Settings
 from tests import builders
 
@@ -415,3 +417,36 @@ def test_a_limit_counts_in_the_unit_of_its_parameter(unit: str, value: float, se
 
     assert platform.limit_s("research_synthesis", {builders.TIMEOUT: value}, 3_600.0) == pytest.approx(seconds)
     assert platform.limit_s("monte_carlo", {}, 3_600.0) == 3_600.0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "role"),
+    [
+        ("llm_timeout_s", {}, Role.LIMIT),
+        ("batch_timeout_s", {}, Role.LIMIT),
+        ("retry_deadline_ms", {"unit": "ms"}, Role.LIMIT),
+        ("cache_cutoff", {"unit": ""}, Role.LIMIT),
+        (
+            "retry_on_timeout",
+            {"kind": "boolean", "default": True, "unit": "", "minimum": None, "maximum": None},
+            "retries",
+        ),
+        ("concurrency_limit", {"unit": ""}, Role.CONCURRENCY),
+        ("max_wait_s", {}, Role.BACKOFF),
+    ],
+)
+def test_what_is_cut_off_at_a_time_is_a_limit_whatever_else_its_name_says(
+    name: str, fields: dict[str, Any], role: str
+) -> None:
+    declared = {"kind": "float", "default": 90.0, "unit": "s", "minimum": 10, "maximum": 600} | fields
+
+    assert role_of(Parameter(key=f"research.{name}", task_types=("research",), **declared)) == role
+
+
+def test_the_limit_that_a_task_type_names_is_one_unless_it_declares_a_role(tmp_path: Path) -> None:
+    named = GOOD.replace("research.timeout_s", "research.max_wait_s")
+    with_role = named.replace('unit = "s"', 'unit = "s"\nrole = "backoff"')
+
+    assert role_of(read(tmp_path, named).parameters[0]) is Role.LIMIT
+    assert role_of(read(tmp_path, with_role).parameters[0]) is Role.BACKOFF
+    assert role_of(read(tmp_path, named.replace("timeout_parameter", "# was")).parameters[0]) is Role.BACKOFF

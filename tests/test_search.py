@@ -1,5 +1,6 @@
 """Search: what the built-in agents try, in which order, and when they give up. And the playbook they begin with."""
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rules import patterns
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import Phase
@@ -18,14 +20,17 @@ from schema.messages.diagnosis import (
     DurationSample,
     ParameterChange,
     PastEnding,
+    ReasonCount,
     TaskTypeDiagnosis,
 )
 from schema.messages.market import Bid
+from schema.messages.memory import Change, Claim, Memory, Observation, Pattern, PatternKind, Symptom
 from schema.messages.observatory import Counts
 from schema.messages.platform import Parameter, ParameterKind, ParameterState
 from schema.messages.proposals import Choice, Decline
 from schema.parameter_roles import Role
 from starter.agents.evidence import Case
+from starter.agents.investigator import WORTH_TRYING, Investigator
 from starter.agents.legal import legal_value
 from starter.agents.playbook import Direction, Failure, Play, playbook, read
 from starter.agents.roster import ROSTER, roster
@@ -70,6 +75,7 @@ def case(
         failures={kind: failed},
         samples=tuple(samples),
         contrasts=facts.pop("contrasts", ()),
+        reasons=(ReasonCount(reason=reason, since=failed, before=0),) if reason else (),
     )
     onset = builders.NOW - timedelta(hours=1)
     diagnosis = Diagnosis(
@@ -115,6 +121,70 @@ def test_what_is_tried_first_follows_the_reason(reason: str, kind: FailureKind, 
     assert first(case(reason, (WORKERS, RETRIES, PAUSE, MODEL, BATCH), kind=kind)) == (name, value)
 
 
+def of_metric(metric: str, *parameters: ParameterState) -> Case:
+    """A metric that got worse, whatever fails."""
+    made = case("", parameters)
+    request = made.status.request
+    assert request.anomaly is not None
+    aimed = request.model_copy(update={"anomaly": request.anomaly.model_copy(update={"metric": metric})})
+    return Case(made.status.model_copy(update={"request": aimed}), made.recent)
+
+
+def effort(value: str, *choices: str) -> ParameterState:
+    return declared("reasoning_effort", value, kind=ParameterKind.CHOICE, choices=choices or ("low", "medium", "high"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "state", "values"),
+    [
+        ("low_quality_share", effort("low"), {"medium", "high"}),
+        ("low_quality_share", effort("medium"), {"high"}),
+        ("high_cost_share", effort("medium"), {"low"}),
+        ("high_cost_share", effort("quick", "quick", "thorough"), {"thorough"}),  # which is more nobody can tell
+        ("low_quality_share", declared("use_reasoning", False, kind=ParameterKind.BOOLEAN), {True}),
+        ("high_cost_share", declared("use_reasoning", False, kind=ParameterKind.BOOLEAN), set()),
+        ("slow_share", number("cache_size", 100, 0, 10_000), {200}),
+        ("slow_share", number("cache_ttl_s", 60, 0, 3_600, whole=False, unit="s"), {120}),
+        ("low_quality_share", number("model_size", 8, 1, 64), {16, 4}),
+        # Nothing tells its role: it may be what a prompt or a model is.
+        ("low_quality_share", declared("strict", False, kind=ParameterKind.BOOLEAN), {True}),
+    ],
+)
+def test_a_role_is_tried_however_it_is_declared(metric: str, state: ParameterState, values: set[Value]) -> None:
+    worse = of_metric(metric, state)
+
+    assert {idea.value for idea in order(worse) if idea.chance >= WORTH_TRYING} == values
+    assert {type(agent.message(worse)) for agent in ROSTER} == {Bid if values else Decline}
+
+
+def test_a_parameter_of_unknown_role_may_have_any() -> None:
+    lines, pages = number("lines", 200, 10, 400), number("sheets", 8, 1, 16)
+    alone, beside_another = case("heap_exhausted", (lines,)), case("heap_exhausted", (lines, pages))
+
+    # What helps against a lack of memory is less of something; of two that it may be, each is less likely.
+    assert chance(alone, "lines", Direction.DOWN) >= WORTH_TRYING > chance(alone, "lines", Direction.UP)
+    assert chance(beside_another, "lines", Direction.DOWN) < chance(alone, "lines", Direction.DOWN)
+
+
+def test_the_other_direction_of_a_role_that_helps_is_tried_after_harm() -> None:
+    threads = number("threads", 16, 1, 64)
+    harmed = case("worker_starved", (threads,), endings=(ended("threads", 16, 32, "harmful", -0.2),))
+
+    assert first(case("worker_starved", (threads,))) == ("threads", 32)
+    assert first(harmed)[1] < 16
+    assert chance(harmed, "threads", Direction.DOWN) >= WORTH_TRYING
+
+
+def test_what_no_entry_names_is_not_said_to_help() -> None:
+    reasons = {
+        idea.value: idea.why for idea in order(of_metric("high_cost_share", effort("medium"), number("nice", 4, 1, 9)))
+    }
+
+    assert reasons["low"] == "a lower effort is what helps as a rule with high_cost_share"
+    assert reasons["high"] == "no entry of the playbook names a higher effort for high_cost_share"
+    assert reasons[8] == "no entry of the playbook names a higher nice for high_cost_share"
+
+
 def test_load_that_stands_out_points_to_concurrency_and_not_to_waiting() -> None:
     crowded = Contrast(
         attribute="running",
@@ -155,6 +225,27 @@ def test_what_failed_is_not_tried_again_and_makes_giving_up_likelier() -> None:
     assert first(untried) == ("max_retries", 4)
     assert ("max_retries", 4) not in [(i.key.partition(".")[2], i.value) for i in order(tried)]
     assert sum(i.chance for i in order(tried)) < sum(i.chance for i in order(untried))
+
+
+def test_an_inconclusive_experiment_is_not_repeated_until_something_else_has_changed() -> None:
+    past = ended("max_retries", 1, 4, "inconclusive").model_copy(
+        update={"ended_at": builders.NOW - timedelta(minutes=20)}
+    )
+    fewer_workers = ParameterChange(
+        parameter=f"{RESEARCH}.max_workers",
+        at=builders.NOW - timedelta(minutes=5),
+        kind="promoted",
+        before=32,
+        value=16,
+        cycle_id="c",
+    )
+    unchanged = case("upstream_503", (RETRIES, WORKERS), endings=(past,))
+    changed = case("upstream_503", (RETRIES, WORKERS), endings=(past,), changes=(fewer_workers,))
+
+    assert unchanged.against(f"{RESEARCH}.max_retries", 4) is not None
+    assert unchanged.against(f"{RESEARCH}.max_retries", 2) is None  # another size
+    assert chance(unchanged, "max_retries", Direction.UP) == 0
+    assert chance(changed, "max_retries", Direction.UP) > 0
 
 
 def test_what_helped_and_was_not_enough_goes_on_and_what_harmed_turns_round() -> None:
@@ -201,6 +292,137 @@ def test_a_value_that_is_proposed_is_legal_and_on_the_wanted_side(state: Paramet
     if value is not None:
         assert state.declaration.refusal(value) is None
         assert (value - float(state.value)) * (wanted - float(state.value)) > 0
+
+
+def remembered(successes: int, failures: int, task_type: str) -> tuple[Pattern, ...]:
+    """What raising the retries has done for tasks that fail by upstream_503."""
+    symptom = Symptom(metric="success_rate", task_type=task_type, failure="error", reason="upstream_503")
+    change = Change.of(f"{task_type}.max_retries", 1, 2, Role.RETRIES)
+    claim = Claim(kind=PatternKind.REMEDY, symptom=symptom, change=change)
+    endings = ["promoted"] * successes + ["futile"] * failures
+    observations = tuple(
+        Observation(
+            source=f"c{n}",
+            at=builders.NOW - timedelta(days=1),
+            support=int(ending == "promoted"),
+            against=int(ending == "futile"),
+            ending=ending,
+        )
+        for n, ending in enumerate(endings)
+    )
+    memories = {claim.pattern_id: Memory(claim=claim, observations=observations)} if observations else {}
+    return tuple(patterns.judge(memories, builders.NOW).values())
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.sampled_from((RESEARCH, "indexing")), st.sampled_from(ROSTER))
+def test_failures_recalled_never_raise_a_chance_and_successes_never_lower_it(
+    successes: int, failures: int, task_type: str, agent: Investigator
+) -> None:
+    def chance_with(successes: int, failures: int) -> float:
+        memory = remembered(successes, failures, task_type)
+        possible = ideas(case("upstream_503", (RETRIES, PAUSE, MODEL), memory=memory), playbook(), agent.trust, 2.0)
+        return math.fsum(idea.chance for idea in possible if idea.play == Play(Role.RETRIES, Direction.UP))
+
+    known = chance_with(successes, failures)
+
+    assert chance_with(successes, failures + 1) <= known <= chance_with(successes + 1, failures)
+    # One success among many failures is no recommendation.
+    assert chance_with(1, failures + 2) < chance_with(0, 0)
+
+
+def at_the_limit() -> Case:
+    """Every task is cut off at 90 s."""
+    limit = number("timeout_s", 90, 10, 600, unit="s")
+    made = case("", (limit, RETRIES), kind=FailureKind.TIMEOUT, failed=200)
+    (of_type,) = made.recent.task_types
+    samples = (DurationSample(duration_s=90.1, failure=FailureKind.TIMEOUT),) * 200
+    cut_off = of_type.model_copy(update={"samples": samples})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (cut_off,)}))
+
+
+def never_healthy() -> Case:
+    made = case("upstream_503", (RETRIES, PAUSE), failed=200)
+    (of_type,) = made.recent.task_types
+    poor = of_type.model_copy(update={"before": Counts(tasks=400, successes=40)})
+    return Case(made.status, made.recent.model_copy(update={"task_types": (poor,)}))
+
+
+RAISED_BEFORE_THE_ONSET = ParameterChange(
+    parameter=f"{RESEARCH}.max_workers",
+    at=builders.NOW - timedelta(minutes=63),
+    kind="promoted",
+    before=8,
+    value=16,
+    cycle_id="c",
+)
+
+
+@pytest.mark.parametrize(
+    ("failing", "answer"),
+    [
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=200), Decline),
+        (case("rate_limited", (WORKERS, RETRIES, PAUSE, MODEL), failed=192), Decline),
+        # a twentieth succeeds, or too few tasks are known
+        (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=190), Bid),
+        (case("upstream_503", (RETRIES, PAUSE), failed=29, tasks=29), Bid),
+        # it was never better
+        (never_healthy(), Bid),
+        # the records, the last change and memory show a parameter as the cause
+        (at_the_limit(), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, changes=(RAISED_BEFORE_THE_ONSET,)), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(2, 0, "indexing")), Bid),
+        (case("upstream_503", (WORKERS, RETRIES), failed=200, memory=remembered(0, 2, "indexing")), Decline),
+    ],
+)
+def test_when_all_is_down_and_no_parameter_stands_out_no_experiment_is_begun(failing: Case, answer: type) -> None:
+    answers = [agent.message(failing) for agent in ROSTER]
+
+    assert {type(given) for given in answers if given is not None} == {answer}
+
+
+def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:
+    """The numbers that would be tried, by direction."""
+    return {idea.play.direction: float(idea.value) for idea in ideas(case("E1", (state,)), playbook(), Trust(), step)}
+
+
+edges = st.floats(-1e9, 1e9) | st.integers(-50, 50).map(float)
+
+
+@given(
+    st.tuples(edges, edges, edges).map(sorted).filter(lambda numbers: numbers[0] < numbers[2]),
+    st.sampled_from(("penalty", "temperature", "retry_delay_s", "timeout_s", "max_workers")),
+    st.floats(1.1, 4),
+    st.booleans(),
+)
+def test_up_is_above_and_down_is_below_whatever_the_bounds(
+    numbers: list[float], name: str, step: float, whole: bool
+) -> None:
+    low, value, high = numbers
+    if whole:
+        low, value, high = math.floor(low), round(value), math.ceil(high)
+    state = number(name, value, low, high, whole=whole, unit="s" if name.endswith("_s") else "")
+
+    tried = moves(state, step)
+
+    assert low <= tried.get(Direction.DOWN, low) <= tried.get(Direction.UP, high) <= high
+    assert Direction.UP not in tried or tried[Direction.UP] > value
+    assert Direction.DOWN not in tried or tried[Direction.DOWN] < value
+
+
+@pytest.mark.parametrize(
+    ("state", "up", "down"),
+    [
+        (number("penalty", 0.0, -2, 2, whole=False), 0.4, -0.4),
+        (number("penalty", -1.0, -5, 5, whole=False), 0.0, -2.0),
+        (number("nice", -4, -20, 19), -1, -7),
+        (number("window", 0.0, 0, 30, whole=False), 0.3, None),
+        (number("rounds", 0, 0, 6), 3, None),
+    ],
+)
+def test_zero_and_negative_numbers_go_both_ways(state: ParameterState, up: float, down: float | None) -> None:
+    tried = moves(state)
+
+    assert (tried.get(Direction.UP), tried.get(Direction.DOWN)) == (up, down)
 
 
 # ---- the playbook

@@ -8,22 +8,19 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
-
-from schema.messages.references import mismatches
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from ..pace import Pace
-from ..parameter_roles import Role
+from ..parameter_roles import Role, with_limits
 from ..wire import EventType
 from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
+from .references import mismatches
 from .simulation import Simulation
 from .texts import text_refusal
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=2_000)]
 ParameterKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$", max_length=120)]
-
-
 Placeholder = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$", max_length=100)]
 # The seconds of one unit.
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3_600.0}
@@ -317,8 +314,7 @@ class MarketRules(Declaration):
     suspension_s: float = Field(default=7 * 86_400, gt=0)
 
 
-# Metrics beside the success rate that a cycle can aim at: the share of bad tasks of one type; of quality, among the
-# rated ones.
+# What a cycle can aim at beside the success rate: the share of bad tasks of a type; of quality, among the rated ones.
 Aim = Literal["slow_share", "duration_share", "high_cost_share", "low_quality_share"]
 
 
@@ -423,6 +419,11 @@ class Platform(Declaration):
     market: MarketRules = MarketRules()
     simulation: Simulation = Simulation()
     pace: Pace = Pace.PRODUCTION
+
+    @field_validator("parameters")
+    @classmethod
+    def _limits_have_their_role(cls, parameters: tuple[Parameter, ...], info: ValidationInfo) -> tuple[Parameter, ...]:
+        return with_limits(parameters, [declared.timeout_parameter for declared in info.data.get("task_types", ())])
 
     def limit_s(self, task_type: str, values: Mapping[str, Value], otherwise: float) -> float:
         """The seconds at which tasks of a type are cut off under these values, or `otherwise`, where it has no limit.

@@ -163,13 +163,15 @@ class Case:
     def against(self, parameter: str, value: Value, endings: Collection[str] = REFUTED) -> str | None:
         """What speaks against a change: an experiment that ended so, or what is remembered of this very symptom.
 
-        What refutes a longer way refutes its first part.
+        What refutes a longer way refutes its first part. What was inconclusive would be so again, until something else
+        changes.
         """
         state, change = self.state(parameter), self.change(parameter, value)
         if state is None or change is None:
             return None
         for past in self.endings:
-            if past.parameter == parameter and past.ending in endings and _covers(past, state.value, value):
+            counts = past.ending in endings or (past.ending == "inconclusive" and not self._has_changed_since(past))
+            if past.parameter == parameter and counts and _covers(past, state.value, value):
                 return f"an experiment on a change like this has ended {past.ending}"
         remedies = [remedy for remedy in self._own_remedies if remedy.change.parameter == parameter]
         alike = [remedy for remedy in remedies if remedy.change.is_like(change)]
@@ -177,6 +179,11 @@ class Case:
         further = [remedy for remedy in same_way if abs(remedy.change.size) > abs(change.size)]
         refuted = [r.pattern for r in alike or further if r.pattern.state is PatternState.REFUTED]
         return f"I remember that {refuted[0].text}" if refuted else None
+
+    def _has_changed_since(self, past: PastEnding) -> bool:
+        """Whether production runs on other values than when a cycle ended, as far as is known."""
+        changed = [change.at for change in self.recent.changes if change.kind != "declared"]
+        return past.ended_at is not None and any(at > past.ended_at for at in changed)
 
     def _promise(self, parameter: str) -> int:
         """Whether lengthening a limit has fixed similar cases (1), has failed to (-1), or neither (0)."""

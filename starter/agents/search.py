@@ -1,10 +1,10 @@
 """Search: what could be tried on a case, and how likely each is to help. Pure.
 
 Every legal kind of change is a hypothesis about the cause. Its weight is what the playbook gives it, times what the
-records say of it; undoing the last change and what memory holds add to that, and earlier attempts on the case multiply
-the whole. One more hypothesis is that no parameter is the cause. A chance is the hypothesis' weight among all of them,
-so each attempt that fails makes the others likelier, and giving up likelier than before. Agents differ in how far they
-trust each source.
+records and memory say of it; undoing the last change and successes in memory add to that, and earlier attempts on the
+case multiply the whole. One more hypothesis is that no parameter is the cause. A chance is the hypothesis' weight among
+all of them, so each attempt that fails makes the others likelier, and giving up likelier than before. Agents differ in
+how far they trust each source.
 """
 
 import math
@@ -16,17 +16,22 @@ from typing import NamedTuple
 from schema.experience import posterior
 from schema.messages.base import Value
 from schema.messages.diagnosis import Contrast, ParameterChange
+from schema.messages.memory import PatternState
 from schema.messages.platform import SECONDS, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
 
+from .entries import Entry, entry_for, way_of_choice
 from .evidence import Case, Limit, is_limit
 from .legal import legal_value
 from .playbook import Direction, Failure, Play, Playbook
 
-# A role or direction that no entry names: playbooks are incomplete.
-UNNAMED = 0.15
 # The weight of "no parameter is the cause", where nothing is known yet.
 NO_CAUSE = 4.0
+# What makes it so much likelier: of so many tasks, most of which succeeded before, nearly none does.
+OUTAGE = 100.0
+FEWEST_OF_OUTAGE, OUTAGE_RATE, HEALTHY_RATE = 30, 0.05, 0.5
+# From so many times as likely on, the records show a cause.
+TELLING_TIMES = 2.0
 # What an attempt that failed leaves of its hypothesis, by how it ended; what was only voted down was not tried.
 LEFT_AFTER = {
     "futile": 0.1,
@@ -42,6 +47,8 @@ OPPOSITE_OF_HARM, FURTHER = 2.0, 6.0
 SUSPECT = 20.0
 # One success that memory holds of the same symptom, against all that a playbook can say.
 REMEMBERED = 20.0
+# Successes and failures of the prior: Beta(1, 1), with a mean of one half.
+PRIOR = 1.0
 # How many times the slowest good tasks a limit must be to cut off nothing but tasks that hang.
 HANGS_FROM = 3.0
 # Pauses differ by orders of magnitude, and a temperature matters near zero: a step of theirs is so many times larger.
@@ -86,44 +93,55 @@ class _Factor(NamedTuple):
 
 
 NEUTRAL = _Factor(1.0)
-# The directions in the words of the memory.
-VERBS = {Direction.UP: "raise", Direction.DOWN: "lower", Direction.SET: "set"}
 
 
 class _Hypothesis(NamedTuple):
-    """A change that may be the remedy, and the weight that all sources give it together."""
+    """A change that may be the remedy, and the weight that all sources give it together.
+
+    `is_shown` is whether the case itself speaks for it: the records, the last change, an attempt, or a like one before.
+    """
 
     weight: float
     state: ParameterState
     value: Value
     play: Play
     why: str
+    is_shown: bool
 
 
 def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Idea]:
     """What could be tried, the likeliest first. `step` is the factor by which numbers change at least."""
     weights = playbook.weights(case.metric, failures(case))
+    unknown = sum(role_of(state.declaration) is Role.OTHER for state in case.touching)
     hypotheses: list[_Hypothesis] = []
     for state in case.touching:
         for play, values in _plays(case, state, step).items():
-            prior = max(weights.get(play, 0.0), UNNAMED) / len(values)
-            legal = [value for value in values if not case.against(state.declaration.key, value)]
-            hypotheses += [_hypothesis(case, state, play, value, prior, trust) for value in legal]
-    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case)
+            entries = {value: entry_for(weights, play, state.value, value, unknown) for value in values}
+            sharing = Counter(entries.values())
+            for value, entry in entries.items():
+                if not case.against(state.declaration.key, value):
+                    own = entry._replace(weight=entry.weight / sharing[entry])
+                    hypotheses.append(_hypothesis(case, state, play, value, own, trust))
+    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(
+        case, any(h.is_shown for h in hypotheses)
+    )
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
     return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
 
 
-def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, prior: float, trust: Trust) -> _Hypothesis:
+def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry, trust: Trust) -> _Hypothesis:
     """What each source says of one change. A last change and memory add: what they know needs no playbook."""
     records, attempts = _records(case, state, play), _attempts(case, state, play, value)
-    suspected = _going_back(case, state, play, value)
-    weight = prior**trust.playbook * records.times**trust.records
-    weight += trust.records * suspected + trust.experience * _remembered(case, state, play)
+    suspected, memory = _going_back(case, state, play, value), _remembered(case, state, play, value)
+    weight = entry.weight**trust.playbook * records.times**trust.records * memory.times**trust.experience
+    weight += trust.records * suspected + trust.experience * memory.added
     weight *= attempts.times**trust.experience
     undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
-    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, play))
+    recalled = case.recalled(state.declaration.key, value)
+    has_helped = bool(attempts.why) or (recalled is not None and recalled.state is PatternState.SUPPORTED)
+    is_shown = suspected >= 1 or records.times >= TELLING_TIMES or has_helped
+    return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry), is_shown)
 
 
 def failures(case: Case) -> list[Failure]:
@@ -167,26 +185,29 @@ def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Va
 
 
 def _sized(case: Case, state: ParameterState, play: Play, step: float) -> Value | None:
-    """How far to go: to what the records or the last change say, else by a factor."""
-    current = float(state.value)
+    """How far to go: to what the records or the last change say, else a step."""
     undone = _undone(case, state, play)
     if undone is not None:
         return legal_value(state, undone)
     if play.role is Role.LIMIT and play.direction is Direction.DOWN and state.declaration.unit in SECONDS:
-        slowest_s = case.slowest_good_s
-        if slowest_s:
-            wanted = 1.5 * slowest_s / SECONDS[state.declaration.unit]
-            return legal_value(state, wanted) if wanted < current / 1.2 else legal_value(state, current / step)
-    step *= LARGER_STEPS.get(play.role, 1.0)
-    if play.direction is Direction.UP:
-        least = current + LEAST_MORE if state.declaration.kind is ParameterKind.INTEGER else current
-        return legal_value(state, max(step * current, least) or _hundredth(state))
-    return legal_value(state, current / step)
+        wanted = 1.5 * case.slowest_good_s / SECONDS[state.declaration.unit]
+        if 0 < wanted < float(state.value) / 1.2:
+            return legal_value(state, wanted)
+    return legal_value(state, _stepped(state, play.direction, step * LARGER_STEPS.get(play.role, 1.0)))
 
 
-def _hundredth(state: ParameterState) -> float:
-    declared = state.declaration
-    return (declared.minimum or 0.0) + ((declared.maximum or 0.0) - (declared.minimum or 0.0)) / 100
+def _stepped(state: ParameterState, way: Direction, step: float) -> float:
+    """A number that goes up or down by a factor; where negative ones are legal, by tenths of the range."""
+    declared, current = state.declaration, float(state.value)
+    least, most = declared.minimum or 0.0, declared.maximum or 0.0
+    if least < 0:
+        distance = (step - 1) * (most - least) / 10
+        higher, lower = current + distance, current - distance
+    else:
+        higher, lower = step * current or most / 100, current / step
+    if way is Direction.DOWN:
+        return lower
+    return max(higher, current + LEAST_MORE) if declared.kind is ParameterKind.INTEGER else higher
 
 
 def _undone(case: Case, state: ParameterState, play: Play) -> float | None:
@@ -264,18 +285,27 @@ def _share(successes: int, tasks: int) -> str:
     return f"{successes / tasks:.0%}" if tasks else "none"
 
 
-def _helplessness(case: Case) -> float:
+def _helplessness(case: Case, is_cause_shown: bool) -> float:
     """How much likelier than usual it is that no parameter is the cause.
 
-    Nearly every task fails in one way, whatever its attributes: something that all of them need is down.
+    Nearly every task fails in one way, whatever its attributes: something that all of them need is down. All the more
+    where nearly none succeeds any more, and nothing on record shows a parameter as the cause.
     """
-    rate = case.baseline.rate
-    ways = failures(case)
     contrasts = case.records.contrasts if case.records else ()
-    is_alike = not any(contrast.stands_out for contrast in contrasts)
-    if rate is not None and rate < 0.1 and ways and max(way.share for way in ways) > 0.9 and is_alike:
-        return 4.0
-    return 1.0
+    rate, ways = case.baseline.rate, failures(case)
+    if rate is None or not ways or any(contrast.stands_out for contrast in contrasts):
+        return 1.0
+    if _is_outage(case, rate) and not is_cause_shown:
+        return OUTAGE
+    return 4.0 if rate < 0.1 and max(way.share for way in ways) > 0.9 else 1.0
+
+
+def _is_outage(case: Case, rate: float) -> bool:
+    """Whether tasks, most of which succeeded, suddenly nearly all fail."""
+    healthy = case.before if case.before.tasks else case.status.briefing.healthy
+    was_healthy = healthy is not None and healthy.rate is not None and healthy.rate >= HEALTHY_RATE
+    is_down = rate < OUTAGE_RATE and case.baseline.tasks >= FEWEST_OF_OUTAGE
+    return case.metric == "success_rate" and was_healthy and is_down
 
 
 # ---- what was changed and tried
@@ -337,15 +367,36 @@ def direction(current: Value, value: Value) -> Direction:
     return Direction.UP if value > current else Direction.DOWN
 
 
-def _remembered(case: Case, state: ParameterState, play: Play) -> float:
-    """What memory adds to a kind of change: its successes on the like, the less the more often it failed."""
-    name = state.declaration.key.rpartition(".")[2]
-    verb = VERBS[play.direction]
-    successes, failed = posterior(case.recent.memory, case.symptom, play.role, verb, case.recent.at, name=name)
-    return REMEMBERED * successes * (successes + 1) / (successes + failed + 1)
+class _Memory(NamedTuple):
+    """What memory says of a change: times as likely, and what its successes add."""
+
+    times: float
+    added: float
 
 
-def _by_the_playbook(case: Case, play: Play) -> str:
-    way = {Direction.UP: "a higher", Direction.DOWN: "a lower", Direction.SET: "another"}[play.direction]
+def _remembered(case: Case, state: ParameterState, play: Play, value: Value) -> _Memory:
+    """The posterior mean of success over the prior's; successes that outweigh the failures add, whatever the playbook.
+
+    Another choice that failed says nothing of this one; one that helped shows that the role matters.
+    """
+    change = case.change(state.declaration.key, value)
+    assert change is not None
+    memory, at = case.recent.memory, case.recent.at
+    successes, _ = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name)
+    _, failed = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name, value=change.value)
+    mean = (successes + PRIOR) / (successes + failed + 2 * PRIOR)
+    return _Memory(2 * mean, REMEMBERED * max(0.0, successes - failed))
+
+
+def _by_the_playbook(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry) -> str:
     failure = f" failing by {case.symptom.cause}" if case.symptom.cause else ""
-    return f"{way} {play.role.value.replace('_', ' ')} is what helps as a rule with {case.metric}{failure}"
+    if entry.play is None:
+        play = Play(play.role, way_of_choice(state.value, value) or play.direction)
+        return f"no entry of the playbook names {_in_words(play, state)} for {case.metric}{failure}"
+    return f"{_in_words(entry.play, state)} is what helps as a rule with {case.metric}{failure}"
+
+
+def _in_words(play: Play, state: ParameterState) -> str:
+    way = {Direction.UP: "a higher", Direction.DOWN: "a lower", Direction.SET: "another"}[play.direction]
+    what = state.declaration.key.rpartition(".")[2] if play.role is Role.OTHER else play.role.value
+    return f"{way} {what.replace('_', ' ')}"
