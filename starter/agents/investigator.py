@@ -215,8 +215,6 @@ class Investigator:
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
             return verdict_from_memory(recalled, case, proposal, baseline) or self._judge_trial(case, proposal)
-        if tasks < self.fewest:
-            return Choice.ABSTAIN, f"{tasks} tasks are recorded, too few for an estimate ({self.fewest})"
         choice, reason = self._judge_limit(case, proposal, limit, baseline)
         if choice is Choice.APPROVE and recalled is not None:
             reason += f"; I remember that {recalled.text}"
@@ -224,6 +222,8 @@ class Investigator:
 
     def _judge_limit(self, case: Case, proposal: Proposal, limit: Limit, baseline: float) -> tuple[Choice, str]:
         """The choice on a longer limit: by the durations on record, or, where they cannot tell, as a trial."""
+        if len(case.samples) < self.fewest and limit.explained >= ENOUGH_EXPLAINED:
+            return self._judge_trial(case, proposal)
         cause = explanation(limit)
         if cause is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
