@@ -15,7 +15,7 @@ from schema.messages.base import Value, format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
-from schema.messages.platform import ParameterState
+from schema.messages.platform import ParameterState, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
 from .estimators import Estimate, Method, Model, observed_tail
@@ -36,8 +36,8 @@ TIMES_FIXED = "times_mended"
 WORTH_TRYING = 0.12
 # A trial needs no estimate. Who bids early would otherwise be voted down by all who wait for more tasks.
 FEWEST_FOR_A_TRIAL = 10
-# A trial is plausible to a voter whose own weights give it this share of the best chance.
-PLAUSIBLE = 0.1
+# A trial is plausible to a voter whose own weights give it this share of the best chance, and this chance.
+PLAUSIBLE, PLAUSIBLE_CHANCE = 0.1, WORTH_TRYING / 2
 # What of the missing gain a trial promises: causes come in twos, and no change restores everything.
 PROMISED = 0.7
 # What a decline tells of each: the ways tasks fail, and the changes that were considered.
@@ -107,7 +107,7 @@ class Investigator:
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            reason=f"{likeliest} has a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
+            reason=f"{likeliest} has a chance of {chance:.1%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
             findings=_findings(case, possible),
         )
 
@@ -251,9 +251,12 @@ class Investigator:
         if not alike:
             return Choice.REJECT, "nothing speaks for going this way"
         idea, best = alike[0], possible[0]
-        if idea.chance < PLAUSIBLE * best.chance or idea.chance < WORTH_TRYING / 2:
-            return Choice.REJECT, f"a chance of {idea.chance:.0%}; {best.key} has {best.chance:.0%}: {best.why}"
-        return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {idea.why}"
+        if idea.chance < PLAUSIBLE * best.chance:
+            return Choice.REJECT, f"a chance of {idea.chance:.1%}; {best.key} has {best.chance:.0%}: {best.why}"
+        asked, why = asked_chance(state.declaration.risk, best.chance)
+        if idea.chance < asked:
+            return Choice.REJECT, f"a chance of {idea.chance:.1%}; {why}"
+        return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {why}; {idea.why}"
 
     def _judge_by_estimate(
         self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, extrapolation: float
@@ -340,6 +343,15 @@ def promised_gain(case: Case, baseline: float) -> float:
     minimum = case.status.briefing.rules.minimum_effect
     missing = usual - baseline if usual is not None else 3 * minimum
     return min(max(PROMISED * missing, minimum), max(0.0, CERTAIN - baseline))
+
+
+def asked_chance(risk: Risk, best: float) -> tuple[float, str]:
+    """The chance that a voter asks of another's trial, and why; `best` is the chance of the likeliest that it knows."""
+    if best < WORTH_TRYING:
+        # Who would itself decline for a chance must not approve another's change on it.
+        return WORTH_TRYING, f"I know of none with {WORTH_TRYING:.0%}, and less is not worth the tasks"
+    asked = WORTH_TRYING if risk is Risk.HIGH else PLAUSIBLE_CHANCE
+    return asked, f"{asked:.0%} is asked where the risk is {risk.value}"
 
 
 def longer_limit(case: Case, state: ParameterState, value: Value) -> Limit | None:
