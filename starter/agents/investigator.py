@@ -7,7 +7,6 @@ different certainty and trust different sources.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -18,17 +17,18 @@ from schema.messages.memory import Pattern, PatternState
 from schema.messages.platform import ParameterState, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
+from .declines import DIGITS, described, findings
 from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
 from .playbook import Direction, Playbook, playbook
-from .search import Idea, Trust, direction, failures, ideas
+from .search import Idea, Trust, direction, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
 # The longest extrapolation that any records support, as a multiple of the longest duration that ended.
 BEYOND_THE_RECORDS = 3.0
-# No forecast is certain, and none is given to more than four digits.
-CERTAIN, DIGITS = 0.9999, 4
+# No forecast is certain.
+CERTAIN = 0.9999
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
 TIMES_FIXED = "times_mended"
@@ -40,8 +40,6 @@ FEWEST_FOR_A_TRIAL = 10
 PLAUSIBLE, PLAUSIBLE_CHANCE = 0.1, WORTH_TRYING / 2
 # What of the missing gain a trial promises: causes come in twos, and no change restores everything.
 PROMISED = 0.7
-# What a decline tells of each: the ways tasks fail, and the changes that were considered.
-MOST_FINDINGS = 5
 NEUTRAL_TRUST = Trust()
 
 
@@ -102,13 +100,13 @@ class Investigator:
         if not self._can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
-        likeliest = f"the likeliest change, of {possible[0].key}," if possible else "no legal change"
+        likeliest = f"the likeliest change, to {described(possible[0])}," if possible else "no legal change"
         chance = possible[0].chance if possible else 0.0
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
             reason=f"{likeliest} has a chance of {chance:.1%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
-            findings=_findings(case, possible),
+            findings=findings(case, possible),
         )
 
     def proposal(self, case: Case) -> Proposal | None:
@@ -386,19 +384,6 @@ def explanation(limit: Limit) -> str | None:
     if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
         return None
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
-
-
-def _findings(case: Case, possible: Sequence[Idea]) -> tuple[Evidence, ...]:
-    """What a decline tells: the commonest of the failures that are new, then the likeliest of the possible changes."""
-    findings = []
-    commonest = sorted(failures(case), key=lambda way: -way.share)
-    for way in commonest[:MOST_FINDINGS]:
-        claim = f"of the failures that are new: {way.reason or way.kind.value}"
-        findings.append(Evidence(claim=claim, figures={"share": way.share}))
-    for idea in possible[:MOST_FINDINGS]:
-        claim = f"{idea.key} to {format_value(idea.value)}: {idea.why}"
-        findings.append(Evidence(claim=claim, figures={"chance": idea.chance}))
-    return tuple(findings)
 
 
 def share_evidence(case: Case) -> Evidence:
