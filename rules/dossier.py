@@ -199,8 +199,13 @@ def _named(agent_ids: Sequence[str]) -> str:
 
 
 def _attempts(state: CycleState) -> list[PastEnding]:
-    """This cycle's own proposal first, then those of earlier cycles, the newest first."""
-    earlier = list(state.briefing.endings)
+    """This cycle's own proposal first, then the earlier cycles on this very anomaly, the newest first."""
+    anomaly = state.request.anomaly
+    onset = anomaly.onset if anomaly is not None else None
+    # What ended before the onset was about another alarm of the subject.
+    earlier = [
+        past for past in state.briefing.endings if onset is None or past.ended_at is None or past.ended_at > onset
+    ]
     if state.proposal is None:
         return earlier
     own = PastEnding(
@@ -210,18 +215,22 @@ def _attempts(state: CycleState) -> list[PastEnding]:
         value=state.proposal.value,
         before=state.parameter.value,
         effect=state.reading.effect if state.reading else None,
+        ended_at=state.reading.at if state.reading else None,
     )
     return [own, *earlier]
 
 
 def _attempt(attempt: PastEnding) -> str:
     ending = attempt.ending.replace("_", " ")
+    cycle = attempt.cycle_id
+    if attempt.ended_at is not None:
+        cycle = f"{cycle} ({attempt.ended_at:%Y-%m-%d %H:%M} UTC)"
     if attempt.parameter is None:
-        return f"{attempt.cycle_id}: {ending}, no change was proposed"
+        return f"{cycle}: {ending}, no change was proposed"
     before = f"{format_value(attempt.before)} -> " if attempt.before is not None else ""
     change = f"{attempt.parameter} {before}{format_value(attempt.value)}"
     effect = "no effect was measured" if attempt.effect is None else f"effect {attempt.effect:+.1%}"
-    return f"{attempt.cycle_id}: {change}: {ending}, {effect}"
+    return f"{cycle}: {change}: {ending}, {effect}"
 
 
 # ---- what a person might look at

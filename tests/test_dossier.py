@@ -162,6 +162,15 @@ def test_it_lists_what_was_tried_with_endings_and_effects() -> None:
     )
 
 
+def test_what_was_tried_has_its_date_and_leaves_out_earlier_alarms_of_the_subject() -> None:
+    recent = FUTILE.model_copy(update={"ended_at": NOW + timedelta(minutes=5)})
+    of_another_alarm = SILENT.model_copy(update={"ended_at": NOW - timedelta(days=3)})
+
+    (line,) = dossier.of(state(endings=(recent, of_another_alarm))).tried
+
+    assert line.startswith("success_rate:research_synthesis#2 (2026-11-22 12:05 UTC): ")
+
+
 def test_an_effect_that_nobody_measured_is_not_zero() -> None:
     rejected = FUTILE.model_copy(update={"ending": "rejected", "effect": None, "before": None})
 
