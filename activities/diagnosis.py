@@ -7,10 +7,10 @@ only where the operator shares them, without what looks like a credential.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlmodel import Session, col, select
 
@@ -23,15 +23,17 @@ from rules.verdict import is_good
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value, format_value, is_long
 from schema.messages.diagnosis import (
+    Contrast,
     DurationSample,
     Figures,
     ParameterChange,
     PastEnding,
     ReasonCount,
+    StandsOut,
     TaskTypeDiagnosis,
 )
 from schema.messages.experiment import Promotion
-from schema.messages.observatory import Guardrail, Interval, TaskOutcome
+from schema.messages.observatory import Guardrail, GuardrailKind, Interval, TaskOutcome
 from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow
@@ -56,8 +58,12 @@ RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
 # Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
 MOST_SWAPS = 2_000
 MOST_ENDINGS = 20
+# What stands out for a cycle's briefing: so many reasons, contrasts and changes, against as long before the onset as an
+# agent asks for.
+MOST_STANDING_OUT, BEFORE_THE_ONSET = 3, timedelta(days=1)
 
 Values = Mapping[tuple[str, int], Value]  # by a parameter's key and a version of it
+Record = TypeVar("Record", PastEnding, ParameterChange)
 
 
 class Window(NamedTuple):
@@ -250,6 +256,56 @@ def _examples(failed: Sequence[TaskOutcome]) -> tuple[str, ...]:
     return tuple(examples.values())
 
 
+def stands_out(
+    session: Session,
+    task_type: str,
+    parameters: Collection[str],
+    onset: datetime,
+    start: datetime,
+    at: datetime,
+    objectives: Mapping[str, Guardrail],
+) -> StandsOut:
+    """What a diagnosis of one task type and its `parameters` shows since `start`, cut to a few findings of each kind.
+
+    No message of a failure is in it, and nothing that looks like a credential.
+    """
+    before = onset - BEFORE_THE_ONSET
+    window = windows_of([task_type], task_type, before, onset, start, samples=0)[task_type]
+    facts = diagnosis_of(session, task_type, (), window, at, objectives, share_details=False)
+    objective = objectives.get(task_type)
+    # Failed tasks have no rating, so that they are not among those that a rating judges.
+    is_rated = objective is not None and objective.kind is GuardrailKind.WELL_RATED
+    contrasted = [contrast for contrast in facts.contrasts if contrast.stands_out]
+    recent = changes(session, at, values_by_version(session))
+    changed = [change for change in recent if change.parameter in parameters and change.kind != "declared"]
+    return StandsOut(
+        task_type=task_type,
+        tasks=facts.good.tasks + facts.bad.tasks,
+        tasks_before=facts.usual.tasks,
+        reasons=() if is_rated else _grown(facts)[:MOST_STANDING_OUT],
+        contrasts=tuple(_without_credential(contrast) for contrast in contrasted[:MOST_STANDING_OUT]),
+        changes=tuple(in_short(change) for change in changed[:MOST_STANDING_OUT]),
+    )
+
+
+def _grown(facts: TaskTypeDiagnosis) -> tuple[ReasonCount, ...]:
+    """The reasons for which a larger share of tasks fails than before, what has grown most first."""
+    tasks = max(1, facts.good.tasks + facts.bad.tasks)
+    tasks_before = max(1, facts.usual.tasks)
+
+    def growth(reason: ReasonCount) -> float:
+        return reason.since / tasks - reason.before / tasks_before
+
+    grown = [reason for reason in facts.reasons if growth(reason) > 0]
+    return tuple(sorted(grown, key=growth, reverse=True))
+
+
+def _without_credential(contrast: Contrast) -> Contrast:
+    """The contrast without a value that looks like a credential, by itself or by the attribute's name."""
+    named = f"{contrast.attribute}="
+    return contrast.model_copy(update={"value": redacted(named + contrast.value).removeprefix(named)})
+
+
 class _RecordedChange(NamedTuple):
     """A change and its number in the ledger, which orders changes of one instant; a declaration is before them."""
 
@@ -326,11 +382,11 @@ def _values_in_force(session: Session) -> dict[tuple[str, int], Value]:
     return values
 
 
-def in_short(ending: PastEnding) -> PastEnding:
-    """An ending with the beginnings of its long texts: a cycle's history carries a briefing many times."""
-    texts_of = {"value": ending.value, "before": ending.before}
+def in_short(record: Record) -> Record:
+    """A record with the beginnings of its long texts: a cycle's history carries a briefing many times."""
+    texts_of = {"value": record.value, "before": record.before}
     shortened = {name: format_value(text) for name, text in texts_of.items() if text is not None and is_long(text)}
-    return ending.model_copy(update=shortened)
+    return record.model_copy(update=shortened)
 
 
 def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEnding, ...]:

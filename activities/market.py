@@ -18,7 +18,7 @@ from activities import identity, ledger
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
 from activities.database import Database, insert_new, lock
-from activities.diagnosis import in_short, past_endings, values_by_version
+from activities.diagnosis import in_short, past_endings, stands_out, values_by_version
 from activities.events import emit
 from activities.experiment import release
 from activities.guardrails import guardrails, objectives
@@ -32,6 +32,7 @@ from rules.opening import AIMS
 from rules.standing import decayed
 from schema import wire
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, Ending, RecordedAct
+from schema.messages.diagnosis import StandsOut
 from schema.messages.events import (
     AgentRestored,
     AwardMissed,
@@ -42,6 +43,7 @@ from schema.messages.events import (
 )
 from schema.messages.ledger import EntryKind
 from schema.messages.market import PLATFORM_META, Award, Standing
+from schema.messages.observatory import Counts
 from schema.messages.platform import Platform
 from schema.messages.proposals import Proposal
 from schema.messages.tasks import task_workflow_id
@@ -98,7 +100,9 @@ class MarketActivities:
                 if refusal is not None:
                     raise ApplicationError(refusal, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
-            return self._briefing(session, opening, row)
+            briefing = self._briefing(session, opening, row)
+        # After the transaction: to read thousands of outcomes must not keep a platform from recording its tasks.
+        return briefing.model_copy(update={"stands_out": self._stands_out(opening, briefing)})
 
     def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
         """What the cycle is decided by: counts since the onset, or since the last change of a parameter after it."""
@@ -134,6 +138,23 @@ class MarketActivities:
             market=self._platform.market,
             endings=tuple(endings),
         )
+
+    def _stands_out(self, opening: CycleOpening, briefing: Briefing) -> StandsOut | None:
+        """What the records show of the affected task type, or of several of the one that fails most; None without."""
+
+        def failed(task_type: str) -> int:
+            counts = briefing.baselines.get(task_type, Counts())
+            return counts.tasks - counts.successes
+
+        task_types = self._task_types(opening)
+        if not task_types or briefing.duplicate:
+            return None
+        task_type = max(task_types, key=failed)
+        parameters = {p.key for p in self._platform.parameters if task_type in p.task_types}
+        onset = self._onset(opening)
+        with self._database.reading() as session:
+            start = counted_from(session, self._platform, [task_type], onset)
+            return stands_out(session, task_type, parameters, onset, start, opening.at, briefing.objectives)
 
     def _onset(self, opening: CycleOpening) -> datetime:
         """When the anomaly began; without one, the beginning of the trailing floor window."""

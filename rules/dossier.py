@@ -1,26 +1,36 @@
 """Dossier: what the person reads who takes over an escalated cycle. A pure function of the cycle's state.
 
-It says what was seen and since when, what agents found, what was tried with which result, and where a person might
-look. It concludes nothing, and says what was not measured. Texts of agents are data: each is one line without control
-characters, of bounded length, so that no agent can draw in a terminal or crowd out what others found.
+It says what was seen and since when, what stands out on record and what agents found, what was tried with which result,
+and where a person might look. It concludes nothing, and says what was not measured. Texts of agents and of the platform
+are data: each is one line without control characters, of bounded length, so that none can draw in a terminal or crowd
+out what others found.
 """
 
 import json
-from collections.abc import Iterable
-from itertools import zip_longest
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain, zip_longest
 
 from schema.messages.base import format_value, one_line
 from schema.messages.cycle import LONGEST_LINE, MOST_LINES, CycleState, Dossier
-from schema.messages.diagnosis import PastEnding
+from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding, ReasonCount, StandsOut
 from schema.messages.experiment import Decision
 from schema.messages.observatory import Counts
 from schema.messages.platform import ParameterState
-from schema.messages.proposals import Evidence
+from schema.messages.proposals import Decline, Evidence
 
 # Figures of one finding, as many as a line has room for.
 MOST_FIGURES = 6
 # Reasons of agents to decline, so many that there is room for the other lines.
-MOST_REASONS = 8
+MOST_REASONS = 5
+# Agents of one finding that are named; of more their number.
+MOST_NAMED = 3
+# Of what stands out, as many lines as a person is to look at first: a contrast, a reason and a change.
+MOST_TO_LOOK_AT = 3
+# Characters of an attribute's value: two of its shares must fit in the line.
+LONGEST_ATTRIBUTE = 60
+# The figure by which an agent says how likely a change is to help. Reasons of several differ in such numbers only.
+CHANCE, NUMBER = "chance", re.compile(r"\d+(?:\.\d+)?")
 # A line as JSON, in UTF-8: the bound of the whole must hold for every script.
 LONGEST_LINE_BYTES = LONGEST_LINE
 
@@ -95,18 +105,61 @@ def _since(state: CycleState) -> list[str]:
     return lines
 
 
-# ---- what agents found
+# ---- what stands out
 
 
 def _stands_out(state: CycleState) -> list[str]:
-    """Each finding once, with the agents that had it: what most agents found comes first."""
-    agents_by_finding: dict[str, list[str]] = {}
+    """What the records show, then each claim of agents once: what most agents found comes first."""
+    evidence_by_claim: dict[str, dict[str, Evidence]] = {}
     for agent_id, evidence in _findings(state):
-        agents = agents_by_finding.setdefault(_finding(evidence), [])
-        if agent_id not in agents:
-            agents.append(agent_id)
-    by_agreement = sorted(agents_by_finding.items(), key=lambda item: -len(item[1]))
-    return [f"{finding} ({', '.join(agents)})" for finding, agents in by_agreement]
+        # The claim leaves room for the figures, and for who found it.
+        claim = one_line(evidence.claim, LONGEST_LINE // 2)
+        evidence_by_claim.setdefault(claim, {}).setdefault(agent_id, evidence)
+    by_agreement = sorted(evidence_by_claim.items(), key=lambda item: -len(item[1]))
+    claims = [f"{claim}{_figures(found.values())} ({_named(tuple(found))})" for claim, found in by_agreement]
+    return [*_on_record(state), *claims]
+
+
+def _on_record(state: CycleState) -> list[str]:
+    """The strongest contrast, reason and change of the records, then the next of each."""
+    shown = state.briefing.stands_out
+    if shown is None:
+        return []
+    anomaly = state.request.anomaly
+    tasks = "tasks" if anomaly is not None and anomaly.task_type else f"{shown.task_type} tasks"
+    of_each = zip_longest(
+        [_contrast(contrast, tasks) for contrast in shown.contrasts],
+        [_reason(reason, shown, tasks) for reason in shown.reasons],
+        [_change(change) for change in shown.changes],
+    )
+    return [line for line in chain.from_iterable(of_each) if line is not None]
+
+
+def _contrast(contrast: Contrast, tasks: str) -> str:
+    is_bound = contrast.value.startswith("over ")
+    value = one_line(contrast.value, LONGEST_ATTRIBUTE)
+    with_value = f"{contrast.attribute} {value}" if is_bound else f"{contrast.attribute}={value}"
+    good, others = contrast.counts, contrast.rest
+    shares = f"{_share(good.successes, good.tasks)} good against {_share(others.successes, others.tasks)} of the others"
+    counts = f"{good.successes} of {good.tasks}, {others.successes} of {others.tasks}"
+    return f"{tasks} with {with_value}: {shares} ({counts})"
+
+
+def _reason(reason: ReasonCount, shown: StandsOut, tasks: str) -> str:
+    now = f"{reason.reason}: {_share(reason.since, shown.tasks)} of {tasks} fail so"
+    if not shown.tasks_before:
+        return f"{now} ({reason.since} of {shown.tasks}), and no task was recorded before"
+    before = _share(reason.before, shown.tasks_before)
+    return f"{now}, {before} before ({reason.since} of {shown.tasks}, {reason.before} of {shown.tasks_before})"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "none"
+
+
+def _change(change: ParameterChange) -> str:
+    values = f"{format_value(change.before)} -> {format_value(change.value)}"
+    return f"{change.parameter} {values}: {change.kind.replace('_', ' ')} {change.at:%Y-%m-%d %H:%M} UTC"
 
 
 def _findings(state: CycleState) -> list[tuple[str, Evidence]]:
@@ -123,19 +176,36 @@ def _findings(state: CycleState) -> list[tuple[str, Evidence]]:
     return findings
 
 
-def _finding(evidence: Evidence) -> str:
-    figures = [f"{name} {value:g}" for name, value in list(evidence.figures.items())[:MOST_FIGURES]]
-    # The claim leaves room for the figures, and for who found it.
-    claim = one_line(evidence.claim, LONGEST_LINE // 2)
-    return f"{claim}: {', '.join(figures)}" if figures else claim
+def _figures(found: Collection[Evidence]) -> str:
+    """The figures that agents give for one claim, each with its range."""
+    ranges: dict[str, list[float]] = {}
+    for evidence in found:
+        for name, value in evidence.figures.items():
+            ranges.setdefault(name, []).append(value)
+    figures = [f"{name} {_range(values)}" for name, values in list(ranges.items())[:MOST_FIGURES]]
+    return f": {', '.join(figures)}" if figures else ""
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):g}", f"{max(values):g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _named(agent_ids: Sequence[str]) -> str:
+    return ", ".join(agent_ids) if len(agent_ids) <= MOST_NAMED else f"{len(agent_ids)} agents"
 
 
 # ---- what was tried
 
 
 def _attempts(state: CycleState) -> list[PastEnding]:
-    """This cycle's own proposal first, then those of earlier cycles, the newest first."""
-    earlier = list(state.briefing.endings)
+    """This cycle's own proposal first, then the earlier cycles on this very anomaly, the newest first."""
+    anomaly = state.request.anomaly
+    onset = anomaly.onset if anomaly is not None else None
+    # What ended before the onset was about another alarm of the subject.
+    earlier = [
+        past for past in state.briefing.endings if onset is None or past.ended_at is None or past.ended_at > onset
+    ]
     if state.proposal is None:
         return earlier
     own = PastEnding(
@@ -145,31 +215,35 @@ def _attempts(state: CycleState) -> list[PastEnding]:
         value=state.proposal.value,
         before=state.parameter.value,
         effect=state.reading.effect if state.reading else None,
+        ended_at=state.reading.at if state.reading else None,
     )
     return [own, *earlier]
 
 
 def _attempt(attempt: PastEnding) -> str:
     ending = attempt.ending.replace("_", " ")
+    cycle = attempt.cycle_id
+    if attempt.ended_at is not None:
+        cycle = f"{cycle} ({attempt.ended_at:%Y-%m-%d %H:%M} UTC)"
     if attempt.parameter is None:
-        return f"{attempt.cycle_id}: {ending}, no change was proposed"
+        return f"{cycle}: {ending}, no change was proposed"
     before = f"{format_value(attempt.before)} -> " if attempt.before is not None else ""
     change = f"{attempt.parameter} {before}{format_value(attempt.value)}"
     effect = "no effect was measured" if attempt.effect is None else f"effect {attempt.effect:+.1%}"
-    return f"{attempt.cycle_id}: {change}: {ending}, {effect}"
+    return f"{cycle}: {change}: {ending}, {effect}"
 
 
 # ---- what a person might look at
 
 
 def _look_at(state: CycleState) -> list[str]:
-    """What is left to decide, the agents' reasons to decline, and what was not tried; then where the records are."""
+    """What is left to decide, what stands out on record, why agents declined, and what was not tried."""
     lines = []
     if state.promotion is None and state.reading is not None and state.reading.decision is Decision.PROMOTE:
         change = f"{state.proposed.parameter} = {format_value(state.proposed.value)}"
         lines.append(f"the evidence is for {change}, and it is not production: whether to set it")
-    reasons = [f"{agent_id}: {decline.reason}" for agent_id, decline in state.declines.items()]
-    lines += reasons[:MOST_REASONS]
+    lines += _on_record(state)[:MOST_TO_LOOK_AT]
+    lines += _reasons_to_decline(state)[:MOST_REASONS]
 
     tried = {attempt.parameter for attempt in _attempts(state)}
     declared = [parameter.declaration.key for parameter in _touching(state)]
@@ -182,6 +256,25 @@ def _look_at(state: CycleState) -> list[str]:
     if state.request.anomaly is not None:
         lines.append(f"the records: nautilus diagnose {state.request.subject}")
     return lines
+
+
+def _reasons_to_decline(state: CycleState) -> list[str]:
+    """The agents' reasons, the best chance first; of those that differ in numbers only, the first."""
+    best_first = sorted(state.declines.items(), key=lambda item: -_best_chance(item[1]))
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for agent_id, decline in best_first:
+        alike.setdefault(NUMBER.sub("#", decline.reason), []).append((agent_id, decline.reason))
+
+    lines = []
+    for (agent_id, reason), *others in alike.values():
+        who = f"{agent_id}, and {len(others)} more alike" if others else agent_id
+        lines.append(f"{who}: {reason}")
+    return lines
+
+
+def _best_chance(decline: Decline) -> float:
+    """The best chance that an agent gives a change; 0 where it gives none in figures."""
+    return max((evidence.figures.get(CHANCE, 0.0) for evidence in decline.findings), default=0.0)
 
 
 def _touching(state: CycleState) -> list[ParameterState]:

@@ -315,10 +315,18 @@ def test_who_has_no_explanation_does_not_bid(draw: Draw) -> None:
 
 
 def test_nobody_judges_by_a_handful_of_tasks() -> None:
-    about = case([cut(0.5 + n / 10) for n in range(12)])
+    about = case([cut(0.5 + n / 10) for n in range(9)])
 
     assert [agent.bid(about) for agent in ROSTER] == [None] * 6
     assert vote(about, proposed(2.0, 0.9)).abstain == 6
+
+
+def test_who_has_too_few_tasks_for_an_estimate_judges_a_longer_limit_as_a_trial() -> None:
+    at_the_limit = case([cut(0.5 + n / 10) for n in range(12)])
+    elsewhere = [DurationSample(duration_s=0.5, failure=FailureKind.TIMEOUT if n % 2 else None) for n in range(12)]
+
+    assert vote(at_the_limit, proposed(2.0, 0.9)).approve == 6
+    assert vote(case(elsewhere), proposed(2.0, 0.9)).reject == 6
 
 
 def test_figures_that_the_records_do_not_bear_out_are_rejected() -> None:

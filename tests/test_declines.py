@@ -165,7 +165,11 @@ async def test_three_agents_decline_and_a_person_gets_a_dossier_when_the_window_
     assert result.end.reason.startswith("nothing worth trying: 3 agents of 3 operators found nothing; ada: every value")
     dossier = result.end.dossier
     assert dossier is not None
-    assert dossier.stands_out == ("whatever the limit, a third fails: share 0.33 (ada, bob, cyd)",)
+    assert dossier.stands_out == (
+        "timeout: 33% of tasks fail so (30 of 90), and no task was recorded before",
+        "whatever the limit, a third fails: share 0.33 (ada, bob, cyd)",
+    )
+    assert dossier.look_at[0] == dossier.stands_out[0]
     # The same in the event, in the ledger, on the page, in the notification and in the report.
     data = read(event)
     assert isinstance(data, CycleEnded)

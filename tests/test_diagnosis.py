@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from activities.recording import record_outcomes
 from rules.fit import LARGEST_BYTES, fitted
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.cycle import CycleEnd, CycleOpening, CycleRequest, Ending
+from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
 from schema.messages.diagnosis import (
     Contrast,
     Diagnosis,
@@ -296,15 +296,71 @@ def test_an_earlier_cycle_tells_what_it_was_to_replace_and_what_it_showed(databa
     assert endings == [("futile", 150.0, 180.0, 0.2), ("rejected", 240.0, 180.0, None), ("promoted", 180.0, 90.0, 0.2)]
 
 
+def briefed(database: Database, subject: str = SUBJECT, onset: datetime = NOW - 2 * HOUR) -> Briefing:
+    """What the next cycle on the subject knows when it opens."""
+    metric, _, task_type = subject.partition(":")
+    anomaly = builders.anomaly(onset, metric=metric, task_type=task_type)
+    request = CycleRequest(request_id="next", anomaly=anomaly)
+    opening = CycleOpening(request=request, workflow_id="w", run_id="next", at=NOW)
+    return MarketActivities(database, platform()).open_meta_task(opening)
+
+
+def test_a_briefing_carries_what_stands_out_in_short_and_no_message_of_a_failure(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    with database.transaction() as session:
+        bad = [failed(n, "no_licence", "of customer Ada", attributes={"region": "eu"}) for n in range(40)]
+        rare = [failed(n, f"rare_{n}") for n in range(9)]
+        usual = [failed(n, "no_licence", at=5 * HOUR) for n in range(2)]
+        record_outcomes(session, bad + rare + usual + [sound(n, attributes={"region": "us"}) for n in range(60)], 60)
+        record_outcomes(session, [sound(n, at=6 * HOUR) for n in range(98)], 60)
+
+    shown = briefed(database).stands_out
+
+    assert shown is not None
+    (region, *_) = (contrast for contrast in shown.contrasts if contrast.attribute == "region")
+    assert (region.value, region.counts) == ("eu", Counts(tasks=40, successes=0))
+    first = shown.reasons[0]
+    assert (first.reason, first.since, first.before) == ("no_licence", 40, 2)
+    assert (shown.tasks, shown.tasks_before) == (109, 100)
+    assert [(change.before, change.value) for change in shown.changes] == [(90.0, 180.0)]
+    assert max(len(shown.reasons), len(shown.contrasts), len(shown.changes)) <= 3
+    assert "customer" not in shown.model_dump_json()
+    assert len(shown.model_dump_json()) < 3_000
+
+
+def test_a_contrast_in_a_briefing_has_no_credential(database: Database) -> None:
+    with database.transaction() as session:
+        record_outcomes(session, [failed(n, "e", attributes={"token": "not-for-you"}) for n in range(40)], 60)
+        record_outcomes(session, [sound(n, attributes={"token": "nor-this-one"}) for n in range(40)], 60)
+
+    shown = briefed(database).stands_out
+
+    assert shown is not None
+    assert ("token", "[removed]") in [(contrast.attribute, contrast.value) for contrast in shown.contrasts]
+    assert "not-for-you" not in shown.model_dump_json()
+
+
+def test_failures_are_no_share_of_rated_tasks(database: Database) -> None:
+    with database.transaction() as session:
+        record_outcomes(session, [sound(n, at=5 * HOUR, quality=0.9) for n in range(100)], 60)
+        record_outcomes(session, [sound(n, quality=0.2) for n in range(10)], 60)
+        record_outcomes(session, [failed(n, "e") for n in range(30)], 60)
+
+    shown = briefed(database, "low_quality_share:research_synthesis").stands_out
+
+    assert shown is not None
+    assert shown.reasons == ()
+
+
 def test_a_briefing_carries_only_the_beginning_of_a_text_that_was_tried(database: Database) -> None:
     prompt = "Answer in three sentences. " * 700
     register_agent(database, "ada", "op-ada", NOW)
     declare_parameters(database, platform(), NOW - 20 * DAY)
     run_cycle(database, 1, prompt, 1, Ending.REJECTED, 90.0)
-    request = CycleRequest(request_id="next", anomaly=builders.anomaly(NOW))
-    opening = CycleOpening(request=request, workflow_id="w", run_id="next", at=NOW)
 
-    (tried,) = MarketActivities(database, platform()).open_meta_task(opening).endings
+    (tried,) = briefed(database, onset=NOW).endings
 
     assert isinstance(tried.value, str)
     assert tried.value.startswith("Answer in three sentences.")

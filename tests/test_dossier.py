@@ -1,5 +1,6 @@
 """The dossier: what a person reads who takes over. It holds facts, its size is bounded, and nothing in it is markup."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from markdown_it import MarkdownIt
 from rules import dossier, rewards
 from rules.notices import notice
 from schema.messages.cycle import CycleRequest, CycleState, Dossier, Ending, Phase
-from schema.messages.diagnosis import PastEnding
+from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding, ReasonCount, StandsOut
 from schema.messages.events import CycleEnded
 from schema.messages.experiment import PromotionResult
 from schema.messages.observatory import Counts
@@ -29,6 +30,31 @@ FUTILE = PastEnding(
     effect=0.012,
 )
 SILENT = PastEnding(cycle_id="success_rate:research_synthesis#1", ending="no_bids")
+
+
+def contrast(attribute: str, value: str, good: tuple[int, int], rest: tuple[int, int]) -> Contrast:
+    """The good of all tasks with a value, against the others."""
+    counts, others = (Counts(successes=successes, tasks=tasks) for successes, tasks in (good, rest))
+    return Contrast(
+        attribute=attribute, value=value, counts=counts, rest=others, difference=-0.5, interval=(-0.9, -0.1)
+    )
+
+
+STANDS_OUT = StandsOut(
+    task_type="research_synthesis",
+    tasks=200,
+    tasks_before=400,
+    reasons=(ReasonCount(reason="licence_expired", since=80, before=1),),
+    contrasts=(
+        contrast("region", "eu", (12, 90), (108, 110)),
+        contrast("running", "over 12", (4, 10), (8, 10)),
+    ),
+    changes=(
+        ParameterChange(
+            parameter=builders.TIMEOUT, at=NOW - timedelta(minutes=10), kind="promoted", before=180.0, value=90.0
+        ),
+    ),
+)
 
 
 def state(*declines: Decline, request: CycleRequest | None = None, **briefing: Any) -> CycleState:
@@ -85,6 +111,48 @@ def test_what_most_agents_found_comes_first_and_nobody_crowds_the_others_out() -
     assert made.stands_out[-1] == "and 10 more"
 
 
+def test_after_six_attempts_it_says_what_stands_out_on_record_and_to_look_at_that_first() -> None:
+    made = dossier.of(state(attempt=7, failed_attempts=6, endings=(FUTILE,), stands_out=STANDS_OUT))
+
+    assert made.stands_out == (
+        "tasks with region=eu: 13% good against 98% of the others (12 of 90, 108 of 110)",
+        "licence_expired: 40% of tasks fail so, 0% before (80 of 200, 1 of 400)",
+        f"{builders.TIMEOUT} 180 -> 90: promoted 2026-11-22 11:50 UTC",
+        "tasks with running over 12: 40% good against 80% of the others (4 of 10, 8 of 10)",
+    )
+    assert made.look_at[:3] == made.stands_out[:3]
+
+
+def test_a_reason_is_not_said_to_be_new_where_nothing_was_recorded_before() -> None:
+    unknown = STANDS_OUT.model_copy(update={"tasks_before": 0, "contrasts": (), "changes": ()})
+
+    (line,) = dossier.of(state(stands_out=unknown)).stands_out
+
+    assert line == "licence_expired: 40% of tasks fail so (80 of 200), and no task was recorded before"
+
+
+def test_agents_that_differ_in_figures_only_are_one_line_after_the_records() -> None:
+    def considered(agent: str, chance: float) -> Decline:
+        likely = Evidence(claim="lower a.temperature: as a rule", figures={"chance": chance, "value": 0.2})
+        reason = f"the likeliest change has a chance of {chance:.1%}"
+        return builders.decline(agent, reason, findings=(likely,))
+
+    other = builders.decline("dee", "the upstream is down", findings=found("503 everywhere"))
+    agents = [considered("ada", 0.02), considered("bob", 0.045), considered("cyd", 0.03), considered("eve", 0.03)]
+
+    made = dossier.of(state(other, *agents, stands_out=STANDS_OUT))
+
+    assert made.stands_out[4:] == (
+        "lower a.temperature: as a rule: chance 0.02 to 0.045, value 0.2 (4 agents)",
+        "503 everywhere (dee)",
+    )
+    assert made.look_at[:5] == (
+        *made.stands_out[:3],
+        "bob, and 3 more alike: the likeliest change has a chance of 4.5%",
+        "dee: the upstream is down",
+    )
+
+
 def test_it_lists_what_was_tried_with_endings_and_effects() -> None:
     made = dossier.of(state(endings=(FUTILE, SILENT)))
 
@@ -92,6 +160,15 @@ def test_it_lists_what_was_tried_with_endings_and_effects() -> None:
         f"success_rate:research_synthesis#2: {builders.TIMEOUT} 90 -> 180: futile, effect +1.2%",
         "success_rate:research_synthesis#1: no bids, no change was proposed",
     )
+
+
+def test_what_was_tried_has_its_date_and_leaves_out_earlier_alarms_of_the_subject() -> None:
+    recent = FUTILE.model_copy(update={"ended_at": NOW + timedelta(minutes=5)})
+    of_another_alarm = SILENT.model_copy(update={"ended_at": NOW - timedelta(days=3)})
+
+    (line,) = dossier.of(state(endings=(recent, of_another_alarm))).tried
+
+    assert line.startswith("success_rate:research_synthesis#2 (2026-11-22 12:05 UTC): ")
 
 
 def test_an_effect_that_nobody_measured_is_not_zero() -> None:
@@ -157,7 +234,11 @@ def test_it_is_under_20_kb_and_printable_whatever_agents_write(texts: list[str],
         declines.append(Decline(message_id="m", agent_id=f"agent-{n}", reason=claims[0] * 8, findings=findings[:12]))
     endings = (FUTILE.model_copy(update={"value": '"' * 2_000, "cycle_id": "漢" * 300}),) * 20
 
-    made = dossier.of(state(*declines, endings=endings))
+    hostile = [contrast("region", (text * 40)[:100], (1, 9), (8, 9)) for text in texts[:3]]
+    change = STANDS_OUT.changes[0].model_copy(update={"value": texts[0] * 9})
+    shown = STANDS_OUT.model_copy(update={"contrasts": tuple(hostile), "changes": (change,) * 3})
+
+    made = dossier.of(state(*declines, endings=endings, stands_out=shown))
 
     assert len(made.model_dump_json().encode()) < 20_000
     assert all(line.isprintable() for _, lines in made.sections for line in lines)

@@ -1000,9 +1000,9 @@ def test_an_escalation_after_many_attempts_knows_how_each_of_them_ended(database
     assert escalated.dossier is not None
     subject = "success_rate:research_synthesis"
     assert [line.partition(",")[0] for line in escalated.dossier.tried] == [
-        f"{subject}#3: rejected",
-        f"{subject}#2: futile",
-        f"{subject}#1: no bids",
+        f"{subject}#3 (2026-11-22 13:00 UTC): rejected",
+        f"{subject}#2 (2026-11-22 13:00 UTC): futile",
+        f"{subject}#1 (2026-11-22 13:00 UTC): no bids",
     ]
     with database.reading() as session:
         events = session.exec(select(EventRow).where(EventRow.type == EventType.CYCLE_ENDED.value)).all()

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, computed_field, model_validator
 
 from .base import Identifier, Instant, Message
-from .diagnosis import PastEnding
+from .diagnosis import PastEnding, StandsOut
 from .experiment import ExperimentDesign, PromotionResult, Reading
 from .market import Agent, AwardResult, RankedBid
 from .observatory import Anomaly, Counts, Guardrail
@@ -106,6 +106,8 @@ class Briefing(Message):
     market: MarketRules = MarketRules()
     # How earlier cycles on the subject ended, the newest first.
     endings: tuple[PastEnding, ...] = ()
+    # None in a briefing of an earlier release, and where no task type is in question.
+    stands_out: StandsOut | None = None
 
 
 class RecordedAct(Message):
@@ -126,8 +128,9 @@ Lines = Annotated[tuple[Line, ...], Field(max_length=MOST_LINES)]
 class Dossier(Message):
     """What a person needs who takes over an escalated cycle, in short lines.
 
-    `seen` is what was counted, `since` when it began and how often it was tried, `stands_out` what agents found,
-    `tried` each attempt with its ending and effect, `look_at` where a person might look. Texts of agents are data.
+    `seen` is what was counted, `since` when it began and how often it was tried, `stands_out` what the records show,
+    then what agents found, `tried` each attempt with its ending and effect, `look_at` where a person might look. Texts
+    of agents are data.
     """
 
     seen: Lines = ()

@@ -98,6 +98,21 @@ class TaskTypeDiagnosis(Message):
     usual: Figures = Figures()
 
 
+class StandsOut(Message):
+    """What the records of one task type show when a cycle opens, in short; a diagnosis has the whole.
+
+    `reasons` are the failures whose share has grown most, of so many `tasks` since the onset against `tasks_before`;
+    `contrasts` those that stand out; `changes` the last ones of the type's parameters, the newest first.
+    """
+
+    task_type: str
+    tasks: int
+    tasks_before: int
+    reasons: tuple[ReasonCount, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    changes: tuple[ParameterChange, ...] = ()
+
+
 class PastEnding(Message):
     """How an earlier cycle on the same subject ended, so that nobody proposes the same thing twice.
 

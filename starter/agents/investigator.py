@@ -7,7 +7,6 @@ different certainty and trust different sources.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -15,20 +14,21 @@ from schema.messages.base import Value, format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
-from schema.messages.platform import ParameterState
+from schema.messages.platform import ParameterState, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
+from .declines import DIGITS, described, findings
 from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
 from .playbook import Direction, Playbook, playbook
-from .search import Idea, Trust, direction, failures, ideas
+from .search import Idea, Trust, direction, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
 # The longest extrapolation that any records support, as a multiple of the longest duration that ended.
 BEYOND_THE_RECORDS = 3.0
-# No forecast is certain, and none is given to more than four digits.
-CERTAIN, DIGITS = 0.9999, 4
+# No forecast is certain.
+CERTAIN = 0.9999
 # Figures are checked by name; others cannot be looked up. Windows differ by seconds, so some points of slack.
 SLACK = 0.1
 TIMES_FIXED = "times_mended"
@@ -36,12 +36,10 @@ TIMES_FIXED = "times_mended"
 WORTH_TRYING = 0.12
 # A trial needs no estimate. Who bids early would otherwise be voted down by all who wait for more tasks.
 FEWEST_FOR_A_TRIAL = 10
-# A trial is plausible to a voter whose own weights give it this share of the best chance.
-PLAUSIBLE = 0.1
+# A trial is plausible to a voter whose own weights give it this share of the best chance, and this chance.
+PLAUSIBLE, PLAUSIBLE_CHANCE = 0.1, WORTH_TRYING / 2
 # What of the missing gain a trial promises: causes come in twos, and no change restores everything.
 PROMISED = 0.7
-# What a decline tells of each: the ways tasks fail, and the changes that were considered.
-MOST_FINDINGS = 5
 NEUTRAL_TRUST = Trust()
 
 
@@ -102,13 +100,13 @@ class Investigator:
         if not self._can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
-        likeliest = f"the likeliest change, of {possible[0].key}," if possible else "no legal change"
+        likeliest = f"the likeliest change, to {described(possible[0])}," if possible else "no legal change"
         chance = possible[0].chance if possible else 0.0
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
-            reason=f"{likeliest} has a chance of {chance:.0%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
-            findings=_findings(case, possible),
+            reason=f"{likeliest} has a chance of {chance:.1%}, and less than {WORTH_TRYING:.0%} is not worth the tasks",
+            findings=findings(case, possible),
         )
 
     def proposal(self, case: Case) -> Proposal | None:
@@ -215,8 +213,6 @@ class Investigator:
         recalled = case.recalled(proposal.parameter, proposal.value)
         if limit is None:
             return verdict_from_memory(recalled, case, proposal, baseline) or self._judge_trial(case, proposal)
-        if tasks < self.fewest:
-            return Choice.ABSTAIN, f"{tasks} tasks are recorded, too few for an estimate ({self.fewest})"
         choice, reason = self._judge_limit(case, proposal, limit, baseline)
         if choice is Choice.APPROVE and recalled is not None:
             reason += f"; I remember that {recalled.text}"
@@ -224,6 +220,8 @@ class Investigator:
 
     def _judge_limit(self, case: Case, proposal: Proposal, limit: Limit, baseline: float) -> tuple[Choice, str]:
         """The choice on a longer limit: by the durations on record, or, where they cannot tell, as a trial."""
+        if len(case.samples) < self.fewest and limit.explained >= ENOUGH_EXPLAINED:
+            return self._judge_trial(case, proposal)
         cause = explanation(limit)
         if cause is None:
             ended = f"{len(limit.at_limit)} of {limit.failures} failures"
@@ -251,9 +249,12 @@ class Investigator:
         if not alike:
             return Choice.REJECT, "nothing speaks for going this way"
         idea, best = alike[0], possible[0]
-        if idea.chance < PLAUSIBLE * best.chance or idea.chance < WORTH_TRYING / 2:
-            return Choice.REJECT, f"a chance of {idea.chance:.0%}; {best.key} has {best.chance:.0%}: {best.why}"
-        return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {idea.why}"
+        if idea.chance < PLAUSIBLE * best.chance:
+            return Choice.REJECT, f"a chance of {idea.chance:.1%}; {best.key} has {best.chance:.0%}: {best.why}"
+        asked, why = asked_chance(state.declaration.risk, best.chance)
+        if idea.chance < asked:
+            return Choice.REJECT, f"a chance of {idea.chance:.1%}; {why}"
+        return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {why}; {idea.why}"
 
     def _judge_by_estimate(
         self, case: Case, proposal: Proposal, estimate: Estimate, baseline: float, extrapolation: float
@@ -342,6 +343,15 @@ def promised_gain(case: Case, baseline: float) -> float:
     return min(max(PROMISED * missing, minimum), max(0.0, CERTAIN - baseline))
 
 
+def asked_chance(risk: Risk, best: float) -> tuple[float, str]:
+    """The chance that a voter asks of another's trial, and why; `best` is the chance of the likeliest that it knows."""
+    if best < WORTH_TRYING:
+        # Who would itself decline for a chance must not approve another's change on it.
+        return WORTH_TRYING, f"I know of none with {WORTH_TRYING:.0%}, and less is not worth the tasks"
+    asked = WORTH_TRYING if risk is Risk.HIGH else PLAUSIBLE_CHANCE
+    return asked, f"{asked:.0%} is asked where the risk is {risk.value}"
+
+
 def longer_limit(case: Case, state: ParameterState, value: Value) -> Limit | None:
     """The limit that a proposal would lengthen for more successes, which the records can show the effect of."""
     is_such = is_limit(state, case.task_type) and case.metric == "success_rate"
@@ -374,19 +384,6 @@ def explanation(limit: Limit) -> str | None:
     if len(limit.at_limit) < FEWEST_AT_LIMIT or limit.explained < ENOUGH_EXPLAINED:
         return None
     return f"{len(limit.at_limit)} of {limit.failures} failed tasks ran into {limit.key}"
-
-
-def _findings(case: Case, possible: Sequence[Idea]) -> tuple[Evidence, ...]:
-    """What a decline tells: the commonest of the failures that are new, then the likeliest of the possible changes."""
-    findings = []
-    commonest = sorted(failures(case), key=lambda way: -way.share)
-    for way in commonest[:MOST_FINDINGS]:
-        claim = f"of the failures that are new: {way.reason or way.kind.value}"
-        findings.append(Evidence(claim=claim, figures={"share": way.share}))
-    for idea in possible[:MOST_FINDINGS]:
-        claim = f"{idea.key} to {format_value(idea.value)}: {idea.why}"
-        findings.append(Evidence(claim=claim, figures={"chance": idea.chance}))
-    return tuple(findings)
 
 
 def share_evidence(case: Case) -> Evidence:
