@@ -12,13 +12,15 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from activities.assignments import finish_assignments, recorded_outcomes
 from activities.database import lock
 from activities.rollups import roll_up
 from schema.messages.observatory import TaskOutcome
+from schema.messages.tasks import Settlement, TaskEnding
 from schema.tables.experiment import AssignmentRow, ExperimentRow
-from schema.tables.market import FillRow
+from schema.tables.market import FillRow, TaskRow
 from schema.tables.observatory import AgentRollupRow, OutcomeRow, RetentionRow, RollupRow
 
 # SQLite takes at most 32,766 values in a statement.
@@ -138,13 +140,15 @@ def _insert(session: Session, outcomes: Collection[TaskOutcome]) -> None:
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     """Delete at most `limit` outcomes that finished before an instant, and assignments of experiments closed before it.
 
-    Returns how many of these rows were deleted. Whatever an open experiment may have counted stays. Roll-ups are
-    deleted after ROLLUP_RETENTION.
+    Returns how many of these rows were deleted. With its outcome, a failed task's settlement forgets the message.
+    Whatever an open experiment may have counted stays. Roll-ups are deleted after ROLLUP_RETENTION.
     """
     lock(session, "rollup")
     cutoff = _advance_retention(session, before)
     old = select(OutcomeRow.task_id).where(col(OutcomeRow.finished_at) < cutoff)
-    oldest = old.order_by(col(OutcomeRow.finished_at)).limit(limit)
+    # The order is total, so that both statements mean the same rows.
+    oldest = old.order_by(col(OutcomeRow.finished_at), col(OutcomeRow.task_id)).limit(limit)
+    _forget_messages(session, oldest)
     deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(oldest))
     for experiment_id in _with_assignments_closed_before(session, cutoff):
         if deleted >= limit:
@@ -155,6 +159,17 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     for table in (RollupRow, AgentRollupRow, FillRow):
         _delete(session, table, col(table.start) < cutoff - ROLLUP_RETENTION)
     return deleted
+
+
+def _forget_messages(session: Session, expiring: SelectOfScalar[str]) -> None:
+    """Clear what the settlements of these tasks still hold of the messages of their failures."""
+    failed = select(TaskRow).where(col(TaskRow.task_id).in_(expiring), TaskRow.ending == TaskEnding.FAILED.value)
+    for task in session.exec(failed):
+        settlement = Settlement.model_validate(task.settlement)
+        label = settlement.failure_reason or settlement.failure
+        forgotten = {"reason": f"{label}: the message has expired", "summary": "", "failure_detail": ""}
+        task.settlement = settlement.model_copy(update=forgotten).model_dump(mode="json")
+        session.add(task)
 
 
 def _with_assignments_closed_before(session: Session, cutoff: datetime) -> Sequence[str]:

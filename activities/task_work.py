@@ -15,7 +15,8 @@ from temporalio import activity
 from activities.assignments import record_assignments
 from activities.database import Database
 from activities.task_runner import Execution, TaskRunner
-from activities.tasks import settle
+from activities.tasks import LONGEST_TEXT, settle
+from rules.redaction import redacted
 from schema.messages.base import Value
 from schema.messages.experiment import Assignment
 from schema.messages.observatory import detail_of
@@ -28,8 +29,6 @@ T = TypeVar("T")
 DEFAULT_LIMIT_S = 3_600.0
 # Well under the heartbeat timeout that the workflow sets.
 HEARTBEAT_S = 5.0
-# Of a reason or a summary, in characters; the whole of a result is in its details.
-LONGEST_TEXT = 2_000
 # How much the quality of a second run may differ: other machines round and time differently.
 QUALITY_TOLERANCE = 0.05
 
@@ -71,7 +70,7 @@ class TaskWork:
         values = self._resolver.resolve_task(request.task_type, request.task_id, at).values
         execution = await _with_heartbeats(asyncio.to_thread(self._run, request, values))
         if execution.result is None:
-            return f"repeated by the platform, it failed: {execution.detail}"
+            return f"repeated by the platform, it failed: {redacted(execution.detail)}"
         quality = execution.result.quality
         if claimed.quality is None or abs(claimed.quality - quality) > QUALITY_TOLERANCE:
             return f"expected a quality of {quality:g}, as the platform measured it, but {claimed.quality} was claimed"
@@ -104,7 +103,8 @@ def _settlement(order: WorkOrder, started_at: datetime, execution: Execution) ->
     agent_id = order.award.agent_id
     result = execution.result
     if result is None:
-        reason = f"{execution.failure}: {execution.detail}"
+        # Redacted before it is cut: half a key is not recognised.
+        reason = redacted(f"{execution.failure}: {execution.detail}")
         outcome: dict[str, Any] = {"ending": TaskEnding.FAILED, "reason": reason[:LONGEST_TEXT]}
     else:
         outcome = {

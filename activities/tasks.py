@@ -21,10 +21,11 @@ from activities.recording import record_outcomes
 from activities.rollups import count_fill
 from activities.standing import move_standing
 from rules import bidding, identity, standing
+from rules.redaction import redacted
 from schema import wire
 from schema.messages.events import TaskAwarded, TaskOpened, TaskSettled
 from schema.messages.market import Agent, Award, AwardResult, RankedBid, Standing
-from schema.messages.observatory import TaskOutcome
+from schema.messages.observatory import TaskOutcome, detail_of
 from schema.messages.platform import Platform
 from schema.messages.tasks import (
     AwardOrder,
@@ -43,6 +44,8 @@ from schema.tables.market import AgentRow, AwardRow, TaskRow, TaskTypeRow
 KEPT_BIDS = 20
 # While all bidders have as much work as they may have, look again this often.
 ROOM_POLL = timedelta(seconds=1)
+# Of a reason or a summary, in characters; the whole of a result is in its details.
+LONGEST_TEXT = 2_000
 
 
 def task_types(session: Session, platform: Platform) -> list[TaskTypeListing]:
@@ -65,6 +68,7 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
     # A task that no agent had has no outcome, unless it was awarded and no result came.
     if agent_id is not None or settlement.ending is TaskEnding.NO_RESULT:
         record_outcomes(session, [_outcome_of(settlement)], interval_s)
+    settlement = without_credentials(settlement)
     if settlement.ending is TaskEnding.NO_BIDS and not was_awarded(session, task_workflow_id(request.task_id)):
         count_fill(session, request.task_type, settlement.at, awarded=False, interval_s=interval_s)
     if agent_id is not None:
@@ -76,6 +80,22 @@ def settle(session: Session, settlement: Settlement, interval_s: int) -> Settlem
     session.add(task)
     _announce(session, settlement)
     return settlement
+
+
+def without_credentials(settlement: Settlement) -> Settlement:
+    """The settlement as its requester sees it: why a task failed, without what looks like a credential.
+
+    Only the outcome keeps the message as it came. What a task that is done hands in is not changed.
+    """
+    if settlement.ending is not TaskEnding.FAILED:
+        return settlement
+    # Cut again: a text without its credentials may be longer.
+    shown = {
+        "reason": redacted(settlement.reason)[:LONGEST_TEXT],
+        "summary": redacted(settlement.summary)[:LONGEST_TEXT],
+        "failure_detail": detail_of(redacted(settlement.failure_detail)),
+    }
+    return settlement.model_copy(update=shown)
 
 
 def _outcome_of(settlement: Settlement) -> TaskOutcome:

@@ -14,21 +14,43 @@ REMOVED = "[removed]"
 
 # A block that was cut off has no last line.
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
-_URL_USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@", re.IGNORECASE)
-_HEADER = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)(['\"]?\s*[:=]\s*)[^\r\n]+", re.IGNORECASE)
-_SCHEME = re.compile(r"\b(bearer|basic)(\s+)([A-Za-z0-9._~+/=-]{6,})", re.IGNORECASE)
-# `max_tokens=512` and `bypass=true` are no secrets; `dbPassword`, `X-Api-Key` and `client_secret` are.
-_SECRET_NAME = (
-    r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_.-]*(?:passwords?|passwd|passphrase|pwd|secrets?|token|credentials?|jwt"
-    r"|(?:api|access|private|signing|secret|account|shared|encryption)[_-]?key|sess(?:ion)?[_-]?id"
-    r"|(?<![A-Za-z])(?:pass|sig|signature|auth))(?-i:(?![a-z]))(?:[_-](?:base|value|hash|\d+))?"
+_URL_USER = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)[^\s/?#\"'<>]*@", re.IGNORECASE)
+# A URL at the end of a text may be cut before its `@`; only digits after the colon are a port.
+_URL_CUT = re.compile(
+    r"\b([a-z][a-z0-9+.-]{0,30}://)(?!\[)[^\s/?#\"'<>@:]*:(?!\d*\W*\Z)[^\s/?#\"'<>@]+\Z", re.IGNORECASE
 )
+_HEADER = re.compile(r"\b((?:proxy-)?authorization|(?:set-)?cookie)(['\"]?\s*[:=]\s*)[^\r\n]+", re.IGNORECASE)
+_SCHEME = re.compile(r"\b(bearer|basic)(\s*:\s*|\s+)([A-Za-z0-9._~+/=-]{6,})", re.IGNORECASE)
+# `max_tokens=512` and `bypass=true` are no secrets; `dbPassword`, `X-Api-Key` and `client_secret` are.
+_NAME_START = r"(?<![A-Za-z0-9_.-])[A-Za-z0-9_.-]*"
+_NAME_END = r"(?-i:(?![a-z]))(?:[_-](?:base|value|hash|\d+))?"
+_WORDS = r"passwords?|passwd|passphrase|pwd|secrets?|token|credentials?|jwt"
+_KEYS = r"api|access|private|signing|secret|account|shared|encryption"
+_SECRET_NAME = (
+    rf"{_NAME_START}(?:{_WORDS}|(?:{_KEYS})[_-]?key|sess(?:ion)?[_-]?id"
+    rf"|(?<![A-Za-z])(?:pass|sig|signature|auth)){_NAME_END}"
+)
+_VALUE_CHARACTER = r"[^\s,;&\"')\]}]"
 _ASSIGNMENT = re.compile(
     rf"({_SECRET_NAME})"
-    r"(\\?['\"]?\s*(?:=>|[:=])\s*)"
-    r"(\\?\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|[^\s,;&\"')\]}]+)",
+    r"(\\?['\"]?\s*(?:=>|[:=](?!>))\s*)(?!\[removed\])"
+    rf"(\\?\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|{_VALUE_CHARACTER}+)",
     re.IGNORECASE,
 )
+# Without a sign between name and value, as in "password is hunter2" and "--token abc12345", a sentence may go on:
+# only what mixes letters with digits or signs, or is a long number, is taken for a value.
+_SPOKEN = re.compile(
+    rf"({_NAME_START}(?:{_WORDS}|(?:{_KEYS})[ _-]?key|(?<=--)(?:pass|auth)){_NAME_END})"
+    r"((?:\s+(?:is|was|provided))?(?:\s*[:=]\s*|\s+)['\"]?)"
+    rf"(?:(?={_VALUE_CHARACTER}*[A-Za-z])(?={_VALUE_CHARACTER}*[0-9@#$%^*+~]){_VALUE_CHARACTER}{{6,}}|\d{{8,}})",
+    re.IGNORECASE,
+)
+# `-u 1000:1000` are the ids of a user and its group, `-u https://...` is a URL.
+_USER_OPTION = re.compile(
+    r"(?<!\S)((?:-u|--user|--proxy-user)(?:\s+|=)?)(?!\d+:\d+(?!\S)|['\"]?[^\s:='\"]*:(?://|\[removed\]))"
+    r"('[^\s:='\"]*:[^'\r\n]*'?\S*|\"[^\s:='\"]*:[^\"\r\n]*\"?\S*|[^\s:='\"]+:\S+)"
+)
+_PASSWORD_OPTION = re.compile(r"(\bsshpass\s+-p\s*)('[^'\r\n]*'?\S*|\"[^\"\r\n]*\"?\S*|\S+)")
 _KNOWN = re.compile(
     r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)*"  # JSON web tokens
     r"|\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{12,}"  # AWS
@@ -37,7 +59,8 @@ _KNOWN = re.compile(
     r"|\bsk-[\w-]{12,}|\b[prs]k_(?:live|test)_\w{8,}|\bwhsec_[\w+/=]{8,}"  # OpenAI and the like, Stripe
     r"|\bAIza[\w-]{20,}|\bya29\.[\w-]{16,}|\bnpm_\w{16,}|\bpypi-[\w-]{16,}|\bhf_\w{16,}"  # Google, npm, PyPI, ...
 )
-_RUN = re.compile(r"[A-Za-z0-9+/=_-]{20,}")
+# A `=` only ends a token: before one stands a name.
+_RUN = re.compile(r"[A-Za-z0-9+/_-]{20,}=*")
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
 # Of neighbouring characters of a random token, 40 % (hexadecimal) to 62 % (base 62) are of different classes; of
 # names made of words and numbers, about one in seven.
@@ -45,27 +68,30 @@ _RANDOM_SHARE = 0.25
 
 
 def redacted(text: str) -> str:
-    """The text with `[removed]` in place of what looks like a credential. Idempotent."""
+    """The text with `[removed]` in place of what looks like a credential. It may be applied twice."""
     text = _PEM.sub(REMOVED, text)
     text = _URL_USER.sub(rf"\1{REMOVED}@", text)
     text = _HEADER.sub(rf"\1\2{REMOVED}", text)
     text = _SCHEME.sub(_without_token, text)
     text = _ASSIGNMENT.sub(rf"\1\2{REMOVED}", text)
+    text = _SPOKEN.sub(rf"\1\2{REMOVED}", text)
+    text = _USER_OPTION.sub(rf"\1{REMOVED}", text)
+    text = _PASSWORD_OPTION.sub(rf"\1{REMOVED}", text)
     text = _KNOWN.sub(REMOVED, text)
-    return _RUN.sub(_unless_random, text)
+    text = _RUN.sub(_unless_random, text)
+    return _URL_CUT.sub(rf"\1{REMOVED}", text)
 
 
 def _without_token(match: "re.Match[str]") -> str:
     """ "Basic authentication failed" is no credential: a word of small letters."""
-    scheme, space, token = match.groups()
-    return match[0] if token.rstrip(".").islower() and token.rstrip(".").isalpha() else f"{scheme}{space}{REMOVED}"
+    scheme, separator, token = match.groups()
+    is_a_word = token.rstrip(".").islower() and token.rstrip(".").isalpha()
+    return match[0] if is_a_word else f"{scheme}{separator}{REMOVED}"
 
 
 def _unless_random(match: "re.Match[str]") -> str:
     run = match[0]
-    if _UUID.fullmatch(run) or not _looks_random(run):
-        return run
-    return REMOVED
+    return REMOVED if _looks_random(_UUID.sub("", run)) else run
 
 
 def _looks_random(run: str) -> bool:

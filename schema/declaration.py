@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class DeclarationError(ValueError):
-    """`platform.toml` cannot be used. The message is one line, of the first problem."""
+    """`platform.toml`, or a playbook, cannot be used. The message is one line, of the first problem."""
 
     def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
         first, more = problems[0], len(problems) - 1
@@ -126,10 +126,10 @@ def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetai
     for details in errors:
         path = _path_of(details)
         if path:  # references between tables are checked below, all of them
-            line = _line_of(_culprit(path, details, lines), lines)
+            line = line_of(_culprit(path, details, lines), lines)
             problems.setdefault(path, Problem(line, _key(path), _message(details, path)))
     for path, message in mismatches(content):
-        problems.setdefault(path, Problem(_line_of(path, lines), _key(path), message))
+        problems.setdefault(path, Problem(line_of(path, lines), _key(path), message))
     return sorted(problems.values(), key=lambda problem: problem.line or 0)
 
 
@@ -140,7 +140,7 @@ def _path_of(details: ErrorDetails) -> KeyPath:
     return path
 
 
-def _line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int | None:
+def line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int | None:
     """The line of the key, or of the table that it is missing in."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:

@@ -33,8 +33,8 @@ def in_one_line(error: ValidationError) -> str:
         if detail["type"] == "missing":
             missing.append(field)
         else:
-            mistake = _mistake(detail)
-            wrong.setdefault(field, f"{field}: {mistake}" if field else mistake)
+            what = mistake(detail)
+            wrong.setdefault(field, f"{field}: {what}" if field else what)
     lines = list(wrong.values())
     if missing:
         lines.append(f"{', '.join(missing)}: expected a value, but none came")
@@ -53,15 +53,20 @@ def _is_of_several_kinds(detail: ErrorDetails) -> bool:
     return detail["loc"] != () and detail["loc"][-1] in KINDS
 
 
-def _mistake(detail: ErrorDetails) -> str:
+def mistake(detail: ErrorDetails) -> str:
+    """What was expected, and what came."""
     came = f", but {_shown(detail['input'])} came"
     match detail["type"]:
         case "extra_forbidden":
             return f"expected no such field{came}"
+        case "missing":
+            return "expected a value, but none came"
         case "model_type":
             return f"expected a JSON object ({detail['ctx']['class_name']}){came}"
         case "json_invalid":
             return f"expected JSON, but {_shown(detail['input'])} came: {detail['ctx']['error']}"
+        case "tuple_type":
+            return f"expected a list{came}"
         case "value_error":
             return detail["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":

@@ -85,6 +85,27 @@ def test_check_as_json_names_line_key_and_message(nautilus: Callable[..., Said],
     }
 
 
+def test_check_reads_the_operators_playbook_too(
+    nautilus: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "platform.toml").write_text(GOOD)
+    (tmp_path / "own.toml").write_text(
+        '[symptoms.gpu]\nmetrics = ["success_rat"]\n[symptoms.gpu.try]\n"retries up" = true\n'
+    )
+    monkeypatch.setenv("NAUTILUS_PLAYBOOK", "own.toml")
+
+    code, printed, _ = nautilus("check")
+    document = json.loads(nautilus("check", "--json")[1])
+
+    assert code == 1
+    assert printed.splitlines()[0].startswith(
+        "own.toml:2: symptoms.gpu.metrics.0: expected a metric among success_rate"
+    )
+    assert printed.splitlines()[1].startswith("own.toml:4: symptoms.gpu.try.retries up: expected a valid number")
+    assert (document["file"], document["ok"]) == ("own.toml", False)
+    assert [problem["line"] for problem in document["problems"]] == [2, 4]
+
+
 def test_check_of_a_file_that_is_not_there_says_how_to_get_one(nautilus: Callable[..., Said]) -> None:
     code, printed, _ = nautilus("check")
 

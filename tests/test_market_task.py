@@ -386,6 +386,27 @@ async def test_a_failure_that_is_handed_in_says_why_and_so_does_its_outcome(
     assert silent == {"reason": "", "detail": "it was busy", "attributes": {}}
 
 
+async def test_who_asks_for_a_failed_task_reads_why_without_the_credentials_in_it(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
+        task = await stage.submit()
+        await stage.bid(task, "ann")
+        await stage.bid(task, "bea", 90)
+        await stage.executing(task, "ann")
+        said = {"summary": "no login with password=hunter2", "detail": "GET /?token=hunter2 failed"}
+        result = WorkResult(message_id="r", agent_id="ann", failure=FailureKind.ERROR, **said)
+        await stage.client.submit_result(task, result)
+        ended = await stage.ended(task)
+        status = await stage.client.task_status(task)
+
+    assert status.settlement is not None
+    assert status.settlement.reason == "error: no login with password=[removed]"
+    assert status.result is not None
+    assert status.result.detail == "GET /?token=[removed] failed"
+    assert "hunter2" not in ended.model_dump_json() + status.model_dump_json()
+
+
 async def test_an_agent_brings_a_task_type_and_it_is_bid_on_at_once(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:

@@ -449,23 +449,46 @@ def test_an_operators_playbook_adds_words_and_replaces_weights(tmp_path: Path) -
     assert weights[Play(Role.CONCURRENCY, Direction.DOWN)] == 6
 
 
+def test_an_operators_words_are_recognised_in_any_case(tmp_path: Path) -> None:
+    own = tmp_path / "playbook.toml"
+    own.write_text(
+        '[symptoms.gpu]\nmetrics = ["success_rate"]\nreasons = ["GpuLost"]\n[symptoms.gpu.try]\n"batch_size down" = 9\n'
+    )
+
+    weights = playbook(own).weights("success_rate", [Failure(FailureKind.ERROR, "GPULOST_7", 1.0)])
+
+    assert weights == {Play(Role.BATCH_SIZE, Direction.DOWN): 9}
+
+
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "where", "expected"),
     [
-        ('[symptoms.x.try]\n"hope up" = 1\n', "expected a role"),
-        ('[symptoms.x.try]\n"retries sideways" = 1\n', "and a direction"),
-        ('[symptoms.x.try]\n"retries up" = -1\n', "greater than or equal to 0"),
-        ("[symptoms.x]\nreason = []\n", "reason"),
-        ("symptoms = [", "expected a playbook in TOML"),
+        ('[symptoms.x.try]\n"hope up" = 1\n', ":1: symptoms.x.try: ", "expected a role"),
+        ('[symptoms.x.try]\n"retries sideways" = 1\n', ":1: symptoms.x.try: ", "and a direction"),
+        ('[symptoms.x.try]\n"retries up" = -1\n', ":2: symptoms.x.try.retries up: ", "greater than or equal to 0"),
+        ('[symptoms.x.try]\n"retries up" = true\n', ":2: symptoms.x.try.retries up: ", "number, but True came"),
+        ("[symptoms.x]\nreason = []\n", ":2: symptoms.x.reason: ", "expected no such field"),
+        ('[symptoms.x]\nreasons = [""]\n', ":2: symptoms.x.reasons.0: ", "at least 1 character"),
+        (
+            '[symptoms.x]\nmetrics = [\n"no_data", "success_rat"]\n',
+            ":3: symptoms.x.metrics.1: ",
+            "expected a metric among success_rate, .* but success_rat came; did you mean success_rate",
+        ),
+        (
+            '[symptoms.rate_limit]\nreasons = ["busy"]\n',
+            ":1: symptoms.rate_limit.metrics: ",
+            "expected metrics of a new symptom .*; did you mean rate_limited",
+        ),
+        ("symptoms = [", ": ", "expected a playbook in TOML"),
     ],
 )
-def test_a_playbook_that_is_none_is_one_clear_line(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_playbook_that_is_none_is_one_clear_line(tmp_path: Path, content: str, where: str, expected: str) -> None:
     own = tmp_path / "own.toml"
     own.write_text(content)
 
     with pytest.raises(ValueError, match=expected) as refused:
-        read(own)
-    assert str(refused.value).startswith(f"{own}: ")
+        read(own, playbook())
+    assert str(refused.value).startswith(f"{own}{where}")
     assert "\n" not in str(refused.value)
 
 

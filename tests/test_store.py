@@ -38,8 +38,9 @@ from activities.experiment import ExperimentActivities
 from activities.market import MarketActivities
 from activities.parameters import configuration, declare_parameters
 from activities.proposals import ProposalActivities
-from activities.recording import record_outcomes
+from activities.recording import expire_outcomes, record_outcomes
 from activities.rollups import FAILURE_COLUMNS, interval_start
+from activities.tasks import settle
 from rules import design, rewards
 from rules.assignment import variant
 from rules.series import Alarm, Series
@@ -60,6 +61,7 @@ from schema.messages.market import AwardResult, Standing
 from schema.messages.observatory import Anomaly, TaskOutcome
 from schema.messages.platform import Platform
 from schema.messages.proposals import Proposal
+from schema.messages.tasks import Settlement, TaskEnding, TaskRequest
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow, VerdictRow
 from schema.tables.ledger import LedgerRow
@@ -1052,6 +1054,47 @@ def test_an_agent_that_registers_after_the_vote_opened_is_no_voter(database: Dat
     with database.reading() as session:
         assert len(session.exec(select(ElectorateRow)).all()) == 1
     assert [kind for kind, _ in events(database)] == ["proposal.submitted"]
+
+
+def test_the_message_of_a_failed_task_is_shown_without_credentials_and_expires_with_its_outcome(
+    database: Database,
+) -> None:
+    register_agent(database, "ann", "op-ann", NOW)
+    message = "GET https://x/?password=hunter2 failed"
+    settlement = Settlement(
+        request=TaskRequest(task_id="t1", task_type="monte_carlo"),
+        ending=TaskEnding.FAILED,
+        reason=f"error: {message}",
+        started_at=NOW,
+        at=NOW,
+        agent_id="ann",
+        failure=FailureKind.ERROR,
+        failure_reason="http_401",
+        failure_detail=message,
+    )
+    with database.transaction() as session:
+        session.add(
+            TaskRow(task_id="t1", task_type="monte_carlo", requester="rita", run_id="r", opened_at=NOW, agent_id="ann")
+        )
+        returned = settle(session, settlement, 60)
+
+    with database.reading() as session:
+        row = session.get_one(TaskRow, "t1").settlement
+        (event,) = session.exec(select(EventRow).where(EventRow.type == "task.settled")).all()
+        outcome = session.get_one(OutcomeRow, "t1")
+    assert outcome.detail == message
+    assert returned.reason == event.data["text"] == "error: GET https://x/?password=[removed] failed"
+    assert "hunter2" not in str(row) + str(event.data)
+
+    with database.transaction() as session:
+        # As an earlier release stored it.
+        session.get_one(TaskRow, "t1").settlement = settlement.model_dump(mode="json")
+    with database.transaction() as session:
+        assert expire_outcomes(session, NOW, 10) == 0
+        assert expire_outcomes(session, NOW + timedelta(seconds=1), 10) == 1
+    with database.reading() as session:
+        kept = Settlement.model_validate(session.get_one(TaskRow, "t1").settlement)
+    assert (kept.reason, kept.failure_detail) == ("http_401: the message has expired", "")
 
 
 def test_text_that_a_database_may_not_like_is_recorded_all_the_same(database: Database) -> None:

@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.tasks import TaskActivities
 
 from rules import bidding, identity, rewards
+from rules.redaction import redacted
 from schema import wire
 from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage
@@ -61,6 +62,12 @@ def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str,
     if ending is TaskEnding.FAILED:
         return fields | {"failure_reason": "result_refuted", "failure_detail": detail_of(reason)}
     return fields
+
+
+def _without_credentials(failed: WorkResult) -> WorkResult:
+    """A failure that was handed in, as everybody who asks for the status sees it."""
+    shown = {"summary": redacted(failed.summary)[:2_000], "detail": detail_of(redacted(failed.detail))}
+    return failed.model_copy(update=shown)
 
 
 @workflow.defn(name=wire.MARKET_TASK, failure_exception_types=BUGS)
@@ -292,6 +299,8 @@ class MarketTask(Shell):
         fields = dict(state) | {"receipts": {}}
         if state.opened is not None and state.phase is not TaskPhase.BIDDING:
             fields["opened"] = state.opened.model_copy(update={"agents": ()})
+        if state.result is not None and state.result.failure is not None:
+            fields["result"] = _without_credentials(state.result)
         return TaskStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **fields)
 
     def _accept(self, message: AgentMessage) -> None:

@@ -7,18 +7,25 @@ memory speak on the case at hand.
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
+from rules.series import SILENCE, SUCCESS_RATE
+from schema.declaration import DeclarationError, Problem, line_of
 from schema.failure_kinds import FailureKind
-from schema.mistakes import in_one_line
+from schema.messages.platform import Aim
+from schema.mistakes import mistake
 from schema.parameter_roles import Role
+from schema.toml_lines import lines_by_path
 
 SHIPPED = Path(__file__).with_name("playbook.toml")
+# What a cycle can be about.
+METRICS = (SUCCESS_RATE.name, SILENCE, *get_args(Aim))
 
 
 class Direction(StrEnum):
@@ -44,15 +51,26 @@ class Failure(NamedTuple):
     share: float
 
 
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"expected a metric among {', '.join(METRICS)}, but {name} came{_meant(name, METRICS)}")
+    return name
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class SymptomRule(BaseModel):
     """How a symptom is recognised, and what to try for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Annotated[str, AfterValidator(_known_metric)], ...] = ()
     kinds: tuple[FailureKind, ...] = ()
-    reasons: tuple[str, ...] = ()
-    plays: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict, alias="try")
+    reasons: tuple[Annotated[str, StringConstraints(to_lower=True, min_length=1)], ...] = ()
+    plays: dict[str, Annotated[float, Field(ge=0, le=100, strict=True)]] = Field(default_factory=dict, alias="try")
 
     @field_validator("plays")
     @classmethod
@@ -123,19 +141,44 @@ def play_of(name: str) -> Play:
     return Play(Role(role), Direction(direction))
 
 
-def read(path: Path = SHIPPED) -> Playbook:
-    """The playbook of a file. Raises ValueError, whose message is one line, for a file that holds none."""
+def read(path: Path = SHIPPED, extended: Playbook | None = None) -> Playbook:
+    """The playbook of a file, which may extend another. Raises DeclarationError with all that is wrong in it.
+
+    A symptom that the other one does not have needs metrics: without one, it is never recognised.
+    """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Playbook(_File.model_validate(content).symptoms)
+        text = path.read_text(encoding="utf-8")
+        symptoms = _File.model_validate(tomllib.loads(text)).symptoms
     except ValidationError as error:
-        raise ValueError(f"{path}: {in_one_line(error)}") from None
+        raise DeclarationError(path, _problems(text, error)) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: expected a playbook in TOML, but {error}") from None
+        raise DeclarationError(path, [Problem(None, "", f"expected a playbook in TOML, but {error}")]) from None
+
+    known = extended.symptoms if extended else {}
+    lines = lines_by_path(text)
+    never_recognised = [name for name, rule in symptoms.items() if name not in known and not rule.metrics]
+    if never_recognised:
+        expected = f"expected metrics of a new symptom ({', '.join(METRICS)}), but none came"
+        problems = [
+            Problem(line_of(("symptoms", name), lines), f"symptoms.{name}.metrics", f"{expected}{_meant(name, known)}")
+            for name in never_recognised
+        ]
+        raise DeclarationError(path, problems)
+    return Playbook(symptoms)
+
+
+def _problems(text: str, error: ValidationError) -> list[Problem]:
+    """The mistakes in a file, in the order of their lines."""
+    lines = lines_by_path(text)
+    problems = [
+        Problem(line_of(details["loc"], lines), ".".join(map(str, details["loc"])), mistake(details))
+        for details in error.errors(include_url=False)
+    ]
+    return sorted(problems, key=lambda problem: problem.line or 0)
 
 
 @cache
 def playbook(own: Path | None = None) -> Playbook:
-    """The one that ships, extended by an operator's `own`. Raises ValueError like `read`."""
+    """The one that ships, extended by an operator's `own`. Raises DeclarationError like `read`."""
     shipped = read()
-    return shipped if own is None else shipped.extended(read(own))
+    return shipped if own is None else shipped.extended(read(own, shipped))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 from rich.progress import Progress
@@ -179,20 +179,37 @@ def check(
     file: Annotated[Path | None, typer.Argument(help="Default: platform.toml, or NAUTILUS_PLATFORM.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong."""
+    """Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.
+
+    Then the same of your own playbook, where NAUTILUS_PLAYBOOK names one.
+    """
     settings = Settings()
     file = file or settings.platform
     try:
         platform = read_platform(file, settings.pace)
     except DeclarationError as error:
-        problems = error.problems
-        answer(as_json, {"file": str(file), "ok": False, "problems": problems}, lambda: _show_problems(file, problems))
-        raise typer.Exit(1) from None
+        _refuse(as_json, file, error)
+    if settings.playbook is not None:
+        from starter.agents.playbook import playbook  # loads the detector's rules, for which other files need not wait
+
+        try:
+            playbook(settings.playbook)
+        except DeclarationError as error:
+            _refuse(as_json, settings.playbook, error)
     if as_json:
         emit({"file": str(file), "ok": True, "problems": [], "warnings": list(warnings(platform))})
         return
+    if settings.playbook is not None:
+        out.print(f"{settings.playbook} is valid", style="green")
     out.print(f"{file} is valid", style="green")
     show(platform)
+
+
+def _refuse(as_json: bool, file: Path, error: DeclarationError) -> NoReturn:
+    """Print what is wrong in a file, and end with code 1."""
+    problems = error.problems
+    answer(as_json, {"file": str(file), "ok": False, "problems": problems}, lambda: _show_problems(file, problems))
+    raise typer.Exit(1) from None
 
 
 def _show_problems(file: Path, problems: Sequence[Problem]) -> None:
