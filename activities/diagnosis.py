@@ -407,7 +407,12 @@ def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEn
 def _past_ending(
     task: MetaTaskRow, proposal: ProposalRow | None, verdict: VerdictRow | None, values: Values
 ) -> PastEnding:
-    facts: dict[str, Any] = {"cycle_id": task.cycle_id, "ending": task.ending or "", "ended_at": task.ended_at}
+    facts: dict[str, Any] = {
+        "cycle_id": task.cycle_id,
+        "ending": task.ending or "",
+        "began_at": task.opened_at,
+        "ended_at": task.ended_at,
+    }
     if proposal is not None:
         parameter = proposal.body["parameter"]
         facts["parameter"] = parameter

@@ -171,8 +171,18 @@ def test_the_other_direction_of_a_role_that_helps_is_tried_after_harm() -> None:
     harmed = case("worker_starved", (threads,), endings=(ended("threads", 16, 32, "harmful", -0.2),))
 
     assert first(case("worker_starved", (threads,))) == ("threads", 32)
-    assert first(harmed)[1] < 16
+    assert first(harmed) == ("threads", 8)
     assert chance(harmed, "threads", Direction.DOWN) >= WORTH_TRYING
+
+
+@pytest.mark.parametrize(("began_before", "again"), [(90, True), (50, False)])
+def test_a_trial_that_began_before_the_onset_tested_another_state(began_before: int, again: bool) -> None:
+    at = {"began_at": builders.NOW - timedelta(minutes=began_before), "ended_at": builders.NOW - timedelta(minutes=20)}
+    futile = ended("max_retries", 1, 4, "futile", 0.0).model_copy(update=at)
+
+    about = case("upstream_503", (RETRIES, WORKERS), endings=(futile,))  # whose onset is an hour ago
+
+    assert (first(about) == ("max_retries", 4)) is again
 
 
 def test_what_no_entry_names_is_not_said_to_help() -> None:

@@ -126,6 +126,7 @@ class PastEnding(Message):
     before: Value | None = None
     effect: float | None = None
     ended_at: Instant | None = None
+    began_at: Instant | None = None
 
 
 class Diagnosis(Message):

@@ -11,10 +11,11 @@ from schema.messages.proposals import Evidence
 
 from .evidence import Case
 from .playbook import Direction
-from .search import VERBS, Idea, failures
+from .search import Idea, failures
 
 # Of each: the ways tasks fail, and the changes that were considered.
 MOST_FINDINGS = 5
+VERBS = {Direction.UP: "raise", Direction.DOWN: "lower", Direction.SET: "set"}
 # No figure is given to more digits.
 DIGITS = 4
 
