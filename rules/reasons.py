@@ -1,17 +1,23 @@
 """Reasons: counts failures by the platform's own label, however many labels there are. Pure functions.
 
 A platform may by mistake make a label for every task, so counts are a bottom-k sketch (Cohen & Kaplan 2007): they keep
-the `KEPT` labels whose hash is smallest, and all others are one, `other`. A label among the smallest of all that were
-ever counted was among the smallest of every part of them. So no count of it was ever lost: whatever is kept is exact,
-and in whichever order and batches failures are counted or merged, the result is the same. (The most frequent labels
-could not be kept in this way: which ones they are would depend on the order.)
+the `KEPT` labels of lowest rank, and all others are one, `other`. Labels that differ only from their first word with a
+digit on, as `task-17` and `task-18`, are of one family. The rank is the place in the family, by hash, and then the
+hash: every family has its first label before any has its second, so labels made for single tasks do not displace the
+others. (Such labels without a digit are families of their own, and do.)
+
+More labels never lower a rank, and what was first, second, ... of a family gives way only to a smaller hash. So a label
+that is kept of all that were ever counted was kept of every part of them. No count of it was ever lost: whatever is
+kept is exact, and in whichever order and batches failures are counted or merged, the result is the same. (The most
+frequent labels could not be kept in this way: which ones they are would depend on the order.)
 
 A failure without a reason counts under its kind. Kinds are kept before all other labels, and a platform's own label
 `other` counts as one of the others.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 
@@ -22,6 +28,7 @@ from schema.messages.observatory import TaskOutcome
 KEPT = 32
 OTHER = "other"
 KINDS = frozenset(kind.value for kind in FailureKind)
+_NUMBERED_WORD = re.compile(r"[A-Za-z]*[0-9]")
 
 
 def by_reason(outcomes: Iterable[TaskOutcome]) -> dict[str, int]:
@@ -44,13 +51,31 @@ def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _bounded(counts: Counter[str]) -> dict[str, int]:
-    labels = sorted(counts.keys() - {OTHER}, key=_rank)
-    bounded = {label: counts[label] for label in sorted(labels[:KEPT])}
+    bounded = {label: counts[label] for label in sorted(_kept(counts.keys() - {OTHER}))}
     if others := counts.total() - sum(bounded.values()):
         bounded[OTHER] = others
     return bounded
 
 
+def _kept(labels: Collection[str]) -> Collection[str]:
+    """The KEPT labels of lowest rank, or all where there are no more."""
+    if len(labels) <= KEPT:
+        return labels
+    members: Counter[str] = Counter()
+    ranks: dict[str, tuple[bool, int, bytes]] = {}
+    for label in sorted(labels, key=_hash):
+        family = _family(label)
+        members[family] += 1
+        ranks[label] = (label not in KINDS, members[family], _hash(label))
+    return sorted(ranks, key=ranks.__getitem__)[:KEPT]
+
+
+def _family(label: str) -> str:
+    """What a label begins with, up to its first word with a digit: what follows may be made for one task."""
+    numbered = _NUMBERED_WORD.search(label)
+    return f"{label[: numbered.start()]}#" if numbered else label
+
+
 @lru_cache(maxsize=1_024)
-def _rank(label: str) -> tuple[bool, bytes]:
-    return label not in KINDS, sha256(label.encode()).digest()
+def _hash(label: str) -> bytes:
+    return sha256(label.encode()).digest()

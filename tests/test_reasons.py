@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,9 @@ from tests.builders import NOW
 from tests.test_rollups import INTERVAL_S, MINUTE, clear
 
 LABELS = [f"upstream_{number}" for number in range(3 * KEPT)]
-failed = st.tuples(st.sampled_from([*LABELS, "", OTHER]), st.sampled_from([None, *FailureKind]))
+# Families of many sizes: of the labels made for single tasks, and of those that stand for themselves.
+FAMILIES = [*"abcdefghijklmnopqrstuvwxyz", *(f"{name}_{number}" for name in "pqrstuvw" for number in range(9))]
+failed = st.tuples(st.sampled_from([*LABELS, *FAMILIES, "", OTHER]), st.sampled_from([None, *FailureKind]))
 
 
 def outcome(name: str, reason: str, failure: FailureKind | None = FailureKind.ERROR, minute: int = 0) -> TaskOutcome:
@@ -69,6 +72,19 @@ def test_kinds_are_kept_before_all_other_labels() -> None:
     kinds = outcomes([("", kind) for kind in FailureKind])
 
     assert by_reason(many + kinds).items() >= {kind.value: 1 for kind in FailureKind}.items()
+
+
+@pytest.mark.parametrize("made", ["task-{number}", "{uuid}", "job:{uuid}:failed", "u{number}"])
+def test_labels_made_for_single_tasks_do_not_hide_the_reasons_that_many_share(made: str) -> None:
+    ids = random.Random(3)
+    single = [made.format(number=number, uuid=UUID(int=ids.getrandbits(128))) for number in range(500)]
+    shared = ["rate_limited", "upstream_503", "upstream_429", "exit_137", "OutOfMemoryError", "no_route"]
+    reported: list[tuple[str, FailureKind | None]] = [(label, FailureKind.ERROR) for label in [*single, *shared * 50]]
+
+    counted = by_reason(outcomes(reported))
+
+    assert {label: counted.get(label) for label in shared} == dict.fromkeys(shared, 50)
+    assert len(counted) == KEPT + 1
 
 
 @given(facts=st.lists(failed, max_size=200), rng=st.randoms(use_true_random=False))
