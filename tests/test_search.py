@@ -371,7 +371,10 @@ RAISED_BEFORE_THE_ONSET = ParameterChange(
     ("failing", "answer"),
     [
         (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=200), Decline),
-        (case("rate_limited", (WORKERS, RETRIES, PAUSE, MODEL), failed=192), Decline),
+        (case("credentials_rejected", (WORKERS, RETRIES, PAUSE), failed=192), Decline),
+        # there is something that fixes such failures as a rule
+        (case("rate_limited", (WORKERS, RETRIES, PAUSE, MODEL), failed=192), Bid),
+        (case("oom_killed", (BATCH, RETRIES), failed=200), Bid),
         # a twentieth succeeds, or too few tasks are known
         (case("upstream_503", (WORKERS, RETRIES, PAUSE, MODEL), failed=190), Bid),
         (case("upstream_503", (RETRIES, PAUSE), failed=29, tasks=29), Bid),

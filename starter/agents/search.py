@@ -30,6 +30,8 @@ NO_CAUSE = 4.0
 # What makes it so much likelier: of so many tasks, most of which succeeded before, nearly none does.
 OUTAGE = 100.0
 FEWEST_OF_OUTAGE, OUTAGE_RATE, HEALTHY_RATE = 30, 0.05, 0.5
+# From this weight on an entry is what fixes a symptom as a rule; but where all fails, more tries fix nothing.
+USUAL, MORE_TRIES = 6.0, (Role.RETRIES, Role.BACKOFF)
 # From so many times as likely on, the records show a cause.
 TELLING_TIMES = 2.0
 # What an attempt that failed leaves of its hypothesis, by how it ended; what was only voted down was not tried.
@@ -122,9 +124,8 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
                 if not case.against(state.declaration.key, value):
                     own = entry._replace(weight=entry.weight / sharing[entry])
                     hypotheses.append(_hypothesis(case, state, play, value, own, trust))
-    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(
-        case, any(h.is_shown for h in hypotheses)
-    )
+    is_cause_shown = any(h.is_shown for h in hypotheses)
+    total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case, is_cause_shown)
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
     return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
 
@@ -140,7 +141,8 @@ def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, ent
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
     recalled = case.recalled(state.declaration.key, value)
     has_helped = bool(attempts.why) or (recalled is not None and recalled.state is PatternState.SUPPORTED)
-    is_shown = suspected >= 1 or records.times >= TELLING_TIMES or has_helped
+    is_usual = entry.weight >= USUAL and play.role not in MORE_TRIES
+    is_shown = suspected >= 1 or records.times >= TELLING_TIMES or has_helped or is_usual
     return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry), is_shown)
 
 
