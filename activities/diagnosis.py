@@ -23,6 +23,7 @@ from rules.verdict import is_good
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value, format_value, is_long
 from schema.messages.diagnosis import (
+    Contrast,
     DurationSample,
     Figures,
     ParameterChange,
@@ -51,6 +52,11 @@ MOST_EXAMPLES, LONGEST_EXAMPLE = 3, 200
 # Messages that differ in ids and numbers only are one example: so many are looked at to find different ones.
 MOST_DETAILS = 50
 NUMBERED = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
+# What is compared beside the platform's attributes, and how it begins where one of those has the same name: they have
+# no dot in theirs.
+OURS, OURS_WHERE_TAKEN = ("agent", "hour", "running"), "nautilus."
+# The value of a contrast of numbers.
+BOUND = re.compile(r"over [-+.\de]+")
 # "The last weeks": the first suspect is the last change, and one of last quarter is none.
 RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
 # Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
@@ -134,7 +140,7 @@ def diagnosis_of(
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=_samples(since[: window.samples]),
         reasons=_reasons(since, before, window.reasons, share_details),
-        contrasts=contrasts(_tasks(since, verdicts), window.alpha) if window.alpha else (),
+        contrasts=_contrasts(since, verdicts, window.alpha) if window.alpha else (),
         good=_figures(good),
         bad=_figures(bad),
         usual=_figures(before),
@@ -171,19 +177,37 @@ def _is_good(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool 
     return outcome.failure is None if objective is None else is_good(objective, outcome)
 
 
-def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> list[Task]:
-    """The tasks that can be judged, with the platform's attributes and ours, which go first where names are equal."""
+def _contrasts(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None], alpha: float) -> tuple[Contrast, ...]:
+    """What tells good from bad tasks, without what looks like a credential in the platform's attributes."""
+    taken = set().union(*(outcome.attributes for outcome in outcomes))
+    ours = {name: f"{OURS_WHERE_TAKEN}{name}" if name in taken else name for name in OURS}
+    found = contrasts(_tasks(outcomes, verdicts, ours), alpha)
+    # Redacted here and not task by task: that would take seconds for thousands of tasks.
+    return tuple(contrast if contrast.attribute in ours.values() else _redacted(contrast) for contrast in found)
+
+
+def _redacted(contrast: Contrast) -> Contrast:
+    """With its name and a text without credentials. By its name a text is known that does not look like one."""
+    attribute = redacted(contrast.attribute)
+    if BOUND.fullmatch(contrast.value):
+        return contrast.model_copy(update={"attribute": attribute})
+    _, _, value = redacted(f"{contrast.attribute}: {contrast.value}").partition(": ")
+    return contrast.model_copy(update={"attribute": attribute, "value": value})
+
+
+def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None], ours: Mapping[str, str]) -> list[Task]:
+    """The tasks that can be judged, with the platform's attributes and ours, which have the names of `ours`."""
     running = running_at_start([(outcome.started_at, outcome.finished_at) for outcome in outcomes])
     tasks = []
     for outcome, good, count in zip(outcomes, verdicts, running, strict=True):
         if good is None:
             continue
         attributes: dict[str, float | str] = dict(outcome.attributes)
-        attributes["hour"] = f"{outcome.started_at.astimezone(UTC):%H}:00"
+        attributes[ours["hour"]] = f"{outcome.started_at.astimezone(UTC):%H}:00"
         if outcome.agent_id:
-            attributes["agent"] = outcome.agent_id
+            attributes[ours["agent"]] = outcome.agent_id
         if count is not None:
-            attributes["running"] = float(count)
+            attributes[ours["running"]] = float(count)
         tasks.append(Task(good, attributes))
     return tasks
 

@@ -175,6 +175,37 @@ def test_load_and_hour_are_compared_like_attributes(database: Database) -> None:
     assert (standing_out["hour"].value, standing_out["hour"].difference) == ("11:00", -1.0)
 
 
+def test_no_credential_leaves_in_an_attribute(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(
+            sound(n, attributes={"key_used": "sk-live-AAAAAAAAAAAAAAAA", "token": n % 3, "region": "eu"})
+            for n in range(30)
+        ),
+        *(failed(n, "e", attributes={"session_id": "hunter2", "token": 50 + n, "region": "us"}) for n in range(15)),
+        *(failed(20 + n, "e", attributes={"session_id": "hunter3", "key_used": "spare"}) for n in range(15)),
+        share_details=False,
+    )
+
+    values = {contrast.attribute: contrast.value for contrast in facts.contrasts}
+    assert {"key_used", "session_id", "token", "region"} <= values.keys()
+    assert "sk-live" not in facts.model_dump_json()
+    assert "hunter" not in facts.model_dump_json()
+    assert (values["token"], values["region"]) == ("over 2", "us")  # a number is none
+
+
+def test_an_attribute_that_has_a_name_of_ours_is_the_platforms(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(sound(n, agent_id="ada", attributes={"agent": "v1", "hour": "peak"}) for n in range(30)),
+        *(failed(n, "e", agent_id="bob", attributes={"agent": "v2"}) for n in range(30)),
+    )
+
+    values = {contrast.attribute: contrast.value for contrast in facts.contrasts}
+    assert (values["agent"], values["nautilus.agent"]) == ("v2", "bob")
+    assert "nautilus.running" not in values
+
+
 def test_figures_of_good_and_bad_tasks_and_of_those_before(database: Database) -> None:
     facts = diagnosed(
         database,

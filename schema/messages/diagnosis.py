@@ -38,10 +38,12 @@ class Contrast(Message):
     """Tasks that have one value of an attribute, set against the others, since the onset.
 
     `attribute` is the platform's, or one of ours: `agent`, `hour` (of its start, UTC) and `running` (how many other
-    tasks of its type ran when it started). `value` is a text, or a bound such as "over 12" for numbers: the median, or
-    where it separates good from bad better, a quartile. The others are those with another value: a task without the
-    attribute is left out. `difference` is their share of good tasks less that of the others; `interval` holds it with
-    95 % for all contrasts of the diagnosis together (Bonferroni). It stands out where that interval leaves out zero.
+    tasks of its type ran when it started), which are `nautilus.agent` and so on where the platform has an attribute of
+    that name. `value` is a text without what looks like a credential, or a bound such as "over 12" for numbers: the
+    median, or where it separates good from bad better, a quartile. The others are those with another value: a task
+    without the attribute is left out. `difference` is their share of good tasks less that of the others; `interval`
+    holds it with 95 % for all contrasts of the diagnosis together (Bonferroni). It stands out where that interval
+    leaves out zero.
     """
 
     attribute: str
