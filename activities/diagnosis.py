@@ -32,6 +32,7 @@ from schema.messages.diagnosis import (
     TaskTypeDiagnosis,
 )
 from schema.messages.experiment import Promotion
+from schema.messages.ledger import DeclaredParameter, EntryKind
 from schema.messages.observatory import Guardrail, Interval, TaskOutcome
 from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
 from schema.tables.ledger import LedgerRow
@@ -275,7 +276,7 @@ def _examples(failed: Sequence[TaskOutcome]) -> tuple[str, ...]:
 
 
 class _RecordedChange(NamedTuple):
-    """A change and its number in the ledger, which orders changes of one instant; a declaration is before them."""
+    """A change and its number in the ledger, which orders changes of one instant; 0 for one that is not in it."""
 
     change: ParameterChange
     sequence: int
@@ -283,9 +284,9 @@ class _RecordedChange(NamedTuple):
 
 def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:
     """What was declared, promoted and rolled back in the weeks before `at`, the newest first."""
-    recorded = _recorded_swaps(session, values) + _recorded_declarations(session)
-    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
     since = at - RECENT_CHANGES
+    recorded = _recorded_swaps(session, values) + _recorded_declarations(session, since)
+    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
     recent = [record.change for record in recorded if record.change.at >= since]
     return tuple(recent[:MOST_CHANGES])
 
@@ -306,14 +307,30 @@ def _recorded_swaps(session: Session, values: Values) -> list[_RecordedChange]:
     return recorded
 
 
-def _recorded_declarations(session: Session) -> list[_RecordedChange]:
-    """The parameters that have their first value: one that was changed keeps no instant of its declaration."""
+def _recorded_declarations(session: Session, since: datetime) -> list[_RecordedChange]:
+    """The declarations that are new, and those that changed what production runs on: no other is a suspect."""
     recorded = []
+    is_declaration = LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value
+    is_recent = LedgerRow.at >= since.astimezone(UTC).isoformat()
+    for entry in session.exec(select(LedgerRow).where(is_declaration, is_recent)).all():
+        body = ledger.read(DeclaredParameter, entry.body)
+        if body.before != body.value:
+            at = datetime.fromisoformat(entry.at)
+            recorded.append(_RecordedChange(_declaration(body.parameter, at, body.before, body.value), entry.sequence))
+    new = {record.change.parameter for record in recorded if record.change.before is None}
+    return recorded + [record for record in _first_values(session) if record.change.parameter not in new]
+
+
+def _first_values(session: Session) -> list[_RecordedChange]:
+    """The declarations of parameters that have their first value, also from before the ledger had declarations."""
     rows = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
-    for row, value in zip(rows, texts.load(session, [row.value for row in rows]), strict=True):
-        declared = ParameterChange(parameter=row.key, at=row.changed_at, kind="declared", before=None, value=value)
-        recorded.append(_RecordedChange(declared, sequence=0))
-    return recorded
+    values = texts.load(session, [row.value for row in rows])
+    declared = (_declaration(row.key, row.changed_at, None, value) for row, value in zip(rows, values, strict=True))
+    return [_RecordedChange(change, sequence=0) for change in declared]
+
+
+def _declaration(parameter: str, at: datetime, before: Value | None, value: Value) -> ParameterChange:
+    return ParameterChange(parameter=parameter, at=at, kind="declared", before=before, value=value)
 
 
 def _swaps(session: Session) -> Sequence[LedgerRow]:

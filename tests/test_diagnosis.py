@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from activities import diagnosis
 from activities.agents import register_agent
@@ -42,6 +43,7 @@ from schema.messages.platform import (
     Platform,
     TaskTypeDeclaration,
 )
+from schema.tables.ledger import LedgerRow
 from tests import builders
 from tests.builders import NOW, TIMEOUT
 
@@ -312,8 +314,40 @@ def test_the_last_changes_of_every_parameter_are_told_newest_first(database: Dat
         ("monte_carlo.samples", "declared", None, 90.0),
         (TIMEOUT, "promoted", 180.0, 120.0),
         (TIMEOUT, "promoted", 90.0, 180.0),
+        (TIMEOUT, "declared", None, 90.0),
     ]
-    assert [change.cycle_id for change in changes] == ["person:olga:3", "", f"{SUBJECT}#2", f"{SUBJECT}#1"]
+    assert [change.cycle_id for change in changes] == ["person:olga:3", "", f"{SUBJECT}#2", f"{SUBJECT}#1", ""]
+
+
+def test_a_declaration_that_changed_what_production_runs_on_is_told(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    narrower = builders.parameter(maximum=120.0)
+    described = narrower.model_copy(update={"description": "how long a task may take"})
+
+    for days, declared in ((5, narrower), (4, described), (3, described), (2, builders.parameter())):
+        declare_parameters(database, platform(parameters=(declared,)), NOW - days * DAY)
+
+    shown = [(change.kind, change.before, change.value, (NOW - change.at).days) for change in told(database).changes]
+    assert shown == [
+        ("declared", 90.0, 180.0, 2),
+        ("declared", 180.0, 90.0, 5),
+        ("promoted", 90.0, 180.0, 9),
+        ("declared", None, 90.0, 20),
+    ]
+
+
+def test_a_parameter_from_before_the_ledger_had_declarations_goes_on(database: Database) -> None:
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    with database.transaction() as session:
+        session.execute(delete(LedgerRow))
+    before = told(database).changes
+
+    declare_parameters(database, platform(), NOW - DAY)
+
+    assert told(database).changes == before
+    assert [(change.kind, change.at) for change in before] == [("declared", NOW - 20 * DAY)]
 
 
 def test_a_change_of_long_ago_is_no_suspect(database: Database) -> None:

@@ -70,7 +70,11 @@ class Figures(Message):
 
 
 class ParameterChange(Message):
-    """One change of a parameter: declared, promoted, rolled back; `cycle_id` is empty for a declaration."""
+    """One change of a parameter: declared, promoted, rolled back; `cycle_id` is empty for a declaration.
+
+    `before` is None for a new parameter, and where it is not known. A declaration that came later is listed where it
+    changed the value that production runs on; it is a person's, and nothing that an experiment may take back.
+    """
 
     parameter: str
     at: Instant
