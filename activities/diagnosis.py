@@ -1,4 +1,4 @@
-"""Diagnosis: the recorded facts about task types, parameters and earlier cycles. Functions, no activities.
+"""Diagnosis: the recorded facts about task types. Functions, no activities.
 
 Raw outcomes are read with a bound: the newest few thousand of a window say how its tasks go. Details of failures leave
 only where the operator shares them, without what looks like a credential.
@@ -10,35 +10,26 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
-from activities import ledger, texts
+from activities.changes import changes, in_short, values_by_version
 from activities.history import counts_since
-from activities.parameters import SWAPS
 from rules.contrasts import ALPHA, Task, contrasts, running_at_start
 from rules.redaction import redacted
 from rules.verdict import is_good
 from schema.failure_kinds import FailureKind
-from schema.messages.base import Value, format_value, is_long
 from schema.messages.diagnosis import (
     Contrast,
     DurationSample,
     Figures,
-    ParameterChange,
-    PastEnding,
     ReasonCount,
     StandsOut,
     TaskTypeDiagnosis,
 )
-from schema.messages.experiment import Promotion
 from schema.messages.observatory import Guardrail, GuardrailKind, Interval, TaskOutcome
-from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
-from schema.tables.ledger import LedgerRow
-from schema.tables.market import MetaTaskRow
 from schema.tables.observatory import OutcomeRow
-from schema.tables.proposals import ProposalRow
 
 # All samples of one diagnosis, about 200 kB; Temporal warns at 256.
 SAMPLES = 4_000
@@ -53,17 +44,14 @@ MOST_EXAMPLES, LONGEST_EXAMPLE = 3, 200
 # Messages that differ in ids and numbers only are one example: so many are looked at to find different ones.
 MOST_DETAILS = 50
 NUMBERED = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
-# "The last weeks": the first suspect is the last change, and one of last quarter is none.
-RECENT_CHANGES, MOST_CHANGES = timedelta(weeks=4), 50
-# Promotions and rollbacks that the values by version are read from; more than a platform makes in a year.
-MOST_SWAPS = 2_000
-MOST_ENDINGS = 20
+# What is compared beside the platform's attributes, and how it begins where one of those has the same name: they have
+# no dot in theirs.
+OURS, OURS_WHERE_TAKEN = ("agent", "hour", "running"), "nautilus."
+# The value of a contrast of numbers.
+BOUND = re.compile(r"over [-+.\de]+")
 # What stands out for a cycle's briefing: so many reasons, contrasts and changes, against as long before the onset as an
 # agent asks for.
 MOST_STANDING_OUT, BEFORE_THE_ONSET = 3, timedelta(days=1)
-
-Values = Mapping[tuple[str, int], Value]  # by a parameter's key and a version of it
-Record = TypeVar("Record", PastEnding, ParameterChange)
 
 
 class Window(NamedTuple):
@@ -140,7 +128,7 @@ def diagnosis_of(
         failures={kind: failures[kind] for kind in FailureKind if failures[kind]},
         samples=_samples(since[: window.samples]),
         reasons=_reasons(since, before, window.reasons, share_details),
-        contrasts=contrasts(_tasks(since, verdicts), window.alpha) if window.alpha else (),
+        contrasts=_contrasts(since, verdicts, window.alpha) if window.alpha else (),
         good=_figures(good),
         bad=_figures(bad),
         usual=_figures(before),
@@ -177,19 +165,37 @@ def _is_good(objectives: Mapping[str, Guardrail], outcome: TaskOutcome) -> bool 
     return outcome.failure is None if objective is None else is_good(objective, outcome)
 
 
-def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None]) -> list[Task]:
-    """The tasks that can be judged, with the platform's attributes and ours, which go first where names are equal."""
+def _contrasts(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None], alpha: float) -> tuple[Contrast, ...]:
+    """What tells good from bad tasks, without what looks like a credential in the platform's attributes."""
+    taken = set().union(*(outcome.attributes for outcome in outcomes))
+    ours = {name: f"{OURS_WHERE_TAKEN}{name}" if name in taken else name for name in OURS}
+    found = contrasts(_tasks(outcomes, verdicts, ours), alpha)
+    # Redacted here and not task by task: that would take seconds for thousands of tasks.
+    return tuple(contrast if contrast.attribute in ours.values() else _redacted(contrast) for contrast in found)
+
+
+def _redacted(contrast: Contrast) -> Contrast:
+    """With its name and a text without credentials. By its name a text is known that does not look like one."""
+    attribute = redacted(contrast.attribute)
+    if BOUND.fullmatch(contrast.value):
+        return contrast.model_copy(update={"attribute": attribute})
+    _, _, value = redacted(f"{contrast.attribute}: {contrast.value}").partition(": ")
+    return contrast.model_copy(update={"attribute": attribute, "value": value})
+
+
+def _tasks(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None], ours: Mapping[str, str]) -> list[Task]:
+    """The tasks that can be judged, with the platform's attributes and ours, which have the names of `ours`."""
     running = running_at_start([(outcome.started_at, outcome.finished_at) for outcome in outcomes])
     tasks = []
     for outcome, good, count in zip(outcomes, verdicts, running, strict=True):
         if good is None:
             continue
         attributes: dict[str, float | str] = dict(outcome.attributes)
-        attributes["hour"] = f"{outcome.started_at.astimezone(UTC):%H}:00"
+        attributes[ours["hour"]] = f"{outcome.started_at.astimezone(UTC):%H}:00"
         if outcome.agent_id:
-            attributes["agent"] = outcome.agent_id
+            attributes[ours["agent"]] = outcome.agent_id
         if count is not None:
-            attributes["running"] = float(count)
+            attributes[ours["running"]] = float(count)
         tasks.append(Task(good, attributes))
     return tasks
 
@@ -283,7 +289,7 @@ def stands_out(
         tasks=facts.good.tasks + facts.bad.tasks,
         tasks_before=facts.usual.tasks,
         reasons=() if is_rated else _grown(facts)[:MOST_STANDING_OUT],
-        contrasts=tuple(_without_credential(contrast) for contrast in contrasted[:MOST_STANDING_OUT]),
+        contrasts=tuple(contrasted[:MOST_STANDING_OUT]),
         changes=tuple(in_short(change) for change in changed[:MOST_STANDING_OUT]),
     )
 
@@ -298,126 +304,3 @@ def _grown(facts: TaskTypeDiagnosis) -> tuple[ReasonCount, ...]:
 
     grown = [reason for reason in facts.reasons if growth(reason) > 0]
     return tuple(sorted(grown, key=growth, reverse=True))
-
-
-def _without_credential(contrast: Contrast) -> Contrast:
-    """The contrast without a value that looks like a credential, by itself or by the attribute's name."""
-    named = f"{contrast.attribute}="
-    return contrast.model_copy(update={"value": redacted(named + contrast.value).removeprefix(named)})
-
-
-class _RecordedChange(NamedTuple):
-    """A change and its number in the ledger, which orders changes of one instant; a declaration is before them."""
-
-    change: ParameterChange
-    sequence: int
-
-
-def changes(session: Session, at: datetime, values: Values) -> tuple[ParameterChange, ...]:
-    """What was declared, promoted and rolled back in the weeks before `at`, the newest first."""
-    recorded = _recorded_swaps(session, values) + _recorded_declarations(session)
-    recorded.sort(key=lambda record: (record.change.at, record.sequence, record.change.parameter), reverse=True)
-    since = at - RECENT_CHANGES
-    recent = [record.change for record in recorded if record.change.at >= since]
-    return tuple(recent[:MOST_CHANGES])
-
-
-def _recorded_swaps(session: Session, values: Values) -> list[_RecordedChange]:
-    recorded = []
-    for entry in _swaps(session):
-        swap = ledger.read(Promotion, entry.body)
-        change = ParameterChange(
-            parameter=swap.parameter,
-            at=datetime.fromisoformat(entry.at),
-            kind=entry.kind.removeprefix("parameter."),
-            before=values.get((swap.parameter, swap.expected_version)),
-            value=swap.value,
-            cycle_id=swap.cycle_id,
-        )
-        recorded.append(_RecordedChange(change, entry.sequence))
-    return recorded
-
-
-def _recorded_declarations(session: Session) -> list[_RecordedChange]:
-    """The parameters that have their first value: one that was changed keeps no instant of its declaration."""
-    recorded = []
-    rows = session.exec(select(ParameterRow).where(ParameterRow.version == 1)).all()
-    for row, value in zip(rows, texts.load(session, [row.value for row in rows]), strict=True):
-        declared = ParameterChange(parameter=row.key, at=row.changed_at, kind="declared", before=None, value=value)
-        recorded.append(_RecordedChange(declared, sequence=0))
-    return recorded
-
-
-def _swaps(session: Session) -> Sequence[LedgerRow]:
-    """The ledger's promotions and rollbacks, the newest first."""
-    query = select(LedgerRow).where(col(LedgerRow.kind).in_(SWAPS)).order_by(col(LedgerRow.sequence).desc())
-    return session.exec(query.limit(MOST_SWAPS)).all()
-
-
-def values_by_version(session: Session) -> Values:
-    """What parameters were at each of their versions, as far as it is recorded."""
-    values: dict[tuple[str, int], Value] = {}
-    is_first = ExperimentRow.experiment_id == ExperimentRow.cycle_id  # and not its watch
-    tried = select(ExperimentRow.parameter, ExperimentRow.design).where(is_first)
-    newest = tried.order_by(col(ExperimentRow.queued_at).desc()).limit(MOST_SWAPS)
-    for parameter, design in session.exec(newest).all():
-        # The control of an experiment is the value that was in force.
-        values[parameter, design["base_version"]] = design["control"]
-    for entry in _swaps(session):
-        # A promotion or a rollback makes the next version.
-        swap = ledger.read(Promotion, entry.body)
-        values[swap.parameter, swap.expected_version + 1] = swap.value
-    return values | _values_in_force(session)
-
-
-def _values_in_force(session: Session) -> dict[tuple[str, int], Value]:
-    """Every parameter at its version and at the one before it."""
-    rows = session.exec(select(ParameterRow)).all()
-    current = texts.load(session, [row.value for row in rows])
-    previous = texts.load(session, [row.previous for row in rows])
-    values: dict[tuple[str, int], Value] = {}
-    for row, value, before in zip(rows, current, previous, strict=True):
-        values[row.key, row.version - 1] = before
-        values[row.key, row.version] = value
-    return values
-
-
-def in_short(record: Record) -> Record:
-    """A record with the beginnings of its long texts: a cycle's history carries a briefing many times."""
-    texts_of = {"value": record.value, "before": record.before}
-    shortened = {name: format_value(text) for name, text in texts_of.items() if text is not None and is_long(text)}
-    return record.model_copy(update=shortened)
-
-
-def past_endings(session: Session, subject: str, values: Values) -> tuple[PastEnding, ...]:
-    """How the latest cycles on the subject ended, the newest first; what each was to replace, and what it showed."""
-    rows = session.exec(
-        select(MetaTaskRow, ProposalRow, VerdictRow)
-        .outerjoin(ProposalRow, col(ProposalRow.cycle_id) == MetaTaskRow.cycle_id)
-        # A cycle's experiment has its id.
-        .outerjoin(VerdictRow, col(VerdictRow.experiment_id) == MetaTaskRow.cycle_id)
-        .where(MetaTaskRow.subject == subject, col(MetaTaskRow.ending).is_not(None))
-        .order_by(col(MetaTaskRow.attempt).desc())
-        .limit(MOST_ENDINGS)
-    ).all()
-
-    return tuple(_past_ending(task, proposal, verdict, values) for task, proposal, verdict in rows)
-
-
-def _past_ending(
-    task: MetaTaskRow, proposal: ProposalRow | None, verdict: VerdictRow | None, values: Values
-) -> PastEnding:
-    facts: dict[str, Any] = {
-        "cycle_id": task.cycle_id,
-        "ending": task.ending or "",
-        "began_at": task.opened_at,
-        "ended_at": task.ended_at,
-    }
-    if proposal is not None:
-        parameter = proposal.body["parameter"]
-        facts["parameter"] = parameter
-        facts["value"] = proposal.body["value"]
-        facts["before"] = values.get((parameter, proposal.body["base_version"]))
-    if verdict is not None:
-        facts["effect"] = verdict.body["effect"]
-    return PastEnding(**facts)

@@ -17,8 +17,9 @@ from temporalio.exceptions import ApplicationError
 from activities import identity, ledger
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
+from activities.changes import in_short, past_endings, values_by_version
 from activities.database import Database, insert_new, lock
-from activities.diagnosis import in_short, past_endings, stands_out, values_by_version
+from activities.diagnosis import stands_out
 from activities.events import emit
 from activities.experiment import release
 from activities.guardrails import guardrails, objectives

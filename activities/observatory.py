@@ -10,15 +10,9 @@ from sqlmodel import Session, col, select
 from temporalio import activity
 
 from activities.anomalies import announce
+from activities.changes import changes, past_endings, values_by_version
 from activities.database import Database, lock
-from activities.diagnosis import (
-    LONGEST_DIAGNOSIS,
-    changes,
-    diagnosis_of,
-    past_endings,
-    values_by_version,
-    windows_of,
-)
+from activities.diagnosis import LONGEST_DIAGNOSIS, diagnosis_of, windows_of
 from activities.events import emit
 from activities.guardrails import objectives
 from activities.history import baseline_window, counted_from, failures_by_reason, history

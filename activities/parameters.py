@@ -6,18 +6,19 @@ A change is a compare-and-swap on the parameter's version, in one transaction wi
 from collections.abc import Collection
 from datetime import datetime
 
+from pydantic import ValidationError
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from activities import ledger, reading, texts
 from activities.assignments import close_experiment
-from activities.database import Database, insert_new
+from activities.database import Database, insert_new, lock
 from activities.events import emit
 from schema.messages.base import format_value
 from schema.messages.events import ParameterFrozen, ParameterPromoted, ParameterRolledBack, ParameterThawed
 from schema.messages.experiment import Configuration, Promotion, PromotionResult, RunningExperiment
-from schema.messages.ledger import EntryKind
-from schema.messages.platform import ParameterState, Platform
+from schema.messages.ledger import DeclaredParameter, EntryKind
+from schema.messages.platform import Parameter, ParameterState, Platform
 from schema.tables.experiment import ExperimentRow, FreezeRow, ParameterRow
 from schema.tables.ledger import LedgerRow
 from schema.wire import EVERYTHING
@@ -27,14 +28,57 @@ SWAPS = (EntryKind.PARAMETER_PROMOTED.value, EntryKind.PARAMETER_ROLLED_BACK.val
 
 
 def declare_parameters(database: Database, platform: Platform, at: datetime) -> None:
-    """Give every newly declared parameter its default as version 1; values in force stay as they are."""
+    """Give every newly declared parameter its default as version 1; values in force stay as they are.
+
+    The ledger gets every declaration that is new or has changed; to declare the same again writes nothing.
+    """
     first = {"version": 1, "changed_at": at, "changed_by": "declaration"}
     with database.transaction() as session:
         rows = []
         for declared in platform.parameters:
             value = texts.store(session, declared.default)
             rows.append({"key": declared.key, "value": value, "previous": value, **first})
-        insert_new(session, ParameterRow, rows, returning="key")
+        new = insert_new(session, ParameterRow, rows, returning="key")
+        lock(session, "ledger")  # of two workers that start at once, one records what has changed
+        _record_declarations(session, platform, new, at)
+
+
+def _record_declarations(session: Session, platform: Platform, new: Collection[str], at: datetime) -> None:
+    former = _declared_last(session)
+    stored_rows = session.exec(select(ParameterRow)).all()
+    values = texts.load(session, [row.value for row in stored_rows])
+    stored = {row.key: value for row, value in zip(stored_rows, values, strict=True)}
+    for declared in platform.parameters:
+        sequence, before = former.get(declared.key, (0, None))
+        if declared == before:
+            continue
+        value = stored[declared.key]
+        # Of a declaration from before the ledger had them, it is known that the value was within its bounds.
+        in_force = value if before is None else reading.resolved(before, value)
+        body = DeclaredParameter(
+            parameter=declared.key,
+            declaration=declared.model_dump(mode="json"),
+            before=None if declared.key in new else in_force,
+            value=reading.resolved(declared, value),
+        )
+        kind = EntryKind.PARAMETER_DECLARED
+        ledger.append(session, kind, f"{declared.key}:{kind.value}:{sequence}", declared.key, at, body)
+
+
+def _declared_last(session: Session) -> dict[str, tuple[int, Parameter | None]]:
+    """The last entry about each parameter's declaration: its number and the declaration, by the parameter's key.
+
+    None for a declaration that today's rules refuse.
+    """
+    query = select(LedgerRow).where(LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value)
+    last: dict[str, tuple[int, Parameter | None]] = {}
+    for entry in session.exec(query.order_by(col(LedgerRow.sequence))).all():
+        try:
+            declared = Parameter.model_validate(ledger.read(DeclaredParameter, entry.body).declaration)
+        except ValidationError:
+            declared = None
+        last[entry.subject] = (entry.sequence, declared)
+    return last
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from schema.messages.memory import Memory, Pattern
     from schema.messages.observatory import AnomalyRecord, Snapshot
     from schema.messages.outbox import Event
-    from schema.messages.platform import Freeze, ParameterState, Platform
+    from schema.messages.platform import Freeze, Parameter, ParameterState, Platform
 
 LATEST = 100
 
@@ -75,18 +75,22 @@ def freezes(readable: Readable) -> "dict[str, Freeze]":
 
 
 def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int]]) -> "tuple[ParameterState, ...]":
-    """The declared parameters with what production runs on; a value now out of bounds yields the default."""
+    """The declared parameters with what production runs on."""
     from schema.messages.platform import ParameterState
 
     states = []
     for declared in platform.parameters:
         if declared.key in values:
-            value, version = values[declared.key]
-            if declared.refusal(value) is not None:
-                value = declared.default
+            stored, version = values[declared.key]
             mode = declared.mode or platform.mode
+            value = resolved(declared, stored)
             states.append(ParameterState(declaration=declared, value=value, version=version, mode=mode))
     return tuple(states)
+
+
+def resolved(declared: "Parameter", stored: Value) -> Value:
+    """What production runs on where `stored` was promoted last; a value that is out of bounds yields the default."""
+    return stored if declared.refusal(stored) is None else declared.default
 
 
 class ListedExperiment(NamedTuple):

@@ -56,7 +56,7 @@ task_types = ["research_synthesis"]
 
 @pytest.fixture
 def home(tmp_path: Path, database: Database) -> Path:
-    """A platform with one parameter, three agents, a snapshot, and a ledger with nothing in it."""
+    """A platform with one parameter, three agents, a snapshot, and a ledger with the declaration in it."""
     (tmp_path / "platform.toml").write_text(DECLARATION)
     platform = builders.platform()
     now = builders.NOW
@@ -722,19 +722,23 @@ def test_every_parameter_shows_its_kind_and_its_role(nautilus: Callable[..., Sai
 
 def test_an_entry_of_the_ledger_shows_how_it_changed_a_text(prompted: Path, nautilus: Callable[..., Said]) -> None:
     listed, _ = start("ledger", "list", home=prompted, COLUMNS="300").communicate()
-    _, promoted, _ = nautilus("ledger", "show", "1")
-    _, rolled_back, _ = nautilus("ledger", "show", "2")
-    _, document, _ = nautilus("ledger", "show", "2", "--json")
-    missing = nautilus("ledger", "show", "3")
+    _, declared, _ = nautilus("ledger", "show", "2")
+    _, promoted, _ = nautilus("ledger", "show", "3")
+    _, rolled_back, _ = nautilus("ledger", "show", "4")
+    _, document, _ = nautilus("ledger", "show", "4", "--json")
+    missing = nautilus("ledger", "show", "5")
 
     assert [line.split()[3] for line in listed.splitlines() if "parameter." in line] == [
+        "parameter.declared",
+        "parameter.declared",
         "parameter.promoted",
         "parameter.rolled_back",
     ]
     assert f"… ({len(NEW_PROMPT)} characters)" in listed
+    assert f"value  {OLD_PROMPT[:20]}" in declared
     assert "94%" in promoted
     assert "\n+{question}\n" in rolled_back
     assert "\n-[bold]{question}[/bold]\n" in rolled_back
     assert json.loads(document)["body"]["value"] == OLD_PROMPT
     assert missing[:2] == (1, "")
-    assert "expected an entry of the ledger, but there is no 3; `nautilus ledger list` shows them" in missing[2]
+    assert "expected an entry of the ledger, but there is no 5; `nautilus ledger list` shows them" in missing[2]

@@ -87,7 +87,7 @@ async def test_a_server_killed_in_the_vote_loses_nothing(tmp_path: Path, databas
             result = await stage.result()
 
     assert set(result.status.ballots) == {"bob", *against}
-    assert [entry.kind for entry in ledger.entries(database)] == [EntryKind.CYCLE_ENDED]
+    assert [entry.kind for entry in ledger.entries(database)] == [EntryKind.PARAMETER_DECLARED, EntryKind.CYCLE_ENDED]
     assert ledger.verify(database)[2] is None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
+from sqlalchemy import delete
 
 from activities.database import Database
 from activities.parameters import declare_parameters
@@ -17,7 +18,7 @@ from schema.declaration import read_platform
 from schema.failure_kinds import FailureKind
 from schema.json_schema import document, messages
 from schema.messages.diagnosis import Diagnosis
-from schema.tables.observatory import AnomalyRow
+from schema.tables.observatory import AnomalyRow, OutcomeRow
 from starter.cli import main
 from tests import builders
 
@@ -165,6 +166,46 @@ def test_of_the_whole_platform_the_type_that_fails_most_is_shown(nautilus: Calla
 
     assert code == 0
     assert "research_synthesis: good 66.7% of 120" in shown
+
+
+def test_failures_whose_outcomes_are_gone_are_not_called_none(
+    nautilus: Callable[..., Answer], database: Database
+) -> None:
+    with database.transaction() as session:
+        session.execute(delete(OutcomeRow))
+
+    _, shown, _ = nautilus("diagnose", SUBJECT)
+
+    assert "40 failures, whose reasons are not among these facts" in shown
+    assert "no failure is recorded" not in shown
+
+
+def test_what_may_be_tried_is_shown_of_every_kind_before_it_is_in_force(
+    nautilus: Callable[..., Answer], home: Path
+) -> None:
+    more = """
+[[parameters]]
+key = "research_synthesis.prompt"
+kind = "text"
+default = "Answer {question}"
+longest = 500
+placeholders = ["{question}"]
+task_types = ["research_synthesis"]
+
+[[parameters]]
+key = "research_synthesis.cite"
+kind = "boolean"
+default = true
+task_types = ["research_synthesis"]
+"""
+    (home / "platform.toml").write_text(DECLARATION + more)
+
+    _, shown, _ = nautilus("diagnose", SUBJECT)
+
+    words = " ".join(shown.split())
+    assert "research_synthesis.timeout_s 90 s 10 to 600" in words
+    assert "research_synthesis.cite not yet in true or false" in words
+    assert "characters with" in words
 
 
 # --- JSON Schema ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from activities import diagnosis
 from activities.agents import register_agent
@@ -34,7 +35,15 @@ from schema.messages.diagnosis import (
 )
 from schema.messages.experiment import ExperimentDesign, Promotion
 from schema.messages.observatory import Counts, TaskOutcome
-from schema.messages.platform import ObservatoryRules, ParameterKind, Platform, TaskTypeDeclaration
+from schema.messages.platform import (
+    ObservatoryRules,
+    Parameter,
+    ParameterKind,
+    ParameterState,
+    Platform,
+    TaskTypeDeclaration,
+)
+from schema.tables.ledger import LedgerRow
 from tests import builders
 from tests.builders import NOW, TIMEOUT
 
@@ -168,6 +177,37 @@ def test_load_and_hour_are_compared_like_attributes(database: Database) -> None:
     assert (standing_out["hour"].value, standing_out["hour"].difference) == ("11:00", -1.0)
 
 
+def test_no_credential_leaves_in_an_attribute(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(
+            sound(n, attributes={"key_used": "sk-live-AAAAAAAAAAAAAAAA", "token": n % 3, "region": "eu"})
+            for n in range(30)
+        ),
+        *(failed(n, "e", attributes={"session_id": "hunter2", "token": 50 + n, "region": "us"}) for n in range(15)),
+        *(failed(20 + n, "e", attributes={"session_id": "hunter3", "key_used": "spare"}) for n in range(15)),
+        share_details=False,
+    )
+
+    values = {contrast.attribute: contrast.value for contrast in facts.contrasts}
+    assert {"key_used", "session_id", "token", "region"} <= values.keys()
+    assert "sk-live" not in facts.model_dump_json()
+    assert "hunter" not in facts.model_dump_json()
+    assert (values["token"], values["region"]) == ("over 2", "us")  # a number is none
+
+
+def test_an_attribute_that_has_a_name_of_ours_is_the_platforms(database: Database) -> None:
+    facts = diagnosed(
+        database,
+        *(sound(n, agent_id="ada", attributes={"agent": "v1", "hour": "peak"}) for n in range(30)),
+        *(failed(n, "e", agent_id="bob", attributes={"agent": "v2"}) for n in range(30)),
+    )
+
+    values = {contrast.attribute: contrast.value for contrast in facts.contrasts}
+    assert (values["agent"], values["nautilus.agent"]) == ("v2", "bob")
+    assert "nautilus.running" not in values
+
+
 def test_figures_of_good_and_bad_tasks_and_of_those_before(database: Database) -> None:
     facts = diagnosed(
         database,
@@ -274,8 +314,40 @@ def test_the_last_changes_of_every_parameter_are_told_newest_first(database: Dat
         ("monte_carlo.samples", "declared", None, 90.0),
         (TIMEOUT, "promoted", 180.0, 120.0),
         (TIMEOUT, "promoted", 90.0, 180.0),
+        (TIMEOUT, "declared", None, 90.0),
     ]
-    assert [change.cycle_id for change in changes] == ["person:olga:3", "", f"{SUBJECT}#2", f"{SUBJECT}#1"]
+    assert [change.cycle_id for change in changes] == ["person:olga:3", "", f"{SUBJECT}#2", f"{SUBJECT}#1", ""]
+
+
+def test_a_declaration_that_changed_what_production_runs_on_is_told(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    narrower = builders.parameter(maximum=120.0)
+    described = narrower.model_copy(update={"description": "how long a task may take"})
+
+    for days, declared in ((5, narrower), (4, described), (3, described), (2, builders.parameter())):
+        declare_parameters(database, platform(parameters=(declared,)), NOW - days * DAY)
+
+    shown = [(change.kind, change.before, change.value, (NOW - change.at).days) for change in told(database).changes]
+    assert shown == [
+        ("declared", 90.0, 180.0, 2),
+        ("declared", 180.0, 90.0, 5),
+        ("promoted", 90.0, 180.0, 9),
+        ("declared", None, 90.0, 20),
+    ]
+
+
+def test_a_parameter_from_before_the_ledger_had_declarations_goes_on(database: Database) -> None:
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    with database.transaction() as session:
+        session.execute(delete(LedgerRow))
+    before = told(database).changes
+
+    declare_parameters(database, platform(), NOW - DAY)
+
+    assert told(database).changes == before
+    assert [(change.kind, change.at) for change in before] == [("declared", NOW - 20 * DAY)]
 
 
 def test_a_change_of_long_ago_is_no_suspect(database: Database) -> None:
@@ -493,3 +565,94 @@ def test_of_other_task_types_those_that_fail_most_are_kept() -> None:
     largest = len(whole.model_copy(update={"task_types": (mine, bare), "left_out": ("x" * 60,)}).model_dump_json())
 
     assert [facts.task_type for facts in fitted(whole, "mine", largest).task_types] == ["mine", "worst"]
+
+
+# --- Long texts -------------------------------------------------------------------------------------------------------
+
+
+def prompt(key: str, text: str, longest: int = 20_000) -> Parameter:
+    task_type, _, _ = key.partition(".")
+    return builders.prompt(key=key, task_types=(task_type,), default=text, longest=longest, placeholders=("{q}",))
+
+
+def prompted(key: str, text: str) -> ParameterState:
+    return ParameterState(declaration=prompt(key, text), value=text, version=1)
+
+
+def size(diagnosis: Diagnosis) -> int:
+    return len(diagnosis.model_dump_json().encode())
+
+
+def are_whole(diagnosis: Diagnosis) -> dict[str, tuple[bool, bool]]:
+    """Of each text, whether its default and its value were left as they are: more than a beginning."""
+    states = {state.declaration.key: (state.declaration.default, state.value) for state in diagnosis.parameters}
+    return {key: (len(str(default)) > 100, len(str(value)) > 100) for key, (default, value) in states.items()}
+
+
+@pytest.mark.parametrize("subject", ["success_rate:mine", "success_rate:platform"])
+def test_long_prompts_of_other_alphabets_leave_room_for_the_facts(database: Database, subject: str) -> None:
+    text = "{q}" + "漢" * 15_000
+    prompts = tuple(prompt(f"mine.prompt{n}", text) for n in range(3))
+    large = platform(task_types=(TaskTypeDeclaration(name="mine"),), parameters=prompts)
+    declare_parameters(database, large, NOW - DAY)
+    outcomes = [
+        builders.outcome(f"t{n}", n % 3 > 0, NOW - timedelta(seconds=n + 1), task_type="mine", agent_id=f"a{n % 3}")
+        for n in range(1_000)
+    ]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, 60)
+
+    seen = ObservatoryActivities(database, large).diagnose(DiagnosisRequest(subject=subject), NOW)
+
+    (facts,) = seen.task_types
+    assert size(seen) <= LARGEST_BYTES
+    assert Diagnosis.model_validate_json(seen.model_dump_json()) == seen  # a cut default still is a legal one
+    assert (len(facts.samples), len(facts.reasons)) == (400, 1)
+    assert facts.contrasts
+    assert [state.value for state in seen.parameters] == [text] * 3
+    assert seen.left_out == ("all but the beginnings of default texts", "long texts of changes and cycles")
+
+
+def test_texts_of_others_go_first_then_copies_then_the_longest_text_and_then_facts() -> None:
+    own = (prompted("mine.short", "{q}" + "s" * 5_000), prompted("mine.long", "{q}" + "l" * 15_000))
+    whole = bulky(parameters=(prompted("first.p", "{q}" + "o" * 15_000), *own), endings=())
+    _, mine, _ = whole.task_types
+
+    without_others = fitted(whole, "mine", size(whole) - 1_000)
+    without_copies = fitted(whole, "mine", 45_000)
+    without_the_longest = fitted(whole, "mine", 30_000)
+
+    whole_texts, only_value, beginnings = (True, True), (False, True), (False, False)
+    assert are_whole(without_others) == {"first.p": beginnings, "mine.short": whole_texts, "mine.long": whole_texts}
+    assert without_others.task_types == whole.task_types
+    assert are_whole(without_copies) == {"mine.short": only_value, "mine.long": only_value}
+    assert are_whole(without_the_longest) == {"mine.short": only_value, "mine.long": beginnings}
+    assert mine in without_copies.task_types
+    assert without_the_longest.task_types == (mine,)
+
+
+def test_a_long_text_of_the_history_is_cut_so_that_nobody_proposes_its_beginning() -> None:
+    text = "t" * 15_000
+    tried = PastEnding(cycle_id="c#1", ending="futile", parameter="mine.prompt", value=text, before=text)
+    changed = ParameterChange(parameter="mine.prompt", at=NOW, kind="promoted", before=text, value=text)
+
+    small = fitted(bulky(endings=(tried,), changes=(changed,)), "mine", 30_000)
+
+    beginning = "t" * 40 + "… (15,000 characters)"
+    assert [(change.before, change.value) for change in small.changes] == [(None, beginning)]
+    assert [(ending.before, ending.value) for ending in small.endings] == [(beginning, beginning)]
+
+
+def test_some_facts_about_the_task_type_in_question_stay_whatever_the_platform() -> None:
+    types = tuple(TaskTypeDiagnosis(task_type=f"t{n}", counts=Counts(), failures={}, samples=()) for n in range(300))
+    samples = tuple(DurationSample(duration_s=1.0, reason="r" * 64) for _ in range(400))
+    (mine,) = bulky().task_types[1:2]
+    states = tuple(builders.state(key=f"mine.p{n}", task_types=("mine",), description="é" * 2_000) for n in range(800))
+    whole = bulky(task_types=(*types, mine.model_copy(update={"samples": samples})), parameters=states)
+
+    small = fitted(whole, "mine")
+
+    (kept,) = small.task_types
+    assert size(small) <= LARGEST_BYTES
+    assert (len(kept.samples), len(kept.reasons), len(kept.contrasts)) == (50, 5, 5)
+    assert small.parameters

@@ -176,7 +176,12 @@ async def test_the_story_ends_with_a_promotion(on_stage) -> None:  # type: ignor
         assert session.get_one(AgentRow, "ada").standing > 0.5
         assert session.exec(select(TaskTypeLockRow)).all() == []
     kinds = [entry.kind for entry in ledger.entries(stage.database)]
-    assert kinds == [EntryKind.EXPERIMENT_DESIGNED, EntryKind.PARAMETER_PROMOTED, EntryKind.CYCLE_ENDED]
+    assert kinds == [
+        EntryKind.PARAMETER_DECLARED,
+        EntryKind.EXPERIMENT_DESIGNED,
+        EntryKind.PARAMETER_PROMOTED,
+        EntryKind.CYCLE_ENDED,
+    ]
     assert ledger.verify(stage.database)[2] is None
 
 
@@ -229,6 +234,7 @@ async def test_a_parameter_of_every_kind_is_proposed_tested_promoted_and_rolled_
     assert reading.in_force(stage.database)[parameter.key] == (parameter.default, 3)
     record = [(entry.kind, entry.body.get("value")) for entry in ledger.entries(stage.database)]
     assert record == [
+        (EntryKind.PARAMETER_DECLARED, parameter.default),
         (EntryKind.EXPERIMENT_DESIGNED, None),
         (EntryKind.PARAMETER_PROMOTED, value),
         (EntryKind.PARAMETER_ROLLED_BACK, parameter.default),
@@ -478,7 +484,7 @@ async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> N
     assert result.status.refused == 600
     assert set(result.status.bids) == set(AGENTS)
     assert result.end.ending is Ending.REJECTED
-    assert [e.kind for e in ledger.entries(stage.database)] == [EntryKind.CYCLE_ENDED]
+    assert [e.kind for e in ledger.entries(stage.database)] == [EntryKind.PARAMETER_DECLARED, EntryKind.CYCLE_ENDED]
 
 
 async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None:  # type: ignore[no-untyped-def]
@@ -497,7 +503,7 @@ async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None
     assert still.phase is Phase.BIDDING
     assert after.deadline > before.deadline
     assert result.end.ending is Ending.NO_BIDS
-    kinds = [entry.kind for entry in ledger.entries(stage.database)]
+    _, *kinds = [entry.kind for entry in ledger.entries(stage.database)]
     assert kinds == [EntryKind.PERSON_ACTED, EntryKind.PERSON_ACTED, EntryKind.CYCLE_ENDED]
 
 

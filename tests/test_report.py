@@ -316,7 +316,7 @@ def test_a_broken_chain_is_said_to_be_broken_and_the_rest_is_still_told(
     database.close()
 
     assert broken.before == facts.before
-    assert "ledger: 31 entries of 31; entry 1 (" in text(broken)
+    assert "ledger: 35 entries of 35; entry 1 (" in text(broken)
     assert "The chain is broken" in page(broken)
     assert "The hash chain verifies." in page(facts)
 

@@ -23,7 +23,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy import MetaData, Table, func, text
+from sqlalchemy import MetaData, Table, func, text, update
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -714,7 +714,7 @@ def test_opening_twice_is_opening_once_and_another_on_the_same_tasks_waits_its_t
         opened_ids = [row.experiment_id for row in session.exec(select(ExperimentRow)).all() if row.opened_at]
         assert opened_ids == ["c#1"]
         assert [held.cycle_id for held in session.exec(select(TaskTypeLockRow)).all()] == ["c#1"]
-    assert [entry.key for entry in ledger.entries(database)] == ["c#1"]
+    assert [entry.key for entry in ledger.entries(database)] == [f"{TIMEOUT}:parameter.declared:0", "c#1"]
 
 
 def test_two_experiments_opened_at_once_on_the_same_tasks_are_one(database: Database) -> None:
@@ -788,7 +788,8 @@ def test_a_promotion_retried_means_success_and_happens_once(database: Database) 
     assert first.swapped
     assert again.swapped
     assert in_force(database) == (180.0, 2)
-    assert [entry.kind for entry in ledger.entries(database)] == [EntryKind.PARAMETER_PROMOTED]
+    kinds = [EntryKind.PARAMETER_DECLARED, EntryKind.PARAMETER_PROMOTED]
+    assert [entry.kind for entry in ledger.entries(database)] == kinds
     assert events(database) == [("parameter.promoted", TIMEOUT)]
 
 
@@ -819,7 +820,7 @@ def test_of_concurrent_promotions_from_one_version_exactly_one_wins(database: Da
 
     assert Counter(won) == {True: 1, False: 3}
     assert in_force(database) == (100.0 + won.index(True), 2)
-    assert len(ledger.entries(database)) == 1
+    assert len(ledger.entries(database)) == 2  # with the declaration
 
 
 def test_a_roll_back_swaps_back_once_and_not_over_somebody_else_s_change(database: Database) -> None:
@@ -833,7 +834,7 @@ def test_a_roll_back_swaps_back_once_and_not_over_somebody_else_s_change(databas
     assert [result.swapped for result in results] == [True, True]
     assert not too_late.swapped
     assert in_force(database) == (90.0, 3)
-    kinds = [EntryKind.PARAMETER_PROMOTED, EntryKind.PARAMETER_ROLLED_BACK]
+    kinds = [EntryKind.PARAMETER_DECLARED, EntryKind.PARAMETER_PROMOTED, EntryKind.PARAMETER_ROLLED_BACK]
     assert [entry.kind for entry in ledger.entries(database)] == kinds
 
 
@@ -843,6 +844,32 @@ def test_declaring_again_keeps_what_was_promoted(database: Database) -> None:
     declare_parameters(database, builders.platform(), NOW)
 
     assert in_force(database) == (180.0, 2)
+
+
+def test_a_declaration_that_is_new_or_differs_is_an_entry_and_the_same_again_is_none(database: Database) -> None:
+    tighter = builders.platform(parameters=(builders.parameter(maximum=120.0),))
+    declare_parameters(database, builders.platform(), NOW)
+    experiments(database).promote(promotion(), watched(), NOW)
+
+    together(*(lambda: declare_parameters(database, tighter, NOW) for _ in range(3)))
+    declare_parameters(database, tighter, NOW)
+    declare_parameters(database, builders.platform(), NOW)
+
+    declared = [e.body for e in ledger.entries(database) if e.kind is EntryKind.PARAMETER_DECLARED]
+    assert [(body["before"], body["value"]) for body in declared] == [(None, 90), (180, 90), (90, 180)]
+    assert [body["declaration"]["maximum"] for body in declared] == [600, 120, 600]
+    assert in_force(database) == (180.0, 2)
+    assert ledger.verify(database)[2] is None
+
+
+def test_a_declaration_that_cannot_be_read_any_more_keeps_nobody_from_starting(database: Database) -> None:
+    declare_parameters(database, builders.platform(), NOW)
+    with database.transaction() as session:
+        session.execute(update(LedgerRow).values(body="{"))
+
+    declare_parameters(database, builders.platform(), NOW)
+
+    assert ledger.entries(database, latest=1)[0].body["value"] == 90
 
 
 def test_a_promoted_value_that_is_now_out_of_bounds_yields_the_default(database: Database) -> None:
@@ -1106,7 +1133,7 @@ def test_text_that_a_database_may_not_like_is_recorded_all_the_same(database: Da
         ledger.append(session, EntryKind.CYCLE_ENDED, "k", "s", NOW, odd)
 
     assert ledger.verify(database)[2] is None
-    assert ledger.entries(database)[0].body["root_cause"] == odd.root_cause
+    assert ledger.entries(database, latest=1)[0].body["root_cause"] == odd.root_cause
 
 
 # --- Ledger and events ------------------------------------------------------------------------------------------------

@@ -38,10 +38,12 @@ class Contrast(Message):
     """Tasks that have one value of an attribute, set against the others, since the onset.
 
     `attribute` is the platform's, or one of ours: `agent`, `hour` (of its start, UTC) and `running` (how many other
-    tasks of its type ran when it started). `value` is a text, or a bound such as "over 12" for numbers: the median, or
-    where it separates good from bad better, a quartile. The others are those with another value: a task without the
-    attribute is left out. `difference` is their share of good tasks less that of the others; `interval` holds it with
-    95 % for all contrasts of the diagnosis together (Bonferroni). It stands out where that interval leaves out zero.
+    tasks of its type ran when it started), which are `nautilus.agent` and so on where the platform has an attribute of
+    that name. `value` is a text without what looks like a credential, or a bound such as "over 12" for numbers: the
+    median, or where it separates good from bad better, a quartile. The others are those with another value: a task
+    without the attribute is left out. `difference` is their share of good tasks less that of the others; `interval`
+    holds it with 95 % for all contrasts of the diagnosis together (Bonferroni). It stands out where that interval
+    leaves out zero.
     """
 
     attribute: str
@@ -68,7 +70,11 @@ class Figures(Message):
 
 
 class ParameterChange(Message):
-    """One change of a parameter: declared, promoted, rolled back; `cycle_id` is empty for a declaration."""
+    """One change of a parameter: declared, promoted, rolled back; `cycle_id` is empty for a declaration.
+
+    `before` is None for a new parameter, and where it is not known. A declaration that came later is listed where it
+    changed the value that production runs on; it is a person's, and nothing that an experiment may take back.
+    """
 
     parameter: str
     at: Instant
@@ -134,7 +140,8 @@ class Diagnosis(Message):
 
     `changes` are those of the last weeks, the newest first: the first suspect is the last one. `memory` is what earlier
     nightly runs have learned of similar subjects, at most 20 patterns, the nearest first. `left_out` names what was cut
-    to make it fit, so that nobody takes what is missing for what is not there.
+    to make it fit, so that nobody takes what is missing for what is not there: where it names texts, the beginning of a
+    long one stands for it, and a change that had one before has no value before.
     """
 
     at: Instant

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any
 
-from .base import Instant, Message
+from .base import Instant, Message, Value
 
 
 class EntryKind(StrEnum):
@@ -17,6 +17,7 @@ class EntryKind(StrEnum):
     CYCLE_ENDED = "cycle.ended"
     AGENT_KEY_REGISTERED = "agent.key_registered"
     AGENT_KEY_REVOKED = "agent.key_revoked"
+    PARAMETER_DECLARED = "parameter.declared"
 
 
 class LedgerEntry(Message):
@@ -30,3 +31,16 @@ class LedgerEntry(Message):
     body: dict[str, Any]
     previous: str
     digest: str
+
+
+class DeclaredParameter(Message):
+    """The body of `parameter.declared`: a declaration that is new, or differs from the one before.
+
+    `before` and `value` are what production ran on under the one before, and runs on under this one: they differ where
+    a value in force is out of the new bounds, or within them again. `before` is None for a new parameter.
+    """
+
+    parameter: str
+    declaration: dict[str, Any]
+    before: Value | None
+    value: Value

@@ -182,7 +182,8 @@ def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Va
             values = [choice for choice in declared.choices if choice != state.value]
         case ParameterKind.TEXT:  # agents write no texts: they can go back to one that was in use
             earlier = dict.fromkeys(change.before for change in _changes(case, state))
-            values = [text for text in earlier if text is not None and text != state.value]
+            texts = [text for text in earlier if text is not None and text != state.value]
+            values = [text for text in texts if declared.refusal(text) is None]  # the declaration may have changed
     return {Play(role, Direction.SET): values} if values else {}
 
 

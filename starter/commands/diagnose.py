@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from schema.messages.base import Value
     from schema.messages.diagnosis import Contrast, Diagnosis, Figures, ParameterChange, PastEnding, TaskTypeDiagnosis
     from schema.messages.observatory import Counts
-    from schema.messages.platform import ParameterState, Platform
+    from schema.messages.platform import Platform
 
 app = typer.Typer()
 # As much as a person reads; --json has all.
@@ -54,7 +54,7 @@ def diagnose(
     if since:
         start = now - span(since)
     seen = ObservatoryActivities(database, platform).diagnose(DiagnosisRequest(subject=subject, since=start), now)
-    answer(as_json, seen, lambda: _show(subject, seen, reason))
+    answer(as_json, seen, lambda: _show(subject, seen, platform, reason))
 
     task_type = _in_question(subject, seen)
     if task_type is None or not task_type.counts.tasks:
@@ -81,10 +81,10 @@ def _in_question(subject: str, seen: "Diagnosis") -> "TaskTypeDiagnosis | None":
     named = next((facts for facts in seen.task_types if facts.task_type == name), None)
     if named is not None:
         return named
-    return max(seen.task_types, key=lambda facts: facts.counts.tasks - facts.counts.successes, default=None)
+    return max(seen.task_types, key=lambda t: (t.counts.tasks - t.counts.successes, t.task_type), default=None)
 
 
-def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
+def _show(subject: str, seen: "Diagnosis", platform: "Platform", reason: str) -> None:
     """Print what concerns the task type in question, section by section, and then the other types.
 
     `reason` is why an anomaly is open on the subject.
@@ -104,7 +104,7 @@ def _show(subject: str, seen: "Diagnosis", reason: str) -> None:
         _reasons(facts),
         _contrasts(facts),
         _figures(facts),
-        _parameters([state for state in seen.parameters if facts.task_type in state.declaration.task_types]),
+        _parameters(facts.task_type, seen, platform),
         _changes(seen.changes),
         _endings(seen.endings),
         _memory(seen),
@@ -124,7 +124,12 @@ def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
 
     read = facts.good.tasks + facts.bad.tasks
     if not facts.reasons:
-        yield "\nno failure is recorded"
+        failures = sum(facts.failures.values())
+        yield (
+            f"\n{failures:,} failures, whose reasons are not among these facts"
+            if failures
+            else "\nno failure is recorded"
+        )
         return
     yield "\nFailures by reason"
     table = new_table("reason", "since", "share", "before", "share")
@@ -190,24 +195,23 @@ def _figures(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     yield table
 
 
-def _parameters(states: "Sequence[ParameterState]") -> "Iterator[object]":
-    if not states:
+def _parameters(task_type: str, seen: "Diagnosis", platform: "Platform") -> "Iterator[object]":
+    """What may be tuned of the task type, with what production runs on."""
+    from rules.fit import BULKIEST
+
+    touching = [declared for declared in platform.parameters if task_type in declared.task_types]
+    if not touching:
         yield "\nno parameter touches these tasks"
         return
     yield "\nParameters of these tasks"
+    in_force = {state.declaration.key: state.value for state in seen.parameters}
+    # A parameter is in force once `nautilus up` has seen its declaration, or is one of those that did not fit.
+    without = "left out" if BULKIEST in seen.left_out else "not yet in force"
     table = new_table("parameter", "value", "bounds", "what it is")
-    for state in states:
-        declared = state.declaration
-        value = f"{_value(state.value)} {declared.unit}".rstrip()
-        table.add_row(declared.key, value, _bounds(state), declared.description)
+    for declared in touching:
+        value = f"{_value(in_force[declared.key])} {declared.unit}" if declared.key in in_force else without
+        table.add_row(declared.key, value.rstrip(), declared.bounds, declared.description)
     yield table
-
-
-def _bounds(state: "ParameterState") -> str:
-    declared = state.declaration
-    if declared.choices:
-        return ", ".join(declared.choices)
-    return "-" if declared.minimum is None else f"{declared.minimum:g} to {declared.maximum:g}"
 
 
 def _value(value: "Value | None") -> str:
@@ -224,7 +228,7 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
         values = _value(change.value)
-        if change.kind != "declared":
+        if change.kind != "declared" or change.before is not None:
             values = f"{_value(change.before)} to {values}"
         by = change.cycle_id or "declaration"
         table.add_row(change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {values}", by)

@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="The record.", epilog="Example: nau
 
 
 # The fields of an entry that hold a parameter's value, and the characters that are shown of any other field.
-VALUES = ("value", "control", "treatment")
+VALUES = ("value", "before", "control", "treatment")
 LONGEST = 500
 
 
