@@ -176,7 +176,8 @@ def test_failures_whose_outcomes_are_gone_are_not_called_none(
 
     _, shown, _ = nautilus("diagnose", SUBJECT)
 
-    assert "40 failures, whose reasons are not among these facts" in shown
+    # How many of the 40 are within the hour depends on the minute at which the test runs.
+    assert re.search(r"^[1-9]\d* failures, whose reasons are not among these facts$", shown, re.M)
     assert "no failure is recorded" not in shown
 
 

@@ -166,9 +166,10 @@ def test_a_parameter_of_unknown_role_may_have_any() -> None:
     assert chance(beside_another, "lines", Direction.DOWN) < chance(alone, "lines", Direction.DOWN)
 
 
-def test_the_other_direction_of_a_role_that_helps_is_tried_after_harm() -> None:
+@pytest.mark.parametrize("ending", ["harmful", "futile"])
+def test_the_other_direction_of_a_role_that_helps_is_tried_after_harm(ending: str) -> None:
     threads = number("threads", 16, 1, 64)
-    harmed = case("worker_starved", (threads,), endings=(ended("threads", 16, 32, "harmful", -0.2),))
+    harmed = case("worker_starved", (threads,), endings=(ended("threads", 16, 32, ending, -0.2),))
 
     assert first(case("worker_starved", (threads,))) == ("threads", 32)
     assert first(harmed) == ("threads", 8)

@@ -44,7 +44,7 @@ LEFT_AFTER = {
     "invalid": 0.8,
 }
 # What harm says of the opposite direction, and a gain that was not enough of going on.
-OPPOSITE_OF_HARM, FURTHER = 2.0, 6.0
+OPPOSITE_OF_HARM, FURTHER = 4.0, 6.0
 # The weight of undoing a change of shortly before the onset: the first suspect is the last change.
 SUSPECT = 20.0
 # One success that memory holds of the same symptom, against all that a playbook can say.
@@ -348,6 +348,7 @@ def _going_back(case: Case, state: ParameterState, play: Play, value: Value) -> 
 def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _Factor:
     """What earlier attempts on this case say of going in a direction."""
     times, why = 1.0, ""
+    least = case.status.briefing.rules.minimum_effect
     for past in case.endings:
         if past.parameter != state.declaration.key or past.value is None:
             continue
@@ -358,7 +359,7 @@ def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _F
             times *= LEFT_AFTER.get(past.ending, 1.0)
             if past.ending == "promoted" and (past.effect is None or past.effect > 0):
                 times, why = times * FURTHER, f"going {way.value} has helped, and not enough"
-        elif past.ending in ("harmful", "rolled_back"):
+        elif past.ending in ("harmful", "rolled_back") or (past.effect is not None and past.effect <= -least):
             times *= OPPOSITE_OF_HARM
     return _Factor(times, why)
 
