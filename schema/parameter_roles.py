@@ -35,7 +35,7 @@ WORDS: dict[Role, str] = {
     Role.BACKOFF: "backoff delay pause wait sleep cooldown spacing",
     Role.RETRIES: "retry retries attempts tries",
     Role.CONCURRENCY: "concurrency concurrent parallel parallelism workers threads slots inflight streams sessions "
-    "connections clients consumers second minute hour",
+    "connections clients consumers",
     Role.BATCH_SIZE: "batch batches chunk chunks page bulk",
     Role.CACHE: "cache cached caching memoize memo reuse remember",
     Role.TEMPERATURE: "temperature randomness",
@@ -48,6 +48,8 @@ WORDS: dict[Role, str] = {
 # A name with one of these words is that of a limit, whatever is limited: `llm_timeout_s`, `batch_deadline_s`.
 CUT_OFF_WORDS = frozenset({"timeout", "deadline", "cutoff"})
 NUMBERS = ("float", "integer")
+# So many things for each of another: the first is in the plural.
+COUNT = re.compile(r"[a-z]s_per_(?P<of>[a-z]+)")
 UNITS = {"ms": Role.LIMIT, "s": Role.LIMIT, "min": Role.LIMIT, "h": Role.LIMIT}
 
 
@@ -61,7 +63,8 @@ def role_of(parameter: "Parameter") -> Role:
     # A switch such as `retry_on_timeout` is no limit.
     if parameter.kind in NUMBERS and not CUT_OFF_WORDS.isdisjoint(_words(name)):
         return Role.LIMIT
-    return role_in(name) or UNITS.get(parameter.unit) or role_in(parameter.description) or Role.OTHER
+    by_name = role_in(name) or _role_of_a_count(name)
+    return by_name or UNITS.get(parameter.unit) or role_in(parameter.description) or Role.OTHER
 
 
 def with_limits(parameters: Iterable["Parameter"], limits: Collection[str | None]) -> tuple["Parameter", ...]:
@@ -77,9 +80,15 @@ def with_limits(parameters: Iterable["Parameter"], limits: Collection[str | None
 def role_in(text: str) -> Role | None:
     """The role that a word of a text tells, or None."""
     words = _words(text)
-    told = next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
-    # `items_per_call` is a size; `calls_per_minute`, which limits what is done at once, has been recognised above.
-    return Role.BATCH_SIZE if told is None and "per" in words else told
+    return next((role for role, telling in WORDS.items() if not words.isdisjoint(telling.split())), None)
+
+
+def _role_of_a_count(name: str) -> Role | None:
+    """That of a size for `items_per_call`; of a load for `calls_per_minute`, which limits what is done at once."""
+    count = COUNT.search(name)
+    if count is None:
+        return None
+    return Role.CONCURRENCY if count["of"] in ("second", "minute", "hour") else Role.BATCH_SIZE
 
 
 def _words(text: str) -> set[str]:

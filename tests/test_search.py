@@ -394,6 +394,12 @@ def test_when_all_is_down_and_no_parameter_stands_out_no_experiment_is_begun(fai
     assert {type(given) for given in answers if given is not None} == {answer}
 
 
+def test_how_many_choices_there_are_decides_nothing_of_an_outage() -> None:
+    all_wrong = case("wrong_answer", (MODEL,), kind=FailureKind.INVALID_RESULT, failed=200)
+
+    assert order(all_wrong)[0].chance >= WORTH_TRYING
+
+
 def moves(state: ParameterState, step: float = 2.0) -> dict[Direction, float]:
     """The numbers that would be tried, by direction."""
     return {idea.play.direction: float(idea.value) for idea in ideas(case("E1", (state,)), playbook(), Trust(), step)}
@@ -426,6 +432,8 @@ def test_up_is_above_and_down_is_below_whatever_the_bounds(
 @pytest.mark.parametrize(
     ("state", "up", "down"),
     [
+        (number("retries", 1, 0, 6), 4, 0),
+        (number("bias", 0, -2, 2), 2, -1),
         (number("penalty", 0.0, -2, 2, whole=False), 0.4, -0.4),
         (number("penalty", -1.0, -5, 5, whole=False), 0.0, -2.0),
         (number("nice", -4, -20, 19), -1, -7),

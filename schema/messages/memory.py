@@ -113,7 +113,7 @@ class Change(Message):
             return cls(parameter=parameter, verb="set", value=named(new), role=role)
         before, after = numbers
         sign = 1 if after > before else -1
-        octaves = abs(math.log2(after / before)) if before > 0 and after > 0 else None
+        octaves = abs(math.log2(after) - math.log2(before)) if before > 0 and after > 0 else None
         size = 0 if octaves is None else sign * max(1, round(SIZES_PER_OCTAVE * octaves))
         return cls(parameter=parameter, verb="raise" if sign > 0 else "lower", size=size, role=role)
 

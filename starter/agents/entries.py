@@ -25,10 +25,14 @@ SCALE = ("off none", "minimal min", "low small short", "medium normal standard",
 
 
 class Entry(NamedTuple):
-    """What the playbook gives a change: a weight, and the play that names it, None where none does."""
+    """What the playbook gives a change: a weight, and the play that names it, None where none does.
+
+    So many values of one parameter share it: only one of them can be the remedy.
+    """
 
     weight: float
     play: Play | None = None
+    shared_by: int = 1
 
 
 def entry_for(
@@ -40,7 +44,8 @@ def entry_for(
     number under the entry for a choice, where none names a direction. So many parameters are `of_unknown_role`: what
     one of them may be, each is as likely.
     """
-    up, down, other = (Play(play.role, way) for way in (Direction.UP, Direction.DOWN, Direction.SET))
+    up, down = Play(play.role, Direction.UP), Play(play.role, Direction.DOWN)
+    choice = Play(play.role, Direction.SET)
     directed = [named for named in (up, down) if named in weights]
     if play in weights:
         return _entry(weights, play)
@@ -49,8 +54,9 @@ def entry_for(
         return Entry(max(ANY_ROLE * same_way / of_unknown_role, UNNAMED))
     if play.direction is not Direction.SET:
         if directed:
-            return Entry(max(OTHER_WAY * weights[directed[0]], UNNAMED))
-        return _entry(weights, other, EITHER_WAY) if other in weights else Entry(UNNAMED)
+            (other_way,) = directed  # its own was returned above
+            return Entry(max(OTHER_WAY * weights[other_way], UNNAMED))
+        return _entry(weights, choice, EITHER_WAY) if choice in weights else Entry(UNNAMED)
     way = way_of_choice(current, value)
     if way is None:
         weightiest = max(directed, key=lambda named: weights[named], default=None)

@@ -170,8 +170,8 @@ class Case:
         if state is None or change is None:
             return None
         for past in self.endings:
-            counts = past.ending in endings or (past.ending == "inconclusive" and not self._has_changed_since(past))
-            if past.parameter == parameter and counts and _covers(past, state.value, value):
+            is_against = past.ending in endings or (past.ending == "inconclusive" and not self._has_changed_since(past))
+            if past.parameter == parameter and is_against and _covers(past, state.value, value):
                 return f"an experiment on a change like this has ended {past.ending}"
         remedies = [remedy for remedy in self._own_remedies if remedy.change.parameter == parameter]
         alike = [remedy for remedy in remedies if remedy.change.is_like(change)]
@@ -181,9 +181,10 @@ class Case:
         return f"I remember that {refuted[0].text}" if refuted else None
 
     def _has_changed_since(self, past: PastEnding) -> bool:
-        """Whether production runs on other values than when a cycle ended, as far as is known."""
-        changed = [change.at for change in self.recent.changes if change.kind != "declared"]
-        return past.ended_at is not None and any(at > past.ended_at for at in changed)
+        """Whether the task type runs on other values than when a cycle ended, as far as is known."""
+        own = {state.declaration.key for state in self.touching}
+        changed_at = [change.at for change in self.recent.changes if change.parameter in own and not change.is_first]
+        return past.ended_at is not None and any(at > past.ended_at for at in changed_at)
 
     def _promise(self, parameter: str) -> int:
         """Whether lengthening a limit has fixed similar cases (1), has failed to (-1), or neither (0)."""

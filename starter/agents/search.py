@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from schema.experience import posterior
 from schema.messages.base import Value
-from schema.messages.diagnosis import Contrast, ParameterChange
+from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding
 from schema.messages.memory import PatternState
 from schema.messages.platform import SECONDS, ParameterKind, ParameterState
 from schema.parameter_roles import Role, role_of
@@ -43,14 +43,14 @@ LEFT_AFTER = {
     "rejected": 0.25,
     "invalid": 0.8,
 }
-# What harm says of the opposite direction, and a gain that was not enough of going on.
-OPPOSITE_OF_HARM, FURTHER = 4.0, 6.0
+# What harm says of the opposite direction, what no effect says of it, and a gain that was not enough of going on.
+OPPOSITE_OF_HARM, OPPOSITE_OF_NOTHING, FURTHER = 4.0, 0.5, 6.0
 # The weight of undoing a change of shortly before the onset: the first suspect is the last change.
 SUSPECT = 20.0
 # One success that memory holds of the same symptom, against all that a playbook can say.
 REMEMBERED = 20.0
-# Successes and failures of the prior: Beta(1, 1), with a mean of one half.
-PRIOR = 1.0
+# Successes and failures of the prior: Beta(1, 1).
+PRIOR, PRIOR_MEAN = 1.0, 0.5
 # How many times the slowest good tasks a limit must be to cut off nothing but tasks that hang.
 HANGS_FROM = 3.0
 # Pauses differ by orders of magnitude, and a temperature matters near zero: a step of theirs is so many times larger.
@@ -100,7 +100,8 @@ NEUTRAL = _Factor(1.0)
 class _Hypothesis(NamedTuple):
     """A change that may be the remedy, and the weight that all sources give it together.
 
-    `is_shown` is whether the case itself speaks for it: the records, the last change, an attempt, or a like one before.
+    `is_shown` is whether the case itself speaks for it: the records, the last change, an attempt, a like one before, or
+    an entry of the playbook for what fixes such failures as a rule.
     """
 
     weight: float
@@ -122,8 +123,8 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
             sharing = Counter(entries.values())
             for value, entry in entries.items():
                 if not case.against(state.declaration.key, value):
-                    own = entry._replace(weight=entry.weight / sharing[entry])
-                    hypotheses.append(_hypothesis(case, state, play, value, own, trust))
+                    shared = entry._replace(shared_by=sharing[entry])
+                    hypotheses.append(_hypothesis(case, state, play, value, shared, trust))
     is_cause_shown = any(h.is_shown for h in hypotheses)
     total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case, is_cause_shown)
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
@@ -134,14 +135,15 @@ def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, ent
     """What each source says of one change. A last change and memory add: what they know needs no playbook."""
     records, attempts = _records(case, state, play), _attempts(case, state, play, value)
     suspected, memory = _going_back(case, state, play, value), _remembered(case, state, play, value)
-    weight = entry.weight**trust.playbook * records.times**trust.records * memory.times**trust.experience
+    prior = entry.weight / entry.shared_by
+    weight = prior**trust.playbook * records.times**trust.records * memory.times**trust.experience
     weight += trust.records * suspected + trust.experience * memory.added
     weight *= attempts.times**trust.experience
     undoing = f"{state.declaration.key} was changed shortly before the onset" if suspected >= 1 else ""
     why = "; ".join(reason for reason in (undoing, records.why, attempts.why) if reason)
     recalled = case.recalled(state.declaration.key, value)
-    has_helped = bool(attempts.why) or (recalled is not None and recalled.state is PatternState.SUPPORTED)
-    is_usual = entry.weight >= USUAL and play.role not in MORE_TRIES
+    has_helped = attempts.times > 1 or (recalled is not None and recalled.state is PatternState.SUPPORTED)
+    is_usual = entry.weight >= USUAL and records.times >= 1 and play.role not in MORE_TRIES
     is_shown = suspected >= 1 or records.times >= TELLING_TIMES or has_helped or is_usual
     return _Hypothesis(weight, state, value, play, why or _by_the_playbook(case, state, play, value, entry), is_shown)
 
@@ -207,10 +209,11 @@ def _stepped(state: ParameterState, way: Direction, step: float) -> float:
         distance = (step - 1) * (most - least) / 10
         higher, lower = current + distance, current - distance
     else:
-        higher, lower = step * current or most / 100, current / step
-    if way is Direction.DOWN:
-        return lower
-    return max(higher, current + LEAST_MORE) if declared.kind is ParameterKind.INTEGER else higher
+        higher = step * current if current else most / 100
+        lower = current / step
+    if declared.kind is ParameterKind.INTEGER:
+        higher, lower = max(higher, current + LEAST_MORE), min(lower, current - 1)
+    return lower if way is Direction.DOWN else higher
 
 
 def _undone(case: Case, state: ParameterState, play: Play) -> float | None:
@@ -292,7 +295,8 @@ def _helplessness(case: Case, is_cause_shown: bool) -> float:
     """How much likelier than usual it is that no parameter is the cause.
 
     Nearly every task fails in one way, whatever its attributes: something that all of them need is down. All the more
-    where nearly none succeeds any more, and nothing on record shows a parameter as the cause.
+    where nearly none succeeds any more, and neither the record nor a rule for such failures shows a parameter as the
+    cause.
     """
     contrasts = case.records.contrasts if case.records else ()
     rate, ways = case.baseline.rate, failures(case)
@@ -359,9 +363,17 @@ def _attempts(case: Case, state: ParameterState, play: Play, value: Value) -> _F
             times *= LEFT_AFTER.get(past.ending, 1.0)
             if past.ending == "promoted" and (past.effect is None or past.effect > 0):
                 times, why = times * FURTHER, f"going {way.value} has helped, and not enough"
-        elif past.ending in ("harmful", "rolled_back") or (past.effect is not None and past.effect <= -least):
+        elif _did_harm(past, least):
             times *= OPPOSITE_OF_HARM
+        elif past.ending == "futile" and past.effect is not None and past.effect < least:
+            times *= OPPOSITE_OF_NOTHING
     return _Factor(times, why)
+
+
+def _did_harm(past: PastEnding, least: float) -> bool:
+    """Whether a change made it worse, by its ending or, where its experiment counts, by an effect of `least`."""
+    measured = past.effect if past.ending in ("futile", "inconclusive") else None
+    return past.ending in ("harmful", "rolled_back") or (measured is not None and measured <= -least)
 
 
 def direction(current: Value, value: Value) -> Direction:
@@ -389,7 +401,7 @@ def _remembered(case: Case, state: ParameterState, play: Play, value: Value) -> 
     successes, _ = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name)
     _, failed = posterior(memory, case.symptom, play.role, change.verb, at, name=change.name, value=change.value)
     mean = (successes + PRIOR) / (successes + failed + 2 * PRIOR)
-    return _Memory(2 * mean, REMEMBERED * max(0.0, successes - failed))
+    return _Memory(mean / PRIOR_MEAN, REMEMBERED * max(0.0, successes - failed))
 
 
 def _by_the_playbook(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry) -> str:
