@@ -257,7 +257,7 @@ class Judge:
         cycles = [cycle for cycle in about if fault.at_hour <= hour_of(cycle.opened_at) < end]
         escalated_hour = self._escalated_hour(fault, task_types, end)
         restored = self._restored(fault, task_types, end)
-        detected_hour = self._detected_hour(task_types, fault.at_hour, end)
+        detected_hour = self._detected_hour(task_types, fault.at_hour, min(end, self._next_fault(fault, task_types)))
         if restored is not None:
             verdict = FaultVerdict.MENDED
         elif escalated_hour is not None:
@@ -276,6 +276,11 @@ class Judge:
             escalated_hour=escalated_hour,
             verdict=verdict,
         )
+
+    def _next_fault(self, fault: WorldFault, task_types: Sequence[str]) -> float:
+        """When the next fault strikes one of the same task types: what is found from then on may be that one."""
+        others = [other for other in self.world.faults if not set(task_types).isdisjoint(self.world.task_types(other))]
+        return min((other.at_hour for other in others if other.at_hour > fault.at_hour), default=math.inf)
 
     def _detected_hour(self, task_types: Sequence[str], begin: float, end: float) -> float | None:
         """When an anomaly about the fault's tasks was raised, or a cycle was opened on one that was open already."""
