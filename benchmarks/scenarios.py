@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
@@ -65,10 +66,11 @@ def simulated(scenario: Path, seed: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-def best_success(scenario: Path, seed: int, hours: int) -> float:
+@cache
+def best_success(scenario: Path, hours: int) -> float:
     """The success rate in the last hour at the best values that a climb over the declared ones finds."""
     platform = read_platform(scenario)
-    world = World(platform, seed)
+    world = World(platform, platform.simulation.seed)
     values: dict[str, Value] = {parameter.key: parameter.default for parameter in platform.parameters}
 
     def success(values: dict[str, Value]) -> float:
@@ -113,7 +115,7 @@ def run_of(scenario: Path, seed: int, folder: Path) -> Run:
     faults = platform.simulation.faults
     return Run(
         result=result,
-        best=best_success(scenario, seed, result["hours"]),
+        best=best_success(scenario, result["hours"]),
         mendable=frozenset(fault.name for fault in faults if fault.remedy),
         large=frozenset(fault.name for fault in faults if is_large(world, fault, values_at(result, platform, fault))),
     )
