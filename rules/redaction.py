@@ -9,8 +9,11 @@ Must never: be the only protection. A text reaches agents only where the operato
 
 import re
 from itertools import pairwise
+from string import ascii_letters, digits
 
 REMOVED = "[removed]"
+# What a cut may not part: a run of these may be a credential.
+_OF_A_CREDENTIAL = f"{ascii_letters}{digits}_+/=.~%@#$^*!-"
 
 # A block that was cut off has no last line.
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
@@ -90,6 +93,17 @@ def redacted(text: str) -> str:
     text = _KNOWN.sub(REMOVED, text)
     text = _RUN.sub(_unless_random, text)
     return _URL_CUT.sub(rf"\1{REMOVED}", text)
+
+
+def beginning(text: str, longest: int) -> str:
+    """At most the first `longest` characters; where there are more, without the word that the cut would halve.
+
+    Half a credential is not recognised as one. A text that is cut before it is redacted is cut by this.
+    """
+    if len(text) <= longest:
+        return text
+    start = text[:longest]
+    return start.rstrip(_OF_A_CREDENTIAL) or start
 
 
 def _without_token(match: "re.Match[str]") -> str:

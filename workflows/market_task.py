@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.tasks import TaskActivities
 
 from rules import bidding, identity, rewards
-from rules.redaction import redacted
+from rules.redaction import beginning, redacted
 from schema import wire
 from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage
@@ -58,7 +58,8 @@ def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str,
     """
     fields = {"summary": result.summary, "details": result.details, "attributes": result.attributes}
     if result.failure is not None:
-        return fields | {"failure_reason": result.reason, "failure_detail": detail_of(result.detail or result.summary)}
+        detail = result.detail or beginning(result.summary, 500)
+        return fields | {"failure_reason": result.reason, "failure_detail": detail_of(detail)}
     if ending is TaskEnding.FAILED:
         return fields | {"failure_reason": "result_refuted", "failure_detail": detail_of(reason)}
     return fields
@@ -175,7 +176,9 @@ class MarketTask(Shell):
             await self._pass_on_the_award()
             return
         if result.failure is not None:
-            await self._settle(TaskEnding.FAILED, f"{result.failure}: {result.summary}"[:2_000], result.failure)
+            # Redacted before it is cut: half a key is not recognised.
+            reason = redacted(f"{result.failure}: {result.summary}")[:2_000]
+            await self._settle(TaskEnding.FAILED, reason, result.failure)
             return
         difference = await self._check(result)
         if difference is not None:
