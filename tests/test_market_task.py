@@ -351,7 +351,8 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
         await stage.bid(task, "ann")
         await stage.bid(task, "bea", 90)
         await stage.executing(task, "ann")
-        await stage.client.submit_result(task, WorkResult(message_id="r", agent_id="ann", quality=0.1))
+        claimed = WorkResult(message_id="r", agent_id="ann", quality=0.1, summary="with password=hunter2")
+        await stage.client.submit_result(task, claimed)
         ended = await stage.ended(task)
 
     assert ended.settlement is not None
@@ -361,6 +362,7 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
     assert outcome is not None
     assert (outcome.reason, outcome.detail) == ("result_refuted", ended.settlement.reason)
     assert stage.balances("ann") == [0]
+    assert "hunter2" not in ended.model_dump_json()
 
 
 async def test_a_failure_that_is_handed_in_says_why_and_so_does_its_outcome(

@@ -66,7 +66,7 @@ def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str,
 
 
 def _without_credentials(failed: WorkResult) -> WorkResult:
-    """A failure that was handed in, as everybody who asks for the status sees it."""
+    """A failure, or a result that the check refuted, as everybody who asks for the status sees it."""
     shown = {"summary": redacted(failed.summary)[:2_000], "detail": detail_of(redacted(failed.detail))}
     return failed.model_copy(update=shown)
 
@@ -302,7 +302,8 @@ class MarketTask(Shell):
         fields = dict(state) | {"receipts": {}}
         if state.opened is not None and state.phase is not TaskPhase.BIDDING:
             fields["opened"] = state.opened.model_copy(update={"agents": ()})
-        if state.result is not None and state.result.failure is not None:
+        refuted = state.settlement is not None and state.settlement.ending is TaskEnding.FAILED
+        if state.result is not None and (refuted or state.result.failure is not None):
             fields["result"] = _without_credentials(state.result)
         return TaskStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **fields)
 
