@@ -27,6 +27,8 @@ from schema.tables.observatory import AgentRollupRow, OutcomeRow, RetentionRow, 
 RECORDED_AT_A_TIME = 5_000
 # Deleting these takes some tenths of a second, during which recorders wait.
 EXPIRED_AT_A_TIME = 20_000
+# A settlement may take 100 kB, and is read and written again while recorders wait.
+FORGOTTEN_AT_A_TIME = 500
 # Long enough to compare with the same season of last year.
 ROLLUP_RETENTION = timedelta(days=400)
 
@@ -140,14 +142,18 @@ def _insert(session: Session, outcomes: Collection[TaskOutcome]) -> None:
 def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     """Delete at most `limit` outcomes that finished before an instant, and assignments of experiments closed before it.
 
-    Returns how many of these rows were deleted. With its outcome, a failed task's settlement forgets the message.
-    Whatever an open experiment may have counted stays. Roll-ups are deleted after ROLLUP_RETENTION.
+    Returns how many of these rows were deleted. With its outcome, a failed task's settlement forgets the message; where
+    there are more than FORGOTTEN_AT_A_TIME, fewer outcomes go than `limit`, and the next call goes on. Whatever an open
+    experiment may have counted stays. Roll-ups are deleted after ROLLUP_RETENTION.
     """
     lock(session, "rollup")
     cutoff = _advance_retention(session, before)
     old = select(OutcomeRow.task_id).where(col(OutcomeRow.finished_at) < cutoff)
-    # The order is total, so that both statements mean the same rows.
-    oldest = old.order_by(col(OutcomeRow.finished_at), col(OutcomeRow.task_id)).limit(limit)
+    # The order is total, so that all statements mean the same rows.
+    old = old.order_by(col(OutcomeRow.finished_at), col(OutcomeRow.task_id))
+    while limit > FORGOTTEN_AT_A_TIME and _failed_tasks(session, old.limit(limit)) > FORGOTTEN_AT_A_TIME:
+        limit //= 2
+    oldest = old.limit(limit)
     _forget_messages(session, oldest)
     deleted = _delete(session, OutcomeRow, col(OutcomeRow.task_id).in_(oldest))
     for experiment_id in _with_assignments_closed_before(session, cutoff):
@@ -161,10 +167,18 @@ def expire_outcomes(session: Session, before: datetime, limit: int) -> int:
     return deleted
 
 
+def _failed_tasks(session: Session, expiring: SelectOfScalar[str]) -> int:
+    """How many of these tasks have a settlement that says why they failed."""
+    return session.exec(select(func.count()).select_from(TaskRow).where(*_failed_among(expiring))).one()
+
+
+def _failed_among(expiring: SelectOfScalar[str]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return col(TaskRow.task_id).in_(expiring), col(TaskRow.ending) == TaskEnding.FAILED.value
+
+
 def _forget_messages(session: Session, expiring: SelectOfScalar[str]) -> None:
     """Clear what the settlements of these tasks still hold of the messages of their failures."""
-    failed = select(TaskRow).where(col(TaskRow.task_id).in_(expiring), TaskRow.ending == TaskEnding.FAILED.value)
-    for task in session.exec(failed):
+    for task in session.exec(select(TaskRow).where(*_failed_among(expiring))):
         settlement = Settlement.model_validate(task.settlement)
         label = settlement.failure_reason or settlement.failure
         forgotten = {"reason": f"{label}: the message has expired", "summary": "", "failure_detail": ""}

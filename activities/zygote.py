@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from rules.redaction import beginning
 from schema.failure_kinds import FailureKind
 from schema.messages.observatory import reason_of
 from schema.mistakes import in_one_line
@@ -235,7 +236,7 @@ def _work(pipe: Connection, request: Mapping[str, Any], prepared: _Prepared) -> 
 
 
 def _not_begun(reason: str, detail: str) -> _Report:
-    return _Report(0.0, FailureKind.ERROR, reason, detail[:DETAIL_CHARS], None)
+    return _Report(0.0, FailureKind.ERROR, reason, beginning(detail, DETAIL_CHARS), None)
 
 
 def _as_json(returned: TaskResult) -> str:
@@ -254,13 +255,14 @@ def _failed(duration_s: float, error: BaseException) -> _Report:
         return _Report(duration_s, FailureKind.ERROR, "out_of_memory", "out of memory", None)
     if isinstance(error, InvalidResult):
         reason = reason_of(error.failure_reason)
-        return _Report(duration_s, FailureKind.INVALID_RESULT, reason, str(error)[:DETAIL_CHARS], None)
+        return _Report(duration_s, FailureKind.INVALID_RESULT, reason, beginning(str(error), DETAIL_CHARS), None)
     if isinstance(error, ValidationError | PydanticSerializationError):
-        return _Report(duration_s, FailureKind.INVALID_RESULT, failure_reason(error), str(error)[:DETAIL_CHARS], None)
+        detail = beginning(str(error), DETAIL_CHARS)
+        return _Report(duration_s, FailureKind.INVALID_RESULT, failure_reason(error), detail, None)
     return _Report(duration_s, FailureKind.ERROR, failure_reason(error), _described(error), None)
 
 
 def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"[:DETAIL_CHARS]
+    return beginning(f"{type(error).__name__}: {error}{place}", DETAIL_CHARS)

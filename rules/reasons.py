@@ -9,7 +9,8 @@ others. (Such labels without a digit are families of their own, and do.)
 More labels never lower a rank, and what was first, second, ... of a family gives way only to a smaller hash. So a label
 that is kept of all that were ever counted was kept of every part of them. No count of it was ever lost: whatever is
 kept is exact, and in whichever order and batches failures are counted or merged, the result is the same. (The most
-frequent labels could not be kept in this way: which ones they are would depend on the order.)
+frequent labels could not be kept in this way: which ones they are would depend on the order.) Roll-ups of an
+earlier release were kept by another rank: merged with new ones, they may count a reason too low, the rest as `other`.
 
 A failure without a reason counts under its kind. Kinds are kept before all other labels, and a platform's own label
 `other` counts as one of the others.

@@ -9,8 +9,11 @@ Must never: be the only protection. A text reaches agents only where the operato
 
 import re
 from itertools import pairwise
+from string import ascii_letters, digits
 
 REMOVED = "[removed]"
+# What a cut may not part: a run of these may be a credential.
+_OF_A_CREDENTIAL = f"{ascii_letters}{digits}_+/=.~%@#$^*!-"
 
 # A block that was cut off has no last line.
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
@@ -42,18 +45,26 @@ _ASSIGNMENT = re.compile(
 _SPOKEN = re.compile(
     rf"({_NAME_START}(?:{_WORDS}|(?:{_KEYS})[ _-]?key|(?<=--)(?:pass|auth)){_NAME_END})"
     r"((?:\s+(?:is|was|provided))?(?:\s*[:=]\s*|\s+)['\"]?)"
-    rf"(?:(?={_VALUE_CHARACTER}*[A-Za-z])(?={_VALUE_CHARACTER}*[0-9@#$%^*+~]){_VALUE_CHARACTER}{{6,}}|\d{{8,}})",
+    rf"((?={_VALUE_CHARACTER}*[A-Za-z])(?={_VALUE_CHARACTER}*[0-9@#$%^*+~]){_VALUE_CHARACTER}{{6,}}|\d{{8,}})",
     re.IGNORECASE,
 )
+# Paths, instants and algorithms of JSON web tokens.
+_NO_SECRET = re.compile(r"/[\w.-]+(?:/[\w.-]+)+:?|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-][\d:]+)?|[EHPR]S\d{3}K?\.?")
+# "Secret my-app-db-7 not found" names an object of Kubernetes.
+_OBJECT_NAME = re.compile(r"[a-z]+(?:-[a-z]+)+-\d{1,3}[.:]?")
 # `-u 1000:1000` are the ids of a user and its group, `-u https://...` is a URL.
-_USER_OPTION = re.compile(
-    r"(?<!\S)((?:-u|--user|--proxy-user)(?:\s+|=)?)(?!\d+:\d+(?!\S)|['\"]?[^\s:='\"]*:(?://|\[removed\]))"
+_USER_VALUE = (
+    r"(?!\d+:\d+(?!\S)|['\"]?[^\s:='\"]*:(?://|\[removed\]))"
     r"('[^\s:='\"]*:[^'\r\n]*'?\S*|\"[^\s:='\"]*:[^\"\r\n]*\"?\S*|[^\s:='\"]+:\S+)"
 )
+_USER_OPTION = re.compile(rf"(?<!\S)((?:--user|--proxy-user)(?:\s+|=)?){_USER_VALUE}")
+# Of other programs, as in `python -u worker.py:main`, it is no user.
+_SHORT_USER_OPTION = re.compile(rf"(?<!\S)(-u(?:\s+|=)?){_USER_VALUE}")
+_HAS_SHORT_USER_OPTION = re.compile(r"\b(?:curl|wget)\b", re.IGNORECASE)
 _PASSWORD_OPTION = re.compile(r"(\bsshpass\s+-p\s*)('[^'\r\n]*'?\S*|\"[^\"\r\n]*\"?\S*|\S+)")
 _KNOWN = re.compile(
-    r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)*"  # JSON web tokens
-    r"|\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{12,}"  # AWS
+    r"\beyJ[A-Za-z0-9_-]{5,2000}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)*"  # JSON web tokens; bounded, or it is quadratic
+    r"|\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{12,}\w*"  # AWS
     r"|\bgh[opsur]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"  # GitHub, GitLab
     r"|\bxox[a-z]-[\w-]{8,}|\bxapp-[\w-]{8,}|hooks\.slack\.com/services/[\w/]+"  # Slack
     r"|\bsk-[\w-]{12,}|\b[prs]k_(?:live|test)_\w{8,}|\bwhsec_[\w+/=]{8,}"  # OpenAI and the like, Stripe
@@ -74,12 +85,25 @@ def redacted(text: str) -> str:
     text = _HEADER.sub(rf"\1\2{REMOVED}", text)
     text = _SCHEME.sub(_without_token, text)
     text = _ASSIGNMENT.sub(rf"\1\2{REMOVED}", text)
-    text = _SPOKEN.sub(rf"\1\2{REMOVED}", text)
+    text = _SPOKEN.sub(_without_value, text)
     text = _USER_OPTION.sub(rf"\1{REMOVED}", text)
+    if _HAS_SHORT_USER_OPTION.search(text):
+        text = _SHORT_USER_OPTION.sub(rf"\1{REMOVED}", text)
     text = _PASSWORD_OPTION.sub(rf"\1{REMOVED}", text)
     text = _KNOWN.sub(REMOVED, text)
     text = _RUN.sub(_unless_random, text)
     return _URL_CUT.sub(rf"\1{REMOVED}", text)
+
+
+def beginning(text: str, longest: int) -> str:
+    """At most the first `longest` characters; where there are more, without the word that the cut would halve.
+
+    Half a credential is not recognised as one. A text that is cut before it is redacted is cut by this.
+    """
+    if len(text) <= longest:
+        return text
+    start = text[:longest]
+    return start.rstrip(_OF_A_CREDENTIAL) or start
 
 
 def _without_token(match: "re.Match[str]") -> str:
@@ -87,6 +111,13 @@ def _without_token(match: "re.Match[str]") -> str:
     scheme, separator, token = match.groups()
     is_a_word = token.rstrip(".").islower() and token.rstrip(".").isalpha()
     return match[0] if is_a_word else f"{scheme}{separator}{REMOVED}"
+
+
+def _without_value(match: "re.Match[str]") -> str:
+    """ "secret /run/secrets/db_1" is no credential: a path."""
+    name, separator, value = match.groups()
+    is_name = name.lower() in ("secret", "secrets") and _OBJECT_NAME.fullmatch(value)
+    return match[0] if is_name or _NO_SECRET.fullmatch(value) else f"{name}{separator}{REMOVED}"
 
 
 def _unless_random(match: "re.Match[str]") -> str:

@@ -351,7 +351,8 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
         await stage.bid(task, "ann")
         await stage.bid(task, "bea", 90)
         await stage.executing(task, "ann")
-        await stage.client.submit_result(task, WorkResult(message_id="r", agent_id="ann", quality=0.1))
+        claimed = WorkResult(message_id="r", agent_id="ann", quality=0.1, summary="with password=hunter2")
+        await stage.client.submit_result(task, claimed)
         ended = await stage.ended(task)
 
     assert ended.settlement is not None
@@ -361,6 +362,7 @@ async def test_what_is_handed_in_is_done_again_and_a_lie_is_a_failure(
     assert outcome is not None
     assert (outcome.reason, outcome.detail) == ("result_refuted", ended.settlement.reason)
     assert stage.balances("ann") == [0]
+    assert "hunter2" not in ended.model_dump_json()
 
 
 async def test_a_failure_that_is_handed_in_says_why_and_so_does_its_outcome(
@@ -405,6 +407,26 @@ async def test_who_asks_for_a_failed_task_reads_why_without_the_credentials_in_i
     assert status.result is not None
     assert status.result.detail == "GET /?token=[removed] failed"
     assert "hunter2" not in ended.model_dump_json() + status.model_dump_json()
+
+
+async def test_a_message_that_is_cut_does_not_end_with_half_a_key(
+    temporal: Client, database: Database, task_queue: str, tmp_path: Path
+) -> None:
+    keys = "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "sk_live_4eC39HqLyjW"
+    # The detail is cut in the first key, the reason in the second.
+    summary = ("a " * 243 + keys[0]).ljust(1_980, ".") + " " + keys[1]
+    async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:
+        task = await stage.submit()
+        await stage.bid(task, "ann")
+        await stage.bid(task, "bea", 90)
+        await stage.executing(task, "ann")
+        result = WorkResult(message_id="r", agent_id="ann", failure=FailureKind.ERROR, summary=summary)
+        await stage.client.submit_result(task, result)
+        ended = await stage.ended(task)
+
+    shown = ended.model_dump_json()
+    assert "ghp_" not in shown
+    assert "sk_live" not in shown
 
 
 async def test_an_agent_brings_a_task_type_and_it_is_bid_on_at_once(

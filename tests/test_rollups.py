@@ -24,7 +24,7 @@ from activities.database import Database
 from activities.guardrails import guardrails, objectives
 from activities.history import counts_since, healthy_counts, history
 from activities.observatory import ObservatoryActivities
-from activities.recording import expire_outcomes, record_outcomes
+from activities.recording import FORGOTTEN_AT_A_TIME, expire_outcomes, record_outcomes
 from activities.rollups import interval_start, rollups, together
 from activities.sketches import ACCURACY, Sketch, above, below, highest, lowest, pack, quantile, sketch, unpack
 from rules.verdict import is_success
@@ -32,8 +32,10 @@ from schema.failure_kinds import FailureKind
 from schema.messages.experiment import Assignment, Variant
 from schema.messages.observatory import Counts, Guardrail, Snapshot, TaskOutcome
 from schema.messages.platform import ObservatoryRules, Platform
+from schema.messages.tasks import Settlement, TaskEnding, TaskRequest
 from schema.tables.events import EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow
+from schema.tables.market import TaskRow
 from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
 from schema.wire import EventType
 from tests import builders
@@ -420,6 +422,44 @@ def test_old_outcomes_go_a_bounded_number_at_a_time_and_their_roll_ups_stay(data
     assert left(database) == 10
     with database.reading() as session:
         assert together(rollups(session, NOW - DAY, NOW + DAY)[TYPE]).tasks == 70
+
+
+def test_messages_are_forgotten_a_bounded_number_at_a_time_and_none_is_skipped(database: Database) -> None:
+    failed = stretch(NOW - 120 * MINUTE, 101, failure=FailureKind.ERROR, quality=None)
+    assert len(failed) > 2 * FORGOTTEN_AT_A_TIME
+    record(database, *failed)
+    with database.transaction() as session:
+        session.add_all(failed_task(outcome) for outcome in failed)
+
+    gone = [expire(database, NOW, 2_000) for _ in range(5)]
+
+    assert all(count <= FORGOTTEN_AT_A_TIME for count in gone)
+    assert (sum(gone), gone[-1]) == (len(failed), 0)
+    with database.reading() as session:
+        kept = session.exec(select(TaskRow.settlement)).all()
+    assert {settlement and settlement["failure_detail"] for settlement in kept} == {""}
+
+
+def failed_task(outcome: TaskOutcome) -> TaskRow:
+    """A user task that was settled as failed, with its message."""
+    settlement = Settlement(
+        request=TaskRequest(task_id=outcome.task_id, task_type=TYPE),
+        ending=TaskEnding.FAILED,
+        reason="error: the disk is full",
+        started_at=outcome.started_at,
+        at=outcome.finished_at,
+        failure=FailureKind.ERROR,
+        failure_detail="the disk is full",
+    )
+    return TaskRow(
+        task_id=outcome.task_id,
+        task_type=TYPE,
+        requester="rita",
+        run_id="r",
+        opened_at=outcome.started_at,
+        ending=settlement.ending.value,
+        settlement=settlement.model_dump(mode="json"),
+    )
 
 
 def test_an_expired_outcome_is_not_counted_again(database: Database) -> None:

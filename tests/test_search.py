@@ -497,9 +497,14 @@ def test_an_operators_words_are_recognised_in_any_case(tmp_path: Path) -> None:
             "expected a metric among success_rate, .* but success_rat came; did you mean success_rate",
         ),
         (
-            '[symptoms.rate_limit]\nreasons = ["busy"]\n',
+            '[symptoms.rate_limit]\nreasons = ["busy"]\n[symptoms.rate_limit.try]\n"backoff up" = 9\n',
             ":1: symptoms.rate_limit.metrics: ",
             "expected metrics of a new symptom .*; did you mean rate_limited",
+        ),
+        (
+            '[symptoms.gpu]\nmetrics = ["success_rate"]\nreasons = ["gpulost"]\n[symptoms.gpu.try]\n',
+            ":1: symptoms.gpu.try: ",
+            "expected what to try for a new symptom",
         ),
         ("symptoms = [", ": ", "expected a playbook in TOML"),
     ],

@@ -22,6 +22,7 @@ from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 
 LIMIT_S = 20.0  # of a task that ends by itself: far more than it needs
+KEY = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
 WAIT_S = 20.0  # for what must happen, and happens at once
 
 
@@ -69,6 +70,8 @@ class Probe:
             case "crash":
                 signal.signal(signal.SIGSEGV, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case "quote a key":
+                raise ValueError("a " * 235 + KEY)
             case "eat memory":
                 bytearray(1 << 40)
             case "say too much":
@@ -187,6 +190,12 @@ def test_a_failure_has_a_kind_a_reason_and_a_detail(
     assert (execution.failure, execution.reason) == (failure, reason)
     assert detail in execution.detail
     assert execution.result is None
+
+
+def test_a_detail_that_is_cut_does_not_end_with_half_a_key(runner: TaskRunner) -> None:
+    detail = runner.run("probe", Act(act="quote a key"), {}, LIMIT_S).detail
+
+    assert detail == "ValueError: " + "a " * 235
 
 
 def test_a_task_is_killed_at_its_limit(runner: TaskRunner, line: Line) -> None:

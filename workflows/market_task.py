@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.tasks import TaskActivities
 
 from rules import bidding, identity, rewards
-from rules.redaction import redacted
+from rules.redaction import beginning, redacted
 from schema import wire
 from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage
@@ -58,14 +58,15 @@ def _handed_in(result: WorkResult, ending: TaskEnding, reason: str) -> dict[str,
     """
     fields = {"summary": result.summary, "details": result.details, "attributes": result.attributes}
     if result.failure is not None:
-        return fields | {"failure_reason": result.reason, "failure_detail": detail_of(result.detail or result.summary)}
+        detail = result.detail or beginning(result.summary, 500)
+        return fields | {"failure_reason": result.reason, "failure_detail": detail_of(detail)}
     if ending is TaskEnding.FAILED:
         return fields | {"failure_reason": "result_refuted", "failure_detail": detail_of(reason)}
     return fields
 
 
 def _without_credentials(failed: WorkResult) -> WorkResult:
-    """A failure that was handed in, as everybody who asks for the status sees it."""
+    """A failure, or a result that the check refuted, as everybody who asks for the status sees it."""
     shown = {"summary": redacted(failed.summary)[:2_000], "detail": detail_of(redacted(failed.detail))}
     return failed.model_copy(update=shown)
 
@@ -175,7 +176,9 @@ class MarketTask(Shell):
             await self._pass_on_the_award()
             return
         if result.failure is not None:
-            await self._settle(TaskEnding.FAILED, f"{result.failure}: {result.summary}"[:2_000], result.failure)
+            # Redacted before it is cut: half a key is not recognised.
+            reason = redacted(f"{result.failure}: {result.summary}")[:2_000]
+            await self._settle(TaskEnding.FAILED, reason, result.failure)
             return
         difference = await self._check(result)
         if difference is not None:
@@ -299,7 +302,8 @@ class MarketTask(Shell):
         fields = dict(state) | {"receipts": {}}
         if state.opened is not None and state.phase is not TaskPhase.BIDDING:
             fields["opened"] = state.opened.model_copy(update={"agents": ()})
-        if state.result is not None and state.result.failure is not None:
+        refuted = state.settlement is not None and state.settlement.ending is TaskEnding.FAILED
+        if state.result is not None and (refuted or state.result.failure is not None):
             fields["result"] = _without_credentials(state.result)
         return TaskStatus(workflow_id=info.workflow_id, run_id=info.first_execution_run_id, **fields)
 

@@ -144,7 +144,7 @@ def play_of(name: str) -> Play:
 def read(path: Path = SHIPPED, extended: Playbook | None = None) -> Playbook:
     """The playbook of a file, which may extend another. Raises DeclarationError with all that is wrong in it.
 
-    A symptom that the other one does not have needs metrics: without one, it is never recognised.
+    A symptom that the other one does not have needs metrics, or it is never recognised, and something to try.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -156,15 +156,26 @@ def read(path: Path = SHIPPED, extended: Playbook | None = None) -> Playbook:
 
     known = extended.symptoms if extended else {}
     lines = lines_by_path(text)
-    never_recognised = [name for name, rule in symptoms.items() if name not in known and not rule.metrics]
-    if never_recognised:
-        expected = f"expected metrics of a new symptom ({', '.join(METRICS)}), but none came"
-        problems = [
-            Problem(line_of(("symptoms", name), lines), f"symptoms.{name}.metrics", f"{expected}{_meant(name, known)}")
-            for name in never_recognised
-        ]
+    problems = []
+    for name, rule in symptoms.items():
+        if name not in known:
+            line = line_of(("symptoms", name), lines)
+            problems += [
+                Problem(line, f"symptoms.{name}.{key}", what + _meant(name, known)) for key, what in _lacks(rule)
+            ]
+    if problems:
         raise DeclarationError(path, problems)
     return Playbook(symptoms)
+
+
+def _lacks(rule: SymptomRule) -> list[tuple[str, str]]:
+    """What a new symptom needs and this one does not have, by key, and what was expected."""
+    lacks = []
+    if not rule.metrics:
+        lacks.append(("metrics", f"expected metrics of a new symptom ({', '.join(METRICS)}), but none came"))
+    if not rule.plays:
+        lacks.append(("try", 'expected what to try for a new symptom, such as "retries up" = 3, but nothing came'))
+    return lacks
 
 
 def _problems(text: str, error: ValidationError) -> list[Problem]:
