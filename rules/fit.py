@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
+from rules.rates import worst
 from schema.messages.base import Value, format_value
 from schema.messages.diagnosis import Diagnosis, ParameterChange, PastEnding, TaskTypeDiagnosis
 from schema.messages.platform import Parameter, ParameterKind, ParameterState
@@ -42,13 +43,15 @@ T = TypeVar("T")
 Step = tuple[str, Callable[[Diagnosis], Diagnosis]]
 
 
-def fitted(diagnosis: Diagnosis, task_type: str, largest_bytes: int = LARGEST_BYTES) -> Diagnosis:
+def fitted(diagnosis: Diagnosis, task_type: str, largest_bytes: int = LARGEST_BYTES, parameter: str = "") -> Diagnosis:
     """The diagnosis with at most so many bytes of JSON.
 
-    `task_type` is the one in question; where it is empty, that is the one that fails most.
+    `task_type` is the one in question; where it is empty, that is the one that fails most. `parameter` is one of its
+    parameters that is proposed to change, and is never left out.
     """
+    in_question = task_type or worst({facts.task_type: facts.counts for facts in diagnosis.task_types})
     left_out: list[str] = []
-    for name, cut in _steps(diagnosis, task_type or _worst(diagnosis), largest_bytes):
+    for name, cut in _steps(diagnosis, in_question, largest_bytes, parameter):
         if _bytes_of(diagnosis) <= largest_bytes:
             break
         shorter = cut(diagnosis)
@@ -62,14 +65,7 @@ def _bytes_of(diagnosis: Diagnosis) -> int:
     return len(diagnosis.model_dump_json().encode())
 
 
-def _worst(diagnosis: Diagnosis) -> str:
-    """The task type with the most bad tasks, of equals the last by name; empty where there is none."""
-    bad = [(facts.counts.tasks - facts.counts.successes, facts.task_type) for facts in diagnosis.task_types]
-    _, name = max(bad, default=(0, ""))
-    return name
-
-
-def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int) -> Iterator[Step]:
+def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int, parameter: str) -> Iterator[Step]:
     """What to cut, in this order, each as often as it may be needed.
 
     What says least about the task type in question goes first: texts, facts, parameters and then all of the other
@@ -98,7 +94,7 @@ def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int) -> Iterator
     for share in until_nothing:
         yield OWN_FACTS, partial(_with_less, share=share, task_type=task_type, own=True, least=LEAST)
     yield HISTORY, partial(_with_less_history, share=0.0)
-    yield BULKIEST, partial(_without_the_bulkiest, largest_bytes=largest_bytes)
+    yield BULKIEST, partial(_without_the_bulkiest, largest_bytes=largest_bytes, kept=parameter)
     for share in until_nothing:
         yield OWN_FACTS, partial(_with_less, share=share, task_type=task_type, own=True, least=NOTHING)
 
@@ -139,18 +135,19 @@ def _with_fewer_types(diagnosis: Diagnosis, share: float, task_type: str) -> Dia
     return diagnosis.model_copy(update={"task_types": types})
 
 
-def _without_the_bulkiest(diagnosis: Diagnosis, largest_bytes: int) -> Diagnosis:
-    """Without as few parameters as make it fit: hundreds may have to go, so each is measured once."""
+def _without_the_bulkiest(diagnosis: Diagnosis, largest_bytes: int, kept: str) -> Diagnosis:
+    """Without as few parameters but the `kept` one as make it fit: hundreds may go, so each is measured once."""
     excess = _bytes_of(diagnosis) - largest_bytes + len(BULKIEST) + len('"",')
     sizes = {state.declaration.key: len(state.model_dump_json().encode()) for state in diagnosis.parameters}
+    sizes.pop(kept, None)
     dropped = set()
     for key in sorted(sizes, key=lambda key: -sizes[key]):
         if excess <= 0:
             break
         dropped.add(key)
         excess -= sizes[key]
-    kept = tuple(state for state in diagnosis.parameters if state.declaration.key not in dropped)
-    return diagnosis.model_copy(update={"parameters": kept})
+    states = tuple(state for state in diagnosis.parameters if state.declaration.key not in dropped)
+    return diagnosis.model_copy(update={"parameters": states})
 
 
 # ---- long texts

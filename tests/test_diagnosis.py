@@ -613,6 +613,45 @@ def test_long_prompts_of_other_alphabets_leave_room_for_the_facts(database: Data
     assert seen.left_out == ("all but the beginnings of default texts", "long texts of changes and cycles")
 
 
+def test_of_an_agents_own_proposal_the_parameter_and_its_worst_task_type_stay_on_a_large_platform(
+    database: Database,
+) -> None:
+    names = [f"type{n}" for n in range(40)]
+    prompts = [prompt(f"{name}.prompt_{n}", "{q}" + "漢" * 990, longest=1_200) for name in names for n in range(2)]
+    proposed = prompts[10].model_copy(update={"task_types": ("type5", "type6")})
+    prompts[10] = proposed
+    large = platform(task_types=tuple(TaskTypeDeclaration(name=name) for name in names), parameters=tuple(prompts))
+    declare_parameters(database, large, NOW - DAY)
+    failures = {"type5": 2, "type6": 5, "type39": 40}
+    outcomes = [
+        builders.outcome(f"{name}-{n}", n >= failures.get(name, 0), NOW - timedelta(seconds=n + 1), task_type=name)
+        for name in names
+        for n in range(40)
+    ]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, 60)
+    subject = f"proposal:{proposed.key}"
+
+    seen = ObservatoryActivities(database, large).diagnose(DiagnosisRequest(subject=subject), NOW)
+
+    assert size(seen) <= LARGEST_BYTES
+    assert seen.left_out
+    assert proposed.key in [state.declaration.key for state in seen.parameters]
+    (facts,) = (facts for facts in seen.task_types if facts.task_type == "type6")
+    assert len(facts.samples) == 40
+
+
+def test_a_proposed_parameter_stays_where_others_of_its_task_type_go() -> None:
+    states = [builders.state(key=f"mine.p{n}", task_types=("mine",), description="é" * 500) for n in range(40)]
+    states.append(builders.state(key="mine.proposed", task_types=("mine",), description="é" * 900))
+
+    small = fitted(bulky(parameters=tuple(states)), "mine", 20_000, parameter="mine.proposed")
+
+    assert size(small) <= 20_000
+    assert len(small.parameters) < len(states)
+    assert "mine.proposed" in [state.declaration.key for state in small.parameters]
+
+
 def test_texts_of_others_go_first_then_copies_then_the_longest_text_and_then_facts() -> None:
     own = (prompted("mine.short", "{q}" + "s" * 5_000), prompted("mine.long", "{q}" + "l" * 15_000))
     whole = bulky(parameters=(prompted("first.p", "{q}" + "o" * 15_000), *own), endings=())
