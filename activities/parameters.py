@@ -73,12 +73,24 @@ def _declared_last(session: Session) -> dict[str, tuple[int, Parameter | None]]:
     query = select(LedgerRow).where(LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value)
     last: dict[str, tuple[int, Parameter | None]] = {}
     for entry in session.exec(query.order_by(col(LedgerRow.sequence))).all():
-        try:
-            declared = Parameter.model_validate(ledger.read(DeclaredParameter, entry.body).declaration)
-        except ValidationError:
-            declared = None
-        last[entry.subject] = (entry.sequence, declared)
+        body = read_declaration(entry)
+        last[entry.subject] = (entry.sequence, None if body is None else _declared_in(body))
     return last
+
+
+def read_declaration(entry: LedgerRow) -> DeclaredParameter | None:
+    """The body of an entry about a declaration; None where it cannot be read, which must stop nobody."""
+    try:
+        return ledger.read(DeclaredParameter, entry.body)
+    except ValidationError:
+        return None
+
+
+def _declared_in(body: DeclaredParameter) -> Parameter | None:
+    try:
+        return Parameter.model_validate(body.declaration)
+    except ValidationError:
+        return None
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from activities import diagnosis
 from activities.agents import register_agent
@@ -348,6 +348,17 @@ def test_a_parameter_from_before_the_ledger_had_declarations_goes_on(database: D
 
     assert told(database).changes == before
     assert [(change.kind, change.at) for change in before] == [("declared", NOW - 20 * DAY)]
+
+
+def test_a_declaration_that_cannot_be_read_stops_no_cycle_and_no_diagnosis(database: Database) -> None:
+    for days, maximum in ((9, 600.0), (8, 500.0)):
+        declared = builders.parameter(maximum=maximum)
+        declare_parameters(database, platform(parameters=(declared,)), NOW - days * DAY)
+    with database.transaction() as session:
+        session.execute(update(LedgerRow).where(LedgerRow.sequence == 2).values(body="{"))  # type: ignore[arg-type]
+
+    assert briefed(database).stands_out is not None
+    assert [(change.kind, change.at) for change in told(database).changes] == [("declared", NOW - 9 * DAY)]
 
 
 def test_a_change_of_long_ago_is_no_suspect(database: Database) -> None:
