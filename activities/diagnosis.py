@@ -283,7 +283,7 @@ def stands_out(
     is_rated = objective is not None and objective.kind is GuardrailKind.WELL_RATED
     contrasted = [contrast for contrast in facts.contrasts if contrast.stands_out]
     recent = changes(session, at, values_by_version(session))
-    changed = [change for change in recent if change.parameter in parameters and change.kind != "declared"]
+    changed = [change for change in recent if change.parameter in parameters and not change.is_first]
     return StandsOut(
         task_type=task_type,
         tasks=facts.good.tasks + facts.bad.tasks,

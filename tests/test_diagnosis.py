@@ -413,6 +413,21 @@ def test_a_briefing_carries_what_stands_out_in_short_and_no_message_of_a_failure
     assert len(shown.model_dump_json()) < 3_000
 
 
+def test_a_declaration_that_reset_production_stands_out_and_a_first_one_does_not(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    declare_parameters(database, platform(parameters=(builders.parameter(maximum=120.0),)), NOW - DAY)
+
+    shown = briefed(database).stands_out
+
+    assert shown is not None
+    assert [(change.kind, change.before, change.value) for change in shown.changes] == [
+        ("declared", 180.0, 90.0),
+        ("promoted", 90.0, 180.0),
+    ]
+
+
 def test_a_contrast_in_a_briefing_has_no_credential(database: Database) -> None:
     with database.transaction() as session:
         record_outcomes(session, [failed(n, "e", attributes={"token": "not-for-you"}) for n in range(40)], 60)

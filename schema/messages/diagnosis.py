@@ -83,6 +83,11 @@ class ParameterChange(Message):
     value: Value
     cycle_id: str = ""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it gave a new parameter its value, and changed nothing that was in force."""
+        return self.kind == "declared" and self.before is None
+
 
 class TaskTypeDiagnosis(Message):
     """What is recorded of one task type since the window opened; `samples` are the latest, at most 400.

@@ -228,7 +228,7 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
         values = _value(change.value)
-        if change.kind != "declared" or change.before is not None:
+        if not change.is_first:
             values = f"{_value(change.before)} to {values}"
         by = change.cycle_id or "declaration"
         table.add_row(change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {values}", by)
