@@ -70,9 +70,9 @@ def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int, parameter: 
 
     What says least about the task type in question goes first: texts, facts, parameters and then all of the other
     types. A long text travels as a default, as a value and in the history: the copies go before anything else of the
-    type in question, and the values before its facts. History is halved before the other types go and deleted after
-    them, because the latest of it is the most telling. The parameters are last: without them an agent cannot propose a
-    change. The least facts go only under a limit that leaves no room for them; the usual one does.
+    type in question, those of suspects last, and the values before its facts. History is halved before the other types
+    go and deleted after them, because the latest of it is the most telling. The parameters are last: without them an
+    agent cannot propose a change. The least facts go only under a limit that leaves no room for them.
     """
     halves = [0.5] * HALVINGS
     until_nothing = [*halves, 0.0]
@@ -81,9 +81,10 @@ def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int, parameter: 
     for share in until_nothing:
         yield OTHER_FACTS, partial(_with_less, share=share, task_type=task_type, own=False, least=NOTHING)
     yield DEFAULTS, _with_short_defaults
-    yield OLD_TEXTS, _with_short_history
+    yield OLD_TEXTS, partial(_with_short_history, but_suspects=True)
     if task_type:
         yield OTHER_PARAMETERS, partial(_with_own_parameters, task_type=task_type)
+    yield OLD_TEXTS, partial(_with_short_history, but_suspects=False)
     for share in halves:
         yield HISTORY, partial(_with_less_history, share=share)
     for share in until_nothing:
@@ -199,13 +200,24 @@ def _short_default(declared: Parameter) -> Value:
     return beginning if is_shorter and declared.refusal(beginning) is None else declared.default
 
 
-def _with_short_history(diagnosis: Diagnosis) -> Diagnosis:
-    """Changes and endings at once: a text that was tried in vain must not stay in the one and be lost in the other."""
-    cut = {
-        "changes": tuple(map(_short_change, diagnosis.changes)),
-        "endings": tuple(map(_short_end, diagnosis.endings)),
-    }
-    return diagnosis.model_copy(update=cut)
+def _with_short_history(diagnosis: Diagnosis, but_suspects: bool) -> Diagnosis:
+    """Changes and endings at once: a text that was tried in vain must not stay in the one and be lost in the other.
+
+    But for suspects: agents know by its value that a change is in force, and propose the one before.
+    """
+    kept = _suspects(diagnosis) if but_suspects else []
+    changes = tuple(change if change in kept else _short_change(change) for change in diagnosis.changes)
+    endings = tuple(map(_short_end, diagnosis.endings))
+    return diagnosis.model_copy(update={"changes": changes, "endings": endings})
+
+
+def _suspects(diagnosis: Diagnosis) -> list[ParameterChange]:
+    """The newest change of each parameter that production runs on the value of."""
+    newest: dict[str, ParameterChange] = {}
+    for change in diagnosis.changes:
+        newest.setdefault(change.parameter, change)
+    in_force = {state.declaration.key: state.value for state in diagnosis.parameters}
+    return [change for key, change in newest.items() if not change.is_first and change.value == in_force.get(key)]
 
 
 def _short_change(change: ParameterChange) -> ParameterChange:

@@ -708,6 +708,27 @@ def test_a_long_text_of_the_history_is_cut_so_that_nobody_proposes_its_beginning
     assert [(ending.before, ending.value) for ending in small.endings] == [(beginning, beginning)]
 
 
+def test_the_last_change_of_a_text_stays_whole_while_the_value_in_force_does_so_that_it_can_be_undone() -> None:
+    sound_text, in_force = "{q}" + "s" * 5_000, "{q}" + "l" * 5_000
+    values = ((sound_text, in_force), (in_force, sound_text), (sound_text, in_force))
+    changes = tuple(
+        ParameterChange(parameter="mine.long", at=NOW - n * DAY, kind="promoted", before=before, value=value)
+        for n, (before, value) in enumerate(values)
+    )
+    whole = bulky(parameters=(prompted("mine.long", in_force),), changes=changes, task_types=bulky().task_types[1:2])
+
+    small = fitted(whole, "mine", size(whole) - 12_000)
+    smaller = fitted(whole, "mine", size(small) - 1)
+
+    newest, *older = small.changes
+    assert small.left_out == ("all but the beginnings of default texts", "long texts of changes and cycles")
+    assert small.parameters[0].value == in_force
+    assert newest == changes[0]
+    assert [(change.before, len(str(change.value)) < 100) for change in older] == [(None, True)] * 2
+    assert [change.before for change in smaller.changes] == [None] * 3
+    assert smaller.parameters[0].value == in_force
+
+
 def test_some_facts_about_the_task_type_in_question_stay_whatever_the_platform() -> None:
     types = tuple(TaskTypeDiagnosis(task_type=f"t{n}", counts=Counts(), failures={}, samples=()) for n in range(300))
     samples = tuple(DurationSample(duration_s=1.0, reason="r" * 64) for _ in range(400))
