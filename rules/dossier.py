@@ -223,7 +223,7 @@ def _attempts(state: CycleState) -> list[PastEnding]:
 def _began_before(past: PastEnding, onset: datetime | None) -> bool:
     """Whether a cycle began before the onset, and so tested another state; of an old record by its end."""
     began_at = past.began_at or past.ended_at
-    return onset is not None and began_at is not None and began_at <= onset
+    return onset is not None and began_at is not None and began_at < onset
 
 
 def _attempt(attempt: PastEnding) -> str:
