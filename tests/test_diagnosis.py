@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, event, update
 
 from activities import diagnosis
 from activities.agents import register_agent
@@ -19,6 +19,7 @@ from activities.parameters import declare_parameters, roll_back_by_hand
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from rules.fit import LARGEST_BYTES, fitted
+from rules.rates import worst
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
@@ -426,6 +427,31 @@ def test_a_declaration_that_reset_production_stands_out_and_a_first_one_does_not
         ("declared", 180.0, 90.0),
         ("promoted", 90.0, 180.0),
     ]
+
+
+def test_a_briefing_reads_promotions_for_the_values_and_for_the_changes_and_not_again(database: Database) -> None:
+    statements: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    briefed(database)
+
+    assert len([statement for statement in statements if "ledger.kind IN" in statement]) == 2
+
+
+def test_of_task_types_that_fail_alike_the_briefing_and_a_diagnosis_are_about_the_same(database: Database) -> None:
+    types = tuple(TaskTypeDeclaration(name=name) for name in ("a", "b"))
+    anomaly = builders.anomaly(NOW - 2 * HOUR, metric="success_rate", task_type="")
+    opening = CycleOpening(
+        request=CycleRequest(request_id="next", anomaly=anomaly), workflow_id="w", run_id="next", at=NOW
+    )
+
+    shown = MarketActivities(database, platform(task_types=types, parameters=())).open_meta_task(opening).stands_out
+
+    assert shown is not None
+    assert shown.task_type == worst({"a": Counts(), "b": Counts()}) == "b"
 
 
 def test_a_contrast_in_a_briefing_has_no_credential(database: Database) -> None:

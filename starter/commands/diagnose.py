@@ -125,11 +125,10 @@ def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     read = facts.good.tasks + facts.bad.tasks
     if not facts.reasons:
         failures = sum(facts.failures.values())
-        yield (
-            f"\n{failures:,} failures, whose reasons are not among these facts"
-            if failures
-            else "\nno failure is recorded"
-        )
+        if failures:
+            yield f"\n{failures:,} failures, whose reasons are not among these facts"
+        else:
+            yield "\nno failure is recorded"
         return
     yield "\nFailures by reason"
     table = new_table("reason", "since", "share", "before", "share")
