@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 from sqlmodel import Session, col, select
 
 from activities import ledger, texts
-from activities.parameters import SWAPS
+from activities.parameters import SWAPS, read_declaration
 from schema.messages.base import Value, format_value, is_long
 from schema.messages.diagnosis import ParameterChange, PastEnding
 from schema.messages.experiment import Promotion
-from schema.messages.ledger import DeclaredParameter, EntryKind
+from schema.messages.ledger import EntryKind
 from schema.tables.experiment import ExperimentRow, ParameterRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import MetaTaskRow
@@ -65,8 +65,8 @@ def _recorded_declarations(session: Session, since: datetime) -> list[_RecordedC
     is_declaration = LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value
     is_recent = LedgerRow.at >= since.astimezone(UTC).isoformat()
     for entry in session.exec(select(LedgerRow).where(is_declaration, is_recent)).all():
-        body = ledger.read(DeclaredParameter, entry.body)
-        if body.before != body.value:
+        body = read_declaration(entry)
+        if body is not None and body.before != body.value:
             at = datetime.fromisoformat(entry.at)
             recorded.append(_RecordedChange(_declaration(body.parameter, at, body.before, body.value), entry.sequence))
     new = {record.change.parameter for record in recorded if record.change.before is None}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlmodel import Session, select
 
-from activities.changes import changes, in_short, values_by_version
+from activities.changes import Values, changes, in_short
 from activities.history import counts_since
 from rules.contrasts import ALPHA, Task, contrasts, running_at_start
 from rules.redaction import redacted
@@ -44,9 +44,10 @@ MOST_EXAMPLES, LONGEST_EXAMPLE = 3, 200
 # Messages that differ in ids and numbers only are one example: so many are looked at to find different ones.
 MOST_DETAILS = 50
 NUMBERED = re.compile(r"[0-9a-f-]*[0-9][0-9a-f-]*")
-# What is compared beside the platform's attributes, and how it begins where one of those has the same name: they have
-# no dot in theirs.
-OURS, OURS_WHERE_TAKEN = ("agent", "hour", "running"), "nautilus."
+# What is compared beside the platform's attributes, and how it begins where one of those has the same name: a
+# platform's attribute has no dot in its name.
+OURS = ("agent", "hour", "running")
+OURS_WHERE_TAKEN = "nautilus."
 # The value of a contrast of numbers.
 BOUND = re.compile(r"over [-+.\de]+")
 # What stands out for a cycle's briefing: so many reasons, contrasts and changes, against as long before the onset as an
@@ -169,9 +170,9 @@ def _contrasts(outcomes: Sequence[TaskOutcome], verdicts: Sequence[bool | None],
     """What tells good from bad tasks, without what looks like a credential in the platform's attributes."""
     taken = set().union(*(outcome.attributes for outcome in outcomes))
     ours = {name: f"{OURS_WHERE_TAKEN}{name}" if name in taken else name for name in OURS}
-    found = contrasts(_tasks(outcomes, verdicts, ours), alpha)
+    contrasted = contrasts(_tasks(outcomes, verdicts, ours), alpha)
     # Redacted here and not task by task: that would take seconds for thousands of tasks.
-    return tuple(contrast if contrast.attribute in ours.values() else _redacted(contrast) for contrast in found)
+    return tuple(contrast if contrast.attribute in ours.values() else _redacted(contrast) for contrast in contrasted)
 
 
 def _redacted(contrast: Contrast) -> Contrast:
@@ -270,6 +271,7 @@ def stands_out(
     start: datetime,
     at: datetime,
     objectives: Mapping[str, Guardrail],
+    values: Values,
 ) -> StandsOut:
     """What a diagnosis of one task type and its `parameters` shows since `start`, cut to a few findings of each kind.
 
@@ -282,8 +284,8 @@ def stands_out(
     # Failed tasks have no rating, so that they are not among those that a rating judges.
     is_rated = objective is not None and objective.kind is GuardrailKind.WELL_RATED
     contrasted = [contrast for contrast in facts.contrasts if contrast.stands_out]
-    recent = changes(session, at, values_by_version(session))
-    changed = [change for change in recent if change.parameter in parameters and change.kind != "declared"]
+    recent = changes(session, at, values)
+    changed = [change for change in recent if change.parameter in parameters and not change.is_first]
     return StandsOut(
         task_type=task_type,
         tasks=facts.good.tasks + facts.bad.tasks,

@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError
 from activities import identity, ledger
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
-from activities.changes import in_short, past_endings, values_by_version
+from activities.changes import Values, in_short, past_endings, values_by_version
 from activities.database import Database, insert_new, lock
 from activities.diagnosis import stands_out
 from activities.events import emit
@@ -30,6 +30,7 @@ from activities.standing import COUNTS, move_standing
 from rules import rewards
 from rules import standing as standings
 from rules.opening import AIMS
+from rules.rates import worst
 from rules.standing import decayed
 from schema import wire
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, Ending, RecordedAct
@@ -101,11 +102,12 @@ class MarketActivities:
                 if refusal is not None:
                     raise ApplicationError(refusal, type=wire.OPEN_CYCLE, non_retryable=True)
                 row = self._new_meta_task(session, opening)
-            briefing = self._briefing(session, opening, row)
+            values = values_by_version(session)
+            briefing = self._briefing(session, opening, row, values)
         # After the transaction: to read thousands of outcomes must not keep a platform from recording its tasks.
-        return briefing.model_copy(update={"stands_out": self._stands_out(opening, briefing)})
+        return briefing.model_copy(update={"stands_out": self._stands_out(opening, briefing, values)})
 
-    def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow) -> Briefing:
+    def _briefing(self, session: Session, opening: CycleOpening, row: MetaTaskRow, values: Values) -> Briefing:
         """What the cycle is decided by: counts since the onset, or since the last change of a parameter after it."""
         request = opening.request
         at = opening.at
@@ -117,7 +119,6 @@ class MarketActivities:
         since = counted_from(session, self._platform, task_types, onset)
         aims = objectives(session, request.anomaly, observatory)
         names = [declared.name for declared in self._platform.task_types]
-        values = values_by_version(session)
         endings = [in_short(ending) for ending in past_endings(session, request.subject, values)]
         earlier = _earlier_endings(session, row, request.proposal)
         without_bids = _in_a_row(earlier, lambda ending: ending is Ending.NO_BIDS)
@@ -140,22 +141,17 @@ class MarketActivities:
             endings=tuple(endings),
         )
 
-    def _stands_out(self, opening: CycleOpening, briefing: Briefing) -> StandsOut | None:
+    def _stands_out(self, opening: CycleOpening, briefing: Briefing, values: Values) -> StandsOut | None:
         """What the records show of the affected task type, or of several of the one that fails most; None without."""
-
-        def failed(task_type: str) -> int:
-            counts = briefing.baselines.get(task_type, Counts())
-            return counts.tasks - counts.successes
-
         task_types = self._task_types(opening)
         if not task_types or briefing.duplicate:
             return None
-        task_type = max(task_types, key=failed)
+        task_type = worst({name: briefing.baselines.get(name, Counts()) for name in task_types})
         parameters = {p.key for p in self._platform.parameters if task_type in p.task_types}
         onset = self._onset(opening)
         with self._database.reading() as session:
             start = counted_from(session, self._platform, [task_type], onset)
-            return stands_out(session, task_type, parameters, onset, start, opening.at, briefing.objectives)
+            return stands_out(session, task_type, parameters, onset, start, opening.at, briefing.objectives, values)
 
     def _onset(self, opening: CycleOpening) -> datetime:
         """When the anomaly began; without one, the beginning of the trailing floor window."""

@@ -25,6 +25,7 @@ from activities.symptoms import symptom_of
 from rules.detection import Detection, detect_all
 from rules.elevation import after
 from rules.fit import fitted
+from rules.rates import worst
 from rules.series import PLATFORM
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
 from schema.messages.events import SchedulesElevated, SchedulesRestored
@@ -125,7 +126,9 @@ class ObservatoryActivities:
         rules = self._platform.observatory
         _, _, subject_type = request.subject.partition(":")
         names = [declared.name for declared in self._platform.task_types]
-        concerned = [subject_type] if subject_type in names else names
+        touched = {declared.key: list(declared.task_types) for declared in self._platform.parameters}
+        # A cycle that opens with an agent's own proposal has the parameter in its subject.
+        concerned = [subject_type] if subject_type in names else touched.get(subject_type, names)
         start = counted_from(session, self._platform, concerned, onset)
         tracks = history(session, start, at)
         if subject_type in tracks and subject_type not in names:
@@ -149,8 +152,9 @@ class ObservatoryActivities:
             memory=recall(session, symptom, at),
             changes=changes(session, at, values),
         )
-        in_question = subject_type if subject_type in names else ""
-        return fitted(whole, in_question)
+        counts = {facts.task_type: facts.counts for facts in task_types if facts.task_type in concerned}
+        in_question = subject_type if subject_type in names else worst(counts)
+        return fitted(whole, in_question, parameter=subject_type)
 
 
 def _row(snapshot: Snapshot, detection: Detection) -> SnapshotRow:

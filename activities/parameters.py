@@ -34,12 +34,14 @@ def declare_parameters(database: Database, platform: Platform, at: datetime) -> 
     """
     first = {"version": 1, "changed_at": at, "changed_by": "declaration"}
     with database.transaction() as session:
+        # Before any text is stored, as in `swap`: in another order the two can wait for each other. And of two workers
+        # that start at once, one records what has changed.
+        lock(session, "ledger")
         rows = []
         for declared in platform.parameters:
             value = texts.store(session, declared.default)
             rows.append({"key": declared.key, "value": value, "previous": value, **first})
         new = insert_new(session, ParameterRow, rows, returning="key")
-        lock(session, "ledger")  # of two workers that start at once, one records what has changed
         _record_declarations(session, platform, new, at)
 
 
@@ -70,15 +72,28 @@ def _declared_last(session: Session) -> dict[str, tuple[int, Parameter | None]]:
 
     None for a declaration that today's rules refuse.
     """
-    query = select(LedgerRow).where(LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value)
+    is_declaration = LedgerRow.kind == EntryKind.PARAMETER_DECLARED.value
+    newest = select(func.max(LedgerRow.sequence)).where(is_declaration).group_by(col(LedgerRow.subject))
     last: dict[str, tuple[int, Parameter | None]] = {}
-    for entry in session.exec(query.order_by(col(LedgerRow.sequence))).all():
-        try:
-            declared = Parameter.model_validate(ledger.read(DeclaredParameter, entry.body).declaration)
-        except ValidationError:
-            declared = None
-        last[entry.subject] = (entry.sequence, declared)
+    for entry in session.exec(select(LedgerRow).where(col(LedgerRow.sequence).in_(newest))).all():
+        body = read_declaration(entry)
+        last[entry.subject] = (entry.sequence, None if body is None else _declared_in(body))
     return last
+
+
+def read_declaration(entry: LedgerRow) -> DeclaredParameter | None:
+    """The body of an entry about a declaration; None where it cannot be read, which must stop nobody."""
+    try:
+        return ledger.read(DeclaredParameter, entry.body)
+    except ValidationError:
+        return None
+
+
+def _declared_in(body: DeclaredParameter) -> Parameter | None:
+    try:
+        return Parameter.model_validate(body.declaration)
+    except ValidationError:
+        return None
 
 
 def parameter_states(session: Session, platform: Platform) -> tuple[ParameterState, ...]:

@@ -9,6 +9,7 @@ out what others found.
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from itertools import chain, zip_longest
 
 from schema.messages.base import format_value, one_line
@@ -116,7 +117,9 @@ def _stands_out(state: CycleState) -> list[str]:
         claim = one_line(evidence.claim, LONGEST_LINE // 2)
         evidence_by_claim.setdefault(claim, {}).setdefault(agent_id, evidence)
     by_agreement = sorted(evidence_by_claim.items(), key=lambda item: -len(item[1]))
-    claims = [f"{claim}{_figures(found.values())} ({_named(tuple(found))})" for claim, found in by_agreement]
+    claims = []
+    for claim, evidence_by_agent in by_agreement:
+        claims.append(f"{claim}{_figures(evidence_by_agent.values())} ({_named(tuple(evidence_by_agent))})")
     return [*_on_record(state), *claims]
 
 
@@ -202,10 +205,7 @@ def _attempts(state: CycleState) -> list[PastEnding]:
     """This cycle's own proposal first, then the earlier cycles on this very anomaly, the newest first."""
     anomaly = state.request.anomaly
     onset = anomaly.onset if anomaly is not None else None
-    # What ended before the onset was about another alarm of the subject.
-    earlier = [
-        past for past in state.briefing.endings if onset is None or past.ended_at is None or past.ended_at > onset
-    ]
+    earlier = [past for past in state.briefing.endings if not _began_before(past, onset)]
     if state.proposal is None:
         return earlier
     own = PastEnding(
@@ -218,6 +218,12 @@ def _attempts(state: CycleState) -> list[PastEnding]:
         ended_at=state.reading.at if state.reading else None,
     )
     return [own, *earlier]
+
+
+def _began_before(past: PastEnding, onset: datetime | None) -> bool:
+    """Whether a cycle began before the onset, and so tested another state; of an old record by its end."""
+    began_at = past.began_at or past.ended_at
+    return onset is not None and began_at is not None and began_at < onset
 
 
 def _attempt(attempt: PastEnding) -> str:

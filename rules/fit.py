@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
+from rules.rates import worst
 from schema.messages.base import Value, format_value
 from schema.messages.diagnosis import Diagnosis, ParameterChange, PastEnding, TaskTypeDiagnosis
 from schema.messages.platform import Parameter, ParameterKind, ParameterState
@@ -42,13 +43,15 @@ T = TypeVar("T")
 Step = tuple[str, Callable[[Diagnosis], Diagnosis]]
 
 
-def fitted(diagnosis: Diagnosis, task_type: str, largest_bytes: int = LARGEST_BYTES) -> Diagnosis:
+def fitted(diagnosis: Diagnosis, task_type: str, largest_bytes: int = LARGEST_BYTES, parameter: str = "") -> Diagnosis:
     """The diagnosis with at most so many bytes of JSON.
 
-    `task_type` is the one in question; where it is empty, that is the one that fails most.
+    `task_type` is the one in question; where it is empty, that is the one that fails most. `parameter` is one of its
+    parameters that is proposed to change, and is never left out.
     """
+    in_question = task_type or worst({facts.task_type: facts.counts for facts in diagnosis.task_types})
     left_out: list[str] = []
-    for name, cut in _steps(diagnosis, task_type or _worst(diagnosis), largest_bytes):
+    for name, cut in _steps(diagnosis, in_question, largest_bytes, parameter):
         if _bytes_of(diagnosis) <= largest_bytes:
             break
         shorter = cut(diagnosis)
@@ -62,21 +65,14 @@ def _bytes_of(diagnosis: Diagnosis) -> int:
     return len(diagnosis.model_dump_json().encode())
 
 
-def _worst(diagnosis: Diagnosis) -> str:
-    """The task type with the most bad tasks, of equals the last by name; empty where there is none."""
-    bad = [(facts.counts.tasks - facts.counts.successes, facts.task_type) for facts in diagnosis.task_types]
-    _, name = max(bad, default=(0, ""))
-    return name
-
-
-def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int) -> Iterator[Step]:
+def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int, parameter: str) -> Iterator[Step]:
     """What to cut, in this order, each as often as it may be needed.
 
     What says least about the task type in question goes first: texts, facts, parameters and then all of the other
     types. A long text travels as a default, as a value and in the history: the copies go before anything else of the
-    type in question, and the values before its facts. History is halved before the other types go and deleted after
-    them, because the latest of it is the most telling. The parameters are last: without them an agent cannot propose a
-    change. The least facts go only under a limit that leaves no room for them; the usual one does.
+    type in question, those of suspects last, and the values before its facts. History is halved before the other types
+    go and deleted after them, because the latest of it is the most telling. The parameters are last: without them an
+    agent cannot propose a change. The least facts go only under a limit that leaves no room for them.
     """
     halves = [0.5] * HALVINGS
     until_nothing = [*halves, 0.0]
@@ -85,9 +81,10 @@ def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int) -> Iterator
     for share in until_nothing:
         yield OTHER_FACTS, partial(_with_less, share=share, task_type=task_type, own=False, least=NOTHING)
     yield DEFAULTS, _with_short_defaults
-    yield OLD_TEXTS, _with_short_history
+    yield OLD_TEXTS, partial(_with_short_history, but_suspects=True)
     if task_type:
         yield OTHER_PARAMETERS, partial(_with_own_parameters, task_type=task_type)
+    yield OLD_TEXTS, partial(_with_short_history, but_suspects=False)
     for share in halves:
         yield HISTORY, partial(_with_less_history, share=share)
     for share in until_nothing:
@@ -98,7 +95,7 @@ def _steps(diagnosis: Diagnosis, task_type: str, largest_bytes: int) -> Iterator
     for share in until_nothing:
         yield OWN_FACTS, partial(_with_less, share=share, task_type=task_type, own=True, least=LEAST)
     yield HISTORY, partial(_with_less_history, share=0.0)
-    yield BULKIEST, partial(_without_the_bulkiest, largest_bytes=largest_bytes)
+    yield BULKIEST, partial(_without_the_bulkiest, largest_bytes=largest_bytes, kept=parameter)
     for share in until_nothing:
         yield OWN_FACTS, partial(_with_less, share=share, task_type=task_type, own=True, least=NOTHING)
 
@@ -139,18 +136,19 @@ def _with_fewer_types(diagnosis: Diagnosis, share: float, task_type: str) -> Dia
     return diagnosis.model_copy(update={"task_types": types})
 
 
-def _without_the_bulkiest(diagnosis: Diagnosis, largest_bytes: int) -> Diagnosis:
-    """Without as few parameters as make it fit: hundreds may have to go, so each is measured once."""
+def _without_the_bulkiest(diagnosis: Diagnosis, largest_bytes: int, kept: str) -> Diagnosis:
+    """Without as few parameters but the `kept` one as make it fit: hundreds may go, so each is measured once."""
     excess = _bytes_of(diagnosis) - largest_bytes + len(BULKIEST) + len('"",')
     sizes = {state.declaration.key: len(state.model_dump_json().encode()) for state in diagnosis.parameters}
+    sizes.pop(kept, None)
     dropped = set()
     for key in sorted(sizes, key=lambda key: -sizes[key]):
         if excess <= 0:
             break
         dropped.add(key)
         excess -= sizes[key]
-    kept = tuple(state for state in diagnosis.parameters if state.declaration.key not in dropped)
-    return diagnosis.model_copy(update={"parameters": kept})
+    states = tuple(state for state in diagnosis.parameters if state.declaration.key not in dropped)
+    return diagnosis.model_copy(update={"parameters": states})
 
 
 # ---- long texts
@@ -202,13 +200,24 @@ def _short_default(declared: Parameter) -> Value:
     return beginning if is_shorter and declared.refusal(beginning) is None else declared.default
 
 
-def _with_short_history(diagnosis: Diagnosis) -> Diagnosis:
-    """Changes and endings at once: a text that was tried in vain must not stay in the one and be lost in the other."""
-    cut = {
-        "changes": tuple(map(_short_change, diagnosis.changes)),
-        "endings": tuple(map(_short_end, diagnosis.endings)),
-    }
-    return diagnosis.model_copy(update=cut)
+def _with_short_history(diagnosis: Diagnosis, but_suspects: bool) -> Diagnosis:
+    """Changes and endings at once: a text that was tried in vain must not stay in the one and be lost in the other.
+
+    But for suspects: agents know by its value that a change is in force, and propose the one before.
+    """
+    kept = _suspects(diagnosis) if but_suspects else []
+    changes = tuple(change if change in kept else _short_change(change) for change in diagnosis.changes)
+    endings = tuple(map(_short_end, diagnosis.endings))
+    return diagnosis.model_copy(update={"changes": changes, "endings": endings})
+
+
+def _suspects(diagnosis: Diagnosis) -> list[ParameterChange]:
+    """The newest change of each parameter that production runs on the value of."""
+    newest: dict[str, ParameterChange] = {}
+    for change in diagnosis.changes:
+        newest.setdefault(change.parameter, change)
+    in_force = {state.declaration.key: state.value for state in diagnosis.parameters}
+    return [change for key, change in newest.items() if not change.is_first and change.value == in_force.get(key)]
 
 
 def _short_change(change: ParameterChange) -> ParameterChange:

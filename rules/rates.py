@@ -1,6 +1,9 @@
 """Rates, as people and the memory read them; decisions about experiments use always-valid evidence instead."""
 
 import math
+from collections.abc import Mapping
+
+from schema.messages.observatory import Counts
 
 
 def smoothed(successes: float, tasks: float) -> float:
@@ -16,3 +19,8 @@ def wilson(successes: float, tasks: float, z: float = 1.96) -> tuple[float, floa
     centre = (rate + slack / 2) / (1 + slack)
     half = math.sqrt(slack * (rate * (1 - rate) + slack / 4)) / (1 + slack)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def worst(counts: Mapping[str, Counts]) -> str:
+    """The task type with the most bad tasks, of equals the last by name; empty where there is none."""
+    return max(counts, key=lambda name: (counts[name].tasks - counts[name].successes, name), default="")

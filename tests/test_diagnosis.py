@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, event, update
 
 from activities import diagnosis
 from activities.agents import register_agent
@@ -19,6 +19,7 @@ from activities.parameters import declare_parameters, roll_back_by_hand
 from activities.proposals import ProposalActivities
 from activities.recording import record_outcomes
 from rules.fit import LARGEST_BYTES, fitted
+from rules.rates import worst
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
 from schema.messages.cycle import Briefing, CycleEnd, CycleOpening, CycleRequest, Ending
@@ -350,6 +351,17 @@ def test_a_parameter_from_before_the_ledger_had_declarations_goes_on(database: D
     assert [(change.kind, change.at) for change in before] == [("declared", NOW - 20 * DAY)]
 
 
+def test_a_declaration_that_cannot_be_read_stops_no_cycle_and_no_diagnosis(database: Database) -> None:
+    for days, maximum in ((9, 600.0), (8, 500.0)):
+        declared = builders.parameter(maximum=maximum)
+        declare_parameters(database, platform(parameters=(declared,)), NOW - days * DAY)
+    with database.transaction() as session:
+        session.execute(update(LedgerRow).where(LedgerRow.sequence == 2).values(body="{"))  # type: ignore[arg-type]
+
+    assert briefed(database).stands_out is not None
+    assert [(change.kind, change.at) for change in told(database).changes] == [("declared", NOW - 9 * DAY)]
+
+
 def test_a_change_of_long_ago_is_no_suspect(database: Database) -> None:
     declare_parameters(database, platform(), NOW - 29 * DAY)
 
@@ -400,6 +412,46 @@ def test_a_briefing_carries_what_stands_out_in_short_and_no_message_of_a_failure
     assert max(len(shown.reasons), len(shown.contrasts), len(shown.changes)) <= 3
     assert "customer" not in shown.model_dump_json()
     assert len(shown.model_dump_json()) < 3_000
+
+
+def test_a_declaration_that_reset_production_stands_out_and_a_first_one_does_not(database: Database) -> None:
+    register_agent(database, "ada", "op-ada", NOW)
+    declare_parameters(database, platform(), NOW - 20 * DAY)
+    run_cycle(database, 1, 180.0, 1, Ending.PROMOTED, 90.0)
+    declare_parameters(database, platform(parameters=(builders.parameter(maximum=120.0),)), NOW - DAY)
+
+    shown = briefed(database).stands_out
+
+    assert shown is not None
+    assert [(change.kind, change.before, change.value) for change in shown.changes] == [
+        ("declared", 180.0, 90.0),
+        ("promoted", 90.0, 180.0),
+    ]
+
+
+def test_a_briefing_reads_promotions_for_the_values_and_for_the_changes_and_not_again(database: Database) -> None:
+    statements: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    briefed(database)
+
+    assert len([statement for statement in statements if "ledger.kind IN" in statement]) == 2
+
+
+def test_of_task_types_that_fail_alike_the_briefing_and_a_diagnosis_are_about_the_same(database: Database) -> None:
+    types = tuple(TaskTypeDeclaration(name=name) for name in ("a", "b"))
+    anomaly = builders.anomaly(NOW - 2 * HOUR, metric="success_rate", task_type="")
+    opening = CycleOpening(
+        request=CycleRequest(request_id="next", anomaly=anomaly), workflow_id="w", run_id="next", at=NOW
+    )
+
+    shown = MarketActivities(database, platform(task_types=types, parameters=())).open_meta_task(opening).stands_out
+
+    assert shown is not None
+    assert shown.task_type == worst({"a": Counts(), "b": Counts()}) == "b"
 
 
 def test_a_contrast_in_a_briefing_has_no_credential(database: Database) -> None:
@@ -613,6 +665,45 @@ def test_long_prompts_of_other_alphabets_leave_room_for_the_facts(database: Data
     assert seen.left_out == ("all but the beginnings of default texts", "long texts of changes and cycles")
 
 
+def test_of_an_agents_own_proposal_the_parameter_and_its_worst_task_type_stay_on_a_large_platform(
+    database: Database,
+) -> None:
+    names = [f"type{n}" for n in range(40)]
+    prompts = [prompt(f"{name}.prompt_{n}", "{q}" + "漢" * 990, longest=1_200) for name in names for n in range(2)]
+    proposed = prompts[10].model_copy(update={"task_types": ("type5", "type6")})
+    prompts[10] = proposed
+    large = platform(task_types=tuple(TaskTypeDeclaration(name=name) for name in names), parameters=tuple(prompts))
+    declare_parameters(database, large, NOW - DAY)
+    failures = {"type5": 2, "type6": 5, "type39": 40}
+    outcomes = [
+        builders.outcome(f"{name}-{n}", n >= failures.get(name, 0), NOW - timedelta(seconds=n + 1), task_type=name)
+        for name in names
+        for n in range(40)
+    ]
+    with database.transaction() as session:
+        record_outcomes(session, outcomes, 60)
+    subject = f"proposal:{proposed.key}"
+
+    seen = ObservatoryActivities(database, large).diagnose(DiagnosisRequest(subject=subject), NOW)
+
+    assert size(seen) <= LARGEST_BYTES
+    assert seen.left_out
+    assert proposed.key in [state.declaration.key for state in seen.parameters]
+    (facts,) = (facts for facts in seen.task_types if facts.task_type == "type6")
+    assert len(facts.samples) == 40
+
+
+def test_a_proposed_parameter_stays_where_others_of_its_task_type_go() -> None:
+    states = [builders.state(key=f"mine.p{n}", task_types=("mine",), description="é" * 500) for n in range(40)]
+    states.append(builders.state(key="mine.proposed", task_types=("mine",), description="é" * 900))
+
+    small = fitted(bulky(parameters=tuple(states)), "mine", 20_000, parameter="mine.proposed")
+
+    assert size(small) <= 20_000
+    assert len(small.parameters) < len(states)
+    assert "mine.proposed" in [state.declaration.key for state in small.parameters]
+
+
 def test_texts_of_others_go_first_then_copies_then_the_longest_text_and_then_facts() -> None:
     own = (prompted("mine.short", "{q}" + "s" * 5_000), prompted("mine.long", "{q}" + "l" * 15_000))
     whole = bulky(parameters=(prompted("first.p", "{q}" + "o" * 15_000), *own), endings=())
@@ -641,6 +732,27 @@ def test_a_long_text_of_the_history_is_cut_so_that_nobody_proposes_its_beginning
     beginning = "t" * 40 + "… (15,000 characters)"
     assert [(change.before, change.value) for change in small.changes] == [(None, beginning)]
     assert [(ending.before, ending.value) for ending in small.endings] == [(beginning, beginning)]
+
+
+def test_the_last_change_of_a_text_stays_whole_while_the_value_in_force_does_so_that_it_can_be_undone() -> None:
+    sound_text, in_force = "{q}" + "s" * 5_000, "{q}" + "l" * 5_000
+    values = ((sound_text, in_force), (in_force, sound_text), (sound_text, in_force))
+    changes = tuple(
+        ParameterChange(parameter="mine.long", at=NOW - n * DAY, kind="promoted", before=before, value=value)
+        for n, (before, value) in enumerate(values)
+    )
+    whole = bulky(parameters=(prompted("mine.long", in_force),), changes=changes, task_types=bulky().task_types[1:2])
+
+    small = fitted(whole, "mine", size(whole) - 12_000)
+    smaller = fitted(whole, "mine", size(small) - 1)
+
+    newest, *older = small.changes
+    assert small.left_out == ("all but the beginnings of default texts", "long texts of changes and cycles")
+    assert small.parameters[0].value == in_force
+    assert newest == changes[0]
+    assert [(change.before, len(str(change.value)) < 100) for change in older] == [(None, True)] * 2
+    assert [change.before for change in smaller.changes] == [None] * 3
+    assert smaller.parameters[0].value == in_force
 
 
 def test_some_facts_about_the_task_type_in_question_stay_whatever_the_platform() -> None:

@@ -165,8 +165,11 @@ def test_it_lists_what_was_tried_with_endings_and_effects() -> None:
 def test_what_was_tried_has_its_date_and_leaves_out_earlier_alarms_of_the_subject() -> None:
     recent = FUTILE.model_copy(update={"ended_at": NOW + timedelta(minutes=5)})
     of_another_alarm = SILENT.model_copy(update={"ended_at": NOW - timedelta(days=3)})
+    onset = builders.anomaly().onset
+    begun_before = {"began_at": onset - timedelta(minutes=1), "ended_at": onset + timedelta(minutes=1)}
+    over_the_onset = SILENT.model_copy(update=begun_before)
 
-    (line,) = dossier.of(state(endings=(recent, of_another_alarm))).tried
+    (line,) = dossier.of(state(endings=(recent, over_the_onset, of_another_alarm))).tried
 
     assert line.startswith("success_rate:research_synthesis#2 (2026-11-22 12:05 UTC): ")
 

@@ -23,7 +23,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy import MetaData, Table, func, text, update
+from sqlalchemy import MetaData, Table, event, func, text, update
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -860,6 +860,35 @@ def test_a_declaration_that_is_new_or_differs_is_an_entry_and_the_same_again_is_
     assert [body["declaration"]["maximum"] for body in declared] == [600, 120, 600]
     assert in_force(database) == (180.0, 2)
     assert ledger.verify(database)[2] is None
+
+
+def test_declarations_lock_the_ledger_before_anything_as_a_promotion_does(postgres_database: Database) -> None:
+    statements: list[str] = []
+
+    @event.listens_for(postgres_database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        statements.append(statement)
+
+    declare_parameters(postgres_database, builders.platform(), NOW)
+
+    assert "pg_advisory_xact_lock" in statements[0]
+
+
+def test_only_the_last_declaration_of_each_parameter_is_read(database: Database) -> None:
+    for maximum in (600.0, 500.0, 400.0):
+        declare_parameters(database, builders.platform(parameters=(builders.parameter(maximum=maximum),)), NOW)
+    read: list[int] = []
+
+    def note(entry: LedgerRow, _context: Any) -> None:
+        read.append(entry.sequence)
+
+    event.listen(LedgerRow, "load", note)
+    try:
+        declare_parameters(database, builders.platform(parameters=(builders.parameter(maximum=400.0),)), NOW)
+    finally:
+        event.remove(LedgerRow, "load", note)
+
+    assert read == [3]
 
 
 def test_a_declaration_that_cannot_be_read_any_more_keeps_nobody_from_starting(database: Database) -> None:

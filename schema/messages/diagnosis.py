@@ -146,7 +146,7 @@ class Diagnosis(Message):
     `changes` are those of the last weeks, the newest first: the first suspect is the last one. `memory` is what earlier
     nightly runs have learned of similar subjects, at most 20 patterns, the nearest first. `left_out` names what was cut
     to make it fit, so that nobody takes what is missing for what is not there: where it names texts, the beginning of a
-    long one stands for it, and a change that had one before has no value before.
+    long one stands for it, and a change that had one before may have no value before.
     """
 
     at: Instant

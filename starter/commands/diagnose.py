@@ -125,11 +125,10 @@ def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     read = facts.good.tasks + facts.bad.tasks
     if not facts.reasons:
         failures = sum(facts.failures.values())
-        yield (
-            f"\n{failures:,} failures, whose reasons are not among these facts"
-            if failures
-            else "\nno failure is recorded"
-        )
+        if failures:
+            yield f"\n{failures:,} failures, whose reasons are not among these facts"
+        else:
+            yield "\nno failure is recorded"
         return
     yield "\nFailures by reason"
     table = new_table("reason", "since", "share", "before", "share")
@@ -228,7 +227,7 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
         values = _value(change.value)
-        if change.kind != "declared" or change.before is not None:
+        if not change.is_first:
             values = f"{_value(change.before)} to {values}"
         by = change.cycle_id or "declaration"
         table.add_row(change.parameter, f"{change.at:%m-%d %H:%M}", f"{change.kind}: {values}", by)
