@@ -82,7 +82,7 @@ class Case:
         """How cycles on this very anomaly ended, the newest first: what began before its onset tested another state."""
         onset = self.status.anomaly.onset if self.status.anomaly else None
         endings = self.recent.endings
-        return [past for past in endings if onset is None or past.began_at is None or past.began_at > onset]
+        return [past for past in endings if onset is None or past.began_at is None or past.began_at >= onset]
 
     def state(self, parameter: str) -> ParameterState | None:
         """The parameter as production runs on it."""
