@@ -326,7 +326,12 @@ class _Evaluation:
         cells = {name: self.cell(name, start, name in watched) for name in self.tracks}
         after = {name: self.stepped(name, start, {name: cells[name]}) for name in watched + alarmed}
         if platform_is_alarmed:
-            after[""] = self.stepped("", start, self.together(list(self.tracks), cells, start))
+            platform = self.stepped("", start, self.together(list(self.tracks), cells, start))
+            if _is_another_alarm(self.state(""), platform):
+                # What makes it clearly worse may be of one type: from here on each is judged by itself again.
+                self.put("", restarted(platform), reason="it became worse: each task type is judged by itself again")
+            else:
+                after[""] = platform
         elif len(self.tracks) > 1:
             unexplained = [name for name in watched if name not in self.explained]
             platform = self.stepped("", start, self.together(unexplained, cells, start))
@@ -421,6 +426,13 @@ def _silence_in_words(silence: timedelta, longest_gap: timedelta, usual_tasks: i
 
 def _hours(time: timedelta) -> float:
     return time.total_seconds() / 3_600
+
+
+def _is_another_alarm(before: Series, after: Series) -> bool:
+    """Whether an alarm was raised anew in place of the one that was open."""
+    if before.alarm is None or after.alarm is None:
+        return False
+    return before.alarm.anomaly.anomaly_id != after.alarm.anomaly.anomaly_id
 
 
 def _attributed(platform: Series, types: Mapping[str, Series]) -> dict[str, Series]:

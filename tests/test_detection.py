@@ -184,6 +184,18 @@ def test_what_becomes_clearly_worse_within_an_alarm_is_an_anomaly_of_its_own(bef
     assert watch.reasons == ["it became worse: raised anew"]
 
 
+def test_the_type_that_makes_an_alarm_of_the_platform_worse_is_named() -> None:
+    slightly = dict.fromkeys("bc", until(CHANGE_H, 0.9, 0.78))
+    watch = Watch().run(MUCH_WORSE_H, {"a": until(CHANGE_H, 0.9, 0.78)} | slightly, tasks=40)
+    watch.run(MUCH_WORSE_H + 24, {"a": always(0.2)} | slightly, tasks=40, first=MUCH_WORSE_H)
+
+    (_, of_all), (hour, of_one), *_ = watch.raised
+    assert (of_all.subject, of_one.subject) == ("success_rate:platform", "success_rate:a")
+    assert hour - MUCH_WORSE_H <= 6
+    assert watch.closed[0][1] == of_all.anomaly_id
+    assert watch.reasons[0] == "it became worse: each task type is judged by itself again"
+
+
 def test_a_level_that_lasts_is_raised_once_however_it_scatters() -> None:
     """Over 30 alarms of two days each, at most one is raised anew: the budget of false alarms is .15 a week."""
     again = 0
