@@ -503,8 +503,13 @@ async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None
     assert still.phase is Phase.BIDDING
     assert after.deadline > before.deadline
     assert result.end.ending is Ending.NO_BIDS
-    _, *kinds = [entry.kind for entry in ledger.entries(stage.database)]
-    assert kinds == [EntryKind.PERSON_ACTED, EntryKind.PERSON_ACTED, EntryKind.CYCLE_ENDED]
+    kinds = [entry.kind for entry in ledger.entries(stage.database)]
+    assert kinds == [
+        EntryKind.PARAMETER_DECLARED,
+        EntryKind.PERSON_ACTED,
+        EntryKind.PERSON_ACTED,
+        EntryKind.CYCLE_ENDED,
+    ]
 
 
 async def test_a_cycle_paused_in_the_queue_exposes_no_task_before_it_goes_on(on_stage) -> None:  # type: ignore[no-untyped-def]

@@ -602,7 +602,9 @@ async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(clien
     assert report.notes[-1].count("was ended: its workflow ended without a word (terminated)") == 2
     assert not is_open(database, "cycle:here")
     assert not is_open(database, task_workflow_id("t-1"))
-    assert ledger.entries(database)[-1].kind is EntryKind.CYCLE_ENDED
+    *declared, last = [entry.kind for entry in ledger.entries(database)]
+    assert declared == [EntryKind.PARAMETER_DECLARED] * len(platform.parameters)
+    assert last is EntryKind.CYCLE_ENDED
     with database.reading() as session:
         (settled,) = session.exec(select(EventRow).where(EventRow.type == EventType.TASK_SETTLED.value)).all()
     assert settled.data["notify"] == "boss"  # who asked for the report is told that there will be none
