@@ -59,6 +59,7 @@ size: setup-dev ## code lines, and whether a file or a function is too long to r
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres --extra deliveries \
+	  --extra door --extra openfeature --extra language-model \
 	  --upgrade -q -o requirements.txt
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt
