@@ -1,0 +1,35 @@
+"""Reports: an outcome as a platform hands it in from outside, with the versions and arms that its task resolved."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from .base import GREATEST_INTEGER, Message
+from .observatory import TaskOutcome
+from .platform import ParameterKey
+
+# A task resolves what its type declares: more is a mistake, and each one is compared.
+MOST_RESOLVED = 64
+
+
+class Resolved(Message):
+    """What a task resolved for one parameter. `version` is None where the platform's telemetry has none.
+
+    `in_force` is a value that no experiment chose.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int | None = Field(default=None, ge=1, le=GREATEST_INTEGER)
+    variant: Literal["control", "treatment", "in_force"]
+
+
+class OutcomeReport(TaskOutcome):
+    """An outcome that may echo, by parameter, what its task resolved: compared with what this platform recomputes.
+
+    An unknown field is refused: a misspelt one would be lost.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resolved: Annotated[dict[ParameterKey, Resolved], Field(max_length=MOST_RESOLVED)] = Field(default_factory=dict)
