@@ -44,8 +44,8 @@ def weights(exposure: float, treatment_share: float) -> Weights:
 def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
     """The function that gives a unit its variant, or None to one that is not exposed; its ranges are computed once.
 
-    This is flagd's `fractional` of the text experiment, then unit, over `weights` (`rules.flagd` writes it down). At full
-    exposure a growing share only ever moves units to the treatment.
+    This is flagd's `fractional` of the text experiment, then unit, over `weights`, as `rules.flagd` writes it down. At
+    full exposure a growing share only ever moves units to the treatment.
     """
     control, unexposed, _ = weights(exposure, treatment_share)
     treatment_start = control + unexposed

@@ -152,15 +152,17 @@ def store(database: Database, interval_s: int = 60) -> DatabaseStore:
 class Fixed:
     """A store that has a configuration, which a test may replace, and keeps what is recorded.
 
-    It is away while `away` is set.
+    It is away while `away` is set; `asked` counts the reads.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.installed = configuration
         self.assignments: list[Assignment] = []
         self.away = False
+        self.asked = 0
 
     def configuration(self) -> Configuration:
+        self.asked += 1
         if self.away:
             raise StoreAway("it is away")
         return self.installed
