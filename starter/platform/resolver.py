@@ -23,12 +23,18 @@ log = structlog.get_logger()
 
 
 class _Running(NamedTuple):
-    """An experiment, and the function that assigns tasks to its arms."""
+    """An experiment, the function that assigns tasks to its arms, and the value of a task in none.
+
+    Under the watch after a promotion that value is the treatment's: it is in force, and control is the holdback.
+    """
 
     experiment: RunningExperiment
     assign: Callable[[str], Variant | None]
+    in_force: Value
 
     def value(self, arm: Variant | None) -> Value:
+        if arm is None:
+            return self.in_force
         return self.experiment.treatment if arm is Variant.TREATMENT else self.experiment.control
 
 
@@ -143,7 +149,7 @@ class ParameterResolver:
         self.close()
 
     def _install(self, latest: Configuration) -> None:
-        experiments = {experiment.parameter: _running(experiment) for experiment in latest.experiments}
+        experiments = {e.parameter: _running(e, latest) for e in latest.experiments}
         self._installed = _Installed(latest.values, experiments, latest)
         self._read_at = time.monotonic()
 
@@ -155,9 +161,11 @@ class ParameterResolver:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
 
 
-def _running(experiment: RunningExperiment) -> _Running:
+def _running(experiment: RunningExperiment, latest: Configuration) -> _Running:
+    # A parameter whose declaration was removed has no value in force.
+    in_force = latest.values.get(experiment.parameter, experiment.control)
     assign = assigner(experiment.experiment_id, experiment.exposure, experiment.treatment_share)
-    return _Running(experiment, assign)
+    return _Running(experiment, assign, in_force)
 
 
 def assignment_of(experiment: RunningExperiment, task_id: str, arm: Variant, at: datetime) -> Assignment:
