@@ -19,6 +19,8 @@ from schema.messages.events import (
     AwardMissed,
     BudgetExceeded,
     CycleEnded,
+    DoorKeyCreated,
+    DoorKeyRevoked,
     EventData,
     ExperimentConcluded,
     ExperimentStarted,
@@ -311,6 +313,8 @@ def event_data(type: EventType, **changes: Any) -> EventData:
         AgentRestored(agent_id="ada"),
         AgentKeyRegistered(**key),
         AgentKeyRevoked(**key),
+        DoorKeyCreated(holder="web", scopes=("parameters", "outcomes"), who="ada"),
+        DoorKeyRevoked(holder="web", who="ada", why="leaked"),
         TaskOpened(task_id="t", task_type="monte_carlo", requester="olga", notify="ops"),
         TaskAwarded(task_id="t", award=award),
         TaskSettled(

@@ -58,8 +58,11 @@ class Evaluation(NamedTuple):
     experiment: RunningExperiment | None
 
     @property
-    def is_exposed(self) -> bool:
-        return self.variant != IN_FORCE
+    def reason(self) -> str:
+        """OpenFeature's reason: STATIC, or while an experiment runs, SPLIT for its tasks and DEFAULT for all others."""
+        if self.experiment is None:
+            return "STATIC"
+        return "DEFAULT" if self.variant == IN_FORCE else "SPLIT"
 
 
 class Resolution(NamedTuple):
