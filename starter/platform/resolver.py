@@ -21,6 +21,9 @@ from starter.platform.store import Store, StoreAway
 
 log = structlog.get_logger()
 
+# Hears what a read in the background brought, or None where the store could not be read.
+Listener = Callable[[Configuration | None], None]
+
 
 class _Running(NamedTuple):
     """An experiment, the function that assigns tasks to its arms, and the value of a task in none.
@@ -83,6 +86,7 @@ class ParameterResolver:
         self._store = store
         self._refresh_s = refresh_s
         self._closing = threading.Event()
+        self._listeners: tuple[Listener, ...] = ()
         self.refresh()
         self._refresher = threading.Thread(target=self._keep_fresh, name="resolver", daemon=True)
         self._refresher.start()
@@ -138,6 +142,14 @@ class ParameterResolver:
         """Read the configuration now. Raises what the store raises, and keeps what was read last."""
         self._install(self._store.configuration())
 
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` after each read in the background, in that thread; it must be quick and must not raise."""
+        self._listeners = (*self._listeners, listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Stop calling it."""
+        self._listeners = tuple(other for other in self._listeners if other != listener)
+
     def close(self) -> None:
         """Stop refreshing; resolving goes on with what was read last."""
         self._closing.set()
@@ -158,10 +170,14 @@ class ParameterResolver:
 
     def _keep_fresh(self) -> None:
         while not self._closing.wait(self._refresh_s):
+            latest = None
             try:
                 self.refresh()
+                latest = self.configuration
             except (StoreAway, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
+            for listener in self._listeners:
+                listener(latest)
 
 
 def _running(experiment: RunningExperiment, latest: Configuration) -> _Running:
