@@ -33,3 +33,8 @@ class OutcomeReport(TaskOutcome):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     resolved: Annotated[dict[ParameterKey, Resolved], Field(max_length=MOST_RESOLVED)] = Field(default_factory=dict)
+
+    @property
+    def outcome(self) -> TaskOutcome:
+        """The outcome alone, as it is stored and compared: a report is never equal to one."""
+        return TaskOutcome.model_construct(**{name: getattr(self, name) for name in TaskOutcome.model_fields})
