@@ -1,5 +1,6 @@
 """The door keeps out whom it should, answers as OFREP has it, and loses nothing that it acknowledged."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -535,6 +536,17 @@ def test_health_and_readiness_need_no_key_and_a_stale_door_is_not_ready(database
     assert (health.status_code, ready.status_code, unknown.status_code) == (200, 200, 404)
     assert ready.json()["status"] == "ready"
     assert "expected a route of the door" in unknown.json()["detail"]
+
+
+def test_the_page_of_routes_loads_nothing_from_elsewhere(database: Database) -> None:
+    with door(database) as caller:
+        page = httpx.get(f"{caller.url}/docs").text
+        addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+        files = [httpx.get(caller.url + address).status_code for address in addresses]
+
+    assert len(addresses) >= 3
+    assert all(address.startswith("/docs/") for address in addresses)
+    assert set(files) == {200}
 
 
 def test_closing_the_door_writes_what_waits(database: Database) -> None:
