@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from .base import GREATEST_INTEGER, Message
-from .observatory import TaskOutcome
+from .base import GREATEST_INTEGER, Identifier, Instant, Message
+from .experiment import Variant
+from .observatory import Fate, TaskOutcome
 from .platform import ParameterKey
 
 # A task resolves what its type declares: more is a mistake, and each one is compared.
@@ -38,3 +39,30 @@ class OutcomeReport(TaskOutcome):
     def outcome(self) -> TaskOutcome:
         """The outcome alone, as it is stored and compared: a report is never equal to one."""
         return TaskOutcome.model_construct(**{name: getattr(self, name) for name in TaskOutcome.model_fields})
+
+class Exposure(Message):
+    """A task that begins under an experiment, in the arm that its platform computed: reported before the task runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment_id: Identifier
+    task_id: Identifier
+    variant: Variant
+    assigned_at: Instant
+
+
+class Recorded(Message):
+    """What became of reported outcomes, in their order; of so many, the echo contradicts what was recomputed.
+
+    Such an outcome is kept, and is no evidence in the experiment.
+    """
+
+    fates: tuple[Fate, ...]
+    contradicting: int = 0
+
+
+class Exposed(Message):
+    """How many exposures are recorded, those recorded before included; and how many contradict what was recomputed."""
+
+    assigned: int
+    contradicting: int = 0
