@@ -151,7 +151,7 @@ def test_what_the_sdk_exports_becomes_outcomes(compression: Compression) -> None
     assert encoding == ("" if compression is Compression.NoCompression else compression.value)
 
 
-def test_an_agent_of_a_framework_reports_its_tasks_without_a_line_of_ours() -> None:
+async def test_an_agent_of_a_framework_reports_its_tasks_without_a_line_of_ours() -> None:
     def monte_carlo(samples: int) -> str:
         raise TimeoutError(f"{samples} samples took too long")
 
@@ -159,7 +159,7 @@ def test_an_agent_of_a_framework_reports_its_tasks_without_a_line_of_ours() -> N
         instrumentation = Instrumentation(InstrumentationSettings(tracer_provider=provider))
         agent = Agent(TestModel(), name="research_synthesis", tools=[monte_carlo], capabilities=[instrumentation])
         with pytest.raises(TimeoutError):
-            agent.run_sync("How do cursors work?")
+            await agent.run("How do cursors work?")
 
     tool, task = server.reports
     assert (tool.task_type, tool.failure, tool.agent_id) == ("monte_carlo", FailureKind.TIMEOUT, "research_synthesis")
