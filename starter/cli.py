@@ -63,6 +63,7 @@ COMMANDS = {
     "experiment": Entry("experiment", "Experiments: evidence and replays."),
     "ledger": Entry("ledger", "The record."),
     "agent": Entry("agent", "Agents and their keys."),
+    "mcp": Entry("mcp", "Serve an agent's 8 tools over stdio (MCP), and sign what they send with the agent's own key."),
     "outcomes": Entry("outcomes", "Outcomes of tasks."),
     "schedules": Entry("schedules", "Jobs: what runs when, and with what budget."),
     "events": Entry("events", "Events: the outbox, its subscribers and their dead letters."),
