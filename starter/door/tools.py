@@ -62,14 +62,14 @@ AgentOf = Callable[[Any], str]
 
 
 @contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
+def one_line_errors(arguments: agent_tools.Arguments, patience_s: float) -> Iterator[None]:
     """Turn what Temporal raises into Refused, with the one line that a model reads."""
     away = "expected the platform to answer, but Temporal is away; try again later"
     try:
         yield
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-        again = "read_cycle shows whether it was taken" if what not in READING else "try again later"
-        raise Refused(f"expected an answer within {PATIENCE_S:g} s, but none came; {again}") from None
+        again = "read_cycle shows whether it was taken" if isinstance(arguments, Writing) else "try again later"
+        raise Refused(f"expected an answer within {patience_s:g} s, but none came; {again}") from None
     except (RPCError, RuntimeError) as error:
         # The SDK raises a bare RuntimeError where it cannot connect.
         if isinstance(error, RuntimeError) and UNREACHABLE not in str(error):
@@ -83,22 +83,22 @@ def one_line_errors(what: str) -> Iterator[None]:
         raise Refused(f"expected facts to read, but {error.cause}") from None
 
 
-READING = {kind.tool for kind in agent_tools.TOOLS if not issubclass(kind, Writing)}
-
-
 class Tools:
     """Answers the 8 tools. `client` must have no keys, except on an agent's own machine."""
 
-    def __init__(self, client: NautilusClient, account: ReadAccount | None, agent_of: AgentOf) -> None:
+    def __init__(
+        self, client: NautilusClient, account: ReadAccount | None, agent_of: AgentOf, patience_s: float = PATIENCE_S
+    ) -> None:
         self._client = client
         self._account = account
         self._agent_of = agent_of
+        self._patience_s = patience_s
 
     async def answer(self, arguments: agent_tools.Arguments, request: Any) -> CallToolResult:
         """What a call comes to. Raises Refused."""
         agent_id = self._agent_of(request)
-        with one_line_errors(arguments.tool):
-            async with asyncio.timeout(PATIENCE_S):
+        with one_line_errors(arguments, self._patience_s):
+            async with asyncio.timeout(self._patience_s):
                 return text_of(await self._document(arguments, agent_id))
 
     async def _document(self, arguments: agent_tools.Arguments, agent_id: str) -> summaries.Document:
@@ -144,7 +144,7 @@ class Tools:
     async def _if_it_answers(self, workflow: str) -> CycleStatus | TaskStatus | None:
         """The status, or None where the workflow has just ended or its worker is away."""
         try:
-            async with asyncio.timeout(PATIENCE_FOR_ONE_S):
+            async with asyncio.timeout(min(PATIENCE_FOR_ONE_S, self._patience_s / 2)):
                 return await self._client.read(workflow)
         except (Refused, TimeoutError, RPCError, WorkflowQueryFailedError):
             return None
@@ -247,7 +247,11 @@ class McpApp:
 
 
 def mcp_app(
-    client: NautilusClient, account: ReadAccount, agent_of: AgentOf, allowed_hosts: Sequence[str] = ()
+    client: NautilusClient,
+    account: ReadAccount,
+    agent_of: AgentOf,
+    allowed_hosts: Sequence[str] = (),
+    patience_s: float = PATIENCE_S,
 ) -> McpApp:
     """The application to mount at /mcp, behind a check of keys.
 
@@ -256,7 +260,7 @@ def mcp_app(
     """
     if client.signs:
         raise ValueError("expected a client without keys in the door, but it has some; unset NAUTILUS_AGENT_KEY")
-    return McpApp(Tools(client, account, agent_of), _security(allowed_hosts))
+    return McpApp(Tools(client, account, agent_of, patience_s), _security(allowed_hosts))
 
 
 def _security(allowed_hosts: Sequence[str]) -> TransportSecuritySettings:
