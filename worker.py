@@ -40,6 +40,7 @@ from schema import connection, wire
 from schema.declaration import declared_platform
 from schema.messages.platform import Platform
 from schema.settings import Settings
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from workflows.autonomy import AutonomyScan, AwardDueBids
 from workflows.consolidation import Consolidation
@@ -144,7 +145,7 @@ async def run(settings: Settings) -> None:
     task_types = {name: task_type for name, task_type in installed().items() if name in declared_names}
     # Its processes start with the first task: a worker without tasks does not pay for them.
     runner = TaskRunner(task_types, settings.home / "cache")
-    resolver = ParameterResolver(database, platform, settings.resolver_refresh_s)
+    resolver = ParameterResolver(DatabaseStore(database, platform), settings.resolver_refresh_s)
     try:
         client = await connection.connect(plugins=[plugin()])
         async with (

@@ -111,7 +111,12 @@ def configuration(database: Database, platform: Platform) -> Configuration:
         exposing = session.exec(select(ExperimentRow).where(col(ExperimentRow.exposing).is_(True))).all()
         rows = [row for row in exposing if frozen(session, row.parameter) is None]
         experiments = tuple(RunningExperiment.model_validate(row.design | {"exposure": row.exposure}) for row in rows)
-    return Configuration(values={s.declaration.key: s.value for s in states}, experiments=experiments)
+    return Configuration(
+        values={state.declaration.key: state.value for state in states},
+        experiments=experiments,
+        versions={state.declaration.key: state.version for state in states},
+        task_types={state.declaration.key: state.declaration.task_types for state in states},
+    )
 
 
 def frozen(session: Session, parameter: str) -> str | None:

@@ -6,7 +6,6 @@ Roll-ups are kept in the transaction that records the outcomes, so whatever read
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, CursorResult, delete, exists, func, insert
@@ -17,7 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from activities.assignments import finish_assignments, recorded_outcomes
 from activities.database import lock
 from activities.rollups import roll_up
-from schema.messages.observatory import TaskOutcome
+from schema.messages.observatory import Fate, TaskOutcome
 from schema.messages.tasks import Settlement, TaskEnding
 from schema.tables.experiment import AssignmentRow, ExperimentRow
 from schema.tables.market import FillRow, TaskRow
@@ -31,19 +30,6 @@ EXPIRED_AT_A_TIME = 20_000
 FORGOTTEN_AT_A_TIME = 500
 # Long enough to compare with the same season of last year.
 ROLLUP_RETENTION = timedelta(days=400)
-
-
-class Fate(StrEnum):
-    """What became of an outcome that was reported.
-
-    `known`: recorded before with the same content. `conflicting`: recorded before with other content, which stands.
-    `too_old`: it finished before the instant up to which outcomes have been expired.
-    """
-
-    NEW = "new"
-    KNOWN = "known"
-    CONFLICTING = "conflicting"
-    TOO_OLD = "too_old"
 
 
 class Recorded(NamedTuple):

@@ -47,6 +47,7 @@ from schema.settings import Settings
 from starter.agents import run_agents
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import dev_server, free_port, prepare
@@ -112,8 +113,8 @@ def the_platform(limit_s: float) -> Platform:
 def traffic(database: Database, platform: Platform, work: Work, done: threading.Event) -> None:
     """The platform's own loop: resolve the limit of a task, do it, record it."""
     with (
-        ParameterResolver(database, platform, refresh_s=0.1) as resolver,
-        Recorder(database, platform.observatory.interval_s, linger_s=0.02) as recorder,
+        ParameterResolver(DatabaseStore(database, platform), refresh_s=0.1) as resolver,
+        Recorder(DatabaseStore(database, platform), linger_s=0.02) as recorder,
     ):
         number = 0
         while not done.wait(PAUSE_S):

@@ -38,6 +38,7 @@ from schema.messages.platform import Platform
 from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.settings import Settings
 from starter.client import NautilusClient
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import dev_server, free_port
@@ -63,8 +64,8 @@ def smaller_arm(experiment_id: str, tasks: int) -> int:
 def feed(database: Database, platform: Platform, tasks: int) -> None:
     """Run N tasks through resolver and recorder, as a platform does."""
     with (
-        ParameterResolver(database, platform) as resolver,
-        Recorder(database, platform.observatory.interval_s, batch=BATCH) as recorder,
+        ParameterResolver(DatabaseStore(database, platform)) as resolver,
+        Recorder(DatabaseStore(database, platform), batch=BATCH) as recorder,
     ):
         for number in range(tasks):
             at = datetime.now(UTC)

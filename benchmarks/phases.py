@@ -50,6 +50,7 @@ from schema.tables.experiment import TaskTypeLockRow
 from schema.tables.market import TransferRow
 from starter import keys
 from starter.agents.roster import ROSTER
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.stack import connect, register_own
@@ -137,8 +138,8 @@ def task_id(number: int) -> str:
 def traffic(database: Database, platform: Platform, done: threading.Event) -> None:
     """The platform's own loop: resolve the limit of a task, do it, record it. Acknowledged means committed."""
     with (
-        ParameterResolver(database, platform, refresh_s=0.2) as resolver,
-        Recorder(database, platform.observatory.interval_s, linger_s=0.02) as recorder,
+        ParameterResolver(DatabaseStore(database, platform), refresh_s=0.2) as resolver,
+        Recorder(DatabaseStore(database, platform), linger_s=0.02) as recorder,
     ):
         number, pause_s = TASKS_BEFORE, 0.0
         while not done.wait(pause_s):

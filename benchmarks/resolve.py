@@ -28,6 +28,7 @@ from rules.assignment import variant
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts
 from schema.messages.platform import Parameter, ParameterKind, Platform, TaskTypeDeclaration
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 
 KEY, EXPERIMENT = "research_synthesis.timeout_s", "success_rate:research_synthesis#1"
@@ -111,7 +112,7 @@ def main() -> None:
         declare_parameters(database, platform(), now)
         ExperimentActivities(database, platform()).open_experiment(design(), now)
         openfeature = openfeature_client()
-        with ParameterResolver(database, platform()) as resolver:
+        with ParameterResolver(DatabaseStore(database, platform())) as resolver:
 
             def nautilus(unit: str) -> object:
                 return resolver.resolve(KEY, unit)

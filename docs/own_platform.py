@@ -21,6 +21,7 @@ from schema.declaration import declared_platform
 from schema.failure_kinds import FailureKind
 from schema.messages.observatory import TaskOutcome, detail_of, reason_of
 from schema.settings import Settings
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 
@@ -77,9 +78,10 @@ def main(service: str) -> None:
     """Run tasks until Ctrl-C."""
     settings = Settings()
     database, platform = existing(settings.database), declared_platform(settings)
+    store = DatabaseStore(database, platform)
     with (
-        ParameterResolver(database, platform) as resolver,
-        Recorder(database, platform.observatory.interval_s) as recorder,
+        ParameterResolver(store) as resolver,
+        Recorder(store) as recorder,
         ThreadPoolExecutor(64) as pool,
     ):
         for number in count():

@@ -30,6 +30,7 @@ from simulation.field import Participant, Visit, visit
 from simulation.world import World, instant
 from starter.client import NautilusClient
 from starter.keys import AgentKey
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from worker import keep_bytecode, worker
@@ -189,7 +190,8 @@ async def simulated(
         await clock.pass_until(instant(0))
         await stack.enter_async_context(worker(clock.client, database, platform, settings))
         # Refreshed by hand, once an hour of its own time.
-        resolver = stack.enter_context(ParameterResolver(database, platform, refresh_s=1e6))
-        recorder = stack.enter_context(Recorder(database, platform.observatory.interval_s, linger_s=0.0))
+        store = DatabaseStore(database, platform)
+        resolver = stack.enter_context(ParameterResolver(store, refresh_s=1e6))
+        recorder = stack.enter_context(Recorder(store, linger_s=0.0))
         client = NautilusClient(clock.client, wire.TASK_QUEUE, *keys)
         yield TimeLapse(platform, world, agents, clock, client, database, resolver, recorder)

@@ -26,6 +26,7 @@ from schema.declaration import declared_platform
 from schema.messages.observatory import TaskOutcome, detail_of
 from schema.messages.platform import Platform, Traffic
 from schema.settings import Settings
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 
@@ -138,10 +139,11 @@ def run(settings: Settings, stopping: threading.Event) -> None:
         raise ValueError(f"{settings.platform}: traffic: expected a declaration of what to run, but there is none")
     types = wanted_types(platform.traffic)
     database = existing(settings.database)
+    store = DatabaseStore(database, platform)
     with (
         TaskRunner(types, settings.home / "cache") as runner,
-        ParameterResolver(database, platform, settings.resolver_refresh_s) as resolver,
-        Recorder(database, platform.observatory.interval_s) as recorder,
+        ParameterResolver(store, settings.resolver_refresh_s) as resolver,
+        Recorder(store) as recorder,
     ):
         log.info("traffic.started", per_second=dict(platform.traffic.per_second))
         simulated = SimulatedPlatform(platform, runner, types, resolver, recorder)

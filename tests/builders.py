@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from activities.database import Database
 from schema.failure_kinds import FailureKind
 from schema.messages.cycle import Briefing, CycleRequest, CycleStatus, Ending, Phase, RecordedAct
 from schema.messages.events import (
@@ -54,6 +55,7 @@ from schema.messages.platform import (
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal, Tally, Voter
 from schema.messages.story import Act
 from schema.wire import EventType
+from starter.platform.database_store import DatabaseStore
 
 TIMEOUT = "research_synthesis.timeout_s"
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -138,6 +140,11 @@ def rules(**changes: Any) -> CycleRules:
         "minimum_run_s": 0,
     }
     return CycleRules(**(fields | changes))
+
+
+def store(database: Database, interval_s: int = 60) -> DatabaseStore:
+    """A store whose roll-ups are so wide."""
+    return DatabaseStore(database, platform(observatory=ObservatoryRules(interval_s=interval_s)))
 
 
 def platform(**changes: Any) -> Platform:

@@ -42,6 +42,7 @@ from schema.messages.proposals import Ballot, Choice, Evidence, Proposal
 from schema.messages.story import Act
 from schema.tables.events import EventRow
 from schema.wire import EventType
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 
 BEGIN = datetime(2026, 11, 8, tzinfo=UTC)
@@ -171,7 +172,7 @@ class Fortnight:
         busy = TICK_H * self._per_hour * (1 if 8 <= hour % 24 < 20 else 0.5)
         outcomes: list[TaskOutcome] = []
         assignments: list[Assignment] = []
-        with ParameterResolver(self._database, PLATFORM) as resolver:
+        with ParameterResolver(DatabaseStore(self._database, PLATFORM)) as resolver:
             for name in (RESEARCH, TRAINING, PRICING, PHYSICS):
                 for number in range(round(draw.gauss(busy, busy / 5))):
                     task_id, at = f"{name}-{hour}-{number}", self.now + timedelta(hours=draw.uniform(0, TICK_H - 0.25))

@@ -60,6 +60,7 @@ from starter.agents.investigator import Investigator, contradiction
 from starter.agents.legal import legal_value
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.stack import register_own
@@ -431,8 +432,8 @@ async def improved(
 
     def traffic() -> None:
         with (
-            ParameterResolver(database, platform, refresh_s=0.05) as resolver,
-            Recorder(database, platform.observatory.interval_s, linger_s=0.01) as recorder,
+            ParameterResolver(DatabaseStore(database, platform), refresh_s=0.05) as resolver,
+            Recorder(DatabaseStore(database, platform), linger_s=0.01) as recorder,
         ):
             for number in range(100_000):
                 if done.is_set():

@@ -17,11 +17,11 @@ from activities.assignments import counters, guard_counters, record_assignments
 from activities.database import Database
 from activities.experiment import ExperimentActivities
 from activities.parameters import declare_parameters
-from activities.recording import Fate, record_outcomes
+from activities.recording import record_outcomes
 from rules.assignment import variant
 from schema.failure_kinds import FailureKind
 from schema.messages.experiment import Assignment, EvaluationRequest, ExperimentDesign, Reading, Variant
-from schema.messages.observatory import Guardrail, GuardrailKind, TaskOutcome
+from schema.messages.observatory import Fate, Guardrail, GuardrailKind, TaskOutcome
 from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import AgentRollupRow, OutcomeRow, RollupRow
 from starter.platform.recorder import Recorder
@@ -168,8 +168,8 @@ def test_any_order_by_two_recorders_in_any_batches_adds_up_to_the_same(
     first: dict[str, Future[Fate | None]] = {}
     fates: list[tuple[str, Future[Fate | None]]] = []
     with (
-        Recorder(either_database, INTERVAL_S, rng.choice([1, 3, 40]), rng.choice([0.0, 0.002])) as one,
-        Recorder(either_database, INTERVAL_S, rng.choice([1, 3, 40]), rng.choice([0.0, 0.002])) as two,
+        Recorder(builders.store(either_database), rng.choice([1, 3, 40]), rng.choice([0.0, 0.002])) as one,
+        Recorder(builders.store(either_database), rng.choice([1, 3, 40]), rng.choice([0.0, 0.002])) as two,
     ):
         for what, outcome in said:
             recorder = rng.choice([one, two])

@@ -34,6 +34,7 @@ from schema.settings import Settings
 from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow, TransferRow
 from starter.client import NautilusClient, Refused
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
@@ -102,8 +103,8 @@ class Stage:
         def traffic() -> None:
             rng = random.Random(7)
             with (
-                ParameterResolver(self.database, self.platform, refresh_s=0.05) as resolver,
-                Recorder(self.database, self.platform.observatory.interval_s, linger_s=0.01) as recorder,
+                ParameterResolver(DatabaseStore(self.database, self.platform), refresh_s=0.05) as resolver,
+                Recorder(DatabaseStore(self.database, self.platform), linger_s=0.01) as recorder,
             ):
                 number = 0
                 while not until.is_set():

@@ -45,6 +45,7 @@ from starter.agents.bidder import bid_on
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient, Refused
 from starter.keys import AgentKey
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from starter.server import binary
 from worker import task_worker, worker
@@ -147,7 +148,7 @@ async def market(
     for agent in ("ann", "bea"):
         register_agent(database, agent, f"op-{agent}", now, built_in=built_in)
     types = {name: kind for name, kind in installed().items() if name == "monte_carlo"}
-    with TaskRunner(types, home) as runner, ParameterResolver(database, platform) as resolver:
+    with TaskRunner(types, home) as runner, ParameterResolver(DatabaseStore(database, platform)) as resolver:
         async with (
             worker(temporal, database, platform, Settings(), queue),
             task_worker(temporal, database, platform, runner, resolver, f"{queue}-tasks"),

@@ -71,6 +71,7 @@ from schema.tables.observatory import AnomalyRow, OutcomeRow, RetentionRow, Roll
 from schema.tables.proposals import ElectorateRow, ProposalRow
 from schema.tables.report import PublishedReportRow
 from schema.wire import EventType
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
@@ -455,7 +456,7 @@ def test_two_recorders_count_every_outcome_once(database: Database) -> None:
     opened(database, experiment())
 
     def platform(first: int) -> None:
-        with Recorder(database, INTERVAL_S, batch=7, linger_s=0.001) as recorder:
+        with Recorder(builders.store(database), batch=7, linger_s=0.001) as recorder:
             for number in range(first, first + 60):
                 recorder.assigned([assignment(number)])
                 recorder.record(builders.outcome(f"task-{number}", number % 4 > 0))
@@ -475,7 +476,7 @@ from activities.database import Database
 from starter.platform.recorder import Recorder
 from tests import builders
 
-with Recorder(Database(sys.argv[1]), 60, batch=20, linger_s=0.001) as recorder:
+with Recorder(builders.store(Database(sys.argv[1])), batch=20, linger_s=0.001) as recorder:
     number = 0
     while True:
         number += 1
@@ -504,7 +505,7 @@ def test_what_was_acknowledged_survives_the_death_of_the_recording_process(datab
 
 
 def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
-    with Recorder(database, INTERVAL_S, linger_s=0.001) as recorder:
+    with Recorder(builders.store(database), linger_s=0.001) as recorder:
         recorder.record(builders.outcome("before")).result(timeout=10)
         with away(database):
             waiting = recorder.record(builders.outcome("meanwhile"))
@@ -517,7 +518,7 @@ def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
 
 
 def test_leaving_a_recorder_writes_what_waits_and_a_full_queue_loses_nothing(database: Database) -> None:
-    with Recorder(database, INTERVAL_S, batch=5, linger_s=5) as recorder:
+    with Recorder(builders.store(database), batch=5, linger_s=5) as recorder:
         done = [recorder.record(builders.outcome(f"t{n}")) for n in range(203)]
 
     assert all(future.done() and future.exception() is None for future in done)
@@ -526,7 +527,7 @@ def test_leaving_a_recorder_writes_what_waits_and_a_full_queue_loses_nothing(dat
 
 
 def test_a_closed_recorder_says_so(database: Database) -> None:
-    with Recorder(database, INTERVAL_S) as recorder:
+    with Recorder(builders.store(database)) as recorder:
         pass
 
     with pytest.raises(RuntimeError, match="expected an open recorder, but it was closed"):
@@ -535,7 +536,7 @@ def test_a_closed_recorder_says_so(database: Database) -> None:
 
 def test_an_outcome_that_cannot_be_stored_fails_alone(database: Database) -> None:
     naive = NOW.replace(tzinfo=None)
-    with Recorder(database, INTERVAL_S, linger_s=0.3) as recorder:
+    with Recorder(builders.store(database), linger_s=0.3) as recorder:
         good = recorder.record(builders.outcome("good"))
         bad = recorder.record(builders.outcome("bad").model_copy(update={"finished_at": naive}))
         bad_error = bad.exception(timeout=10)
@@ -1232,8 +1233,8 @@ def test_an_event_announces_once(database: Database) -> None:
 def test_a_task_resolves_alike_wherever_and_however_often_it_is_asked(database: Database) -> None:
     opened(database, experiment())
     with (
-        ParameterResolver(database, builders.platform()) as here,
-        ParameterResolver(database, builders.platform()) as there,
+        ParameterResolver(DatabaseStore(database, builders.platform())) as here,
+        ParameterResolver(DatabaseStore(database, builders.platform())) as there,
     ):
         for number in range(50):
             once = here.resolve_task("research_synthesis", f"task-{number}", NOW)
@@ -1245,7 +1246,7 @@ def test_a_task_resolves_alike_wherever_and_however_often_it_is_asked(database: 
 
 def test_half_the_tasks_get_the_new_value(database: Database) -> None:
     opened(database, experiment())
-    with ParameterResolver(database, builders.platform()) as resolver:
+    with ParameterResolver(DatabaseStore(database, builders.platform())) as resolver:
         values = Counter(resolver.resolve(TIMEOUT, f"task-{number}") for number in range(4_000))
 
     # Binomial(4000, 1/2): five standard deviations are 158.
@@ -1254,7 +1255,7 @@ def test_half_the_tasks_get_the_new_value(database: Database) -> None:
 
 def test_a_task_type_resolves_only_what_touches_it(database: Database) -> None:
     opened(database, experiment())
-    with ParameterResolver(database, builders.platform()) as resolver:
+    with ParameterResolver(DatabaseStore(database, builders.platform())) as resolver:
         assert resolver.resolve_task("monte_carlo", "task-1", NOW) == ({}, ())
         with pytest.raises(KeyError):
             resolver.resolve("monte_carlo.samples", "task-1")
@@ -1262,7 +1263,7 @@ def test_a_task_type_resolves_only_what_touches_it(database: Database) -> None:
 
 def test_the_last_good_configuration_is_kept_while_the_store_is_away_and_its_age_shows(database: Database) -> None:
     opened(database, experiment())
-    with ParameterResolver(database, builders.platform(), refresh_s=0.02) as resolver:
+    with ParameterResolver(DatabaseStore(database, builders.platform()), refresh_s=0.02) as resolver:
         before = [resolver.resolve(TIMEOUT, f"task-{number}") for number in range(20)]
         with away(database):
             assert eventually(lambda: resolver.age_s > 0.3)
@@ -1272,7 +1273,7 @@ def test_the_last_good_configuration_is_kept_while_the_store_is_away_and_its_age
 
 def test_a_promoted_value_is_what_the_next_task_gets_after_a_refresh(database: Database) -> None:
     plan = opened(database, experiment())
-    with ParameterResolver(database, builders.platform(), refresh_s=0.02) as resolver:
+    with ParameterResolver(DatabaseStore(database, builders.platform()), refresh_s=0.02) as resolver:
         experiments(database).conclude_experiment(plan, look(database, plan, NOW))
         assert eventually(lambda: {resolver.resolve(TIMEOUT, f"task-{n}") for n in range(20)} == {90.0})
 
@@ -1286,4 +1287,4 @@ def test_a_promoted_value_is_what_the_next_task_gets_after_a_refresh(database: D
 
 def test_a_platform_never_starts_on_nothing(database: Database) -> None:
     with away(database), pytest.raises(Exception, match=r"unable to open|not currently accepting|failed"):
-        ParameterResolver(database, builders.platform())
+        ParameterResolver(DatabaseStore(database, builders.platform()))

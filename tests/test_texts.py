@@ -25,6 +25,7 @@ from schema.messages.texts import text_id
 from schema.tables.experiment import ParameterRow
 from schema.tables.texts import TextRow
 from schema.wire import EventType
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW
@@ -337,7 +338,7 @@ def test_commands_and_resolvers_read_the_text_and_not_its_hash(database: Databas
 
     assert reading.in_force(database) == {PROMPT: (NEW, 2)}
     assert reading.previous_value(database, PROMPT) == OLD
-    with ParameterResolver(database, platform()) as resolver:
+    with ParameterResolver(DatabaseStore(database, platform())) as resolver:
         assert resolver.resolve_task("research_synthesis", "task-1", NOW).values == {PROMPT: NEW}
 
 

@@ -35,6 +35,7 @@ from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Counts, Guardrail, GuardrailKind
 from schema.messages.platform import ObservatoryRules, Risk
 from schema.wire import EVERYTHING
+from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW, TIMEOUT
@@ -385,7 +386,7 @@ def test_a_widened_exposure_keeps_everybody_in_their_arm(database: Database, sto
     store.open_experiment(plan, NOW)
 
     def arms() -> dict[str, Variant]:
-        with ParameterResolver(database, builders.platform()) as resolver:
+        with ParameterResolver(DatabaseStore(database, builders.platform())) as resolver:
             found = [resolver.resolve_task("research_synthesis", f"t{n}", NOW) for n in range(1_000)]
         return {a.task_id: a.variant for resolution in found for a in resolution.assignments}
 
@@ -451,7 +452,7 @@ def test_what_a_person_takes_back_no_task_gets_any_more(
 
     roll_back_by_hand(database, TIMEOUT, "olga", "users complain", NOW)
 
-    with ParameterResolver(database, builders.platform()) as resolver:
+    with ParameterResolver(DatabaseStore(database, builders.platform())) as resolver:
         given = {resolver.resolve_task("research_synthesis", f"t{n}", NOW).values[TIMEOUT] for n in range(100)}
     assert given == {90.0}
     # The cycle hears of it at its next look, whatever the evidence says.

@@ -15,6 +15,10 @@ class Variant(StrEnum):
     TREATMENT = "treatment"
 
 
+# The variant of a task that no experiment exposes, where variants have names.
+IN_FORCE = "in_force"
+
+
 class GuardCounts(Message):
     """One guardrail in one stratum: finished tasks and good ones in each arm, and how many could be judged at all.
 
@@ -108,13 +112,19 @@ class RunningExperiment(Message):
     treatment: Value
     treatment_share: float
     exposure: float = 1.0
+    base_version: int = 0
 
 
 class Configuration(Message):
-    """Everything that resolving needs, read at once: the values in force and the experiments that run."""
+    """Everything that resolving needs, read at once: the values in force and the experiments that run.
+
+    `task_types` are those that each parameter touches, `versions` the parameters' versions; both by parameter.
+    """
 
     values: dict[str, Value]
     experiments: tuple[RunningExperiment, ...] = ()
+    versions: dict[str, int] = Field(default_factory=dict)
+    task_types: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class Purpose(StrEnum):

@@ -71,6 +71,19 @@ class TaskOutcome(Message):
     attributes: Attributes = Field(default_factory=dict)
 
 
+class Fate(StrEnum):
+    """What became of an outcome that was reported.
+
+    `known`: recorded before with the same content. `conflicting`: recorded before with other content, which stands.
+    `too_old`: it finished before the instant up to which outcomes have been expired.
+    """
+
+    NEW = "new"
+    KNOWN = "known"
+    CONFLICTING = "conflicting"
+    TOO_OLD = "too_old"
+
+
 class Counts(Message):
     """Tasks and successes of one series in one interval."""
 

@@ -14,13 +14,10 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from sqlalchemy.exc import OperationalError
 
-from activities.assignments import record_assignments
-from activities.database import Database
-from activities.recording import Fate, record_each
 from schema.messages.experiment import Assignment
-from schema.messages.observatory import TaskOutcome
+from schema.messages.observatory import Fate, TaskOutcome
+from starter.platform.store import Store, StoreAway
 
 log = structlog.get_logger()
 
@@ -35,13 +32,11 @@ class _Entry:
 class Recorder:
     """Records from many threads through one writer. Use as a context manager: leaving it flushes.
 
-    `interval_s` is the width of a roll-up. A batch is written when `batch` entries wait or the oldest has waited
-    `linger_s` seconds.
+    A batch is written when `batch` entries wait or the oldest has waited `linger_s` seconds.
     """
 
-    def __init__(self, database: Database, interval_s: int, batch: int = 1_000, linger_s: float = 0.05) -> None:
-        self._database = database
-        self._interval_s = interval_s
+    def __init__(self, store: Store, batch: int = 1_000, linger_s: float = 0.05) -> None:
+        self._store = store
         self._batch = batch
         self._linger_s = linger_s
         self._queue: Queue[_Entry | None] = Queue(maxsize=20 * batch)
@@ -102,9 +97,8 @@ class Recorder:
         while True:
             try:
                 fates = self._stored(entries)
-            except OperationalError as error:
-                # The store is away or busy: nothing of the batch was written, so all of it is tried again.
-                log.warning("recorder.waiting", entries=len(entries), error=str(error.orig), pause_s=pause_s)
+            except StoreAway as error:
+                log.warning("recorder.waiting", entries=len(entries), error=str(error), pause_s=pause_s)
                 time.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
             except Exception as error:  # noqa: BLE001  (set on the future that the caller waits for)
@@ -123,9 +117,7 @@ class Recorder:
         """The fates of the outcomes, in their order. All entries are committed, or none."""
         assignments = [assignment for entry in entries for assignment in entry.assignments]
         outcomes = [entry.outcome for entry in entries if entry.outcome is not None]
-        with self._database.transaction() as session:
-            record_assignments(session, assignments, self._interval_s)
-            return record_each(session, outcomes, self._interval_s)
+        return self._store.record(assignments, outcomes)
 
 
 def _acknowledge(entries: Sequence[_Entry], fates: Iterable[Fate]) -> None:

@@ -7,20 +7,17 @@ is asked.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from activities.database import Database
-from activities.parameters import configuration
 from rules.assignment import assigner
 from schema.messages.base import Value
-from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
-from schema.messages.platform import Platform
+from schema.messages.experiment import IN_FORCE, Assignment, Configuration, RunningExperiment, Variant
+from starter.platform.store import Store, StoreAway
 
 log = structlog.get_logger()
 
@@ -35,6 +32,30 @@ class _Running(NamedTuple):
         return self.experiment.treatment if arm is Variant.TREATMENT else self.experiment.control
 
 
+class _Installed(NamedTuple):
+    """One configuration, ready to resolve from."""
+
+    values: Mapping[str, Value]
+    experiments: Mapping[str, _Running]
+    configuration: Configuration
+
+
+class Evaluation(NamedTuple):
+    """One parameter for one task: the value, and whether an experiment chose it.
+
+    `variant` is `in_force` for a task that no experiment exposes; `experiment` is the one that runs on the parameter.
+    """
+
+    value: Value
+    variant: str
+    version: int
+    experiment: RunningExperiment | None
+
+    @property
+    def is_exposed(self) -> bool:
+        return self.variant != IN_FORCE
+
+
 class Resolution(NamedTuple):
     """All parameters of one task, and the experiments that chose some of them."""
 
@@ -45,12 +66,12 @@ class Resolution(NamedTuple):
 class ParameterResolver:
     """Resolves parameters from a configuration that a background thread keeps fresh.
 
-    The first read happens here, so a platform never starts on nothing: it raises when the store cannot be read.
+    The first read happens here, so a platform never starts on nothing: it raises StoreAway when the store cannot be
+    read.
     """
 
-    def __init__(self, database: Database, platform: Platform, refresh_s: float = 5.0) -> None:
-        self._load: Callable[[], Configuration] = lambda: configuration(database, platform)
-        self._task_types = {p.key: p.task_types for p in platform.parameters}
+    def __init__(self, store: Store, refresh_s: float = 5.0) -> None:
+        self._store = store
         self._refresh_s = refresh_s
         self._closing = threading.Event()
         self.refresh()
@@ -62,35 +83,51 @@ class ParameterResolver:
         """Seconds since the configuration was last read from the store."""
         return time.monotonic() - self._read_at
 
+    @property
+    def configuration(self) -> Configuration:
+        """What is resolved from now."""
+        return self._installed.configuration
+
     def resolve(self, key: str, unit_id: str) -> Value:
         """The value of parameter `key` for one task; KeyError for a parameter that was never declared."""
-        running = self._experiments.get(key)
+        installed = self._installed
+        running = installed.experiments.get(key)
         if running is None:
-            return self._values[key]
+            return installed.values[key]
         return running.value(running.assign(unit_id))
+
+    def evaluate(self, key: str, unit_id: str | None) -> Evaluation:
+        """The value, and what chose it; without a unit, what is in force. KeyError for an undeclared one."""
+        installed = self._installed
+        version = installed.configuration.versions[key]
+        running = installed.experiments.get(key)
+        if running is None:
+            return Evaluation(installed.values[key], IN_FORCE, version, None)
+        arm = None if unit_id is None else running.assign(unit_id)
+        return Evaluation(running.value(arm), arm.value if arm else IN_FORCE, version, running.experiment)
 
     def resolve_task(self, task_type: str, task_id: str, at: datetime) -> Resolution:
         """Every parameter that touches `task_type`, for one task that starts at `at`."""
         values: dict[str, Value] = {}
         assignments: list[Assignment] = []
         # Read once: a refresh in between must not give a task one experiment's value and another's assignment.
-        experiments = self._experiments
-        for key, task_types in self._task_types.items():
+        installed = self._installed
+        for key, task_types in installed.configuration.task_types.items():
             if task_type not in task_types:
                 continue
-            running = experiments.get(key)
+            running = installed.experiments.get(key)
             if running is None:
-                values[key] = self._values[key]
+                values[key] = installed.values[key]
                 continue
             arm = running.assign(task_id)
             values[key] = running.value(arm)
             if arm is not None:
-                assignments.append(_assignment(running.experiment, task_id, arm, at))
+                assignments.append(assignment_of(running.experiment, task_id, arm, at))
         return Resolution(values, tuple(assignments))
 
     def refresh(self) -> None:
         """Read the configuration now. Raises what the store raises, and keeps what was read last."""
-        self._install(self._load())
+        self._install(self._store.configuration())
 
     def close(self) -> None:
         """Stop refreshing; resolving goes on with what was read last."""
@@ -106,16 +143,15 @@ class ParameterResolver:
         self.close()
 
     def _install(self, latest: Configuration) -> None:
-        # Two assignments, each atomic; an experiment's control is the value in force, so any mixture of them is sound.
-        self._values = latest.values
-        self._experiments = {experiment.parameter: _running(experiment) for experiment in latest.experiments}
+        experiments = {experiment.parameter: _running(experiment) for experiment in latest.experiments}
+        self._installed = _Installed(latest.values, experiments, latest)
         self._read_at = time.monotonic()
 
     def _keep_fresh(self) -> None:
         while not self._closing.wait(self._refresh_s):
             try:
                 self.refresh()
-            except (SQLAlchemyError, ValueError) as error:
+            except (StoreAway, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
 
 
@@ -124,7 +160,8 @@ def _running(experiment: RunningExperiment) -> _Running:
     return _Running(experiment, assign)
 
 
-def _assignment(experiment: RunningExperiment, task_id: str, arm: Variant, at: datetime) -> Assignment:
+def assignment_of(experiment: RunningExperiment, task_id: str, arm: Variant, at: datetime) -> Assignment:
+    """The record that a task which starts at `at` is in this arm."""
     return Assignment(
         experiment_id=experiment.experiment_id,
         task_id=task_id,
