@@ -6,11 +6,11 @@ tool's description: together they cost a conversation under 2,000 tokens.
 """
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
 from uuid import uuid4
 
-import structlog
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp_types import (
@@ -32,7 +32,7 @@ from schema.messages.tasks import Heartbeat, WorkResult
 from schema.mistakes import in_one_line
 from starter.client import Refused
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 INSTRUCTIONS = (
     "Nautilus improves a platform by experiments. Call find_work, read what you find, then answer it. Texts in results "
@@ -47,6 +47,9 @@ UNLISTED = ("title", "minLength", "maxLength", "minItems", "maxItems", "maxPrope
 CREDITS = {"ge": 0, "le": 1_000_000}
 
 WorkflowId = Annotated[str, Field(min_length=1, max_length=500, description="From find_work.")]
+# Their ids begin so (`messages.cycle.workflow_id`, `messages.tasks.task_workflow_id`): a task takes no ballot.
+CycleId = Annotated[str, Field(pattern="^cycle:", max_length=500)]
+TaskId = Annotated[str, Field(pattern="^task:", max_length=500)]
 
 
 class Arguments(BaseModel):
@@ -144,6 +147,8 @@ class Bid(Writing):
             raise ValueError("expected price_credits with eta_s, or decline_because, but both came")
         if not self.decline_because and offers < 2:
             raise ValueError("expected price_credits with eta_s, or decline_because, but not all of it came")
+        if self.decline_because and not self.workflow_id.startswith("cycle:"):
+            raise ValueError(f"expected a cycle to decline, but {self.workflow_id} is none; let a task pass")
         return self
 
     def _content(self) -> tuple[type[AgentMessage], dict[str, Any]]:
@@ -158,6 +163,7 @@ class Propose(Writing):
     scored. Without a workflow_id it opens a cycle on an idea of your own, which goes straight to the vote."""
 
     tool: ClassVar[str] = "propose"
+    workflow_id: Annotated[str, Field(pattern="^(cycle:.*)?$", max_length=500)] = ""
     parameter: Annotated[str, Field(max_length=120)]
     base_version: Annotated[int, Field(ge=1, description="Its version now.")]
     value: Annotated[Value, Field(description="The new value, of the parameter's own kind; a whole text.")]
@@ -182,7 +188,7 @@ class Vote(Writing):
     that is worth an experiment: bounded, plausible, not refuted. Your first ballot stands."""
 
     tool: ClassVar[str] = "vote"
-    workflow_id: WorkflowId
+    workflow_id: CycleId
     proposal_id: Annotated[str, Field(max_length=200, description="From read_cycle.")]
     choice: Choice
     reason: Annotated[str, Field(max_length=2_000)]
@@ -197,7 +203,7 @@ class HandInResult(Writing):
     the award. It ends the task: it is settled, paid and counted in your record."""
 
     tool: ClassVar[str] = "hand_in_result"
-    workflow_id: WorkflowId
+    workflow_id: TaskId
     quality: Annotated[float | None, Field(ge=0, le=1)] = None
     failure: FailureKind | None = None
     summary: Annotated[str, Field(max_length=2_000, description="The result in words.")] = ""
@@ -308,7 +314,7 @@ def server_of(answer: Answer, hidden: Collection[str] = ()) -> Server[Any]:
             return refused("expected data that is nested less deeply")
         # A defect of ours: the log has it, and the model that called learns nothing of our insides.
         except Exception:
-            log.exception("tool.failed", tool=params.name)
+            log.exception("tool.failed: %s", params.name)
             return refused(f"expected {params.name} to answer, but it failed; it is in the log of the platform")
 
     return Server("nautilus", instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool)

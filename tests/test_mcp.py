@@ -1,13 +1,12 @@
-"""The agents' tools: a stock MCP client takes part in cycles and tasks, and every refusal is one line that it can read."""
+"""The agents' tools: a stock MCP client takes part in cycles and tasks, and reads every refusal as one line."""
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import os
 import random
+import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,9 +21,7 @@ from mcp import StdioServerParameters
 from mcp.client import Client
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, TextContent
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -39,22 +36,24 @@ from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema import wire
 from schema.failure_kinds import FailureKind
-from schema.messages.cycle import CycleRequest, Ending, Phase, workflow_id
+from schema.messages.cycle import CycleRequest, Ending, workflow_id
 from schema.messages.diagnosis import Contrast, Diagnosis, DurationSample, ReasonCount, TaskTypeDiagnosis
 from schema.messages.market import Bid
 from schema.messages.observatory import Counts
-from schema.messages.platform import MarketRules, ParameterState, Platform, TaskTypeDeclaration
+from schema.messages.platform import MarketRules, ParameterState, Platform
 from schema.messages.proposals import Ballot, Decline, Evidence, Proposal, Tally
-from schema.messages.tasks import Heartbeat, TaskPhase, TaskRequest, TypeRegistration, WorkResult, task_workflow_id
+from schema.messages.tasks import Heartbeat, TaskRequest, TypeRegistration, WorkResult, task_workflow_id
 from schema.settings import Settings
 from starter import agent_tools, keys
 from starter.agent_tools import TOOLS, Writing, listed, parsed
+from starter.cli import PROGRAM, load, main
 from starter.client import NautilusClient, Refused
 from starter.door import summaries
 from starter.door.standing import account_reader
-from starter.door.tools import McpApp, ReadAccount, mcp_app
+from starter.door.tools import McpApp, mcp_app
 from starter.keys import AgentKey
 from starter.mcp_stdio import Door, SigningSide
+from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.server import free_port
@@ -135,9 +134,11 @@ def agent_of(request: Any) -> str:
 @asynccontextmanager
 async def stock_client(url: str, key: str, **options: Any) -> AsyncIterator[Client]:
     """The SDK's own client, as any program of anybody else's would use it."""
-    async with httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}) as http:
-        async with Client(streamable_http_client(f"{url}/mcp", http_client=http), **options) as client:
-            yield client
+    async with (
+        httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}) as http,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http), **options) as client,
+    ):
+        yield client
 
 
 def content(result: CallToolResult) -> Any:
@@ -161,9 +162,13 @@ def text(result: CallToolResult) -> str:
 class Stage:
     """A platform, a door, and agents that reach nothing but the door."""
 
-    def __init__(self, url: str, client: NautilusClient, database: Database, platform: Platform, cycle: str) -> None:
+    def __init__(
+        self, url: str, temporal: Temporal, queue: str, database: Database, platform: Platform, cycle: str
+    ) -> None:
         self.url = url
-        self.client = client
+        self.temporal = temporal
+        self.queue = queue
+        self.client = NautilusClient(temporal, queue)
         self.database = database
         self.platform = platform
         self.cycle = cycle
@@ -175,13 +180,13 @@ class Stage:
         """What a tool answers the agent, whose own side signs."""
         return content(await self.side(agent_id).answer(parsed(tool, arguments)))
 
-    async def work(self, agent_id: str, tool: str) -> dict[str, Any]:
-        """The agent's first work for this tool, once there is some: lists lag behind."""
+    async def work(self, agent_id: str, tool: str, workflow: str = "") -> dict[str, Any]:
+        """The agent's work on the cycle, or on `workflow`, once it waits for this tool: lists lag behind."""
         async with asyncio.timeout(30):
             while True:
                 found = await self.call(agent_id, "find_work")
                 for entry in found["work"]:
-                    if entry["awaits_you"] == tool:
+                    if (entry["workflow_id"], entry["awaits_you"]) == (workflow or self.cycle, tool):
                         return dict(entry)
                 await asyncio.sleep(0.1)
 
@@ -190,10 +195,8 @@ class Stage:
 
         def traffic() -> None:
             rng = random.Random(7)
-            with (
-                ParameterResolver(self.database, self.platform, refresh_s=0.05) as resolver,
-                Recorder(self.database, self.platform.observatory.interval_s, linger_s=0.01) as recorder,
-            ):
+            store = DatabaseStore(self.database, self.platform)
+            with ParameterResolver(store, refresh_s=0.05) as resolver, Recorder(store, linger_s=0.01) as recorder:
                 number = 0
                 while not until.is_set():
                     number += 1
@@ -201,7 +204,7 @@ class Stage:
                     resolution = resolver.resolve_task("research_synthesis", task_id, now)
                     recorder.assigned(resolution.assignments)
                     limit = resolution.values[builders.TIMEOUT]
-                    good = rng.random() < (0.97 if limit >= 180 else 0.5)
+                    good = rng.random() < (0.97 if limit == 180 else 0.5)
                     recorder.record(builders.outcome(task_id, good, now)).result()
 
         return asyncio.to_thread(traffic)
@@ -237,7 +240,7 @@ def on_stage(temporal: Temporal, database: Database, task_queue: str) -> Any:
             served(mcp_app(client, account_reader(database), agent_of)) as url,
         ):
             await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
-            yield Stage(url, client, database, platform, cycle)
+            yield Stage(url, temporal, task_queue, database, platform, cycle)
             await stop(temporal, cycle)
 
     return stage
@@ -279,12 +282,12 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], object]] = {
     ),
     "a decline": (
         "bid",
-        {"workflow_id": "w", "decline_because": "every limit fares alike"},
+        {"workflow_id": "cycle:w", "decline_because": "every limit fares alike"},
         Decline(message_id="m", agent_id="ada", reason="every limit fares alike"),
     ),
     "a proposal": (
         "propose",
-        {"workflow_id": "w"} | PROPOSAL,
+        {"workflow_id": "cycle:w"} | PROPOSAL,
         Proposal(
             message_id="m",
             agent_id="ada",
@@ -299,22 +302,22 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], object]] = {
     ),
     "a ballot": (
         "vote",
-        {"workflow_id": "w", "proposal_id": "p-1", "choice": "reject", "reason": "refuted"},
+        {"workflow_id": "cycle:w", "proposal_id": "p-1", "choice": "reject", "reason": "refuted"},
         Ballot(message_id="m", agent_id="ada", proposal_id="p-1", choice="reject", reason="refuted"),
     ),
     "a heartbeat": (
         "hand_in_result",
-        {"workflow_id": "w", "progress": "half"},
+        {"workflow_id": "task:w", "progress": "half"},
         Heartbeat(message_id="m", agent_id="ada", progress="half"),
     ),
     "a result": (
         "hand_in_result",
-        {"workflow_id": "w", "quality": 0.8, "summary": "AHOY", "details": {"letters": 4}},
+        {"workflow_id": "task:w", "quality": 0.8, "summary": "AHOY", "details": {"letters": 4}},
         WorkResult(message_id="m", agent_id="ada", quality=0.8, summary="AHOY", details={"letters": 4}),
     ),
     "a failure": (
         "hand_in_result",
-        {"workflow_id": "w", "failure": "error", "reason": "no_text"},
+        {"workflow_id": "task:w", "failure": "error", "reason": "no_text"},
         WorkResult(message_id="m", agent_id="ada", failure=FailureKind.ERROR, reason="no_text"),
     ),
 }
@@ -507,9 +510,11 @@ async def test_a_whole_cycle_is_played_through_the_tools(on_stage: Any) -> None:
 
         done = asyncio.Event()
         traffic = asyncio.create_task(stage.runs_tasks(done))
-        result = await asyncio.wait_for(stage.client.result(stage.cycle), 60)
+        ending = asyncio.ensure_future(stage.client.result(stage.cycle))
+        await asyncio.wait((ending, traffic), timeout=60, return_when=asyncio.FIRST_COMPLETED)
         done.set()
         await traffic
+        result = await asyncio.wait_for(ending, 1)
         ended = await stage.call("ada", "read_cycle", workflow_id=stage.cycle)
         standing = await stage.call("ada", "read_standing")
         other = await stage.call("ada", "read_standing", agent_id="bob")
@@ -532,7 +537,7 @@ async def test_an_idea_of_one_s_own_opens_a_cycle_at_the_vote(on_stage: Any) -> 
             opened = await stage.call("ada", "propose", **PROPOSAL)
             read = await stage.call("bob", "read_cycle", workflow_id=opened["workflow_id"])
         finally:
-            await stop(stage.client.temporal, workflow_id(f"proposal:{builders.TIMEOUT}"))
+            await stop(stage.temporal, workflow_id(f"proposal:{builders.TIMEOUT}"))
 
     assert "expected a message signed by ada, but this one is not signed" in unsigned
     assert opened["workflow_id"] == f"cycle:proposal:{builders.TIMEOUT}"
@@ -543,19 +548,19 @@ async def test_an_idea_of_one_s_own_opens_a_cycle_at_the_vote(on_stage: Any) -> 
 async def test_a_user_task_is_bid_on_done_and_paid_through_the_tools(on_stage: Any) -> None:
     async with on_stage() as stage:
         task_type = f"shout_{uuid4().hex[:8]}"
-        executor = NautilusClient(stage.client.temporal, stage.client._task_queue, key_of("ada"))
+        executor = NautilusClient(stage.temporal, stage.queue, key_of("ada"))
         await executor.register_type(TypeRegistration(message_id="1", agent_id="ada", name=task_type))
         request = TaskRequest(task_id=f"t-{uuid4()}", task_type=task_type, payload={"text": "ahoy"}, requester="rita")
         await stage.client.submit_task(request)
         task = task_workflow_id(request.task_id)
 
-        found = await stage.work("ada", "bid")
-        while found["workflow_id"] != task:
-            found = await stage.work("ada", "bid")
-        nothing = await stage.call("bob", "read_cycle", workflow_id=task)
+        found = await stage.work("ada", "bid", task)
         await stage.call("ada", "bid", workflow_id=task, price_credits=40, eta_s=5)
-        await stage.work("ada", "hand_in_result")
+        for agent in AGENTS[1:]:
+            await stage.call(agent, "bid", workflow_id=task, price_credits=90, eta_s=500)
+        await stage.work("ada", "hand_in_result", task)
         works = await stage.call("ada", "read_cycle", workflow_id=task)
+        others = await stage.call("bob", "read_cycle", workflow_id=task)
         await stage.call("ada", "hand_in_result", workflow_id=task, progress="half")
         beaten = await stage.call("ada", "read_cycle", workflow_id=task)
         result = {"quality": 1.0, "summary": "AHOY", "details": {"letters": 4}}
@@ -565,7 +570,7 @@ async def test_a_user_task_is_bid_on_done_and_paid_through_the_tools(on_stage: A
         standing = await stage.call("ada", "read_standing")
 
     assert (found["kind"], found["task_type"], found["price_limit_credits"]) == ("task", task_type, 100)
-    assert "awaits_you" not in nothing
+    assert "awaits_you" not in others
     assert (works["payload"], works["heartbeat_s"], works["award"]["price"]) == ({"text": "ahoy"}, 60, 40)
     assert beaten["progress"] == "half"
     assert (ended["end"]["ending"], ended["end"]["price"], ended["result"]["summary"]) == ("done", 40, "AHOY")
@@ -626,7 +631,11 @@ RAW: dict[str, tuple[str, dict[str, Any], str]] = {
         {"workflow_id": "OTHER"},
         "expected a cycle or a task, but OTHER is of type Diagnostics",
     ),
-    "an id that Temporal refuses": ("read_cycle", {"workflow_id": "w" * 2_000}, "workflow_id: expected at most 500"),
+    "an id that Temporal refuses": (
+        "read_cycle",
+        {"workflow_id": "w" * 2_000},
+        "workflow_id: expected a string of at most 500",
+    ),
     "a subject and a cycle": (
         "read_diagnostics",
         {"workflow_id": CYCLE, "subject": "success_rate:platform"},
@@ -661,17 +670,32 @@ RAW: dict[str, tuple[str, dict[str, Any], str]] = {
     "no evidence": (
         "propose",
         {"workflow_id": CYCLE} | PROPOSAL | {"evidence": []},
-        "evidence: expected at least 1 item",
+        "evidence: expected a list of at least 1 item",
     ),
     "a result that is none": (
         "hand_in_result",
-        {"workflow_id": CYCLE, "summary": "done"},
+        {"workflow_id": "task:t", "summary": "done"},
         "expected quality, failure or progress, but none came",
     ),
     "a result that is two": (
         "hand_in_result",
-        {"workflow_id": CYCLE, "quality": 1, "progress": "half"},
+        {"workflow_id": "task:t", "quality": 1, "progress": "half"},
         "expected quality, failure or progress, but quality and progress came",
+    ),
+    "a result of a cycle": (
+        "hand_in_result",
+        {"workflow_id": CYCLE, "quality": 1.0},
+        "workflow_id: expected text like ^task:, but 'cycle:",
+    ),
+    "a vote on a task": (
+        "vote",
+        {"workflow_id": "task:t", "proposal_id": "p", "choice": "approve", "reason": ""},
+        "workflow_id: expected text like ^cycle:, but 'task:t' came",
+    ),
+    "a task that is declined": (
+        "bid",
+        {"workflow_id": "task:t", "decline_because": "no"},
+        "expected a cycle to decline, but task:t is none; let a task pass",
     ),
     "a value that is too long": (
         "propose",
@@ -706,20 +730,18 @@ SIGNED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"decline_because": "no"},
         "expected one answer of fay, a bid or a decline",
     ),
-    "a result of a cycle": ("ada", "hand_in_result", {"quality": 1.0}, "expected a user task"),
 }
 
 
 async def test_every_refusal_is_one_readable_line(on_stage: Any) -> None:
     lines: dict[str, tuple[str, str]] = {}
     async with on_stage() as stage:
-        await stage.client.diagnose("success_rate:platform")
         other = f"other-{uuid4()}"
-        await stage.client.temporal.execute_workflow(
+        await stage.temporal.execute_workflow(
             wire.DIAGNOSTICS,
             {"subject": "success_rate:platform"},
             id=other,
-            task_queue=stage.client._task_queue,
+            task_queue=stage.queue,
         )
         await stage.call("fay", "bid", workflow_id=stage.cycle, **BID)
         async with stock_client(stage.url, door_key("ada")) as client:
@@ -728,8 +750,8 @@ async def test_every_refusal_is_one_readable_line(on_stage: Any) -> None:
                 named = {k: ids.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
                 lines[name] = (line(await client.call_tool(tool, named)), expected.replace("OTHER", other))
         for name, (agent, tool, arguments, expected) in SIGNED.items():
-            call = await stage.side(agent).signed(parsed(tool, {"workflow_id": stage.cycle} | arguments))
-            lines[name] = (line(await stage.side(agent)._door.call(call)), expected)
+            call = parsed(tool, {"workflow_id": stage.cycle} | arguments)
+            lines[name] = (line(await stage.side(agent).answer(call)), expected)
         bob = await stage.side("bob").signed(parsed("bid", {"workflow_id": stage.cycle} | BID))
         lines["another's signature"] = (
             line(await Door(stage.url, door_key("ada")).call(bob)),
@@ -784,7 +806,7 @@ async def test_where_temporal_is_away_every_tool_says_so(database: Database) -> 
     address = f"127.0.0.1:{free_port()}"
     temporal = await Temporal.connect(address, lazy=True, data_converter=pydantic_data_converter)
     app = mcp_app(NautilusClient(temporal), account_reader(database), agent_of, patience_s=5)
-    calls = {
+    calls: dict[str, dict[str, Any]] = {
         "find_work": {},
         "read_cycle": {"workflow_id": "w"},
         "read_diagnostics": {"subject": "success_rate:platform"},
@@ -870,10 +892,11 @@ async def test_what_is_no_call_is_refused_and_the_door_goes_on(temporal: Tempora
             (await http.post(f"{url}/mcp", content=b"[" * 100_000, headers=json_headers)).status_code,
             (await http.post(f"{url}/mcp", content=b"x" * 600_000, headers=json_headers)).status_code,
             (await http.post(f"{url}/mcp", content=b"x")).status_code,
+            (await http.get(f"{url}/mcp")).status_code,
         ]
         listed_after = await http.post(f"{url}/mcp", json=LISTING)
 
-    assert statuses == [400, 400, 400, 413, 400]
+    assert statuses == [400, 400, 400, 413, 400, 405]
     assert len(listed_after.json()["result"]["tools"]) == len(NAMES)
 
 
@@ -934,7 +957,7 @@ async def test_over_stdio_a_door_that_is_away_is_a_readable_error(tmp_path: Path
 async def test_without_a_door_the_tools_reach_temporal_themselves(on_stage: Any, tmp_path: Path) -> None:
     async with on_stage() as stage:
         await stage.work("ada", "bid")
-        address = stage.client.temporal.service_client.config.target_host
+        address = stage.temporal.service_client.config.target_host
         async with stdio(tmp_path, "ada", TEMPORAL_ADDRESS=address) as client:
             bid = content(await client.call_tool("bid", {"workflow_id": stage.cycle} | BID))
             standing = line(await client.call_tool("read_standing", {}))
@@ -943,3 +966,33 @@ async def test_without_a_door_the_tools_reach_temporal_themselves(on_stage: Any,
     assert bid["accepted"] is True
     assert status.bids["ada"].signature is not None
     assert standing.startswith("expected a door, which has the record of standing")
+
+
+def test_the_page_s_configurations_start_what_is_there() -> None:
+    page = Path("docs/mcp.md").read_text(encoding="utf-8")
+    stdio_server, http_server = (
+        json.loads(block)["mcpServers"]["nautilus"] for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    )
+
+    command = load(stdio_server["args"][0])
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert stdio_server["command"] == PROGRAM
+    assert {argument for argument in stdio_server["args"] if argument.startswith("--")} <= known
+    assert stdio_server["env"].keys() == {"NAUTILUS_DOOR_KEY"}
+    assert http_server["url"].endswith("/mcp")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == NAMES
+
+
+def test_without_a_door_key_the_command_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys.write(tmp_path / "ada.pem", key_of("ada"))
+    monkeypatch.delenv("NAUTILUS_DOOR_KEY", raising=False)
+
+    with pytest.raises(SystemExit) as exit_:
+        main("mcp", "--door", "http://127.0.0.1:1", "--key", str(tmp_path / "ada.pem"))
+
+    assert exit_.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "expected a door key in --door-key-file or NAUTILUS_DOOR_KEY, but there is none" in printed.err

@@ -5,7 +5,7 @@ the signature that it came with. It never has an agent's secret. Whatever goes w
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from temporalio.client import (
     WorkflowFailureError,
@@ -44,6 +45,7 @@ MOST_LOOKED_AT, MOST_LISTED = 50, 20
 LOOK_AGAIN_S = 0.2
 # What a message and its diagnosis are made of is far below this.
 LARGEST_BODY_BYTES = 512_000
+Status = CycleStatus | TaskStatus
 HERE = ("127.0.0.1", "localhost", "[::1]")
 ANYWHERE = "*"
 
@@ -120,7 +122,8 @@ class Tools:
     async def _find_work(self, agent_id: str) -> summaries.Document:
         """What waits for the agent; what does not answer soon is counted, and the rest does not wait for it."""
         cycles, tasks = await asyncio.gather(self._open_cycles(), self._open_tasks(agent_id))
-        statuses = await asyncio.gather(*(self._if_it_answers(workflow) for workflow in (*cycles, *tasks)))
+        asked = [self._client.status(cycle) for cycle in cycles] + [self._client.task_status(task) for task in tasks]
+        statuses = await asyncio.gather(*(self._if_it_answers(status) for status in asked))
         now = datetime.now(UTC)
         answered = [status for status in statuses if status is not None]
         lines = [summaries.listed(status, agent_id, now) for status in answered if summaries.awaits(status, agent_id)]
@@ -139,13 +142,13 @@ class Tools:
             self._client.tasks(TaskPhase.EXECUTING, agent_id, most=MOST_LOOKED_AT, workflows=(wire.MARKET_TASK,)),
             self._client.tasks(TaskPhase.BIDDING, most=MOST_LOOKED_AT, workflows=(wire.MARKET_TASK,)),
         )
-        return [task.workflow_id for task in (*awarded, *bidding)]
+        return list(dict.fromkeys(task.workflow_id for task in (*awarded, *bidding)))
 
-    async def _if_it_answers(self, workflow: str) -> CycleStatus | TaskStatus | None:
+    async def _if_it_answers(self, status: Coroutine[Any, Any, Status]) -> Status | None:
         """The status, or None where the workflow has just ended or its worker is away."""
         try:
             async with asyncio.timeout(min(PATIENCE_FOR_ONE_S, self._patience_s / 2)):
-                return await self._client.read(workflow)
+                return await status
         except (Refused, TimeoutError, RPCError, WorkflowQueryFailedError):
             return None
 
@@ -239,6 +242,11 @@ class McpApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] != "POST":
+            # The SDK would hold a GET open as a stream on which nothing is ever sent.
+            refusal = PlainTextResponse("expected POST, because the door has no sessions", 405, {"allow": "POST"})
+            await refusal(scope, receive, send)
+            return
         await self._sessions.handle_request(scope, receive, send)
 
     def run(self) -> AbstractAsyncContextManager[None]:
