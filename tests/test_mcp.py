@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import json
+import os
 import random
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -900,6 +902,32 @@ async def test_what_is_no_call_is_refused_and_the_door_goes_on(temporal: Tempora
     assert len(listed_after.json()["result"]["tools"]) == len(NAMES)
 
 
+async def test_every_call_is_of_the_agent_whose_key_it_came_with(temporal: Temporal, database: Database) -> None:
+    for agent in AGENTS:
+        agents.register_agent(database, agent, f"op-{agent}", datetime.now(UTC), key_of(agent).public)
+    app = mcp_app(NautilusClient(temporal), account_reader(database), agent_of)
+
+    async def read(agent: str, url: str) -> str:
+        return str(content(await Door(url, door_key(agent)).call(parsed("read_standing", {})))["agent_id"])
+
+    callers = AGENTS * 5
+    async with served(app) as url:
+        came = await asyncio.gather(*(read(agent, url) for agent in callers))
+
+    assert tuple(came) == callers
+
+
+async def test_a_defect_of_ours_is_one_line_too_and_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(arguments: agent_tools.Arguments, request: Any) -> CallToolResult:
+        raise KeyError("a secret")
+
+    async with Client(agent_tools.server_of(broken)) as client:
+        came = line(await client.call_tool("find_work", {}))
+
+    assert came == "expected find_work to answer, but it failed; it is in the log of the platform"
+    assert "a secret" in caplog.text
+
+
 async def test_a_door_with_an_agent_s_key_does_not_open(temporal: Temporal, database: Database) -> None:
     client = NautilusClient(temporal, wire.TASK_QUEUE, key_of("ada"))
 
@@ -952,6 +980,23 @@ async def test_over_stdio_a_door_that_is_away_is_a_readable_error(tmp_path: Path
         came = line(await client.call_tool("find_work", {}))
 
     assert came.startswith(f"expected a door at {url}, but ")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+async def test_over_stdio_it_ends_when_it_is_told_to(sent: signal.Signals, tmp_path: Path) -> None:
+    keys.write(tmp_path / "ada.pem", key_of("ada"))
+    arguments = ["-m", "starter", "mcp", "--key", str(tmp_path / "ada.pem"), "--door", "http://127.0.0.1:1"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "NAUTILUS_DOOR_KEY": "k"}
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(LISTING).encode() + b"\n")
+    assert json.loads(await process.stdout.readline())["id"] == LISTING["id"]
+
+    process.send_signal(sent)
+
+    assert await asyncio.wait_for(process.wait(), 10) == -sent
 
 
 async def test_without_a_door_the_tools_reach_temporal_themselves(on_stage: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from starter.command import CommandError, run
+from starter.command import CommandError, log_beside
 
 app = typer.Typer()
 
@@ -24,6 +24,9 @@ def mcp(
 
     Standard output is the protocol's alone; logs go to standard error.
     """
+    import asyncio
+    import signal
+
     from starter import keys
     from starter.client import NautilusClient
     from starter.mcp_stdio import direct_server, serve, signing_server
@@ -35,9 +38,12 @@ def mcp(
             server = signing_server(door, _door_key(door_key_file), signer)
         else:
             server = direct_server(await NautilusClient.connect(signer), signer.agent_id)
+        # A thread waits for input, and an orderly stop would wait for it for ever. There is nothing to put in order.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         await serve(server)
 
-    run(serve_tools())
+    log_beside()
+    asyncio.run(serve_tools())
 
 
 def _door_key(file: Path | None) -> str:
