@@ -1,1 +1,5 @@
-"""The door: what platforms and agents outside reach over HTTP; an adapter with no rules of its own."""
+"""The door: how platforms and agents come in that reach neither the database nor Temporal.
+
+An adapter over the resolver, the recorder and the client, with no rules of its own. What comes through it is untrusted:
+every request has a key with scopes, a rate and a size.
+"""
