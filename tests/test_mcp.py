@@ -32,7 +32,7 @@ from starlette.types import Receive, Scope, Send
 from temporalio.client import Client as Temporal
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities import agents
+from activities import agents, door_keys
 from activities.database import Database
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
@@ -40,6 +40,7 @@ from schema import wire
 from schema.failure_kinds import FailureKind
 from schema.messages.cycle import CycleRequest, Ending, workflow_id
 from schema.messages.diagnosis import Contrast, Diagnosis, DurationSample, ReasonCount, TaskTypeDiagnosis
+from schema.messages.door import PLATFORM_SCOPES
 from schema.messages.market import Bid
 from schema.messages.observatory import Counts
 from schema.messages.platform import MarketRules, ParameterState, Platform
@@ -51,6 +52,7 @@ from starter.agent_tools import TOOLS, Writing, listed, parsed
 from starter.cli import PROGRAM, load, main
 from starter.client import NautilusClient, Refused
 from starter.door import summaries
+from starter.door.app import application
 from starter.door.standing import account_reader
 from starter.door.tools import McpApp, mcp_app
 from starter.keys import AgentKey
@@ -61,6 +63,7 @@ from starter.platform.resolver import ParameterResolver
 from starter.server import free_port
 from tests import builders
 from tests.conftest import stop
+from tests.serving import serving
 from worker import worker
 
 AGENTS = ("ada", "bob", "cyd", "dee", "eve", "fay")
@@ -933,6 +936,50 @@ async def test_a_door_with_an_agent_s_key_does_not_open(temporal: Temporal, data
 
     with pytest.raises(ValueError, match="expected a client without keys in the door"):
         mcp_app(client, account_reader(database), agent_of)
+
+
+# ---- through the whole door, with its own keys
+
+
+async def test_the_door_lets_an_agent_s_key_in_and_no_other(
+    database: Database, temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    agents.register_agent(database, "ada", "op", now, key_of("ada").public)
+    _, of_ada = door_keys.create_agent_key(database, "ada", "olga", now)
+    _, of_web = door_keys.create_platform_key(database, "web", PLATFORM_SCOPES, "olga", now)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.service_client.config.target_host)
+    reading = parsed("find_work", {})
+
+    with serving(application(database, builders.platform())) as url:
+        work = content(await Door(url, of_ada).call(reading))
+        async with stock_client(url, of_ada) as client:
+            tools = (await client.list_tools()).tools
+        with pytest.raises(
+            Refused, match=r"answered 403: expected a key with the scope agents, but \w+ has parameters"
+        ):
+            await Door(url, of_web).call(reading)
+        with pytest.raises(Refused, match=r"answered 401: expected a key in force"):
+            await Door(url, "nautilus_wrong").call(reading)
+
+    assert work["you"] == "ada"
+    assert {tool.name for tool in tools} == NAMES
+
+
+async def test_a_door_without_temporal_is_open_and_knows_standing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    agents.register_agent(database, "ada", "op", now, key_of("ada").public)
+    _, key = door_keys.create_agent_key(database, "ada", "olga", now)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port()}")
+
+    with serving(application(database, builders.platform())) as url:
+        standing = content(await Door(url, key).call(parsed("read_standing", {})))
+        work = line(await Door(url, key).call(parsed("find_work", {})))
+
+    assert (standing["agent_id"], standing["is_you"]) == ("ada", True)
+    assert work == "expected the platform to answer, but Temporal is away; try again later"
 
 
 # ---- over stdio

@@ -16,7 +16,7 @@ def mcp(
         Path, typer.Option(help="The agent's key file; it never leaves this machine.", envvar="NAUTILUS_AGENT_KEY")
     ],
     door: Annotated[
-        str, typer.Option(help="The door's URL; without one, Temporal is called directly.", envvar="NAUTILUS_DOOR")
+        str, typer.Option(help="The door's URL; without one, Temporal is called directly.", envvar="NAUTILUS_DOOR_URL")
     ] = "",
     door_key_file: Annotated[Path | None, typer.Option(help="The door key; or NAUTILUS_DOOR_KEY has it.")] = None,
 ) -> None:

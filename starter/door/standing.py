@@ -2,8 +2,11 @@
 
 import asyncio
 
+from sqlalchemy.exc import OperationalError
+
 from activities import accounts, agents
 from activities.database import Database
+from starter.client import Refused
 from starter.door.tools import Account, ReadAccount
 
 
@@ -16,6 +19,9 @@ def account_reader(database: Database) -> ReadAccount:
             return None if agent is None else Account(agent, accounts.balance(session, agent_id))
 
     async def read_in_a_thread(agent_id: str) -> Account | None:
-        return await asyncio.to_thread(read, agent_id)
+        try:
+            return await asyncio.to_thread(read, agent_id)
+        except OperationalError:
+            raise Refused("expected the record of standing, but the store is away; try again later") from None
 
     return read_in_a_thread
