@@ -395,12 +395,14 @@ class Notification(Declaration):
 class DoorRules(Declaration):
     """What each key may send through the door (`nautilus door`): requests a second, and the size of one in kilobytes.
 
-    An agent reads and writes a few times a minute; a platform asks for the parameters of each of its tasks.
+    An agent reads and writes a few times a minute; a platform asks for the parameters of each of its tasks. `hosts` are
+    the names under which agents reach `/mcp` besides this machine's own, without a port; `*` is any.
     """
 
     platform_requests_per_s: int = Field(default=1_000, ge=1)
     agent_requests_per_s: int = Field(default=20, ge=1)
     largest_body_kb: int = Field(default=4_000, ge=1, le=64_000)
+    hosts: tuple[str, ...] = ()
 
 
 class Platform(Declaration):
