@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from temporalio.contrib.pydantic import pydantic_data_converter
 
@@ -73,7 +74,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
     app.add_exception_handler(HTTPException, _unknown)
     app.include_router(parameters.router)
     app.include_router(outcomes.router)
-    app.add_route("/mcp", Tools(), include_in_schema=False)
+    app.router.routes.append(Route("/mcp", Tools(), include_in_schema=False))
     app.add_api_route("/health", health, tags=["operation"])
     app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
