@@ -14,7 +14,7 @@ from schema.messages.base import Value, format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
-from schema.messages.platform import ParameterState, Risk
+from schema.messages.platform import ParameterKind, ParameterState, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
 from .declines import DIGITS, described, findings
@@ -247,13 +247,17 @@ class Investigator:
         possible = ideas(case, self.playbook, self.trust, self.step)
         state = case.state(proposal.parameter)
         assert state is not None
-        idea = idea_of(possible, state, proposal.value)
+        idea, risk = idea_of(possible, state, proposal.value), state.declaration.risk
+        if idea is None and state.declaration.kind is ParameterKind.TEXT:
+            # No task has seen the new text, and this agent cannot read it: it asks for what a high risk must promise.
+            possible = ideas(case, self.playbook, self.trust, self.step, {proposal.parameter: proposal.value})
+            idea, risk = idea_of(possible, state, proposal.value), Risk.HIGH
         if idea is None:
             return Choice.REJECT, "nothing speaks for going this way"
         best = possible[0]
         if idea.chance < PLAUSIBLE * best.chance:
             return Choice.REJECT, f"a chance of {idea.chance:.1%}; {best.key} has {best.chance:.0%}: {best.why}"
-        asked, why = asked_chance(state.declaration.risk, best.chance)
+        asked, why = asked_chance(risk, best.chance)
         if idea.chance < asked:
             return Choice.REJECT, f"a chance of {idea.chance:.1%}; {why}"
         return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {why}; {idea.why}"
