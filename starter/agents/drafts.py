@@ -92,7 +92,7 @@ def checked(case: Case, draft: Draft, check: Investigator, readable: Collection[
     if state is None:
         return "expected a parameter that may be tuned here, but this is none"
     value = _of_kind(draft.value, state)
-    objection = _unwritable(state, value, readable)
+    objection = _unwritable(state, value, readable) or case.against(draft.parameter, value, FAILED)
     if objection is not None:
         return objection
     supported = _supported(case, state, value, check)
@@ -165,7 +165,7 @@ def _by_durations(case: Case, limit: Limit, value: Value, check: Investigator, b
 
 
 def _objection(case: Case, check: Investigator, plan: Plan) -> str | None:
-    """Why the platform would refuse a plan, why it has failed before, or why the check would not vote for it."""
+    """Why the platform would refuse a plan, or why the check would not vote for it; None where neither would."""
     try:
         proposal = check.proposed(case, plan)
     except ValidationError as error:
@@ -173,9 +173,8 @@ def _objection(case: Case, check: Investigator, plan: Plan) -> str | None:
     parameters = {state.declaration.key: state for state in case.recent.parameters}
     minimum = case.status.briefing.rules.minimum_effect
     refusal = bounds.refusal(proposal, parameters, case.task_type, _needed_rate(case) - minimum, minimum)
-    failed = refusal or case.against(plan.key, plan.value, FAILED)
-    if failed is not None:
-        return failed
+    if refusal is not None:
+        return refusal
     choice, why = check.verdict(case, proposal)
     return None if choice is Choice.APPROVE else why
 

@@ -77,8 +77,8 @@ class LanguageModelAgent:
     def __init__(self, calls: ModelCalls, check: Investigator, wait_s: float = WAIT_S) -> None:
         self.agent_id, self.operator = check.agent_id, check.operator
         self.check = check
-        self._calls = calls
-        self._wait_s = wait_s
+        self.calls = calls
+        self.wait_s = wait_s
         self._questions: OrderedDict[tuple[str, ...], _Question] = OrderedDict()
         self._lock = Lock()
 
@@ -96,7 +96,7 @@ class LanguageModelAgent:
                 raise ValueError(f"expected a cycle that waits for agents, but it is in phase {phase.value}")
 
     def close(self) -> None:
-        self._calls.close()
+        self.calls.close()
 
     # ---- drafting
 
@@ -133,9 +133,9 @@ class LanguageModelAgent:
 
     def _decline(self, case: Case, drafts: Drafts, found: Checked) -> Decline:
         if found.refusals:
-            reason = f"no draft of {self._calls.name} holds: {'; '.join(found.refusals)}"
+            reason = f"no draft of {self.calls.name} holds: {'; '.join(found.refusals)}"
         else:
-            reason = f"{self._calls.name} drafts nothing: {words(drafts.nothing_because) or 'it gives no reason'}"
+            reason = f"{self.calls.name} drafts nothing: {words(drafts.nothing_because) or 'it gives no reason'}"
         possible = ideas(case, self.check.playbook, self.check.trust, self.check.step)
         return Decline(
             message_id=f"decline:{case.status.cycle_id}:{self.agent_id}",
@@ -149,7 +149,7 @@ class LanguageModelAgent:
     def _ballot(self, case: Case) -> Ballot | None:
         proposal = case.status.proposal
         assert proposal is not None
-        checked, why = self.check.verdict(case, proposal)
+        checked, why = allowed(case, self.check, proposal)
         if checked is not Choice.APPROVE:
             return self._cast(case, proposal, checked, f"{self.check.method_name}: {why}")
         question = voting_question(case, self.check, proposal, why)
@@ -160,7 +160,7 @@ class LanguageModelAgent:
             return None
         choice = stricter(checked, opinion.choice)
         said = words(opinion.reason) or "it gives no reason"
-        return self._cast(case, proposal, choice, f"{self._calls.name}: {said}; {self.check.method_name}: {why}")
+        return self._cast(case, proposal, choice, f"{self.calls.name}: {said}; {self.check.method_name}: {why}")
 
     def _cast(self, case: Case, proposal: Proposal, choice: Choice, reason: str) -> Ballot:
         return Ballot(
@@ -179,15 +179,22 @@ class LanguageModelAgent:
             question = self._questions.get(key)
             if question is None or question.is_worth_repeating:
                 attempts = question.attempts + 1 if question is not None else 1
-                answer = self._calls.ask(asked, agent_id=self.agent_id, cycle_id=key[0])
+                answer = self.calls.ask(asked, agent_id=self.agent_id, cycle_id=key[0])
                 question = self._questions[key] = _Question(answer, attempts)
             while len(self._questions) > REMEMBERED:
                 self._questions.popitem(last=False)
         try:
-            answered: Answer | None = question.answer.result(timeout=self._wait_s)
+            answered: Answer | None = question.answer.result(timeout=self.wait_s)
         except (TimeoutError, CancelledError):  # it comes at a later visit; or the agent is being stopped
             return None
         return answered
+
+
+def allowed(case: Case, check: Investigator, proposal: Proposal) -> tuple[Choice, str]:
+    """The check's choice, and why; what the parameter cannot be set to is rejected, should it ever come to a vote."""
+    state = case.state(proposal.parameter)
+    refusal = state.declaration.refusal(proposal.value) if state is not None else None
+    return (Choice.REJECT, refusal) if refusal is not None else check.verdict(case, proposal)
 
 
 def stricter(checked: Choice, opinion: Choice) -> Choice:
