@@ -15,7 +15,8 @@ from ..parameter_roles import Role, with_limits
 from ..wire import EventType
 from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
 from .references import mismatches
-from .simulation import Simulation
+from .simulation import Simulation, Traffic
+from .spans import SpanMapping
 from .texts import text_refusal
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
@@ -28,6 +29,8 @@ NOT_OF_A_TEXT = ("unit", "minimum", "maximum", "choices", "step", "largest_chang
 ONLY_OF_A_TEXT = ("longest", "placeholders")
 # The characters of all texts of a platform together: every cycle's briefing carries each default and each value.
 LONGEST_TEXTS = 100_000
+# Each span is compared with every mapping.
+MOST_SPAN_MAPPINGS = 32
 
 
 class ParameterKind(StrEnum):
@@ -179,13 +182,15 @@ class Freeze(Message):
 class TaskTypeDeclaration(Declaration):
     """A task type the platform runs. `timeout_parameter` is the limit its processes are killed at.
 
-    Tasks of a `direct` type are awarded by standing and load, without a window for bids.
+    Tasks of a `direct` type are awarded by standing and load, without a window for bids. `spans` say which spans of
+    OpenTelemetry are its tasks; without any, those of the agent or the tool that has its name.
     """
 
     name: Name
     timeout_parameter: ParameterKey | None = None
     description: str = ""
     direct: bool = False
+    spans: tuple[SpanMapping, ...] = Field(default=(), max_length=MOST_SPAN_MAPPINGS)
 
 
 class JobId(StrEnum):
@@ -364,18 +369,6 @@ class ElevationRules(Declaration):
         return self
 
 
-class Traffic(Declaration):
-    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time.
-
-    The rate rises and falls by the share `swing` of its mean, once every `swing_every_s`, as demand does.
-    """
-
-    concurrency: int = Field(default=2, ge=1, le=64)
-    per_second: dict[Name, Annotated[float, Field(ge=0)]]
-    swing: float = Field(default=0.0, ge=0, lt=1)
-    swing_every_s: float = Field(default=60.0, gt=0)
-
-
 class Webhook(Declaration):
     """Where events are posted, all types unless `events` names some; what fails is retried for `retry_for_s`.
 
@@ -399,6 +392,17 @@ class Notification(Declaration):
     retry_for_s: float = Field(default=86_400, ge=0)
 
 
+class DoorRules(Declaration):
+    """What each key may send through the door (`nautilus door`): requests a second, and the size of one in kilobytes.
+
+    An agent reads and writes a few times a minute; a platform asks for the parameters of each of its tasks.
+    """
+
+    platform_requests_per_s: int = Field(default=1_000, ge=1)
+    agent_requests_per_s: int = Field(default=20, ge=1)
+    largest_body_kb: int = Field(default=4_000, ge=1, le=64_000)
+
+
 class Platform(Declaration):
     """The whole of `platform.toml`. `unsigned_agents` admits agents without a key, and any sender can act as them.
 
@@ -418,6 +422,7 @@ class Platform(Declaration):
     unsigned_agents: bool = False
     market: MarketRules = MarketRules()
     simulation: Simulation = Simulation()
+    door: DoorRules = DoorRules()
     pace: Pace = Pace.PRODUCTION
 
     @field_validator("parameters")
