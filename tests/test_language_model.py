@@ -7,9 +7,9 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,14 +24,20 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from structlog.testing import capture_logs
+from temporalio.client import Client
 
+from activities.agents import register_agent
+from activities.database import Database
+from activities.parameters import declare_parameters
+from activities.recording import record_outcomes
 from rules import bounds, consensus
+from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
-from schema.messages.cycle import Phase
+from schema.messages.cycle import Ending, Phase
 from schema.messages.diagnosis import Contrast, ParameterChange, ReasonCount
 from schema.messages.market import Award, Bid
-from schema.messages.observatory import Counts
-from schema.messages.platform import ParameterKind, ParameterState, Risk
+from schema.messages.observatory import Counts, TaskOutcome
+from schema.messages.platform import ParameterKind, ParameterState, Risk, TaskTypeDeclaration
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal, Tally
 from simulation.practice import practise
 from starter import keys
@@ -42,6 +48,7 @@ from starter.agents.investigator import promised_gain
 from starter.agents.language_model import LanguageModelAgent, on_model, stricter
 from starter.agents.model_calls import MOST_OUTPUT_TOKENS, REQUESTS, Asked, Budget, ModelCalls
 from starter.agents.roster import ROSTER
+from starter.client import NautilusClient
 from tests import builders, test_agents, test_search
 from tests.test_search import MODEL, RESEARCH, RETRIES, WORKERS, case, declared, ended
 from tests.test_simulate import SCENARIO
@@ -201,6 +208,46 @@ def test_six_built_in_agents_and_one_on_a_model_mend_a_simulated_fault(tmp_path:
     assert practice.agent is not None
     assert (practice.agent.first_proposals, practice.agent.first_right) == (1, 1)
     assert [(change.parameter, change.value) for change in practice.result.promotions] == [("invoice.retries", 4)]
+
+
+async def test_a_prompt_that_a_model_wrote_is_tried_on_live_tasks_and_promoted(
+    temporal: Client, database: Database, task_queue: str, made: Made
+) -> None:
+    """In a real cycle, at work beside the six: they cannot read it, and the experiment is the judge."""
+    platform = builders.platform(
+        task_types=(TaskTypeDeclaration(name=RESEARCH),),
+        parameters=(PROMPT.declaration,),
+        cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
+    )
+    now, rng = datetime.now(UTC), random.Random(11)
+    declare_parameters(database, platform, now)
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        assert "wrong_answer" in prompt_in(messages)
+        return structured(info, drafts(draft("prompt", REWRITTEN)))
+
+    agent = made(answer)
+    agents = (*ROSTER, agent)
+    for participant in agents:
+        register_agent(database, participant.agent_id, participant.operator, now)
+
+    def outcome(task_id: str, values: Mapping[str, Value], at: datetime) -> TaskOutcome:
+        is_good = rng.random() < (0.95 if values[f"{RESEARCH}.prompt"] == REWRITTEN else 0.6)
+        if is_good:
+            return builders.outcome(task_id, at=at)
+        return builders.outcome(task_id, at=at, failure=FailureKind.INVALID_RESULT, reason="wrong_answer")
+
+    with database.transaction() as session:
+        in_force: dict[str, Value] = {f"{RESEARCH}.prompt": PROMPT.value}
+        record_outcomes(session, [outcome(f"old-{n}", in_force, now - timedelta(seconds=5)) for n in range(120)], 1)
+    anomaly = builders.anomaly(now - timedelta(seconds=10))
+    client = NautilusClient(temporal, task_queue)
+    result = await test_agents.improved(client, database, task_queue, platform, agents, anomaly, outcome)
+
+    assert result.end is not None
+    assert result.end.ending is Ending.PROMOTED, result.end.reason
+    assert result.end.proposal is not None
+    assert (result.end.proposal.agent_id, result.end.proposal.value) == ("lima", REWRITTEN)
 
 
 # ---- drafts are checked against the data
