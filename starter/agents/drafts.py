@@ -27,6 +27,7 @@ from .estimators import observed_tail
 from .evidence import FAILED, Case, Limit
 from .investigator import CERTAIN, Investigator, Plan, explanation, longer_limit, promised_gain
 from .search import Idea, idea_of, ideas
+from .written_texts import objection as foreign
 
 # More are not checked: each costs some milliseconds.
 MOST_DRAFTS = 6
@@ -92,7 +93,7 @@ def checked(case: Case, draft: Draft, check: Investigator, readable: Collection[
     if state is None:
         return "expected a parameter that may be tuned here, but this is none"
     value = _of_kind(draft.value, state)
-    objection = _unwritable(state, value, readable) or case.against(draft.parameter, value, FAILED)
+    objection = _unwritable(case, state, value, readable) or case.against(draft.parameter, value, FAILED)
     if objection is not None:
         return objection
     supported = _supported(case, state, value, check)
@@ -186,14 +187,22 @@ def _needed_rate(case: Case) -> float:
     return baseline + case.status.briefing.rules.minimum_effect
 
 
-def _unwritable(state: ParameterState, value: Value, readable: Collection[str]) -> str | None:
-    """Why a value cannot be a value of its parameter, or None."""
+def _unwritable(case: Case, state: ParameterState, value: Value, readable: Collection[str]) -> str | None:
+    """Why a draft's value cannot be a value of its parameter, or None."""
     if state.declaration.kind is ParameterKind.TEXT:
         if state.declaration.key not in readable:
             return "expected a text that could be read whole, but only its beginning was shown"
         if isinstance(value, str) and not value.strip():
             return "expected a text, but nothing came"
-    return state.declaration.refusal(value)
+    return unfit(case, state, value)
+
+
+def unfit(case: Case, state: ParameterState, value: Value) -> str | None:
+    """Why nobody's value may be one of its parameter, or None: out of bounds, or a text that brings something along."""
+    refusal = state.declaration.refusal(value)
+    if refusal is not None or state.declaration.kind is not ParameterKind.TEXT:
+        return refusal
+    return foreign(str(value), str(state.value), case)
 
 
 def _of_kind(value: Value, state: ParameterState) -> Value:

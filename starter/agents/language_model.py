@@ -36,7 +36,7 @@ from schema.settings import Settings
 
 from .briefing_text import DRAFTING, VOTING, drafting_question, refused_drafts, voting_question
 from .declines import findings
-from .drafts import Checked, Drafts, Opinion, best, words
+from .drafts import Checked, Drafts, Opinion, best, unfit, words
 from .evidence import Case
 from .investigator import Investigator
 from .model_calls import REQUESTS, Answer, Asked, Budget, ModelCalls
@@ -191,9 +191,9 @@ class LanguageModelAgent:
 
 
 def allowed(case: Case, check: Investigator, proposal: Proposal) -> tuple[Choice, str]:
-    """The check's choice, and why; what the parameter cannot be set to is rejected, should it ever come to a vote."""
+    """The check's choice, and why; rejected is also a value that is illegal, or a text that brings something along."""
     state = case.state(proposal.parameter)
-    refusal = state.declaration.refusal(proposal.value) if state is not None else None
+    refusal = unfit(case, state, proposal.value) if state is not None else None
     return (Choice.REJECT, refusal) if refusal is not None else check.verdict(case, proposal)
 
 
