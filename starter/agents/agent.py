@@ -20,7 +20,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from schema import wire
-from schema.messages.cycle import CycleStatus, Phase
+from schema.messages.cycle import OPEN_PHASES, CycleStatus
 from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.schedules import Scan
@@ -34,8 +34,6 @@ log = structlog.get_logger()
 Visitable = Callable[[Listed], bool]
 CycleMessage = Bid | Decline | Proposal | Ballot
 
-# In these phases a cycle waits for agents.
-OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
 # Facts this old are read again: an agent without an explanation may find one before the deadline.
 FACTS_S = 30.0
 # A workflow whose worker is away does not answer: a visit is given up after the first, and a scan waits the second.
@@ -65,19 +63,6 @@ class Participant(Protocol):
 
     def message(self, case: Case) -> CycleMessage | None:
         """The message that the cycle's phase asks for; None where the agent has nothing to say."""
-
-
-def is_due(agent_id: str, status: CycleStatus) -> bool:
-    """Whether the cycle waits for a message of this agent."""
-    match status.phase:
-        case Phase.BIDDING:
-            return agent_id not in status.bids and agent_id not in status.declines
-        case Phase.PROPOSING:
-            return status.award is not None and status.award.agent_id == agent_id and status.proposal is None
-        case Phase.VOTING:
-            return agent_id in status.voters and agent_id not in status.ballots
-        case _:
-            return False
 
 
 async def send(client: NautilusClient, to: CycleStatus | TaskStatus, message: CycleMessage) -> bool:
@@ -183,7 +168,7 @@ class Watcher:
     async def _attend(self, cycle: str, agents: Sequence[Participant]) -> int:
         """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
         status = await self._client.status(cycle)
-        due = [agent for agent in agents if is_due(agent.agent_id, status)]
+        due = [agent for agent in agents if status.awaits(agent.agent_id)]
         if not due:
             return 0
         file = await self._file(status)

@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from activities.door_keys import KnownKey, matching
-from schema.messages.door import DoorKey, Scope
-from schema.messages.platform import DoorRules
+from schema.messages.door import DoorKey, DoorRules, Scope
 from starter.door.problems import Problem
 
 log = structlog.get_logger()
@@ -37,6 +36,8 @@ SCOPES = {
 }
 # Without a key: whether the door works, and what it takes.
 OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+# What the page of the routes is made of.
+PAGE = "/docs/"
 # As long as a revoked key may still open the door, and as a new one may not yet.
 KEYS_REFRESH_S = 1.0
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
@@ -88,7 +89,7 @@ class Access:
         self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        if connection["type"] != "http" or connection["path"] in OPEN:
+        if connection["type"] != "http" or connection["path"] in OPEN or connection["path"].startswith(PAGE):
             await self._app(connection, receive, send)
             return
         try:
