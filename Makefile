@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up fortnight test check format lint types contracts replay lock clean size wheels
+.PHONY: help setup setup-dev demo up fortnight test test-doors check format lint types contracts replay lock clean size wheels
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -35,6 +35,14 @@ fortnight: setup ## the article's two weeks, simulated, beside the article's own
 
 test: setup-dev ## every test
 	@$(BIN)/python -m pytest $(ARGS)
+
+# The packages of npm are kept beside those of PyPI; a lock file would pin what other people's platforms do not.
+test-doors: setup-dev ## the doors from outside: stock SDKs of npm and PyPI, some minutes (needs node and npm)
+	@command -v npm >/dev/null || { echo "expected node and npm on the path, but there is no npm" >&2; exit 1; }
+	@mkdir -p $(VENV)/doors && cp tests/doors/package.json $(VENV)/doors/
+	@cd $(VENV)/doors && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error >npm.log 2>&1 || \
+	  { tail -n 3 npm.log >&2; echo "expected npm to install tests/doors/package.json, but it failed; see $(VENV)/doors/npm.log" >&2; exit 1; }
+	@$(BIN)/python -m pytest -n 0 tests/doors/test_doors.py $(ARGS)
 
 check: setup-dev lint types contracts test size ## format, lint, types, import contracts, tests, replay
 

@@ -3,10 +3,11 @@
 A decision reads the arms' counters and never outcomes, so its cost does not grow with them.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, func, update
@@ -39,7 +40,13 @@ def counters(session: Session, experiment_id: str) -> tuple[StratumCounts, ...]:
     strata: dict[float, dict[str, ArmCounts]] = {}
     for row in session.exec(select(ArmRow).where(ArmRow.experiment_id == experiment_id)).all():
         pending = row.assigned - row.finished - row.excluded
-        arm = ArmCounts(tasks=row.finished, successes=row.successes, pending=pending, excluded=row.excluded)
+        arm = ArmCounts(
+            tasks=row.finished,
+            successes=row.successes,
+            pending=pending,
+            excluded=row.excluded,
+            contradicting=row.contradicting,
+        )
         strata.setdefault(row.treatment_share, {})[row.variant] = arm
     return tuple(StratumCounts(treatment_share=share, **arms) for share, arms in sorted(strata.items()))
 
@@ -103,31 +110,38 @@ def _end_overdue(
     return Counter(_ArmKey(*ended) for ended in session.execute(end, execution_options=options))
 
 
-def record_assignments(session: Session, assignments: Iterable[Assignment], interval_s: int) -> None:
+def record_assignments(
+    session: Session,
+    assignments: Iterable[Assignment],
+    interval_s: int,
+    contradicting: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> None:
     """Record which task got which variant, once per task, and count it, up to the experiment's number of tasks.
 
-    A task whose outcome is recorded already is finished at once: the two may come from different processes.
+    A task whose outcome is recorded already is finished at once: the two may come from different processes. The tasks
+    in `contradicting`, by experiment, are no evidence: their platform reported another arm than theirs.
     """
     # Before the arms, as when outcomes are recorded: otherwise two recorders could deadlock.
     lock(session, "rollup")
-    by_experiment: dict[str, dict[str, Assignment]] = defaultdict(dict)
+    by_experiment: dict[str, dict[str, Assignment]] = {experiment_id: {} for experiment_id in contradicting}
     for assignment in assignments:
-        by_experiment[assignment.experiment_id].setdefault(assignment.task_id, assignment)
+        by_experiment.setdefault(assignment.experiment_id, {}).setdefault(assignment.task_id, assignment)
     for experiment_id, by_task in sorted(by_experiment.items()):
-        _record_for_experiment(session, experiment_id, by_task, interval_s)
+        lock(session, f"arms:{experiment_id}")
+        new_ids = _insert_assignments(session, experiment_id, by_task)
+        _exclude(session, experiment_id, contradicting.get(experiment_id, ()))
+        _finish_recorded(session, new_ids, interval_s)
 
 
-def _record_for_experiment(
-    session: Session, experiment_id: str, by_task: Mapping[str, Assignment], interval_s: int
-) -> None:
-    """Record and count one experiment's assignments, unless it no longer exposes tasks."""
-    lock(session, f"arms:{experiment_id}")
+def _insert_assignments(session: Session, experiment_id: str, by_task: Mapping[str, Assignment]) -> Collection[str]:
+    """Record and count one experiment's new assignments, unless it no longer exposes tasks; the ids of their tasks."""
     experiment = session.get(ExperimentRow, experiment_id)
     if experiment is None or not experiment.exposing:
-        return
+        return ()
 
     admitted = _admit(session, experiment, by_task)
-    rows = [dict(assignment.model_dump(), success=None, excluded=False) for assignment in admitted.values()]
+    unfinished = {"success": None, "excluded": False, "contradicting": False}
+    rows = [assignment.model_dump() | unfinished for assignment in admitted.values()]
     new_ids = insert_new(session, AssignmentRow, rows, returning="task_id")
     new = [admitted[task_id] for task_id in new_ids]
     new_by_arm = Counter(_ArmKey(experiment_id, added.treatment_share, added.variant.value) for added in new)
@@ -135,9 +149,26 @@ def _record_for_experiment(
         arm = _arm_of(session, arm_key)
         arm.assigned += count
     session.flush()
+    return new_ids
 
-    # Tasks whose outcome was recorded before their assignment came.
-    outcomes = recorded_outcomes(session, new_ids)
+
+def _exclude(session: Session, experiment_id: str, task_ids: Collection[str]) -> None:
+    """End those of the contradicting tasks that are pending."""
+    if not task_ids:
+        return
+    contradicting = (col(AssignmentRow.experiment_id) == experiment_id, col(AssignmentRow.task_id).in_(task_ids))
+    for assignment in session.exec(select(AssignmentRow).where(*contradicting, *PENDING)).all():
+        assignment.excluded = True
+        assignment.contradicting = True
+        arm = _arm_of(session, _ArmKey(experiment_id, assignment.treatment_share, assignment.variant))
+        arm.excluded += 1
+        arm.contradicting += 1
+    session.flush()
+
+
+def _finish_recorded(session: Session, task_ids: Collection[str], interval_s: int) -> None:
+    """Finish the tasks whose outcome was recorded before their assignment came."""
+    outcomes = recorded_outcomes(session, task_ids)
     if outcomes:
         arms = finish_assignments(session, outcomes)
         rearm(session, outcomes.values(), arms, interval_s)

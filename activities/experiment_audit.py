@@ -94,6 +94,7 @@ def _recounted(session: Session, experiment_id: str) -> tuple[StratumCounts, ...
 def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
     """The counts of both arms by treatment share, as they would be had only these tasks been assigned."""
     excluded = Counter((row.treatment_share, row.variant) for row in rows if row.excluded)
+    contradicting = Counter((row.treatment_share, row.variant) for row in rows if row.contradicting)
     # A success of None: the task is pending.
     counted = Counter((row.treatment_share, row.variant, row.success) for row in rows if not row.excluded)
     shares = sorted({row.treatment_share for row in rows})
@@ -106,6 +107,7 @@ def _strata(rows: Sequence[AssignmentRow]) -> tuple[StratumCounts, ...]:
             successes=successes,
             pending=counted[share, variant.value, None],
             excluded=excluded[share, variant.value],
+            contradicting=contradicting[share, variant.value],
         )
 
     return tuple(

@@ -5,6 +5,7 @@ own `hash()` is salted per process and must never be used here.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mmh3 import hash as murmur3_32
 
@@ -21,17 +22,33 @@ def bucket(key: str, total_weight: int) -> int:
     return (murmur3_32(key, 0, signed=False) * total_weight) >> 32
 
 
-def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
-    """The function that gives a unit its variant, or None to one that is not exposed; its ranges are computed once.
+class Weights(NamedTuple):
+    """How `TOTAL_WEIGHT` is shared out, in the order of the ring; `unexposed` units are in neither arm."""
 
-    At full exposure this is flagd's `{"fractional": [["control", ...], ["treatment", ...]]}` with its default text,
-    flag key, then unit; a growing share only ever moves units to the treatment. Control fills the ring from its start
-    and treatment from its end: while exposure grows, at whatever share, units join and none leaves its arm.
+    control: int
+    unexposed: int
+    treatment: int
+
+
+def weights(exposure: float, treatment_share: float) -> Weights:
+    """The ranges of the ring. Raises ValueError for an impossible share.
+
+    Control fills the ring from its start and treatment from its end: while exposure grows, at whatever share, units
+    join and none leaves its arm.
     """
     exposed = _weight(exposure, "an exposure")
     treated = round(exposed * _weight(treatment_share, "a treatment share") / TOTAL_WEIGHT)
-    control = exposed - treated
-    treatment_start = TOTAL_WEIGHT - treated
+    return Weights(control=exposed - treated, unexposed=TOTAL_WEIGHT - exposed, treatment=treated)
+
+
+def assigner(experiment_id: str, exposure: float, treatment_share: float) -> Callable[[str], Variant | None]:
+    """The function that gives a unit its variant, or None to one that is not exposed; its ranges are computed once.
+
+    This is flagd's `fractional` of the text experiment, then unit, over `weights`, as `rules.flagd` writes it down. At
+    full exposure a growing share only ever moves units to the treatment.
+    """
+    control, unexposed, _ = weights(exposure, treatment_share)
+    treatment_start = control + unexposed
     control_arm, treatment_arm = Variant.CONTROL, Variant.TREATMENT
 
     def assign(unit_id: str) -> Variant | None:

@@ -94,10 +94,13 @@ def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: b
 def _when(design: DecisionRule, strata: Sequence[StratumCounts], effect: float | None) -> str:
     """After how many tasks, and at which difference so far."""
     finished = sum(stratum.finished for stratum in strata)
-    excluded = sum(stratum.excluded for stratum in strata)
+    contradicting = sum(stratum.contradicting for stratum in strata)
+    unrated = sum(stratum.excluded for stratum in strata) - contradicting
     tasks = f"{finished} tasks"
-    if excluded:
-        tasks = f"{finished} rated tasks and {excluded} without a rating"
+    if unrated:
+        tasks = f"{finished} rated tasks and {unrated} without a rating"
+    if contradicting:
+        tasks += f" ({contradicting} more reported another arm than theirs, and are excluded)"
     if design.max_tasks:
         tasks += f" of {design.max_tasks}"
     if effect is None:

@@ -95,6 +95,8 @@ class EventType(StrEnum):
     MEMORY_CONSOLIDATED = "memory.consolidated"
     AGENT_KEY_REGISTERED = "agent.key_registered"
     AGENT_KEY_REVOKED = "agent.key_revoked"
+    DOOR_KEY_CREATED = "door_key.created"
+    DOOR_KEY_REVOKED = "door_key.revoked"
     TASK_OPENED = "task.opened"
     TASK_AWARDED = "task.awarded"
     AGENT_SUSPENDED = "agent.suspended"

@@ -39,7 +39,8 @@ COMMANDS = {
         "Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.",
     ),
     "up": Entry(
-        "running", "Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."
+        "running",
+        "Run the platform: Temporal (embedded, unless one is configured), worker, agents, door, declared traffic.",
     ),
     "worker": Entry("running", "Run a worker; the same as `python worker.py`."),
     "health": Entry(
@@ -63,6 +64,10 @@ COMMANDS = {
     "experiment": Entry("experiment", "Experiments: evidence and replays."),
     "ledger": Entry("ledger", "The record."),
     "agent": Entry("agent", "Agents and their keys."),
+    "door": Entry(
+        "door",
+        "The door: parameters, outcomes, traces and agents over HTTP, for all who reach no database and no Temporal.",
+    ),
     "outcomes": Entry("outcomes", "Outcomes of tasks."),
     "schedules": Entry("schedules", "Jobs: what runs when, and with what budget."),
     "events": Entry("events", "Events: the outbox, its subscribers and their dead letters."),

@@ -118,7 +118,8 @@ async def _everything(narration: Narration, settings: Settings) -> AsyncIterator
     narration.report("A platform of research and option pricing. Research asks a remote service for what it reads.")
     async with AsyncExitStack() as entered:
         with narration.waiting("starting the research service, Temporal, a worker, six agents, and the traffic"):
-            stack = await entered.enter_async_context(running(settings, Ports(free_port(), free_port(), embedded=True)))
+            ports = Ports(free_port(), free_port(), embedded=True, door=free_port())
+            stack = await entered.enter_async_context(running(settings, ports))
         narration.report(f"everything runs; Temporal web UI: {stack.web_ui}")
         yield stack
 

@@ -61,10 +61,11 @@ def binary(name: str = "temporal") -> Path:
 
 def free_port() -> int:
     """A port that is free now, below those that the system gives to outgoing connections."""
-    return next(port for port in random.sample(range(20_000, 32_768), 1_000) if _is_free(port))
+    return next(port for port in random.sample(range(20_000, 32_768), 1_000) if is_free(port))
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
         with contextlib.suppress(OSError):
@@ -79,7 +80,7 @@ async def dev_server(
 ) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
     for wanted_port in (port, ui_port):
-        if not _is_free(wanted_port):
+        if not is_free(wanted_port):
             # A server that cannot listen dies, but the one that listens already would answer for it.
             raise ServerError(f"expected a free port for the Temporal server, but something listens on {wanted_port}")
     arguments = [*_arguments(port, ui_port), *options]

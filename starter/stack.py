@@ -35,7 +35,7 @@ from schema.settings import Settings
 from starter import keys
 from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
-from starter.server import Server, ServerError, dev_server, free_port, prepare, retain
+from starter.server import Server, ServerError, dev_server, free_port, is_free, prepare, retain
 from workflows.plugin import plugin
 
 log = structlog.get_logger()
@@ -55,6 +55,7 @@ class Ports:
     server: int = 7233
     web_ui: int = 8233
     embedded: bool = False
+    door: int = 8484
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
         environment = settings.variables()
+        if not is_free(ports.door):
+            raise ServerError(
+                f"expected a free port for the door, but something listens on {ports.door}; see --door-port"
+            )
         service = platform.simulation.research_service
         if service is not None:
             # First, because it takes longest.
@@ -104,7 +109,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
         delivery_mistakes = await asyncio.to_thread(mistakes, platform)
         if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
-        for name, command in _commands(platform).items():
+        environment["NAUTILUS_DOOR_URL"] = f"http://127.0.0.1:{ports.door}"
+        for name, command in _commands(platform, ports.door).items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
         yield Stack(
@@ -139,10 +145,11 @@ async def _declare(client: Client, database: Database, platform: Platform, home:
     await start_bus(client, database, platform)
 
 
-def _commands(platform: Platform) -> dict[str, list[str]]:
+def _commands(platform: Platform, door_port: int) -> dict[str, list[str]]:
     """The processes that run beside the server, by the name of their log: arguments of this interpreter."""
     commands = {
         "worker": ["-m", "starter", "worker"],
+        "door": ["-m", "starter", "door", "--port", str(door_port)],
         "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
     }
     if platform.traffic is not None:

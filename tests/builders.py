@@ -1,5 +1,6 @@
 """A small platform and its messages, for tests; every builder takes what the test is about as keywords."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,8 @@ from schema.messages.events import (
     AwardMissed,
     BudgetExceeded,
     CycleEnded,
+    DoorKeyCreated,
+    DoorKeyRevoked,
     EventData,
     ExperimentConcluded,
     ExperimentStarted,
@@ -39,10 +42,10 @@ from schema.messages.events import (
     TaskOpened,
     TaskSettled,
 )
-from schema.messages.experiment import Decision, Reading
+from schema.messages.experiment import Assignment, Configuration, Decision, Reading
 from schema.messages.market import Agent, Award, Bid
 from schema.messages.memory import Change, Claim, Lesson, Memory, Observation, PatternKind, Symptom
-from schema.messages.observatory import Anomaly, Counts, TaskOutcome
+from schema.messages.observatory import Anomaly, Counts, Fate, TaskOutcome
 from schema.messages.platform import (
     CycleRules,
     ObservatoryRules,
@@ -56,6 +59,7 @@ from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposa
 from schema.messages.story import Act
 from schema.wire import EventType
 from starter.platform.database_store import DatabaseStore
+from starter.platform.store import StoreAway
 
 TIMEOUT = "research_synthesis.timeout_s"
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -145,6 +149,29 @@ def rules(**changes: Any) -> CycleRules:
 def store(database: Database, interval_s: int = 60) -> DatabaseStore:
     """A store whose roll-ups are so wide."""
     return DatabaseStore(database, platform(observatory=ObservatoryRules(interval_s=interval_s)))
+
+
+class Fixed:
+    """A store that has a configuration, which a test may replace, and keeps what is recorded.
+
+    It is away while `away` is set; `asked` counts the reads.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.installed = configuration
+        self.assignments: list[Assignment] = []
+        self.away = False
+        self.asked = 0
+
+    def configuration(self) -> Configuration:
+        self.asked += 1
+        if self.away:
+            raise StoreAway("it is away")
+        return self.installed
+
+    def record(self, assignments: Sequence[Assignment], outcomes: Sequence[TaskOutcome]) -> list[Fate]:
+        self.assignments += assignments
+        return [Fate.NEW for _ in outcomes]
 
 
 def platform(**changes: Any) -> Platform:
@@ -286,6 +313,8 @@ def event_data(type: EventType, **changes: Any) -> EventData:
         AgentRestored(agent_id="ada"),
         AgentKeyRegistered(**key),
         AgentKeyRevoked(**key),
+        DoorKeyCreated(holder="web", scopes=("parameters", "outcomes"), who="ada"),
+        DoorKeyRevoked(holder="web", who="ada", why="leaked"),
         TaskOpened(task_id="t", task_type="monte_carlo", requester="olga", notify="ops"),
         TaskAwarded(task_id="t", award=award),
         TaskSettled(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from schema.wire import EventType
 from starter.cli import main
 from starter.server import free_port
 from tests import builders
-from tests.builders import NOW
+from tests.builders import NOW, TIMEOUT
 
 Said = tuple[int, str, str]
 NOVEMBER = datetime(2026, 11, 2, tzinfo=UTC)
@@ -112,6 +113,11 @@ MISTAKES = {
         ("agent", "list"),
         {"NAUTILUS_DATABASE_URL": "sqlite:///EMPTY"},
         "expected the platform's tables",
+    ),
+    "standard output as a file to watch": (
+        ("params", "export", "--flagd", "-", "--watch"),
+        {},
+        "expected a file to keep up to date, but --flagd - came with --watch",
     ),
     "a rollback of nothing": (
         ("params", "rollback", "x.y", "--why", "w"),
@@ -742,3 +748,42 @@ def test_an_entry_of_the_ledger_shows_how_it_changed_a_text(prompted: Path, naut
     assert json.loads(document)["body"]["value"] == OLD_PROMPT
     assert missing[:2] == (1, "")
     assert "expected an entry of the ledger, but there is no 5; `nautilus ledger list` shows them" in missing[2]
+
+
+# --- Flags ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flags_of_production_are_printed_or_written_once(nautilus: Callable[..., Said], tmp_path: Path) -> None:
+    file = tmp_path / "flags.json"
+
+    code, printed, _ = nautilus("params", "export", "--flagd", "-")
+    first = nautilus("params", "export", "--flagd", str(file))
+    written_at = file.stat().st_mtime_ns
+    second = nautilus("params", "export", "--flagd", str(file))
+
+    assert (code, json.loads(printed)["flags"][TIMEOUT]["variants"]) == (0, {"in_force": 90.0})
+    assert file.read_text() == printed
+    assert first == (0, f"1 flags are in {file}\n", "")
+    assert second == (0, f"1 flags are in {file}, as before\n", "")
+    assert file.stat().st_mtime_ns == written_at
+
+
+def test_a_watched_file_of_flags_follows_production_until_ctrl_c(home: Path, database: Database) -> None:
+    file = home / "flags.json"
+    with start("params", "export", "--flagd", str(file), "--watch", "--every-s", "0.1", home=home) as watching:
+        assert watching.stderr is not None
+        before = watching.stderr.readline()  # a line says that the file is written
+        first = json.loads(file.read_text())["flags"][TIMEOUT]
+        change = Promotion(cycle_id="c#1", parameter=TIMEOUT, expected_version=1, value=180.0, reason="94%")
+        with database.transaction() as session:
+            swap(session, change, ParameterPromoted, NOW)
+        after = watching.stderr.readline()
+        second = json.loads(file.read_text())["flags"][TIMEOUT]
+        watching.send_signal(signal.SIGINT)
+        code, rest = watching.wait(30), watching.stderr.read()
+
+    assert (first["variants"], first["metadata"]) == ({"in_force": 90.0}, {"version": 1})
+    assert (second["variants"], second["metadata"]) == ({"in_force": 180.0}, {"version": 2})
+    assert "flags.written" in before
+    assert "flags.written" in after
+    assert (code, rest) == (130, "")

@@ -253,6 +253,22 @@ class AgentKeyRevoked(EventData, type=EventType.AGENT_KEY_REVOKED, about="the ag
     why: str
 
 
+class DoorKeyCreated(EventData, type=EventType.DOOR_KEY_CREATED, about="the key's id"):
+    """A platform or an agent may come through the door."""
+
+    holder: str
+    scopes: tuple[str, ...]
+    who: str
+
+
+class DoorKeyRevoked(EventData, type=EventType.DOOR_KEY_REVOKED, about="the key's id"):
+    """A key opens the door no longer."""
+
+    holder: str
+    who: str
+    why: str
+
+
 class TaskOpened(EventData, type=EventType.TASK_OPENED, about="the task"):
     """A user's task is in the market."""
 

@@ -144,11 +144,13 @@ class EvaluationRequest(Message):
 class ArmCounts(Counts):
     """Tasks of one arm: `tasks` are finished, `pending` were assigned and have not reported.
 
-    `excluded` have finished without a rating, where ratings decide: they are evidence neither for nor against.
+    `excluded` are evidence neither for nor against: they finished without a rating, where ratings decide, or their
+    platform reported another arm than they were assigned (`contradicting`, among the excluded).
     """
 
     pending: int = Field(default=0, ge=0)
     excluded: int = Field(default=0, ge=0)
+    contradicting: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
@@ -180,6 +182,10 @@ class StratumCounts(Message):
     @property
     def excluded(self) -> int:
         return self.control.excluded + self.treatment.excluded
+
+    @property
+    def contradicting(self) -> int:
+        return self.control.contradicting + self.treatment.contradicting
 
 
 class Decision(StrEnum):

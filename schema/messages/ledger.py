@@ -18,6 +18,8 @@ class EntryKind(StrEnum):
     AGENT_KEY_REGISTERED = "agent.key_registered"
     AGENT_KEY_REVOKED = "agent.key_revoked"
     PARAMETER_DECLARED = "parameter.declared"
+    DOOR_KEY_CREATED = "door_key.created"
+    DOOR_KEY_REVOKED = "door_key.revoked"
 
 
 class LedgerEntry(Message):

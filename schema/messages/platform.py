@@ -399,6 +399,17 @@ class Notification(Declaration):
     retry_for_s: float = Field(default=86_400, ge=0)
 
 
+class DoorRules(Declaration):
+    """What each key may send through the door (`nautilus door`): requests a second, and the size of one in kilobytes.
+
+    An agent reads and writes a few times a minute; a platform asks for the parameters of each of its tasks.
+    """
+
+    platform_requests_per_s: int = Field(default=1_000, ge=1)
+    agent_requests_per_s: int = Field(default=20, ge=1)
+    largest_body_kb: int = Field(default=4_000, ge=1, le=64_000)
+
+
 class Platform(Declaration):
     """The whole of `platform.toml`. `unsigned_agents` admits agents without a key, and any sender can act as them.
 
@@ -418,6 +429,7 @@ class Platform(Declaration):
     unsigned_agents: bool = False
     market: MarketRules = MarketRules()
     simulation: Simulation = Simulation()
+    door: DoorRules = DoorRules()
     pace: Pace = Pace.PRODUCTION
 
     @field_validator("parameters")

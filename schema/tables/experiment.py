@@ -78,7 +78,8 @@ class TaskTypeLockRow(SQLModel, table=True):
 class AssignmentRow(SQLModel, table=True):
     """A task that an experiment exposed. `success` is None while it runs; a task never reported ends as a failure.
 
-    Where ratings decide, a task that ends without one is `excluded`, and its `success` stays None.
+    Where ratings decide, a task that ends without one is `excluded`, and its `success` stays None. So is a task whose
+    platform reported another arm than its own (`contradicting`).
     `assigned_at` is by the platform's clock, `seen_at` by that of the first evaluation that found the task pending.
     """
 
@@ -93,6 +94,7 @@ class AssignmentRow(SQLModel, table=True):
     success: bool | None = None
     seen_at: datetime | None = Field(default=None, sa_type=InstantColumn)
     excluded: bool = False
+    contradicting: bool = False
 
 
 class GuardRow(SQLModel, table=True):
@@ -112,7 +114,7 @@ class GuardRow(SQLModel, table=True):
 class ArmRow(SQLModel, table=True):
     """Counters of one arm in one stratum: what a decision reads, so that its cost does not grow with the tasks.
 
-    `finished` are the tasks that are evidence; `excluded` have ended and are none.
+    `finished` are the tasks that are evidence; `excluded` are none, the `contradicting` among them.
     """
 
     __tablename__ = "arm"
@@ -124,3 +126,4 @@ class ArmRow(SQLModel, table=True):
     finished: int = 0
     successes: int = 0
     excluded: int = 0
+    contradicting: int = 0

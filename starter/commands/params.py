@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from starter.command import (
     answer,
     answer_rows,
     emit,
+    log_beside,
     open_database,
     open_to_read,
     out,
@@ -97,6 +99,41 @@ def _show(state: "ParameterState", readable: "Readable") -> None:
         out.print(f"`nautilus params show {declared.key} --whole` prints all of it", soft_wrap=True)
         for line in difference(reading.previous_value(readable, declared.key), state.value):
             out.print(line, soft_wrap=True)
+
+
+@app.command("export", epilog="Example: nautilus params export --flagd flags.json --watch")
+def params_export(
+    flagd: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; - prints the document.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until Ctrl-C: write the file whenever it changes.")
+    ] = False,
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+) -> None:
+    """Production configuration and what is being tested, as flag definitions for flagd's in-process providers."""
+    from threading import Event
+
+    from schema.declaration import declared_platform
+    from starter.platform import flags_file
+    from starter.platform.database_store import DatabaseStore
+    from starter.platform.store import StoreAway
+
+    is_stdout = str(flagd) == "-"
+    if is_stdout and watch:
+        raise CommandError("expected a file to keep up to date, but --flagd - came with --watch")
+    log_beside()
+    store = DatabaseStore(open_database(), declared_platform())
+    if watch:
+        flags_file.follow(store, flagd, every_s, Event())
+        return
+    try:
+        configuration = store.configuration()
+    except StoreAway as error:
+        raise CommandError(f"expected the database to answer, but {error}") from None
+    if is_stdout:
+        print(flags_file.as_text(configuration), end="", flush=True)  # noqa: T201 - for a program, whatever its width
+        return
+    is_new = flags_file.write(flagd, configuration)
+    out.print(f"{len(configuration.values)} flags are in {flagd}{'' if is_new else ', as before'}", soft_wrap=True)
 
 
 Scope = Annotated[

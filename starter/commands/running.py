@@ -51,11 +51,12 @@ def demo(
 def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded Temporal server.")] = 7233,
     ui_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its web UI.")] = 8233,
+    door_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the door.")] = 8484,
     pace: Annotated[
         Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
     ] = None,
 ) -> None:
-    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, declared traffic."""
+    """Run the platform: Temporal (embedded, unless one is configured), worker, agents, door, declared traffic."""
     import asyncio
 
     from schema.settings import Settings
@@ -63,7 +64,7 @@ def up(
 
     async def serve() -> None:
         settings = Settings(pace=pace) if pace else Settings()
-        async with running(settings, Ports(port, ui_port)) as stack:
+        async with running(settings, Ports(port, ui_port, door=door_port)) as stack:
             # The database's URL may hold a password, and the person who set it has it.
             _print_exports(stack.environment, without="NAUTILUS_DATABASE_URL")
             for subscriber, mistake in stack.mistakes.items():

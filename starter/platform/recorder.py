@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +46,14 @@ class Recorder:
     def assigned(self, assignments: Sequence[Assignment]) -> Future[Fate | None]:
         """Record that a task started under experiments; call it before the task runs. The future's result is None."""
         return self._put(_Entry(None, assignments))
+
+    def try_assigned(self, assignments: Sequence[Assignment]) -> bool:
+        """The same without waiting for anything: False, and nothing is recorded, where the queue is full."""
+        try:
+            self._queue.put_nowait(_Entry(None, assignments))
+        except Full:
+            return False
+        return True
 
     def record(self, outcome: TaskOutcome) -> Future[Fate | None]:
         """Record how a task went. The future is done once it is committed; its result is the outcome's fate.

@@ -21,14 +21,23 @@ from starter.platform.store import Store, StoreAway
 
 log = structlog.get_logger()
 
+# Hears what a read in the background brought, or None where the store could not be read.
+Listener = Callable[[Configuration | None], None]
+
 
 class _Running(NamedTuple):
-    """An experiment, and the function that assigns tasks to its arms."""
+    """An experiment, the function that assigns tasks to its arms, and the value of a task in none.
+
+    Under the watch after a promotion that value is the treatment's: it is in force, and control is the holdback.
+    """
 
     experiment: RunningExperiment
     assign: Callable[[str], Variant | None]
+    in_force: Value
 
     def value(self, arm: Variant | None) -> Value:
+        if arm is None:
+            return self.in_force
         return self.experiment.treatment if arm is Variant.TREATMENT else self.experiment.control
 
 
@@ -52,8 +61,11 @@ class Evaluation(NamedTuple):
     experiment: RunningExperiment | None
 
     @property
-    def is_exposed(self) -> bool:
-        return self.variant != IN_FORCE
+    def reason(self) -> str:
+        """OpenFeature's reason: STATIC, or while an experiment runs, SPLIT for its tasks and DEFAULT for all others."""
+        if self.experiment is None:
+            return "STATIC"
+        return "DEFAULT" if self.variant == IN_FORCE else "SPLIT"
 
 
 class Resolution(NamedTuple):
@@ -74,6 +86,7 @@ class ParameterResolver:
         self._store = store
         self._refresh_s = refresh_s
         self._closing = threading.Event()
+        self._listeners: tuple[Listener, ...] = ()
         self.refresh()
         self._refresher = threading.Thread(target=self._keep_fresh, name="resolver", daemon=True)
         self._refresher.start()
@@ -129,6 +142,14 @@ class ParameterResolver:
         """Read the configuration now. Raises what the store raises, and keeps what was read last."""
         self._install(self._store.configuration())
 
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` after each read in the background, in that thread; it must be quick and must not raise."""
+        self._listeners = (*self._listeners, listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Stop calling it."""
+        self._listeners = tuple(other for other in self._listeners if other != listener)
+
     def close(self) -> None:
         """Stop refreshing; resolving goes on with what was read last."""
         self._closing.set()
@@ -143,21 +164,27 @@ class ParameterResolver:
         self.close()
 
     def _install(self, latest: Configuration) -> None:
-        experiments = {experiment.parameter: _running(experiment) for experiment in latest.experiments}
+        experiments = {e.parameter: _running(e, latest) for e in latest.experiments}
         self._installed = _Installed(latest.values, experiments, latest)
         self._read_at = time.monotonic()
 
     def _keep_fresh(self) -> None:
         while not self._closing.wait(self._refresh_s):
+            latest = None
             try:
                 self.refresh()
+                latest = self.configuration
             except (StoreAway, ValueError) as error:
                 log.warning("resolver.keeps_last_good", age_s=round(self.age_s, 1), error=str(error))
+            for listener in self._listeners:
+                listener(latest)
 
 
-def _running(experiment: RunningExperiment) -> _Running:
+def _running(experiment: RunningExperiment, latest: Configuration) -> _Running:
+    # A parameter whose declaration was removed has no value in force.
+    in_force = latest.values.get(experiment.parameter, experiment.control)
     assign = assigner(experiment.experiment_id, experiment.exposure, experiment.treatment_share)
-    return _Running(experiment, assign)
+    return _Running(experiment, assign, in_force)
 
 
 def assignment_of(experiment: RunningExperiment, task_id: str, arm: Variant, at: datetime) -> Assignment:

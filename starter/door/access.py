@@ -1,0 +1,179 @@
+"""Access: who calls, what they may do, how often, and how much they may send.
+
+It stands before the application, so that nothing of a request is read or parsed before its key was accepted.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from time import monotonic
+
+import structlog
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
+
+from activities.door_keys import KnownKey, matching
+from schema.messages.door import DoorKey, Scope
+from schema.messages.platform import DoorRules
+from starter.door.problems import Problem
+
+log = structlog.get_logger()
+
+# Which scope a path needs, by the beginning of the path.
+SCOPES = {
+    "/ofrep/": Scope.PARAMETERS,
+    "/v1/flags": Scope.PARAMETERS,
+    "/v1/configuration": Scope.PARAMETERS,
+    "/v1/exposures": Scope.OUTCOMES,
+    "/v1/outcomes": Scope.OUTCOMES,
+    "/v1/traces": Scope.OUTCOMES,
+    "/mcp": Scope.AGENTS,
+}
+# Without a key: whether the door works, and what it takes.
+OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+# As long as a revoked key may still open the door, and as a new one may not yet.
+KEYS_REFRESH_S = 1.0
+# Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
+WRONG_KEYS_PER_S = 10
+# A body that comes more slowly than this occupies memory for no good reason.
+BODY_TIMEOUT_S = 30.0
+
+
+class Keys:
+    """The keys in force, read again when they have aged; the last ones that were read while the store is away."""
+
+    def __init__(self, load: Callable[[], dict[str, KnownKey]]) -> None:
+        self._load = load
+        self._keys: Mapping[str, KnownKey] | None = None
+        self._read_at = 0.0
+        self._reading = asyncio.Lock()
+
+    async def current(self) -> Mapping[str, KnownKey]:
+        """By id. Raises Problem where none were ever read."""
+        if self._keys is None or monotonic() - self._read_at > KEYS_REFRESH_S:
+            async with self._reading:
+                await self._refresh()
+        if self._keys is None:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "expected to read the keys, but the store is away", 5)
+        return self._keys
+
+    async def _refresh(self) -> None:
+        if self._keys is not None and monotonic() - self._read_at <= KEYS_REFRESH_S:
+            return  # read while this request waited
+        try:
+            self._keys = await run_in_threadpool(self._load)
+        except SQLAlchemyError as error:
+            log.warning("door.keeps_last_keys", error=str(getattr(error, "orig", error)))
+        self._read_at = monotonic()
+
+
+class Access:
+    """ASGI middleware: refuses a request, or passes it on with its key (`request.state.key`) and its whole body."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, rules: DoorRules) -> None:
+        self._app = app
+        self._keys = keys
+        self._largest_body = rules.largest_body_kb * 1_000
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._rates: dict[bool, RateLimitItem] = {
+            True: RateLimitItemPerSecond(rules.agent_requests_per_s),
+            False: RateLimitItemPerSecond(rules.platform_requests_per_s),
+        }
+        self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
+
+    async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        if connection["type"] != "http" or connection["path"] in OPEN:
+            await self._app(connection, receive, send)
+            return
+        try:
+            key = await self._admitted(connection)
+            connection.setdefault("state", {})["key"] = key
+            body = await self._body(Headers(scope=connection), receive)
+        except Problem as refused:
+            await refused.response(connection, receive, send)
+            return
+        await self._app(connection, _replayed(body, receive), send)
+
+    async def _admitted(self, connection: Connection) -> DoorKey:
+        """The key of a request that may go on. Raises Problem."""
+        key = matching(await self._keys.current(), _presented(Headers(scope=connection)))
+        if key is None:
+            client = connection.get("client") or ("", 0)
+            self._count(self._wrong_keys, f"wrong:{client[0]}")
+            raise Problem(
+                HTTPStatus.UNAUTHORIZED,
+                "expected a key in force, as `Authorization: Bearer nautilus_...`, but none came; "
+                "`nautilus door key create` makes one",
+            )
+        needed = next((scope for path, scope in SCOPES.items() if connection["path"].startswith(path)), None)
+        if needed is not None and needed not in key.scopes:
+            scopes = ", ".join(key.scopes)
+            raise Problem(
+                HTTPStatus.FORBIDDEN, f"expected a key with the scope {needed}, but {key.key_id} has {scopes}"
+            )
+        self._count(self._rates[Scope.AGENTS in key.scopes], key.key_id)
+        return key
+
+    def _count(self, rate: RateLimitItem, name: str) -> None:
+        """Count a request. Raises Problem where there were too many in this second."""
+        if not self._limiter.hit(rate, name):
+            raise Problem(
+                HTTPStatus.TOO_MANY_REQUESTS, f"expected at most {rate.amount} requests a second, but more came", 1
+            )
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. Raises Problem for one that is too large, or comes too slowly."""
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._largest_body:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        more = True
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while more:
+                    message = await receive()
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > self._largest_body:
+                        raise self._too_large()
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            expected = f"expected the whole body within {BODY_TIMEOUT_S:g} s"
+            raise Problem(HTTPStatus.REQUEST_TIMEOUT, f"{expected}, but {size} bytes came") from None
+        return b"".join(chunks)
+
+    def _too_large(self) -> Problem:
+        largest_kb = self._largest_body // 1_000
+        return Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected a body of at most {largest_kb} kB, but a larger one came"
+        )
+
+
+def _presented(headers: Headers) -> str:
+    """The text of a key, from either of the headers that OFREP knows; empty where there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    return headers.get("x-api-key", "")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the application the body that was read, and then whatever comes: the end of the connection."""
+    was_given = False
+
+    async def replay() -> Message:
+        nonlocal was_given
+        if was_given:
+            return await receive()
+        was_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

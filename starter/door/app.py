@@ -1,0 +1,102 @@
+"""The application: the routes behind the access check, what opens and closes with them, and how they are described."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from activities.database import Database
+from activities.door_keys import keys_in_force
+from schema.messages.platform import Platform
+from starter.door import outcomes, parameters
+from starter.door.access import OPEN, Access, Keys
+from starter.door.bodies import components
+from starter.door.problems import Problem, ProblemDetails, problem, refuse
+from starter.door.state import Door, Writer, door_of
+from starter.platform.database_store import DatabaseStore
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
+
+log = structlog.get_logger()
+
+# A configuration this old is resolved from, but the door is not ready: a balancer should prefer another one.
+STALE_S = 60.0
+
+
+class State(BaseModel):
+    """Whether the door works, and how old the configuration is that it resolves from."""
+
+    status: str
+    configuration_age_s: float | None = None
+
+
+def application(database: Database, platform: Platform, refresh_s: float = 5.0) -> FastAPI:
+    """The door on a database that exists; it opens with the application's lifespan."""
+    keys = Keys(lambda: keys_in_force(database))
+
+    @asynccontextmanager
+    async def opened(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            store = DatabaseStore(database, platform)
+            writer = Writer()
+            stack.callback(writer.close)
+            resolver = stack.enter_context(ParameterResolver(store, refresh_s))
+            recorder = stack.enter_context(Recorder(store))
+            app.state.door = Door(database, platform, keys, resolver, recorder, writer)
+            log.info("door.opened", parameters=len(platform.parameters))
+            yield
+        log.info("door.closed")
+
+    app = FastAPI(title="Nautilus, the door", lifespan=opened, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
+    app.add_middleware(Access, keys=keys, rules=platform.door)
+    app.add_exception_handler(Problem, refuse)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.include_router(parameters.router)
+    app.include_router(outcomes.router)
+    app.add_api_route("/health", health, tags=["operation"])
+    app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+async def health() -> State:
+    """The process answers."""
+    return State(status="alive")
+
+
+async def ready(request: Request) -> Response:
+    """The configuration is fresh and the keys can be read; 503 where not."""
+    age_s = round(door_of(request).resolver.age_s, 1)
+    is_ready = age_s < STALE_S
+    state = State(status="ready" if is_ready else "stale", configuration_age_s=age_s)
+    return JSONResponse(state.model_dump(), HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """A path or a method that there is not."""
+    assert isinstance(error, HTTPException)
+    came = f"{request.method} {request.url.path}"
+    return problem(error.status_code, f"expected a route of the door (/docs has them), but {came} came", error.headers)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI's description, with the bodies that the routes parse themselves, and the keys."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+        known = schema.setdefault("components", {}).setdefault("schemas", {})
+        bodies = components(parameters.EvaluationBody, outcomes.OutcomeBatch, outcomes.ExposureBatch, ProblemDetails)
+        known |= {name: body for name, body in bodies.items() if name not in known}
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            if path not in OPEN:
+                for operation in operations.values():
+                    operation["security"] = [{"key": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema
