@@ -16,11 +16,8 @@ from activities.parameters import frozen
 from activities.recording import record_each
 from rules.assignment import assigner
 from schema.messages.experiment import IN_FORCE, Assignment, RunningExperiment, Variant
-from schema.messages.observatory import TaskOutcome
 from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded
 from schema.tables.experiment import AssignmentRow, ExperimentRow
-
-OUTCOME_FIELDS = tuple(TaskOutcome.model_fields)
 
 
 class _Open(NamedTuple):
@@ -98,13 +95,8 @@ def record_reports(session: Session, reports: Sequence[OutcomeReport], interval_
                 _compare(experiment, report, assigned, comparison)
     contradicting = comparison.record(session, interval_s)
     # Without the echoes, which are no facts of the tasks.
-    fates = record_each(session, [_outcome(report) for report in reports], interval_s)
+    fates = record_each(session, [report.outcome for report in reports], interval_s)
     return Recorded(fates=tuple(fates), contradicting=contradicting)
-
-
-def _outcome(report: OutcomeReport) -> TaskOutcome:
-    """Without the echo, which is no fact of the task; validated already."""
-    return TaskOutcome.model_construct(**{name: getattr(report, name) for name in OUTCOME_FIELDS})
 
 
 def _compare(

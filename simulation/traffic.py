@@ -24,7 +24,8 @@ from activities.task_runner import TaskRunner
 from activities.task_types import TaskType, installed
 from schema.declaration import declared_platform
 from schema.messages.observatory import TaskOutcome, detail_of
-from schema.messages.platform import Platform, Traffic
+from schema.messages.platform import Platform
+from schema.messages.simulation import Traffic
 from schema.settings import Settings
 from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder

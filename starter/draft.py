@@ -207,8 +207,7 @@ def _values(key: str, default: str, bounds: str) -> dict[str, Any]:
         choices = [choice.strip() for choice in bounds.split("|")]
         return {"kind": ParameterKind.CHOICE, "default": default, "choices": choices}
     minimum, _, maximum = bounds.partition("..")
-    numbers = (default, minimum, maximum)
-    is_whole = all(re.fullmatch(r"[+-]?\d+", number.strip()) for number in numbers)
+    is_whole = all(re.fullmatch(r"[+-]?\d+", number.strip()) for number in (default, minimum, maximum))
     if is_whole and not key.endswith(tuple(UNITS)):
         return _integer(int(default), int(minimum), int(maximum))
     return _float(float(default), float(minimum), float(maximum))
@@ -400,6 +399,7 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
         f'pace = "{pace}"',
         "",
         "# Kinds of task, one table each; timeout_parameter is the limit that tasks are cut off at.",
+        "# OpenTelemetry: spans of the agent or tool of that name are its tasks; [[task_types.spans]] maps others.",
     ]
     for declaration in draft.task_types:
         lines += ["[[task_types]]", *_pairs(declaration.model_dump(mode="json", exclude_defaults=True)), ""]

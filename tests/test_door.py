@@ -10,9 +10,14 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
-from sqlmodel import func, select
+from sqlmodel import col, func, select
 
 from activities import door_keys, ledger
 from activities.agents import register_agent
@@ -97,6 +102,7 @@ ROUTES = [
     ("GET", "/v1/configuration", Scope.PARAMETERS),
     ("POST", "/v1/outcomes", Scope.OUTCOMES),
     ("POST", "/v1/exposures", Scope.OUTCOMES),
+    ("POST", "/v1/traces", Scope.OUTCOMES),
 ]
 
 
@@ -557,3 +563,47 @@ def test_no_request_that_its_description_allows_or_forbids_makes_the_door_fail(d
             send()
 
     assert {operation.path for operation in operations} >= {path for _, path, _ in ROUTES if "flags/" not in path}
+
+
+# --- Spans ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_unmodified_opentelemetry_exporter_sends_is_recorded_once(database: Database) -> None:
+    with door(database) as caller:
+        headers = {"X-API-Key": caller.client.headers["authorization"].removeprefix("Bearer ")}
+        exporter = OTLPSpanExporter(f"{caller.url}/v1/traces", headers=headers)
+        spans = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        tracer = provider.get_tracer("agents")
+        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "research_synthesis"}
+        for number in range(5):
+            with tracer.start_as_current_span("invoke_agent research_synthesis", attributes=attributes) as span:
+                if number == 0:
+                    span.set_attribute("error.type", "TimeoutError")
+                    span.set_status(StatusCode.ERROR, "no answer")
+            with tracer.start_as_current_span("something else"):
+                pass
+        results = [exporter.export(spans.get_finished_spans()) for _ in range(2)]
+        exporter.shutdown()
+        provider.shutdown()  # type: ignore[no-untyped-call]
+
+    assert results == [SpanExportResult.SUCCESS] * 2
+    with database.reading() as session:
+        rows = session.exec(select(OutcomeRow).order_by(col(OutcomeRow.started_at))).all()
+    assert [row.failure for row in rows] == ["timeout", None, None, None, None]
+    assert (rows[0].reason, rows[0].detail) == ("TimeoutError", "no answer")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "content", "status"),
+    [("application/x-protobuf", b"\xff\xff", 400), ("application/json", b"{", 400), ("text/plain", b"", 415)],
+)
+def test_a_body_that_holds_no_spans_is_refused_in_one_line(
+    database: Database, content_type: str, content: bytes, status: int
+) -> None:
+    with door(database) as caller:
+        refused = caller.client.post("/v1/traces", content=content, headers={"Content-Type": content_type})
+
+    assert refused.status_code == status
+    assert "expected" in refused.json()["detail"]

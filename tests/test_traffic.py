@@ -4,7 +4,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from schema.messages.platform import Traffic
+from schema.messages.simulation import Traffic
 from simulation.traffic import due
 
 

@@ -15,7 +15,8 @@ from ..parameter_roles import Role, with_limits
 from ..wire import EventType
 from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
 from .references import mismatches
-from .simulation import Simulation
+from .simulation import Simulation, Traffic
+from .spans import SpanMapping
 from .texts import text_refusal
 
 EnvironmentVariable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=120)]
@@ -28,6 +29,8 @@ NOT_OF_A_TEXT = ("unit", "minimum", "maximum", "choices", "step", "largest_chang
 ONLY_OF_A_TEXT = ("longest", "placeholders")
 # The characters of all texts of a platform together: every cycle's briefing carries each default and each value.
 LONGEST_TEXTS = 100_000
+# Each span is compared with every mapping.
+MOST_SPAN_MAPPINGS = 32
 
 
 class ParameterKind(StrEnum):
@@ -179,13 +182,15 @@ class Freeze(Message):
 class TaskTypeDeclaration(Declaration):
     """A task type the platform runs. `timeout_parameter` is the limit its processes are killed at.
 
-    Tasks of a `direct` type are awarded by standing and load, without a window for bids.
+    Tasks of a `direct` type are awarded by standing and load, without a window for bids. `spans` say which spans of
+    OpenTelemetry are its tasks; without any, those of the agent or the tool that has its name.
     """
 
     name: Name
     timeout_parameter: ParameterKey | None = None
     description: str = ""
     direct: bool = False
+    spans: tuple[SpanMapping, ...] = Field(default=(), max_length=MOST_SPAN_MAPPINGS)
 
 
 class JobId(StrEnum):
@@ -362,18 +367,6 @@ class ElevationRules(Declaration):
         if self.below >= self.above:
             raise ValueError(f"expected a threshold `below` that is under `above` ({self.above:g})")
         return self
-
-
-class Traffic(Declaration):
-    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time.
-
-    The rate rises and falls by the share `swing` of its mean, once every `swing_every_s`, as demand does.
-    """
-
-    concurrency: int = Field(default=2, ge=1, le=64)
-    per_second: dict[Name, Annotated[float, Field(ge=0)]]
-    swing: float = Field(default=0.0, ge=0, lt=1)
-    swing_every_s: float = Field(default=60.0, gt=0)
 
 
 class Webhook(Declaration):

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from .spans import SELECTORS
+
 Path = tuple[str | int, ...]
 
 
@@ -32,6 +34,7 @@ def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
     for section, (what, key) in UNIQUE.items():
         yield from _repeated(content, section, what, key)
     task_types = _names(content, "task_types")
+    yield from _repeated_spans(content)
     yield from _unknown_task_types(content, task_types)
     parameters = _names(content, "parameters")
     yield from _unknown_limits(content, parameters)
@@ -49,6 +52,22 @@ def _repeated(content: Mapping[str, Any], section: str, what: str, key: str, wit
         if name in declared_names:
             yield Mismatch((*within, section, n, key), f"expected every {what} once, but {name} is declared twice")
         declared_names.add(name)
+
+
+def _repeated_spans(content: Mapping[str, Any]) -> Iterator[Mismatch]:
+    """Mappings of spans that select what an earlier one selects: no span would ever reach them."""
+    owners: dict[str, Any] = {}
+    for n, declared in _tables(content, "task_types"):
+        for m, mapping in _tables(declared, "spans"):
+            selection = repr([_in_order(mapping.get(selector)) or None for selector in SELECTORS])
+            if selection in owners:
+                expected = "expected every selection of spans once, but this one is already of task type"
+                yield Mismatch(("task_types", n, "spans", m), f"{expected} {owners[selection]}")
+            owners.setdefault(selection, declared.get("name"))
+
+
+def _in_order(selector: Any) -> Any:
+    return sorted(selector.items()) if isinstance(selector, dict) else selector
 
 
 def _names(content: Mapping[str, Any], section: str) -> list[str]:

@@ -35,6 +35,10 @@ class OutcomeReport(TaskOutcome):
 
     resolved: Annotated[dict[ParameterKey, Resolved], Field(max_length=MOST_RESOLVED)] = Field(default_factory=dict)
 
+    @property
+    def outcome(self) -> TaskOutcome:
+        """The outcome alone, as it is stored and compared: a report is never equal to one."""
+        return TaskOutcome.model_construct(**{name: getattr(self, name) for name in TaskOutcome.model_fields})
 
 class Exposure(Message):
     """A task that begins under an experiment, in the arm that its platform computed: reported before the task runs."""

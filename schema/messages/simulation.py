@@ -204,3 +204,15 @@ class Simulation(Declaration):
     named_agents: tuple[SimulatedAgent, ...] = Field(default=(), alias="agent")
     work: tuple[Work, ...] = ()
     faults: tuple[WorldFault, ...] = ()
+
+
+class Traffic(Declaration):
+    """Tasks that `nautilus up` itself keeps running: how many a second of each type, and how many at a time.
+
+    The rate rises and falls by the share `swing` of its mean, once every `swing_every_s`, as demand does.
+    """
+
+    concurrency: int = Field(default=2, ge=1, le=64)
+    per_second: dict[Name, Annotated[float, Field(ge=0)]]
+    swing: float = Field(default=0.0, ge=0, lt=1)
+    swing_every_s: float = Field(default=60.0, gt=0)

@@ -1,4 +1,7 @@
-"""Outcomes: how tasks went, and which began. What is acknowledged is committed; to send it again changes nothing."""
+"""Outcomes: how tasks went, and which began; as JSON, or as spans of OpenTelemetry.
+
+What is acknowledged is committed, and to send it again changes nothing.
+"""
 
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -6,12 +9,16 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response
 
 from activities.exposures import record_exposures, record_reports
 from rules.outcomes import contradiction
+from rules.spans import SpanReader
 from schema.messages.platform import Platform
 from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded
+from starter.door import traces
 from starter.door.bodies import described, read
 from starter.door.problems import Problem, refusals
 from starter.door.state import Door, door_of
@@ -76,6 +83,29 @@ async def exposures(request: Request) -> Exposed:
             return record_exposures(session, batch.exposures, door.platform.observatory.interval_s)
 
     return await door.writer.write(write)
+
+
+@router.post(
+    "/traces",
+    openapi_extra={"requestBody": {"required": True, "content": {traces.PROTOBUF: {}, traces.JSON: {}}}},
+    responses=refusals(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+)
+async def spans(request: Request) -> Response:
+    """Spans of OpenTelemetry (OTLP over HTTP): those that are tasks are recorded as outcomes, the others forgotten."""
+    door = door_of(request)
+    content_type = request.headers.get("content-type", "")
+    encoding = request.headers.get("content-encoding", "")
+    most_bytes = door.platform.door.largest_body_kb * 1_000
+    try:
+        # In a thread: a body of the largest size takes tenths of a second to decode.
+        received = await run_in_threadpool(traces.read, await request.body(), content_type, encoding, most_bytes)
+    except traces.BodyRefused as refused:
+        raise Problem(HTTPStatus(refused.status), str(refused)) from None
+    reported = SpanReader(door.platform).read(received, datetime.now(UTC))
+    for start in range(0, len(reported.reports), MOST_AT_ONCE):
+        await record(door, reported.reports[start : start + MOST_AT_ONCE])
+    answer = traces.respond(reported.rejected, content_type)
+    return Response(answer, media_type=traces.media_type_of(content_type))
 
 
 async def record(door: Door, reports: list[OutcomeReport]) -> Recorded:

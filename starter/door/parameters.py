@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from rules import flagd
 from schema.messages.base import Identifier, Value
 from schema.messages.door import DoorKey, Scope
-from schema.messages.experiment import IN_FORCE, Assignment, Configuration, Variant
+from schema.messages.experiment import Assignment, Configuration, Variant
 from schema.mistakes import in_one_line
 from starter.door.bodies import described
 from starter.door.problems import refusals
@@ -171,7 +171,7 @@ def _expose(door: Door, request: Request, task_id: str | None, evaluations: Sequ
     at = datetime.now(UTC)
     assignments: list[Assignment] = []
     for evaluation in evaluations:
-        if evaluation.experiment is not None and evaluation.variant != IN_FORCE:
+        if evaluation.experiment is not None and evaluation.is_exposed:
             assignments.append(assignment_of(evaluation.experiment, task_id, Variant(evaluation.variant), at))
     if assignments and not door.recorder.try_assigned(assignments):
         log.warning("door.exposures_left_out", task_id=task_id)

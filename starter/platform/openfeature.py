@@ -86,7 +86,7 @@ class NautilusProvider(AbstractProvider):
             raise FlagNotFoundError(f"expected a declared parameter, but {key} came") from None
         return FlagResolutionDetails(
             value=convert(key, evaluation.value),
-            reason=_reason(evaluation),
+            reason=Reason(evaluation.reason),
             variant=evaluation.variant,
             flag_metadata=_metadata(evaluation, task),
         )
@@ -155,12 +155,6 @@ def _assignment(details: FlagEvaluationDetails[FlagValueType], at: datetime) -> 
     except ValidationError:
         expected = "expected a targeting key that is a task's id (letters, digits, _.:@/#+-, at most 200)"
         raise InvalidContextError(f"{expected}, but {facts['task_id']!r} came") from None
-
-
-def _reason(evaluation: Evaluation) -> Reason:
-    if evaluation.experiment is None:
-        return Reason.STATIC
-    return Reason.SPLIT if evaluation.is_exposed else Reason.DEFAULT
 
 
 def _metadata(evaluation: Evaluation, task: str | None) -> dict[str, bool | int | float | str]:

@@ -61,11 +61,16 @@ class Evaluation(NamedTuple):
     experiment: RunningExperiment | None
 
     @property
+    def is_exposed(self) -> bool:
+        """Whether an experiment chose the value."""
+        return self.variant != IN_FORCE
+
+    @property
     def reason(self) -> str:
         """OpenFeature's reason: STATIC, or while an experiment runs, SPLIT for its tasks and DEFAULT for all others."""
         if self.experiment is None:
             return "STATIC"
-        return "DEFAULT" if self.variant == IN_FORCE else "SPLIT"
+        return "SPLIT" if self.is_exposed else "DEFAULT"
 
 
 class Resolution(NamedTuple):
