@@ -12,21 +12,28 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 from temporalio.client import Client
 
+from activities import door_keys
 from activities.agents import register_agent
 from activities.database import Database
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema import wire
 from schema.messages.cycle import CycleRequest, Phase, workflow_id
+from schema.messages.door import PLATFORM_SCOPES
+from schema.messages.platform import TaskTypeDeclaration
 from schema.settings import Settings
+from schema.tables.observatory import OutcomeRow
 from starter import keys
 from starter.client import NautilusClient
+from starter.door.app import application
 from starter.server import dev_server, free_port, prepare
 from starter.wheels.build import AGENT, PLATFORM, ROOT, WHEELS, Wheel, build, section
 from starter.wheels.sources import Module, SourceError, closure
 from tests import builders
+from tests.serving import serving
 from worker import worker
 from workflows.plugin import plugin
 
@@ -35,7 +42,7 @@ EVERY_WHEEL = pytest.mark.parametrize("wheel", WHEELS, ids=lambda wheel: wheel.n
 # What needs an extra, of the names at a wheel's top.
 WITH_EXTRAS = {
     AGENT: ("AgentKey", "KeyFileError", "make_key", "read_key"),
-    PLATFORM: ("DatabaseStore", "Settings", "declared_platform", "existing"),
+    PLATFORM: ("DatabaseStore", "NautilusProvider", "Settings", "declared_platform", "existing"),
 }
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -254,6 +261,12 @@ NEEDS_AN_EXTRA: dict[str, tuple[Wheel, str, str, str]] = {
         "sqlalchemy",
         "nautilus-platform[database]",
     ),
+    "the provider of OpenFeature": (
+        PLATFORM,
+        "from nautilus_platform import NautilusProvider",
+        "openfeature",
+        "nautilus-platform[openfeature]",
+    ),
 }
 
 
@@ -291,6 +304,8 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     register_agent(database, "ada", "op-ada", now, agent_key.public)
+    for voter in ("bob", "cyd", "dee"):  # with fewer the vote is over before it begins
+        register_agent(database, voter, f"op-{voter}", now)
     with database.transaction() as session:
         history = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
         record_outcomes(session, history, 1)
@@ -326,3 +341,21 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
     assert (status.proposal.agent_id, status.proposal.value) == ("ada", 135.0)
     assert status.proposal.evidence[0].figures == {"tasks": 90, "successes": 60}
     assert status.proposal.signature is not None
+
+
+def test_hello_platform_resolves_and_records_over_a_real_door(whole: dict[Wheel, Path], database: Database) -> None:
+    hello = example("Hello platform", 15)
+    platform = builders.platform(
+        task_types=(TaskTypeDeclaration(name="support"),),
+        parameters=(builders.parameter(key="support.timeout_s", task_types=("support",)),),
+    )
+    now = datetime.now(UTC)
+    declare_parameters(database, platform, now)
+    _, key = door_keys.create_platform_key(database, "web", PLATFORM_SCOPES, "olga", now)
+    with serving(application(database, platform)) as url:
+        ended = run(whole[PLATFORM], hello, NAUTILUS_DOOR_URL=url, NAUTILUS_DOOR_KEY=key)
+
+    assert (ended.stdout, ended.stderr) == ("new\n", "")
+    with database.reading() as session:
+        (row,) = session.exec(select(OutcomeRow)).all()
+    assert (row.task_type, row.failure, row.duration_s < 60) == ("support", None, True)

@@ -16,31 +16,24 @@ from pydantic import BaseModel
 from schema.messages.base import one_line
 from schema.messages.experiment import Assignment, Configuration
 from schema.messages.observatory import Fate, TaskOutcome
+from schema.messages.reports import Exposure, Recorded
 from starter.platform.store import StoreAway
 
 # The most that the door takes in one request.
 LARGEST_BATCH = 1_000
 # A pause that a door asks for, and no longer: a wrong clock or a typing error there must not stop a platform's records.
 LONGEST_PAUSE_S = 60.0
+# Besides the server's errors: what may succeed when it is sent again.
+NOT_NOW = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 Item = TypeVar("Item")
 
 
-class Exposures(BaseModel):
-    """The body of `POST /v1/exposures`."""
-
-    exposures: Sequence[Assignment]
+class _Exposures(BaseModel):
+    exposures: Sequence[Exposure]
 
 
-class Outcomes(BaseModel):
-    """The body of `POST /v1/outcomes`."""
-
+class _Outcomes(BaseModel):
     outcomes: Sequence[TaskOutcome]
-
-
-class Recorded(BaseModel):
-    """The answer to outcomes: the fate of each, in their order."""
-
-    fates: list[Fate]
 
 
 class _Read(NamedTuple):
@@ -81,16 +74,15 @@ class DoorStore:
         Assignments go first: an outcome must find the arm of its task. More than the door takes at once goes in several
         requests; where a later one fails, what was committed before is answered for by sending all of it again.
         """
-        for exposures in _batches(assignments):
-            # The door has the experiment's share itself.
-            left_out = {"exposures": {"__all__": {"treatment_share"}}}
-            self._post("/v1/exposures", Exposures(exposures=exposures).model_dump_json(exclude=left_out))
+        for begun in _batches([_exposure(assignment) for assignment in assignments]):
+            self._post("/v1/exposures", _Exposures(exposures=begun).model_dump_json())
         fates: list[Fate] = []
-        for batch in _batches(outcomes):
-            response = self._post("/v1/outcomes", Outcomes(outcomes=batch).model_dump_json(exclude_defaults=True))
+        for sent in _batches(outcomes):
+            # A field that an older door does not know is refused, unless it has its default and is left out.
+            response = self._post("/v1/outcomes", _Outcomes(outcomes=sent).model_dump_json(exclude_defaults=True))
             recorded = Recorded.model_validate_json(response.content).fates
-            if len(recorded) != len(batch):
-                raise ValueError(f"expected the fates of {len(batch)} outcomes, but {len(recorded)} came")
+            if len(recorded) != len(sent):
+                raise ValueError(f"expected the fates of {len(sent)} outcomes, but {len(recorded)} came")
             fates += recorded
         return fates
 
@@ -120,7 +112,7 @@ class DoorStore:
         if response.is_success or response.status_code == HTTPStatus.NOT_MODIFIED:
             return response
         detail = f"{request.method} {request.url.path}: {response.status_code}: {_detail(response)}"
-        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS or response.is_server_error:
+        if response.status_code in NOT_NOW or response.is_server_error:
             self._paused_until = time.monotonic() + _pause_s(response)
             raise StoreAway(detail)
         raise ValueError(detail)
@@ -142,6 +134,16 @@ def _checked_key(key: str) -> str:
     if not bare.isascii() or not bare.isprintable() or not bare or " " in bare:
         raise ValueError(f"expected a door key (nautilus_...), but a text of {len(bare)} characters came that is none")
     return bare
+
+
+def _exposure(assignment: Assignment) -> Exposure:
+    """What the door takes: it knows the experiment's share itself."""
+    return Exposure(
+        experiment_id=assignment.experiment_id,
+        task_id=assignment.task_id,
+        variant=assignment.variant,
+        assigned_at=assignment.assigned_at,
+    )
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

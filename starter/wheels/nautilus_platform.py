@@ -1,11 +1,12 @@
 """Nautilus for platforms: which value a task gets, and how it went. Over the door, or over the database with an extra.
 
-`DatabaseStore`, `existing`, `declared_platform` and `Settings` need pip install 'nautilus-platform[database]'.
+`DatabaseStore`, `existing`, `declared_platform` and `Settings` need pip install 'nautilus-platform[database]',
+`NautilusProvider` needs 'nautilus-platform[openfeature]'.
 """
 
 from typing import TYPE_CHECKING
 
-from schema.extras import DATABASE, MissingExtra, needs
+from schema.extras import DATABASE, OPENFEATURE, MissingExtra, needs
 from schema.failure_kinds import FailureKind
 from schema.messages.experiment import Assignment, Configuration, RunningExperiment, Variant
 from schema.messages.observatory import Fate, TaskOutcome, detail_of, reason_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from schema.declaration import declared_platform as declared_platform
     from schema.settings import Settings as Settings
     from starter.platform.database_store import DatabaseStore as DatabaseStore
+    from starter.platform.openfeature import NautilusProvider as NautilusProvider
 
 __all__ = [
     "Assignment",
@@ -51,6 +53,10 @@ def __getattr__(name: str) -> object:
             with needs(DATABASE):
                 from activities.database import existing
             return existing
+        case "NautilusProvider":
+            with needs(OPENFEATURE):
+                from starter.platform.openfeature import NautilusProvider
+            return NautilusProvider
         case "declared_platform":
             from schema.declaration import declared_platform
 
