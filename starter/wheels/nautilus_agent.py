@@ -25,10 +25,11 @@ from schema.messages.tasks import (
 from starter.client import Listed, NautilusClient, Refused
 
 if TYPE_CHECKING:
+    from starter import keys
     from starter.keys import AgentKey as AgentKey
     from starter.keys import KeyFileError as KeyFileError
-    from starter.keys import make as make_key  # noqa: F401
-    from starter.keys import read as read_key  # noqa: F401
+
+    make_key, read_key = keys.make, keys.read
 
 __all__ = [
     "PLATFORM_META",
