@@ -1,5 +1,6 @@
 """Commands about the door: serve it, and its keys."""
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 PORT = 8484
 # What a request is given to end in, when the door is to close.
 GRACE_S = 10
+SWITCH_INTERVAL_S = 0.0005
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -44,6 +46,8 @@ def _serve(host: str, port: int) -> None:
     from schema.settings import Settings
     from starter.door.app import application
 
+    # Writers work in threads beside the loop that answers; at the default, each may keep it waiting for 5 ms.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = Settings()
     served = application(open_database(), declared_platform(settings), settings.resolver_refresh_s)
     config = uvicorn.Config(

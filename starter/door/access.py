@@ -37,6 +37,8 @@ SCOPES = {
 }
 # Without a key: whether the door works, and what it takes.
 OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+# What the page of the routes is made of.
+PAGE = "/docs/"
 # As long as a revoked key may still open the door, and as a new one may not yet.
 KEYS_REFRESH_S = 1.0
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
@@ -88,7 +90,7 @@ class Access:
         self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
-        if connection["type"] != "http" or connection["path"] in OPEN:
+        if connection["type"] != "http" or connection["path"] in OPEN or connection["path"].startswith(PAGE):
             await self._app(connection, receive, send)
             return
         try:

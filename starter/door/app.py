@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -16,7 +17,7 @@ from activities.database import Database
 from activities.door_keys import keys_in_force
 from schema.messages.platform import Platform
 from starter.door import outcomes, parameters
-from starter.door.access import OPEN, Access, Keys
+from starter.door.access import OPEN, PAGE, Access, Keys
 from starter.door.bodies import components
 from starter.door.problems import Problem, ProblemDetails, problem, refuse
 from starter.door.state import Door, Writer, door_of
@@ -54,7 +55,8 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
             yield
         log.info("door.closed")
 
-    app = FastAPI(title="Nautilus, the door", lifespan=opened, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
+    # Its page of routes comes from this machine: a script of somebody else's would see the key that is typed there.
+    app = FastAPIOffline(title="Nautilus, the door", lifespan=opened, redoc_url=None, static_url=f"{PAGE}files")
     app.add_middleware(Access, keys=keys, rules=platform.door)
     app.add_exception_handler(Problem, refuse)
     app.add_exception_handler(HTTPException, _unknown)
