@@ -24,7 +24,8 @@ from starter.platform.store import Store, StoreAway
 from starter.server import free_port
 from tests import builders
 from tests.builders import NOW, TIMEOUT
-from tests.test_door import BOTH, door, stored
+from tests.test_door import BOTH, door
+from tests.test_door_outcomes import stored
 from tests.test_store import away, eventually, experiment, opened
 
 TYPE = "research_synthesis"
