@@ -10,11 +10,12 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from schema.messages.base import Value
+from schema.messages.cycle import OPEN_PHASES
 from schema.messages.market import Bid
 from schema.messages.platform import Parameter, ParameterKind
 from schema.messages.proposals import Ballot, Choice, Decline, Proposal
 from schema.messages.simulation import SimulatedAgent, Simulation
-from starter.agents.agent import OPEN_PHASES, is_due, send
+from starter.agents.agent import send
 from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator
 from starter.agents.legal import legal_value
@@ -130,7 +131,7 @@ async def visit(client: NautilusClient, cycle: str, agents: Sequence[Participant
     """Have every agent that a cycle waits for answer it, one after the other."""
     status = await client.status(cycle)
     waits = status.phase in OPEN_PHASES
-    due = [agent for agent in agents if is_due(agent.agent_id, status)]
+    due = [agent for agent in agents if status.awaits(agent.agent_id)]
     if not due:
         return Visit(waits)
     since = status.anomaly.onset if status.anomaly else None

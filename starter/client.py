@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 from uuid import uuid4
 
 from pydantic import ValidationError
-from temporalio.client import Client, WorkflowExecution, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -134,6 +141,11 @@ class NautilusClient:
         self._task_queue = task_queue
         self._keys = {key.agent_id: key for key in keys}
 
+    @property
+    def signs(self) -> bool:
+        """Whether it has an agent's key."""
+        return bool(self._keys)
+
     @classmethod
     async def connect(cls, *signers: "AgentKey") -> Self:
         """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables.
@@ -174,6 +186,19 @@ class NautilusClient:
     async def status(self, cycle: str) -> CycleStatus:
         """Where a cycle stands; `cycle` is its workflow id. Raises Refused where there is no such cycle."""
         return await self._query(cycle, wire.STATUS, CycleStatus, "a cycle")
+
+    async def read(self, workflow: str) -> CycleStatus | TaskStatus:
+        """Where the cycle or task of this workflow id stands, or how it ended. Raises Refused."""
+        expected = f"expected a cycle or a task, but there is no workflow {workflow}"
+        with _refused_if_missing(expected):
+            described = await self._handle(workflow).describe()
+        runs = described.status is WorkflowExecutionStatus.RUNNING
+        match described.workflow_type:
+            case wire.IMPROVEMENT_CYCLE:
+                return await self.status(workflow) if runs else (await self.result(workflow)).status
+            case wire.MARKET_TASK:
+                return await self.task_status(workflow) if runs else await self.task_result(workflow)
+        raise Refused(f"expected a cycle or a task, but {workflow} is of type {described.workflow_type}")
 
     async def diagnose(self, subject: str, window_s: int = 86_400, since: datetime | None = None) -> Diagnosis:
         """The facts about a subject, over the trailing window, or since an instant and over the window before it."""

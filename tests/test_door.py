@@ -25,9 +25,9 @@ from activities.agents import register_agent
 from activities.database import Database
 from activities.parameters import declare_parameters, freeze
 from rules.assignment import assigner
-from schema.messages.door import Scope
+from schema.messages.door import DoorRules, Scope
 from schema.messages.experiment import ExperimentDesign, Variant
-from schema.messages.platform import DoorRules, ObservatoryRules
+from schema.messages.platform import ObservatoryRules
 from starter.door.app import application
 from tests import builders
 from tests.builders import NOW, TIMEOUT

@@ -27,6 +27,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import Tracer, set_span_in_context
+from pydantic_ai import Agent, InstrumentationSettings
+from pydantic_ai.capabilities import Instrumentation
+from pydantic_ai.models.test import TestModel
 
 from rules.spans import Reported, SpanReader
 from schema.failure_kinds import FailureKind
@@ -94,15 +97,21 @@ def collector(reader: SpanReader = READER) -> Iterator[Collector]:
 
 
 @contextmanager
-def traced(server: Collector, compression: Compression = Compression.NoCompression) -> Iterator[Tracer]:
-    """A tracer of the unmodified SDK, whose exporter sends every span to the server."""
+def exporting(server: Collector, compression: Compression = Compression.NoCompression) -> Iterator[TracerProvider]:
+    """The unmodified SDK, whose exporter sends every span to the server."""
     provider = TracerProvider(resource=Resource({"service.name": "desk", "cloud.region": "eu"}), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=server.endpoint, compression=compression)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     try:
-        yield provider.get_tracer("tests")
+        yield provider
     finally:
         provider.shutdown()
+
+
+@contextmanager
+def traced(server: Collector, compression: Compression = Compression.NoCompression) -> Iterator[Tracer]:
+    with exporting(server, compression) as provider:
+        yield provider.get_tracer("tests")
 
 
 AGENT: dict[str, Any] = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "research_synthesis"}
@@ -140,6 +149,22 @@ def test_what_the_sdk_exports_becomes_outcomes(compression: Compression) -> None
     assert before - timedelta(seconds=1) <= agent.started_at <= tool.started_at <= tool.finished_at <= agent.finished_at
     (encoding,) = {encoding for _, encoding in server.bodies}
     assert encoding == ("" if compression is Compression.NoCompression else compression.value)
+
+
+async def test_an_agent_of_a_framework_reports_its_tasks_without_a_line_of_ours() -> None:
+    def monte_carlo(samples: int) -> str:
+        raise TimeoutError(f"{samples} samples took too long")
+
+    with collector() as server, exporting(server) as provider:
+        instrumentation = Instrumentation(InstrumentationSettings(tracer_provider=provider))
+        agent = Agent(TestModel(), name="research_synthesis", tools=[monte_carlo], capabilities=[instrumentation])
+        with pytest.raises(TimeoutError):
+            await agent.run("How do cursors work?")
+
+    tool, task = server.reports
+    assert (tool.task_type, tool.failure, tool.agent_id) == ("monte_carlo", FailureKind.TIMEOUT, "research_synthesis")
+    assert (task.task_type, task.failure, task.reason) == ("research_synthesis", FailureKind.TIMEOUT, "TimeoutError")
+    assert task.attributes.keys() == {"model", "input_tokens", "output_tokens"}
 
 
 def test_the_same_export_twice_is_the_same_outcomes() -> None:
@@ -191,7 +216,7 @@ def test_the_exporter_takes_the_answer_for_a_success() -> None:
         exporter = OTLPSpanExporter(endpoint=server.endpoint)
         result = exporter.export([child, root])  # type: ignore[list-item]  # an SDK's span can be read
 
-    exporter.shutdown()
+    exporter.shutdown()  # type: ignore[no-untyped-call]
     assert result is SpanExportResult.SUCCESS
     assert [report.task_type for report in server.reports] == ["monte_carlo", "research_synthesis"]
     assert ["-" in report.task_id for report in server.reports] == [True, False]

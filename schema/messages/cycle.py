@@ -28,6 +28,10 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
+# In these phases a cycle waits for agents.
+OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
+
+
 class Ending(StrEnum):
     PROMOTED = "promoted"
     REJECTED = "rejected"
@@ -286,6 +290,18 @@ class CycleStatus(CycleState):
     @property
     def anomaly(self) -> Anomaly | None:
         return self.request.anomaly
+
+    def awaits(self, agent_id: str) -> bool:
+        """Whether the cycle waits for a message of this agent."""
+        match self.phase:
+            case Phase.BIDDING:
+                return agent_id not in self.bids and agent_id not in self.declines
+            case Phase.PROPOSING:
+                return self.award is not None and self.award.agent_id == agent_id and self.proposal is None
+            case Phase.VOTING:
+                return agent_id in self.voters and agent_id not in self.ballots
+            case _:
+                return False
 
 
 class VoteRecord(Message):

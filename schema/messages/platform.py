@@ -14,6 +14,7 @@ from ..pace import Pace
 from ..parameter_roles import Role, with_limits
 from ..wire import EventType
 from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
+from .door import DoorRules
 from .references import mismatches
 from .simulation import Simulation, Traffic
 from .spans import SpanMapping
@@ -390,17 +391,6 @@ class Notification(Declaration):
     url_env: EnvironmentVariable
     events: tuple[EventType, ...] = ()
     retry_for_s: float = Field(default=86_400, ge=0)
-
-
-class DoorRules(Declaration):
-    """What each key may send through the door (`nautilus door`): requests a second, and the size of one in kilobytes.
-
-    An agent reads and writes a few times a minute; a platform asks for the parameters of each of its tasks.
-    """
-
-    platform_requests_per_s: int = Field(default=1_000, ge=1)
-    agent_requests_per_s: int = Field(default=20, ge=1)
-    largest_body_kb: int = Field(default=4_000, ge=1, le=64_000)
 
 
 class Platform(Declaration):

@@ -40,6 +40,7 @@ class OutcomeReport(TaskOutcome):
         """The outcome alone, as it is stored and compared: a report is never equal to one."""
         return TaskOutcome.model_construct(**{name: getattr(self, name) for name in TaskOutcome.model_fields})
 
+
 class Exposure(Message):
     """A task that begins under an experiment, in the arm that its platform computed: reported before the task runs."""
 

@@ -20,7 +20,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from schema import wire
-from schema.messages.cycle import CycleStatus, Phase
+from schema.messages.cycle import OPEN_PHASES, CycleStatus
 from schema.messages.market import PLATFORM_META, Bid
 from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.schedules import Scan
@@ -34,8 +34,6 @@ from .investigator import Investigator
 log = structlog.get_logger()
 Visitable = Callable[[Listed], bool]
 
-# In these phases a cycle waits for agents.
-OPEN_PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING)
 # Facts this old are read again: an agent without an explanation may find one before the deadline.
 FACTS_S = 30.0
 # A workflow whose worker is away does not answer: a visit is given up after the first, and a scan waits the second.
@@ -52,19 +50,6 @@ UNANSWERED = (
     WorkflowQueryFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-
-
-def is_due(agent_id: str, status: CycleStatus) -> bool:
-    """Whether the cycle waits for a message of this agent."""
-    match status.phase:
-        case Phase.BIDDING:
-            return agent_id not in status.bids and agent_id not in status.declines
-        case Phase.PROPOSING:
-            return status.award is not None and status.award.agent_id == agent_id and status.proposal is None
-        case Phase.VOTING:
-            return agent_id in status.voters and agent_id not in status.ballots
-        case _:
-            return False
 
 
 async def send(
@@ -172,7 +157,7 @@ class Watcher:
     async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
         """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
         status = await self._client.status(cycle)
-        due = [agent for agent in agents if is_due(agent.agent_id, status)]
+        due = [agent for agent in agents if status.awaits(agent.agent_id)]
         if not due:
             return 0
         file = await self._file(status)

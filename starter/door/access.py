@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from activities.door_keys import KnownKey, matching
-from schema.messages.door import DoorKey, Scope
-from schema.messages.platform import DoorRules
+from schema.messages.door import DoorKey, DoorRules, Scope
 from starter.door.problems import Problem
 
 log = structlog.get_logger()

@@ -12,15 +12,22 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.database import Database
 from activities.door_keys import keys_in_force
+from schema import connection
+from schema.messages.door import DoorKey
 from schema.messages.platform import Platform
+from starter.client import NautilusClient
 from starter.door import outcomes, parameters
 from starter.door.access import OPEN, PAGE, Access, Keys
 from starter.door.bodies import components
 from starter.door.problems import Problem, ProblemDetails, problem, refuse
+from starter.door.standing import account_reader
 from starter.door.state import Door, Writer, door_of
+from starter.door.tools import mcp_app
 from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
@@ -51,6 +58,10 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
             resolver = stack.enter_context(ParameterResolver(store, refresh_s))
             recorder = stack.enter_context(Recorder(store))
             app.state.door = Door(database, platform, keys, resolver, recorder, writer)
+            # Lazy: a door whose Temporal is away is open to platforms. And without keys: agents sign on their side.
+            temporal = await connection.connect(lazy=True, data_converter=pydantic_data_converter)
+            app.state.tools = mcp_app(NautilusClient(temporal), account_reader(database), _agent, platform.door.hosts)
+            await stack.enter_async_context(app.state.tools.run())
             log.info("door.opened", parameters=len(platform.parameters))
             yield
         log.info("door.closed")
@@ -62,10 +73,24 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
     app.add_exception_handler(HTTPException, _unknown)
     app.include_router(parameters.router)
     app.include_router(outcomes.router)
+    app.add_route("/mcp", Tools(), include_in_schema=False)
     app.add_api_route("/health", health, tags=["operation"])
     app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
+
+
+class Tools:
+    """The agents' tools, as long as the door is open."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["app"].state.tools(scope, receive, send)
+
+
+def _agent(request: Request) -> str:
+    """The agent that a request's key speaks for; the access check has let in no other key."""
+    key: DoorKey = request.state.key
+    return key.holder
 
 
 async def health() -> State:
