@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNING = "nautilus-agent[signing]"
+MCP = "nautilus-agent[mcp]"
 DATABASE = "nautilus-platform[database]"
 OPENFEATURE = "nautilus-platform[openfeature]"
 

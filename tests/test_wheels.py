@@ -11,7 +11,11 @@ from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
+import mcp.client
 import pytest
+from mcp import StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp_types import TextContent
 from sqlmodel import select
 from temporalio.client import Client
 
@@ -226,6 +230,11 @@ def whole(dist: dict[Wheel, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return {wheel: installed(dist[wheel], tuple(wheel.extras), folder / wheel.package) for wheel in WHEELS}
 
 
+@pytest.fixture
+def agent_key(tmp_path: Path) -> keys.AgentKey:
+    return keys.make(tmp_path / "ada.pem", "ada")
+
+
 @EVERY_WHEEL
 def test_every_module_of_a_wheel_loads_where_nothing_else_is_installed(whole: dict[Wheel, Path], wheel: Wheel) -> None:
     ended = run(whole[wheel], IMPORT_ALL, wheel.package, *WITH_EXTRAS[wheel])
@@ -255,6 +264,12 @@ NEEDS_AN_EXTRA: dict[str, tuple[Wheel, str, str, str]] = {
         "rfc8785",
         "nautilus-agent[signing]",
     ),
+    "the tools for a language model": (
+        AGENT,
+        "from nautilus_agent.mcp_server import main; main()",
+        "cryptography",
+        "nautilus-agent[mcp]",
+    ),
     "the database": (
         PLATFORM,
         "from nautilus_platform import DatabaseStore",
@@ -278,7 +293,49 @@ def test_one_line_says_which_extra_is_missing(
 
     assert ended.returncode == 1
     expected = f"expected {library} to be installed, but it is not: run pip install '{extra}'"
-    assert ended.stderr.splitlines()[-1].partition(": ")[2] == expected
+    # After the error's class, where it is not the program that says so.
+    assert ended.stderr.splitlines()[-1].endswith(expected)
+
+
+async def test_a_language_model_gets_its_tools_from_the_wheel_alone(
+    whole: dict[Wheel, Path], agent_key: keys.AgentKey, tmp_path: Path
+) -> None:
+    door = f"http://127.0.0.1:{free_port()}"
+    variables = {"NAUTILUS_AGENT_KEY": str(tmp_path / "ada.pem"), "NAUTILUS_DOOR_URL": door, "NAUTILUS_DOOR_KEY": "k"}
+    program = str(whole[AGENT].with_name("nautilus-agent-mcp"))
+    command = StdioServerParameters(command=program, args=[], env=clean_environment(**variables), cwd=str(tmp_path))
+    async with mcp.client.Client(stdio_client(command)) as client:
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+        answer = await client.call_tool("find_work", {})
+
+    assert tools >= {"find_work", "bid", "propose", "vote"}
+    (content,) = answer.content
+    assert isinstance(content, TextContent)
+    assert content.text.startswith(f"expected a door at {door}, but ")
+
+
+NOT_SET: dict[str, tuple[dict[str, str], str]] = {
+    "the agent's key": ({}, "expected the agent's key file in NAUTILUS_AGENT_KEY, but it is not set"),
+    "an agent's key that is there": (
+        {"NAUTILUS_AGENT_KEY": "nowhere.pem"},
+        "nowhere.pem: expected a key file, but No such file or directory",
+    ),
+    "the door's key": (
+        {"NAUTILUS_AGENT_KEY": "ada.pem", "NAUTILUS_DOOR_URL": "http://127.0.0.1:1"},
+        "expected the key that opens the door in NAUTILUS_DOOR_KEY, but it is not set",
+    ),
+}
+
+
+@pytest.mark.parametrize(("variables", "said"), NOT_SET.values(), ids=NOT_SET)
+def test_one_line_says_what_the_tools_of_a_language_model_lack(
+    whole: dict[Wheel, Path], agent_key: keys.AgentKey, tmp_path: Path, variables: dict[str, str], said: str
+) -> None:
+    code = f"import os; os.chdir({str(tmp_path)!r}); from nautilus_agent.mcp_server import main; main()"
+
+    ended = run(whole[AGENT], code, **variables)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{said}\n")
 
 
 # ---- what the README shows
@@ -289,11 +346,6 @@ def example(heading: str, longest: int) -> str:
     codes: list[str] = re.findall(r"```python\n(.*?)```", section(README, heading), re.DOTALL)
     assert [len(code.splitlines()) <= longest for code in codes] == [True]
     return codes[0]
-
-
-@pytest.fixture
-def agent_key(tmp_path: Path) -> keys.AgentKey:
-    return keys.make(tmp_path / "ada.pem", "ada")
 
 
 async def test_hello_agent_bids_and_proposes_in_a_real_cycle(

@@ -25,14 +25,17 @@ from starter.wheels.sources import Module, SourceError, closure
 ROOT = Path(__file__).parents[2]
 # The time of every file in a wheel: the first that a zip can hold.
 EPOCH = "315532800"
-# What a distribution is imported as, where that is not its name.
+# What a distribution brings along to import, where that is not only its name.
 IMPORTED_AS = {
     "ddsketch[serialization]": ("ddsketch",),
+    "mcp": ("mcp", "mcp_types", "httpx2", "starlette"),
     "openfeature-sdk": ("openfeature",),
     "psycopg[binary]": ("psycopg",),
     "pydantic": ("pydantic", "pydantic_core"),
     "sqlmodel": ("sqlmodel", "sqlalchemy"),
 }
+# What stands in this package is at a wheel's top.
+TOPS = "starter.wheels"
 # Only `nautilus up` calls the one function that imports it: a wheel reads a database that has been made.
 NOT_REACHED = {"alembic"}
 
@@ -60,8 +63,8 @@ class Wheel:
     def modules(self, root: Path = ROOT) -> dict[str, Module]:
         """All that is in it. Raises SourceError for a file that imports what the wheel does not install."""
         modules = closure((self.top, *self.others), root)
-        # The package that `top` stands in is not published.
-        del modules[self.top.rpartition(".")[0]]
+        # The package that the tops stand in is not published.
+        del modules[TOPS]
         installed = self.libraries() | NOT_REACHED
         for module in modules.values():
             if more := module.libraries() - installed:
@@ -79,7 +82,9 @@ AGENT = Wheel(
     top="starter.wheels.nautilus_agent",
     description="The client of an agent that works for a Nautilus platform: bids, proposals, votes, tasks.",
     dependencies=("temporalio", "pydantic"),
-    extras={"signing": ("cryptography", "rfc8785")},
+    extras={"signing": ("cryptography", "rfc8785"), "mcp": ("mcp", "cryptography", "rfc8785")},
+    scripts={"nautilus-agent-mcp": "nautilus_agent.mcp_server:main"},
+    others=("starter.wheels.mcp_server",),
 )
 PLATFORM = Wheel(
     name="nautilus-platform",
@@ -118,8 +123,7 @@ def section(page: str, heading: str) -> str:
 
 def _stage(wheel: Wheel, project: Mapping[str, Any], folder: Path) -> None:
     for module in wheel.modules().values():
-        path = Path("__init__.py") if module.name == wheel.top else module.path.relative_to(ROOT)
-        target = folder / wheel.package / path
+        target = folder / wheel.package / _place(wheel, module)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(module.below(wheel.package))
     (folder / wheel.package / "py.typed").touch()
@@ -128,6 +132,14 @@ def _stage(wheel: Wheel, project: Mapping[str, Any], folder: Path) -> None:
     hello = section(page, f"Hello {wheel.name.removeprefix('nautilus-')}")
     (folder / "README.md").write_text(f"# {wheel.name}\n\n{wheel.description}\n\n{hello}\n", encoding="utf-8")
     (folder / "pyproject.toml").write_text(_configuration(wheel, project), encoding="utf-8")
+
+
+def _place(wheel: Wheel, module: Module) -> Path:
+    """Where a module is below the wheel's package."""
+    if module.name == wheel.top:
+        return Path("__init__.py")
+    path = module.path.relative_to(ROOT)
+    return Path(path.name) if module.name.startswith(f"{TOPS}.") else path
 
 
 def _configuration(wheel: Wheel, project: Mapping[str, Any]) -> str:
