@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from activities.assignments import counters
 from activities.database import Database, migrate
 from activities.experiment import ExperimentActivities
 from activities.parameters import declare_parameters
@@ -24,14 +26,20 @@ from schema.messages.base import Value
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts
 from schema.messages.platform import Platform
+from starter.door.app import application
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
+from tests.serving import serving
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NODE_MODULES = Path(sys.prefix) / "doors" / "node_modules"
+LIMIT = "support.timeout_s"
 TASKS = [f"task-{number}" for number in range(1_000)]
 DECLARATION = """
+[door]
+platform_requests_per_s = 100000
+
 [[task_types]]
 name = "support"
 
@@ -73,7 +81,7 @@ task_types = ["writing"]
 """
 # What is tested of each kind; nothing tests `support.passages`.
 TREATMENTS: dict[str, Value] = {
-    "support.timeout_s": 180.0,
+    LIMIT: 180.0,
     "pricing.antithetic": True,
     "writing.prompt": "Answer {question}\nin three “sentences” – no more.",
 }
@@ -153,16 +161,15 @@ def open_experiments(home: Home, exposure: float, treatment_share: float) -> Non
         ExperimentActivities(home.database, home.platform).open_experiment(design, now)
 
 
-def resolved_by_node(
-    scripts: Path, script: str, environment: Mapping[str, str], tasks: Sequence[str], flags: Mapping[str, Value]
-) -> dict[str, dict[str, Any]]:
-    document = json.dumps({"tasks": tasks, "flags": flags})
+def by_node(scripts: Path, script: str, environment: Mapping[str, str], **document: Any) -> dict[str, Any]:
+    """What a script answers to a document."""
     command = ["node", script, "resolve"]
     env = os.environ | environment
-    done = subprocess.run(command, input=document, env=env, cwd=scripts, capture_output=True, text=True, check=False)
+    given = json.dumps(document)
+    done = subprocess.run(command, input=given, env=env, cwd=scripts, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return answers
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def defaults(home: Home) -> dict[str, Value]:
@@ -193,19 +200,30 @@ EXPOSURES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("script", ["ofrep.mjs", "flagd.mjs"])
 @EXPOSURES
-def test_node_resolves_a_thousand_tasks_from_the_exported_file_as_python_does(
-    home: Home, scripts: Path, exposure: float, treatment_share: float
+def test_node_resolves_a_thousand_tasks_as_python_does_and_their_outcomes_count_in_those_arms(
+    home: Home, scripts: Path, script: str, exposure: float, treatment_share: float
 ) -> None:
     open_experiments(home, exposure, treatment_share)
+    key = home.nautilus("door", "key", "create", "--platform", "web").strip()
     flags = home.folder / "flags.json"
     home.nautilus("params", "export", "--flagd", str(flags))
+    plan = {"tasks": TASKS, "flags": defaults(home), "task_type": "support", "parameter": LIMIT}
 
-    answers = resolved_by_node(scripts, "flagd.mjs", {"FLAGS": str(flags)}, TASKS, defaults(home))
+    with serving(application(home.database, home.platform)) as url:
+        environment = {"NAUTILUS_DOOR": url, "NAUTILUS_KEY": key, "FLAGS": str(flags)}
+        answer = by_node(scripts, script, environment, **plan)
 
-    assert answers == resolved_by_python(home)
-    variants = {answer["variant"] for by_key in answers.values() for answer in by_key.values()}
+    expected = resolved_by_python(home)
+    assert answer == {"resolved": expected, "contradicting": 0}
+    variants = {each["variant"] for by_key in expected.values() for each in by_key.values()}
     assert variants == {"control", "treatment", "in_force"}
+    with home.database.reading() as session:
+        (arms,) = counters(session, "success_rate:support#1")
+    assigned = Counter(by_key[LIMIT]["variant"] for by_key in expected.values())
+    assert (arms.control.tasks, arms.treatment.tasks) == (assigned["control"], assigned["treatment"])
+    assert arms.pending == 0
 
 
 def test_node_gives_what_is_in_force_to_who_names_no_task(home: Home, scripts: Path) -> None:
@@ -213,8 +231,9 @@ def test_node_gives_what_is_in_force_to_who_names_no_task(home: Home, scripts: P
     flags = home.folder / "flags.json"
     home.nautilus("params", "export", "--flagd", str(flags))
 
-    answers = resolved_by_node(scripts, "flagd.mjs", {"FLAGS": str(flags)}, [""], defaults(home))
+    answer = by_node(scripts, "flagd.mjs", {"FLAGS": str(flags)}, tasks=[""], flags=defaults(home), parameter=LIMIT)
 
+    resolved = answer["resolved"][""]
     in_force = {parameter.key: parameter.default for parameter in home.platform.parameters}
-    assert {key: answer["value"] for key, answer in answers[""].items()} == in_force
-    assert {answer["variant"] for answer in answers[""].values()} == {"in_force"}
+    assert {key: each["value"] for key, each in resolved.items()} == in_force
+    assert {each["variant"] for each in resolved.values()} == {"in_force"}
