@@ -1034,8 +1034,8 @@ async def test_over_stdio_it_ends_when_it_is_told_to(sent: signal.Signals, tmp_p
     keys.write(tmp_path / "ada.pem", key_of("ada"))
     arguments = ["-m", "starter", "mcp", "--key", str(tmp_path / "ada.pem"), "--door", "http://127.0.0.1:1"]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "NAUTILUS_DOOR_KEY": "k"}
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, **pipes)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, stdin=pipe, stdout=pipe)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(LISTING).encode() + b"\n")

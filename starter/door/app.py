@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from temporalio.contrib.pydantic import pydantic_data_converter
 
@@ -36,6 +37,11 @@ log = structlog.get_logger()
 
 # A configuration this old is resolved from, but the door is not ready: a balancer should prefer another one.
 STALE_S = 60.0
+DESCRIPTION = """Parameters, outcomes, traces and agents, for all who reach neither the database nor Temporal.
+
+A key comes from `nautilus door key create`, and goes into `Authorization: Bearer nautilus_...` or `X-API-Key`.
+Agents use `/mcp` (Model Context Protocol). Refusals are problem details (RFC 9457) with one line:
+what was expected, what came."""
 
 
 class State(BaseModel):
@@ -73,7 +79,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
     app.add_exception_handler(HTTPException, _unknown)
     app.include_router(parameters.router)
     app.include_router(outcomes.router)
-    app.add_route("/mcp", Tools(), include_in_schema=False)
+    app.router.routes.append(Route("/mcp", Tools(), include_in_schema=False))
     app.add_api_route("/health", health, tags=["operation"])
     app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
@@ -116,7 +122,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
 def _described(app: FastAPI) -> dict[str, Any]:
     """OpenAPI's description, with the bodies that the routes parse themselves, and the keys."""
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+        schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         known = schema.setdefault("components", {}).setdefault("schemas", {})
         bodies = components(parameters.EvaluationBody, outcomes.OutcomeBatch, outcomes.ExposureBatch, ProblemDetails)
         known |= {name: body for name, body in bodies.items() if name not in known}
