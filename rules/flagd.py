@@ -1,6 +1,7 @@
 """flagd: a configuration as flagd's flag definitions, from which any in-process provider resolves the arms that we do.
 
-The weights are those of `rules.assignment`; nothing else here may decide who gets what. The format is flagd's:
+The weights are those of `rules.assignment`; nothing else here may decide who gets what. Ids of experiments and tasks
+are ASCII (`Identifier`): flagd's evaluators hash other text each in its own way. The format is flagd's:
 https://flagd.dev/reference/flag-definitions/ and, for `fractional`, https://flagd.dev/reference/custom-operations/.
 """
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, TimeoutExpired
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -316,6 +316,7 @@ class Process:
         if given is not None:
             self._process.stdin.write(json.dumps(given))
         self._process.stdin.close()
+        self._process.stdin = None  # or `communicate` would flush it
 
     def assert_runs(self) -> None:
         assert self._process.poll() is None, f"{self.name} has ended: {self.log.read_text()[-2_000:]}"
@@ -326,9 +327,12 @@ class Process:
         if self._process.stdout.closed:
             return ""
         self._process.terminate()
-        with self._process:
-            printed = self._process.stdout.read()
-            self._process.wait(STOP_TIMEOUT_S)
+        try:
+            printed, _ = self._process.communicate(timeout=STOP_TIMEOUT_S)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
         return printed
 
 
