@@ -1,6 +1,7 @@
 """The door keeps out whom it should, answers as OFREP has it, and loses nothing that it acknowledged."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from rules.assignment import assigner
 from schema.messages.door import DoorRules, Scope
 from schema.messages.experiment import ExperimentDesign, Variant
 from schema.messages.platform import ObservatoryRules
+from starter.door.access import UNKNOWN_REFRESH_S
 from starter.door.app import application
 from tests import builders
 from tests.builders import NOW, TIMEOUT
@@ -145,6 +147,15 @@ def test_a_key_that_is_revoked_opens_nothing_within_two_seconds_and_a_new_one_wo
 
         assert eventually(lambda: httpx.get(f"{caller.url}/v1/flags", headers=batch).status_code == 401)
         assert caller.client.get("/v1/flags").status_code == 200
+
+
+def test_a_new_key_opens_the_door_at_once(database: Database) -> None:
+    with door(database) as caller:
+        caller.client.get("/v1/flags")
+        _, text = door_keys.create_platform_key(database, "batch", BOTH, "ada", NOW)
+        time.sleep(UNKNOWN_REFRESH_S)  # so old must the last reading of keys be, and no older
+
+        assert httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": text}).status_code == 200
 
 
 def test_a_secret_is_stored_nowhere_and_every_key_is_in_the_ledger(database: Database) -> None:

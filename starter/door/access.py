@@ -38,8 +38,11 @@ SCOPES = {
 OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 # What the page of the routes is made of.
 PAGE = "/docs/"
-# As long as a revoked key may still open the door, and as a new one may not yet.
+# As long as a revoked key may still open the door.
 KEYS_REFRESH_S = 1.0
+# A key that is not known may be a new one: an exporter of spans that is refused once drops what it has. No oftener, or
+# who sends wrong keys would have the store read for each.
+UNKNOWN_REFRESH_S = 0.1
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
 WRONG_KEYS_PER_S = 10
 # A body that comes more slowly than this occupies memory for no good reason.
@@ -55,18 +58,26 @@ class Keys:
         self._read_at = 0.0
         self._reading = asyncio.Lock()
 
-    async def current(self) -> Mapping[str, KnownKey]:
-        """By id. Raises Problem where none were ever read."""
-        if self._keys is None or monotonic() - self._read_at > KEYS_REFRESH_S:
+    async def matching(self, text: str) -> DoorKey | None:
+        """The key in force whose text this is. Raises Problem where none were ever read."""
+        key = matching(await self._younger_than(KEYS_REFRESH_S), text)
+        if key is None and text:
+            key = matching(await self._younger_than(UNKNOWN_REFRESH_S), text)
+        return key
+
+    async def _younger_than(self, age_s: float) -> Mapping[str, KnownKey]:
+        if self._is_older_than(age_s):
             async with self._reading:
-                await self._refresh()
+                if self._is_older_than(age_s):  # and was not read while this request waited
+                    await self._refresh()
         if self._keys is None:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "expected to read the keys, but the store is away", 5)
         return self._keys
 
+    def _is_older_than(self, age_s: float) -> bool:
+        return self._keys is None or monotonic() - self._read_at > age_s
+
     async def _refresh(self) -> None:
-        if self._keys is not None and monotonic() - self._read_at <= KEYS_REFRESH_S:
-            return  # read while this request waited
         try:
             self._keys = await run_in_threadpool(self._load)
         except SQLAlchemyError as error:
@@ -103,7 +114,7 @@ class Access:
 
     async def _admitted(self, connection: Connection) -> DoorKey:
         """The key of a request that may go on. Raises Problem."""
-        key = matching(await self._keys.current(), _presented(Headers(scope=connection)))
+        key = await self._keys.matching(_presented(Headers(scope=connection)))
         if key is None:
             client = connection.get("client") or ("", 0)
             self._count(self._wrong_keys, f"wrong:{client[0]}")
