@@ -6,7 +6,7 @@ import socket
 import statistics
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -268,21 +268,30 @@ def test_a_model_that_answers_with_other_passages_is_found_wrong_and_another_mod
     assert sound.quality > 0
 
 
-def test_a_model_that_searches_for_one_term_gives_poorer_results_and_no_failure(corpus: Corpus) -> None:
+def test_a_model_that_searches_for_one_term_gives_poorer_results_and_hardly_a_failure(corpus: Corpus) -> None:
     research = ResearchSynthesis()
-    questions = [research.sample(unit) for unit in "abcdef"]
-    parameters: dict[str, Value] = {"research_synthesis.passages": 4}
-    research.library = LocalLibrary(corpus)
-    usual = [research.run(question, parameters).quality for question in questions]
+    # The difference of one question between two models has a standard deviation of about .11.
+    questions = [research.sample(unit) for unit in "abcdefghijklmnopqrstuvwxyz"]
+    usual_model: dict[str, Value] = {"research_synthesis.passages": 4}
+    rare_model = usual_model | {"research_synthesis.model": "rare"}
 
+    def mean_quality(parameters: dict[str, Value]) -> float:
+        qualities = []
+        for question in questions:
+            with suppress(InvalidResult):
+                qualities.append(research.run(question, parameters).quality or 0.0)
+        assert len(qualities) >= len(questions) - 2
+        return statistics.fmean(qualities)
+
+    research.library = LocalLibrary(corpus)
+    usual = mean_quality(usual_model)
     with serving(corpus, PROMPT.model_copy(update={"poorer_after_s": 0})) as url:
         research.library = RemoteLibrary(url)
-        poorer = [research.run(question, parameters).quality for question in questions]
-        rare: dict[str, Value] = {**parameters, "research_synthesis.model": "rare"}
-        mended = [research.run(question, rare).quality for question in questions]
+        poorer = mean_quality(usual_model)
+        fixed = mean_quality(rare_model)
 
-    assert statistics.fmean(poorer) < statistics.fmean(usual) - 0.1
-    assert statistics.fmean(mended) > statistics.fmean(usual) - 0.05
+    assert poorer < usual - 0.1
+    assert fixed > usual - 0.05
 
 
 def test_a_model_that_nobody_has_is_refused_with_those_there_are(corpus: Corpus) -> None:
