@@ -111,6 +111,25 @@ def test_what_is_no_batch_is_refused_in_one_line(database: Database, content: by
             assert "\n" not in refused.json()["detail"]
 
 
+MANY = [
+    # Where the mistakes are, and what the refusal says instead of reading them all.
+    ({"attributes": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 16 items, but 50,000 came"),
+    ({"resolved": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 64 items, but 50,000 came"),
+    ({f"a{n}": 1 for n in range(50_000)}, "expected OutcomeBatch, but 50,000 mistakes came"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), MANY)
+def test_a_body_full_of_mistakes_is_refused_without_reading_them_all(
+    database: Database, fields: dict[str, Any], said: str
+) -> None:
+    with door(database) as caller:
+        refused = caller.report(outcome("t") | fields)
+
+    assert refused.status_code == 422
+    assert said in refused.json()["detail"]
+
+
 def test_a_body_beyond_the_declared_size_is_refused_whether_or_not_it_says_how_long_it_is(database: Database) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(200):
