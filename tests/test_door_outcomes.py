@@ -245,6 +245,21 @@ def test_a_task_that_echoes_nothing_counts_where_it_began_under_the_experiment(d
     assert set(assigned(database, design)) == {"after"}
 
 
+def test_outcomes_of_tasks_that_have_begun_take_no_room_from_those_that_have_not(database: Database) -> None:
+    design = opened(database, experiment(max_tasks=20))
+    arm = arm_of(design)
+    begun = [f"task-{number}" for number in range(15)]
+    with door(database) as caller:
+        for task_id in begun:
+            caller.evaluate(TIMEOUT, task_id)
+        assert eventually(lambda: len(assigned(database, design)) == len(begun))
+        caller.report(*(outcome(task_id, timeout={"version": 1, "variant": arm(task_id)}) for task_id in begun))
+        for number in range(15, 30):
+            caller.evaluate(TIMEOUT, f"task-{number}")
+
+    assert len(assigned(database, design)) == 20
+
+
 def test_tasks_reported_to_begin_are_missed_when_they_do_not_end(database: Database) -> None:
     design = opened(database, experiment())
     arm = arm_of(design)
