@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import text
 from sqlmodel import col, func, select
 
 from activities.assignments import counters
@@ -56,6 +57,20 @@ def test_parameters_resolve_while_the_store_is_away_and_outcomes_are_refused_unt
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
     assert stored(database) == 2
+
+
+def test_parameters_resolve_while_the_store_does_not_answer(postgres_database: Database) -> None:
+    hanging = "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%door_key%'"
+    statuses = []
+    with door(postgres_database) as caller, postgres_database.engine.connect() as other:
+        caller.evaluate(TIMEOUT, "before")
+        other.execute(text("LOCK TABLE door_key IN ACCESS EXCLUSIVE MODE"))
+        while not postgres_database.rows(hanging)[0]["count"]:
+            statuses.append(caller.evaluate(TIMEOUT, "t-1").status_code)
+        statuses.append(caller.evaluate(TIMEOUT, "t-1").status_code)
+        other.rollback()
+
+    assert set(statuses) == {200}
 
 
 # --- Outcomes ---------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from http import HTTPStatus
 from time import monotonic
 
 import structlog
+from anyio.to_thread import run_sync
 from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
@@ -40,6 +40,8 @@ OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 PAGE = "/docs/"
 # As long as a revoked key may still open the door, and as a new one may not yet.
 KEYS_REFRESH_S = 1.0
+# A store that hangs must not keep every request: they go on with the last keys, as when it is away.
+KEYS_PATIENCE_S = 0.5
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
 WRONG_KEYS_PER_S = 10
 # A body that comes more slowly than this occupies memory for no good reason.
@@ -47,29 +49,34 @@ BODY_TIMEOUT_S = 30.0
 
 
 class Keys:
-    """The keys in force, read again when they have aged; the last ones that were read while the store is away."""
+    """The keys in force, read again when they have aged; the last ones that were read while the store is away.
+
+    One reading at a time, and where it takes longer than KEYS_PATIENCE_S, requests go on without it.
+    """
 
     def __init__(self, load: Callable[[], dict[str, KnownKey]]) -> None:
         self._load = load
         self._keys: Mapping[str, KnownKey] | None = None
         self._read_at = 0.0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._began_at = 0.0
 
     async def current(self) -> Mapping[str, KnownKey]:
         """By id. Raises Problem where none were ever read."""
         if self._keys is None or monotonic() - self._read_at > KEYS_REFRESH_S:
-            async with self._reading:
-                await self._refresh()
+            if self._reading is None or self._reading.done():
+                self._began_at = monotonic()
+                self._reading = asyncio.create_task(self._read())
+            await asyncio.wait({self._reading}, timeout=max(0.0, self._began_at + KEYS_PATIENCE_S - monotonic()))
         if self._keys is None:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "expected to read the keys, but the store is away", 5)
         return self._keys
 
-    async def _refresh(self) -> None:
-        if self._keys is not None and monotonic() - self._read_at <= KEYS_REFRESH_S:
-            return  # read while this request waited
+    async def _read(self) -> None:
         try:
-            self._keys = await run_in_threadpool(self._load)
-        except SQLAlchemyError as error:
+            # Abandoned when the door closes, which must not wait for a store that hangs.
+            self._keys = await run_sync(self._load, abandon_on_cancel=True)
+        except (SQLAlchemyError, ValueError) as error:
             log.warning("door.keeps_last_keys", error=str(getattr(error, "orig", error)))
         self._read_at = monotonic()
 
