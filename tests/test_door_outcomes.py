@@ -60,7 +60,9 @@ def test_parameters_resolve_while_the_store_is_away_and_outcomes_are_refused_unt
 
 
 def test_parameters_resolve_while_the_store_does_not_answer(postgres_database: Database) -> None:
-    hanging = "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%door_key%'"
+    hanging = (
+        "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%door_key%'"
+    )
     statuses = []
     with door(postgres_database) as caller, postgres_database.engine.connect() as other:
         caller.evaluate(TIMEOUT, "before")

@@ -33,9 +33,9 @@ class OutcomeReport(TaskOutcome):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resolved: Annotated[
-        dict[ParameterKey, Resolved], of_at_most(MOST_RESOLVED), Field(max_length=MOST_RESOLVED)
-    ] = Field(default_factory=dict)
+    resolved: Annotated[dict[ParameterKey, Resolved], of_at_most(MOST_RESOLVED), Field(max_length=MOST_RESOLVED)] = (
+        Field(default_factory=dict)
+    )
 
     @property
     def outcome(self) -> TaskOutcome:

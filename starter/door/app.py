@@ -37,6 +37,8 @@ log = structlog.get_logger()
 
 # A configuration this old is resolved from, but the door is not ready: a balancer should prefer another one.
 STALE_S = 60.0
+# Exposures that are not written by then are left out: the store is away, and whoever stops the door will soon kill it.
+CLOSE_S = 5.0
 
 
 class State(BaseModel):
@@ -57,7 +59,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
             writer = Writer()
             stack.callback(writer.close)
             resolver = stack.enter_context(ParameterResolver(store, refresh_s))
-            recorder = stack.enter_context(Recorder(store))
+            recorder = stack.enter_context(Recorder(store, close_s=CLOSE_S))
             app.state.door = Door(database, platform, keys, resolver, recorder, writer)
             # Lazy: a door whose Temporal is away is open to platforms. And without keys: agents sign on their side.
             temporal = await connection.connect(lazy=True, data_converter=pydantic_data_converter)
