@@ -42,6 +42,8 @@ PAGE = "/docs/"
 KEYS_REFRESH_S = 1.0
 # A store that hangs must not keep every request: they go on with the last keys, as when it is away.
 KEYS_PATIENCE_S = 0.5
+# Where there are no last keys yet.
+FIRST_KEYS_PATIENCE_S = 10.0
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
 WRONG_KEYS_PER_S = 10
 # A body that comes more slowly than this occupies memory for no good reason.
@@ -67,7 +69,8 @@ class Keys:
             if self._reading is None or self._reading.done():
                 self._began_at = monotonic()
                 self._reading = asyncio.create_task(self._read())
-            await asyncio.wait({self._reading}, timeout=max(0.0, self._began_at + KEYS_PATIENCE_S - monotonic()))
+            patience_s = FIRST_KEYS_PATIENCE_S if self._keys is None else KEYS_PATIENCE_S
+            await asyncio.wait({self._reading}, timeout=max(0.0, self._began_at + patience_s - monotonic()))
         if self._keys is None:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "expected to read the keys, but the store is away", 5)
         return self._keys

@@ -65,7 +65,7 @@ class Recorder:
         return self._put(_Entry(outcome, ()))
 
     def close(self) -> None:
-        """Write what waits, then stop; what is not written `close_s` seconds later, and so not acknowledged, is lost."""
+        """Write what waits, then stop; what is not written within `close_s` s was not acknowledged, and is lost."""
         deadline = None if self._close_s is None else time.monotonic() + self._close_s
         with suppress(Full):
             self._queue.put(None, timeout=self._close_s)
