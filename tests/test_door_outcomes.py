@@ -27,7 +27,7 @@ from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import OutcomeRow
 from tests.builders import NOW, TIMEOUT
 from tests.test_door import arm_of, door, outcome
-from tests.test_store import away, eventually, experiment, opened
+from tests.test_store import away, eventually, experiment, on_server, opened
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BOTH = (Scope.PARAMETERS, Scope.OUTCOMES)
@@ -73,6 +73,22 @@ def test_parameters_resolve_while_the_store_does_not_answer(postgres_database: D
         other.rollback()
 
     assert set(statuses) == {200}
+
+
+def test_outcomes_are_refused_until_later_while_the_server_is_a_standby(postgres_database: Database) -> None:
+    name = postgres_database.url.database
+    kick = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    design = opened(postgres_database, experiment())
+    with door(postgres_database) as caller:
+        on_server(postgres_database.url, f"ALTER DATABASE {name} SET default_transaction_read_only = on", kick)
+        caller.evaluate(TIMEOUT, "begun")
+        refused = caller.report(outcome("t-1"))
+        on_server(postgres_database.url, f"ALTER DATABASE {name} RESET default_transaction_read_only", kick)
+        assert eventually(lambda: caller.report(outcome("t-1")).status_code == 200)
+        assert eventually(lambda: "begun" in assigned(postgres_database, design))
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert refused.json()["detail"] == "expected the store to answer, but it is away; send the same again"
 
 
 # --- Outcomes ---------------------------------------------------------------------------------------------------------
