@@ -70,7 +70,13 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
         log.info("door.closed")
 
     # Its page of routes comes from this machine: a script of somebody else's would see the key that is typed there.
-    app = FastAPIOffline(title="Nautilus, the door", lifespan=opened, redoc_url=None, static_url=f"{PAGE}files")
+    app = FastAPIOffline(
+        title="Nautilus, the door",
+        lifespan=opened,
+        redoc_url=None,
+        static_url=f"{PAGE}files",
+        redirect_slashes=False,  # behind a proxy to http://, where the key would be sent in the clear
+    )
     app.add_middleware(Access, keys=keys, rules=platform.door)
     app.add_exception_handler(Problem, refuse)
     app.add_exception_handler(HTTPException, _unknown)
