@@ -26,8 +26,9 @@ from schema.messages.experiment import ExperimentDesign, Variant
 from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import OutcomeRow
 from tests.builders import NOW, TIMEOUT
+from tests.postgres import on_server
 from tests.test_door import arm_of, door, outcome
-from tests.test_store import away, eventually, experiment, on_server, opened
+from tests.test_store import away, eventually, experiment, opened
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BOTH = (Scope.PARAMETERS, Scope.OUTCOMES)
