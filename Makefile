@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up fortnight test test-doors check format lint types contracts replay lock clean size
+.PHONY: help setup setup-dev demo up fortnight test test-doors check format lint types contracts replay lock clean size wheels
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -64,6 +64,9 @@ replay: setup-dev ## replay the recorded histories only
 size: setup-dev ## code lines, and whether a file or a function is too long to read
 	@$(BIN)/python -m benchmarks.size
 
+wheels: setup ## the two small wheels, for agents and for platforms elsewhere, into dist/
+	@$(BIN)/python -m starter.wheels.build
+
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres --extra deliveries \
@@ -73,7 +76,7 @@ lock: ## resolve the requirements anew (needs uv)
 	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt
 
 clean: ## remove the environment and local state
-	rm -rf $(VENV) .nautilus
+	rm -rf $(VENV) .nautilus dist
 
 # Cleared: an environment without this stamp was interrupted while it was made, and may have half a pip.
 $(VENV)/.created:

@@ -87,10 +87,14 @@ def breaks_something(design: ExperimentDesign, reading: Reading) -> bool:
 
 
 def watch(design: ExperimentDesign, holdback_share: float) -> ExperimentDesign:
-    """The watch after a promotion: the old value stays with a share of the tasks, and only harm is tested for."""
+    """The watch after a promotion: the old value stays with a share of the tasks, and only harm is tested for.
+
+    Its tasks resolve the version that the promotion has made.
+    """
     return design.model_copy(
         update={
             "experiment_id": f"{design.experiment_id}.watch",
+            "base_version": design.base_version + 1,
             "treatment_share": 1 - holdback_share,
             "max_tasks": None,
             "exposure": 1.0,

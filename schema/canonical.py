@@ -3,11 +3,18 @@
 import hashlib
 from typing import Any
 
-import rfc8785
+from schema.extras import SIGNING, MissingExtra
+
+try:
+    import rfc8785
+except ModuleNotFoundError:  # an agent that neither signs nor votes installs without it
+    rfc8785 = None  # type: ignore[assignment]
 
 
 def canonical(content: Any) -> bytes:
     """The text, in UTF-8. Raises ValueError for what JSON cannot carry: NaN, infinity, integers over 2**53 - 1."""
+    if rfc8785 is None:
+        raise MissingExtra("rfc8785", SIGNING)
     return rfc8785.dumps(content)
 
 

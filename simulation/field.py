@@ -7,35 +7,20 @@ by chance it proposes a change that it did not think of, or votes against its ow
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from schema.messages.base import Value
 from schema.messages.cycle import OPEN_PHASES
 from schema.messages.market import Bid
 from schema.messages.platform import Parameter, ParameterKind
-from schema.messages.proposals import Ballot, Choice, Decline, Proposal
+from schema.messages.proposals import Ballot, Choice, Proposal
 from schema.messages.simulation import SimulatedAgent, Simulation
-from starter.agents.agent import send
+from starter.agents.agent import CycleMessage, Participant, send
 from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator
 from starter.agents.legal import legal_value
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
-
-AgentMessage = Bid | Decline | Proposal | Ballot
-
-
-class Participant(Protocol):
-    """What takes part in cycles: it has a name and an operator, and answers a case with the message that is due."""
-
-    @property
-    def agent_id(self) -> str: ...
-
-    @property
-    def operator(self) -> str: ...
-
-    def message(self, case: Case) -> AgentMessage | None:
-        """The message that the cycle's phase asks for; None where the agent has nothing to say."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class ErringAgent:
     def operator(self) -> str:
         return f"operator-{self.declared.name}"
 
-    def message(self, case: Case) -> AgentMessage | None:
+    def message(self, case: Case) -> CycleMessage | None:
         """The model's message at this agent's price; by chance a wrong one."""
         message = self.model.message(case)
         if isinstance(message, Bid) and self.declared.price is not None:

@@ -15,10 +15,11 @@ from activities.track_record import track_record
 from schema.declaration import DeclarationError, Problem, read_platform
 from schema.messages.platform import Platform
 from schema.messages.report import Report
-from simulation.field import Participant, agents_of
+from simulation.field import agents_of
 from simulation.result import AgentResult, Course, FaultResult, Judge, Result, result
 from simulation.run import TimeLapse, simulated
 from simulation.world import World, instant
+from starter.agents.agent import Participant
 from starter.report_page import Episode
 
 

@@ -26,8 +26,9 @@ from schema.messages.platform import JobId, Platform
 from schema.messages.schedules import JobRequest
 from schema.settings import Settings
 from simulation.clockwork import Clockwork, clockwork
-from simulation.field import Participant, Visit, visit
+from simulation.field import Visit, visit
 from simulation.world import World, instant
+from starter.agents.agent import Participant
 from starter.client import NautilusClient
 from starter.keys import AgentKey
 from starter.platform.database_store import DatabaseStore

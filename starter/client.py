@@ -37,6 +37,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlrea
 from temporalio.service import RPCError
 
 from schema import connection, wire
+from schema.extras import SIGNING, needs
 from schema.messages.base import AgentMessage
 from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Phase, workflow_id
 from schema.messages.diagnosis import Diagnosis, DiagnosisRequest
@@ -149,10 +150,11 @@ class NautilusClient:
     async def connect(cls, *signers: "AgentKey") -> Self:
         """Connect by the SDK's own configuration: temporal.toml and TEMPORAL_* variables.
 
-        Raises ConnectionError where no server answers, and KeyFileError.
+        Raises ConnectionError where no server answers, KeyFileError, and MissingExtra where no library signs.
         """
         if not signers and (file := os.environ.get("NAUTILUS_AGENT_KEY")):
-            from starter import keys  # and cryptography with it, which a client that does not sign need not load
+            with needs(SIGNING):
+                from starter import keys  # and cryptography with it, which a client that does not sign need not load
 
             signers = (keys.read(Path(file)),)
         return cls(await connection.connect(data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)

@@ -423,7 +423,7 @@ async def improved(
     database: Database,
     task_queue: str,
     platform: Platform,
-    agents: Sequence[Investigator],
+    agents: Sequence[watching.Participant],
     anomaly: Anomaly,
     outcome: Callable[[str, Mapping[str, Value], datetime], TaskOutcome],
 ) -> CycleResult:

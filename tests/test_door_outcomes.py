@@ -28,7 +28,7 @@ from schema.tables.observatory import OutcomeRow
 from tests.builders import NOW, TIMEOUT
 from tests.postgres import on_server
 from tests.test_door import arm_of, door, outcome
-from tests.test_store import away, eventually, experiment, opened
+from tests.test_store import away, eventually, experiment, experiments, opened, promotion, watched
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BOTH = (Scope.PARAMETERS, Scope.OUTCOMES)
@@ -231,6 +231,23 @@ def test_an_outcome_of_a_task_that_echoes_its_arm_counts_in_it(database: Databas
         (stratum,) = counters(session, design.experiment_id)
     assert stratum.finished == 60
     assert stratum.pending == stratum.excluded == 0
+
+
+def test_an_outcome_of_the_watch_that_echoes_the_promoted_version_is_evidence(database: Database) -> None:
+    opened(database, experiment())
+    experiments(database).promote(promotion(), watched(), NOW)
+    with door(database) as caller:
+        resolved = {f"task-{n}": caller.evaluate(TIMEOUT, f"task-{n}").json() for n in range(40)}
+        reports = [
+            outcome(task, timeout={"version": answer["metadata"]["version"], "variant": answer["variant"]})
+            for task, answer in resolved.items()
+        ]
+        answer = caller.report(*reports).json()
+
+    assert {each["metadata"]["version"] for each in resolved.values()} == {2}
+    assert answer["contradicting"] == 0
+    assert excluded(database, watched()) == (0, 0)
+    assert len(assigned(database, watched())) == 40
 
 
 def test_an_outcome_that_contradicts_recomputation_is_kept_excluded_and_counted(database: Database) -> None:

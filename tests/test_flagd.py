@@ -55,7 +55,8 @@ def evaluated(flag: dict[str, Any], task: str | None) -> str:
             case _:
                 return rule
 
-    return value(flag.get("targeting")) or flag["defaultVariant"]
+    variant: str = value(flag.get("targeting")) or flag["defaultVariant"]
+    return variant
 
 
 def test_a_parameter_that_nothing_tests_has_one_variant_and_no_targeting() -> None:
@@ -133,7 +134,8 @@ from rules.flagd import flags
 from schema.messages.experiment import Configuration
 print(json.dumps(flags(Configuration.model_validate_json(sys.argv[1]))))
 """
-    installed = configuration(running(exposure=0.1), **{PROMPT: "a", "b.c": True})
+    others: dict[str, Value] = {PROMPT: "a", "b.c": True}
+    installed = configuration(running(exposure=0.1), **others)
     backwards = installed.model_copy(update={"values": dict(reversed(installed.values.items()))})
 
     command = [sys.executable, "-c", code, backwards.model_dump_json()]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -204,7 +205,7 @@ class _Heard:
         self.details = {event: EventDetails() for event in events}
         self.came = {event: threading.Event() for event in events}
         for event in events:
-            api.add_handler(event, lambda details, event=event: self.hear(event, details))
+            api.add_handler(event, partial(self.hear, event))
 
     def hear(self, event: ProviderEvent, details: EventDetails) -> None:
         self.details[event] = details

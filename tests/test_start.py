@@ -182,10 +182,14 @@ def every_command() -> Iterator[tuple[str, Any]]:
     """Every command and group by its words, `nautilus` itself included."""
     yield "nautilus", typer.main.get_command(app)
     for name in COMMANDS:
-        command = load(name)
-        yield f"nautilus {name}", command
-        for sub, subcommand in getattr(command, "commands", {}).items():
-            yield f"nautilus {name} {sub}", subcommand
+        yield from below(f"nautilus {name}", load(name))
+
+
+def below(words: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """A command by its words, and those of its group."""
+    yield words, command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from below(f"{words} {name}", sub)
 
 
 def test_the_list_of_commands_says_what_the_commands_say_of_themselves() -> None:
@@ -205,7 +209,10 @@ def called(line: str) -> str:
     with root.make_context(first, arguments) as context:
         # As Typer goes down to the command that is called.
         while isinstance(context.command, typer.core.TyperGroup):
-            name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+            rest = [*context._protected_args, *context.args]
+            if not rest and context.command.invoke_without_command:
+                break
+            name, command, rest = context.command.resolve_command(context, rest)
             assert command is not None
             context = command.make_context(name, rest, parent=context)
     return str(context.command_path)
@@ -219,6 +226,7 @@ def test_the_help_of_every_command_has_an_example_that_it_takes(words: str, comm
 
     assert label == "Example:"
     assert path == words or path.startswith(f"{words} ")
+    # The example of a group is one of its commands.
     assert (path == words) != hasattr(command, "commands")
 
 

@@ -778,7 +778,7 @@ def promotion(cycle_id: str = "c#1", **changes: Any) -> Promotion:
 
 
 def watched(cycle_id: str = "c#1") -> ExperimentDesign:
-    return experiment(cycle_id, experiment_id=f"{cycle_id}.watch", treatment_share=0.9, max_tasks=None)
+    return design.watch(experiment(cycle_id), holdback_share=0.1)
 
 
 def in_force(database: Database) -> tuple[Any, int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from temporalio import activity
@@ -29,10 +29,10 @@ from starter.client import Listed, NautilusClient, Refused
 
 from .bidder import bid_on
 from .evidence import Case
-from .investigator import Investigator
 
 log = structlog.get_logger()
 Visitable = Callable[[Listed], bool]
+CycleMessage = Bid | Decline | Proposal | Ballot
 
 # Facts this old are read again: an agent without an explanation may find one before the deadline.
 FACTS_S = 30.0
@@ -52,9 +52,20 @@ UNANSWERED = (
 )
 
 
-async def send(
-    client: NautilusClient, to: CycleStatus | TaskStatus, message: Bid | Decline | Proposal | Ballot
-) -> bool:
+class Participant(Protocol):
+    """What takes part in cycles: it has a name and an operator, and answers a case with the message that is due."""
+
+    @property
+    def agent_id(self) -> str: ...
+
+    @property
+    def operator(self) -> str: ...
+
+    def message(self, case: Case) -> CycleMessage | None:
+        """The message that the cycle's phase asks for; None where the agent has nothing to say."""
+
+
+async def send(client: NautilusClient, to: CycleStatus | TaskStatus, message: CycleMessage) -> bool:
     """Whether the message was accepted. A refusal is logged: the window may have closed."""
     about = {"workflow_id": to.workflow_id, "agent_id": message.agent_id, "message": type(message).__name__}
     try:
@@ -88,7 +99,7 @@ class Watcher:
     """Scans the market for some agents. `may_visit` leaves out cycles and tasks that are not theirs."""
 
     def __init__(
-        self, client: NautilusClient, agents: Sequence[Investigator], may_visit: Visitable = lambda _: True
+        self, client: NautilusClient, agents: Sequence[Participant], may_visit: Visitable = lambda _: True
     ) -> None:
         self._client = client
         self._agents = agents
@@ -148,13 +159,13 @@ class Watcher:
             log.warning("agents.unanswered", workflow_id=workflow_id, error=repr(error))
             return 0
 
-    async def _bid(self, task: str, agents: Sequence[Investigator]) -> int:
+    async def _bid(self, task: str, agents: Sequence[Participant]) -> int:
         """Offer, for each agent, to do a user task; returns how many offers were accepted."""
         status = await self._client.task_status(task)
         offers = [bid_on(status, agent.agent_id) for agent in agents]
         return sum(await asyncio.gather(*(send(self._client, status, bid) for bid in offers if bid is not None)))
 
-    async def _attend(self, cycle: str, agents: Sequence[Investigator]) -> int:
+    async def _attend(self, cycle: str, agents: Sequence[Participant]) -> int:
         """Have the agents that a cycle waits for answer it; returns how many messages were accepted."""
         status = await self._client.status(cycle)
         due = [agent for agent in agents if status.awaits(agent.agent_id)]
@@ -164,7 +175,7 @@ class Watcher:
         unanswered = [agent for agent in due if agent.agent_id not in file.answered]
         return sum(await asyncio.gather(*(self._answer(agent, file) for agent in unanswered)))
 
-    async def _answer(self, agent: Investigator, file: _File) -> bool:
+    async def _answer(self, agent: Participant, file: _File) -> bool:
         # In a thread: an estimate takes some milliseconds, and a worker may share this loop.
         message = await asyncio.to_thread(agent.message, file.case)
         accepted = message is not None and await send(self._client, file.case.status, message)
@@ -185,7 +196,7 @@ class Watcher:
 
 async def run_agents(
     client: NautilusClient,
-    agents: Sequence[Investigator],
+    agents: Sequence[Participant],
     every_s: float = 5.0,
     may_visit: Visitable = lambda _: True,
     task_queue: str | None = None,

@@ -14,14 +14,14 @@ from schema.messages.base import Value, format_value
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.memory import Pattern, PatternState
-from schema.messages.platform import ParameterState, Risk
+from schema.messages.platform import ParameterKind, ParameterState, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 
 from .declines import DIGITS, described, findings
 from .estimators import Estimate, Method, Model, observed_tail
 from .evidence import FAILED, Case, Limit, is_limit
 from .playbook import Direction, Playbook, playbook
-from .search import Idea, Trust, direction, ideas
+from .search import Idea, Trust, direction, idea_of, ideas
 
 # A limit is the cause where at least half the failures, and more than a few, ended at it.
 ENOUGH_EXPLAINED, FEWEST_AT_LIMIT = 0.5, 8
@@ -85,8 +85,10 @@ class Investigator:
     def bid(self, case: Case) -> Bid | None:
         """An offer, where there is something worth trying."""
         plan = self.plan(case)
-        if plan is None:
-            return None
+        return self.offer(case, plan) if plan is not None else None
+
+    def offer(self, case: Case, plan: "Plan") -> Bid:
+        """The bid on a plan, at this agent's price."""
         return Bid(
             message_id=f"bid:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
@@ -97,7 +99,7 @@ class Investigator:
 
     def decline(self, case: Case) -> Decline | None:
         """That nothing is worth trying, with what was considered; None where there is too little to tell."""
-        if not self._can_tell(case):
+        if not self.can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
         likeliest = f"the likeliest change, to {described(possible[0])}," if possible else "no legal change"
@@ -112,8 +114,10 @@ class Investigator:
     def proposal(self, case: Case) -> Proposal | None:
         """The change that this agent expects most of, with the evidence for it; None where nothing is worth trying."""
         plan = self.plan(case)
-        if plan is None:
-            return None
+        return self.proposed(case, plan) if plan is not None else None
+
+    def proposed(self, case: Case, plan: "Plan") -> Proposal:
+        """The proposal of a plan, with what the records and memory hold of it."""
         root_cause = plan.cause
         evidence = [share_evidence(case), *plan.evidence]
         remembered = case.recalled(plan.key, plan.value)
@@ -141,7 +145,7 @@ class Investigator:
         Every experiment costs about the same number of tasks, so that is what gains most for each of them.
         """
         baseline = case.baseline.rate
-        if baseline is None or not self._can_tell(case):
+        if baseline is None or not self.can_tell(case):
             return None
         possible = ideas(case, self.playbook, self.trust, self.step)
         plans = [self._trial(case, idea, baseline) for idea in possible if idea.chance >= WORTH_TRYING]
@@ -155,7 +159,7 @@ class Investigator:
                 plans.append(self._lengthening(case, finding))
         return max(plans, key=lambda plan: (plan.chance * (plan.rate - baseline), plan.key), default=None)
 
-    def _can_tell(self, case: Case) -> bool:
+    def can_tell(self, case: Case) -> bool:
         """Whether enough tasks are recorded, and enough of them still go wrong, to say anything of remedies."""
         baseline = case.baseline.rate
         if baseline is None or len(case.samples) < self.fewest:
@@ -190,7 +194,7 @@ class Investigator:
         """This agent's verdict on the open proposal, with the figures it rests on."""
         proposal = case.status.proposal
         assert proposal is not None
-        choice, reason = self._verdict(case, proposal)
+        choice, reason = self.verdict(case, proposal)
         return Ballot(
             message_id=f"ballot:{case.status.cycle_id}:{self.agent_id}",
             agent_id=self.agent_id,
@@ -199,7 +203,8 @@ class Investigator:
             reason=f"{self.method_name}: {reason}",
         )
 
-    def _verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
+    def verdict(self, case: Case, proposal: Proposal) -> tuple[Choice, str]:
+        """The choice on a proposal, and why: by the records, by memory, or as a trial."""
         state, baseline = case.state(proposal.parameter), case.baseline.rate
         if state is None or state.version != proposal.base_version:
             return Choice.REJECT, f"{proposal.parameter} has changed since version {proposal.base_version}"
@@ -242,16 +247,17 @@ class Investigator:
         possible = ideas(case, self.playbook, self.trust, self.step)
         state = case.state(proposal.parameter)
         assert state is not None
-        way = direction(state.value, proposal.value)
-        alike = [idea for idea in possible if idea.key == proposal.parameter and idea.play.direction is way]
-        if way is Direction.SET:
-            alike = [idea for idea in alike if idea.value == proposal.value]
-        if not alike:
+        idea, risk = idea_of(possible, state, proposal.value), state.declaration.risk
+        if idea is None and state.declaration.kind is ParameterKind.TEXT:
+            # No task has seen the new text, and this agent cannot read it: it asks for what a high risk must promise.
+            possible = ideas(case, self.playbook, self.trust, self.step, {proposal.parameter: proposal.value})
+            idea, risk = idea_of(possible, state, proposal.value), Risk.HIGH
+        if idea is None:
             return Choice.REJECT, "nothing speaks for going this way"
-        idea, best = alike[0], possible[0]
+        best = possible[0]
         if idea.chance < PLAUSIBLE * best.chance:
             return Choice.REJECT, f"a chance of {idea.chance:.1%}; {best.key} has {best.chance:.0%}: {best.why}"
-        asked, why = asked_chance(state.declaration.risk, best.chance)
+        asked, why = asked_chance(risk, best.chance)
         if idea.chance < asked:
             return Choice.REJECT, f"a chance of {idea.chance:.1%}; {why}"
         return Choice.APPROVE, f"worth a trial, which can be undone: a chance of {idea.chance:.0%}; {why}; {idea.why}"

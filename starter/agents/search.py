@@ -9,8 +9,9 @@ how far they trust each source.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from schema.experience import posterior
@@ -62,6 +63,7 @@ TELLING_WIDTH = 0.4
 # Attributes that say how much ran at the time, or how large a task was.
 LOAD_WORDS = ("running", "flight", "load", "queue", "concurren", "parallel")
 SIZE_WORDS = ("batch", "items", "size", "tokens", "length", "rows")
+NOTHING_WRITTEN: Mapping[str, Value] = MappingProxyType({})
 
 
 class Trust(NamedTuple):
@@ -112,13 +114,18 @@ class _Hypothesis(NamedTuple):
     is_shown: bool
 
 
-def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Idea]:
-    """What could be tried, the likeliest first. `step` is the factor by which numbers change at least."""
+def ideas(
+    case: Case, playbook: Playbook, trust: Trust, step: float, written: Mapping[str, Value] = NOTHING_WRITTEN
+) -> list[Idea]:
+    """What could be tried, the likeliest first. `step` is the factor by which numbers change at least.
+
+    `written` are texts that somebody wrote, by parameter: each is one more text that could be tried.
+    """
     weights = playbook.weights(case.metric, failures(case))
     unknown = sum(role_of(state.declaration) is Role.OTHER for state in case.touching)
     hypotheses: list[_Hypothesis] = []
     for state in case.touching:
-        for play, values in _plays(case, state, step).items():
+        for play, values in _plays(case, state, step, written.get(state.declaration.key)).items():
             entries = {value: entry_for(weights, play, state.value, value, unknown) for value in values}
             sharing = Counter(entries.values())
             for value, entry in entries.items():
@@ -129,6 +136,15 @@ def ideas(case: Case, playbook: Playbook, trust: Trust, step: float) -> list[Ide
     total = math.fsum(h.weight for h in hypotheses) + NO_CAUSE * _helplessness(case, is_cause_shown)
     possible = [Idea(h.state, h.value, h.play, h.weight / total, h.why) for h in hypotheses]
     return sorted(possible, key=lambda idea: (-idea.chance, idea.key, str(idea.value)))
+
+
+def idea_of(possible: Sequence[Idea], state: ParameterState, value: Value) -> Idea | None:
+    """The likeliest idea that a change is an instance of: of a number any in its direction, else of this very value."""
+    way = direction(state.value, value)
+    alike = [idea for idea in possible if idea.key == state.declaration.key and idea.play.direction is way]
+    if way is Direction.SET:
+        alike = [idea for idea in alike if idea.value == value]
+    return next(iter(alike), None)
 
 
 def _hypothesis(case: Case, state: ParameterState, play: Play, value: Value, entry: Entry, trust: Trust) -> _Hypothesis:
@@ -169,7 +185,7 @@ def failures(case: Case) -> list[Failure]:
 # ---- what can be changed
 
 
-def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Value]]:
+def _plays(case: Case, state: ParameterState, step: float, written: Value | None = None) -> dict[Play, list[Value]]:
     """The kinds of change of one parameter, with the values to try: one where a number goes up or down."""
     role, declared = role_of(state.declaration), state.declaration
     match declared.kind:
@@ -182,8 +198,8 @@ def _plays(case: Case, state: ParameterState, step: float) -> dict[Play, list[Va
             values: list[Value] = [not state.value]
         case ParameterKind.CHOICE:
             values = [choice for choice in declared.choices if choice != state.value]
-        case ParameterKind.TEXT:  # agents write no texts: they can go back to one that was in use
-            earlier = dict.fromkeys(change.before for change in _changes(case, state))
+        case ParameterKind.TEXT:  # the built-in agents write none: they can go back to one that was in use
+            earlier = dict.fromkeys((*(change.before for change in _changes(case, state)), written))
             texts = [text for text in earlier if text is not None and text != state.value]
             values = [text for text in texts if declared.refusal(text) is None]  # the declaration may have changed
     return {Play(role, Direction.SET): values} if values else {}

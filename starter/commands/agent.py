@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Agents and their keys.", epilog="Example: nautilus agent list")
 
 PUBLIC_KEY = "The agent's public key, as `nautilus agent keygen` prints it."
+MODEL = "A model of pydantic-ai, such as openai:gpt-5.2 or anthropic:claude-sonnet-5 (needs the extra language-model)."
 Agent = Annotated[str, typer.Argument(metavar="AGENT_ID", autocompletion=completion.agents)]
 
 # What agents sign.
@@ -42,11 +43,24 @@ def _type_of(kind: str) -> "type[AgentMessage]":
     return types[KINDS.index(kind)]
 
 
-@app.command("run", epilog="Example: nautilus agent run --every-s 5")
+@app.command("run", epilog="Example: nautilus agent run --model openai:gpt-5.2 --agent ada --key ada.pem")
 def agent_run(
     every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between scans of the market.")] = 1.0,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    name: Annotated[str | None, typer.Option("--agent", help="The agent on the model; that of the key.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key file.", envvar="NAUTILUS_AGENT_KEY")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="The most tokens that it uses in this run.")] = 1_000_000,
+    timeout_s: Annotated[float, typer.Option(min=1, help="The longest that one request to the model takes.")] = 90.0,
 ) -> None:
-    """Run the six built-in agents until Ctrl-C."""
+    """Run the six built-in agents until Ctrl-C; with --model, one agent on a language model instead.
+
+    The model's provider gets what `nautilus diagnose` shows; its API key is read from the provider's own variable.
+    """
+    if model is not None:
+        run(_on_model(model, name, key, budget, timeout_s, every_s))
+        return
+    if name is not None:
+        raise CommandError("expected --model with --agent: the six built-in agents have names of their own")
     from schema.settings import Settings
     from starter import keys
     from starter.agents import run_agents
@@ -62,6 +76,37 @@ def agent_run(
         await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve())
+
+
+async def _on_model(
+    model: str, name: str | None, key: Path | None, budget: int, timeout_s: float, every_s: float
+) -> None:
+    """Run one agent on a language model until it is stopped."""
+    from schema.messages.market import PLATFORM_META
+    from schema.settings import Settings
+    from starter import keys
+    from starter.agents import run_agents
+    from starter.client import NautilusClient
+
+    settings = Settings()
+    if key is None and name is None:
+        raise CommandError("expected --key FILE of the agent, or --agent NAME; `nautilus agent keygen` makes a key")
+    signer = keys.read(key if key is not None else keys.path_of(settings.home, name or ""))
+    if name not in (None, signer.agent_id):
+        raise CommandError(f"expected the key of {name}, but {key} is that of {signer.agent_id}")
+    try:
+        from starter.agents.language_model import on_model
+    except ModuleNotFoundError as missing:
+        if not (missing.name or "").startswith("pydantic_ai"):
+            raise
+        raise CommandError("expected the package pydantic-ai for --model; `pip install '.[language-model]'`") from None
+    agent = on_model(model, signer.agent_id, own_playbook=settings.playbook, budget=budget, timeout_s=timeout_s)
+    try:
+        client = await NautilusClient.connect(signer)
+        # A user's task is for agents that bring an executor; a model only works on the platform itself.
+        await run_agents(client, [agent], every_s, may_visit=lambda listed: listed.task_type == PLATFORM_META)
+    finally:
+        agent.close()
 
 
 @app.command("keygen", epilog="Example: nautilus agent keygen ada --out ada.pem")

@@ -39,6 +39,11 @@ log = structlog.get_logger()
 STALE_S = 60.0
 # Exposures that are not written by then are left out: the store is away, and whoever stops the door will soon kill it.
 CLOSE_S = 5.0
+DESCRIPTION = """Parameters, outcomes, traces and agents, for all who reach neither the database nor Temporal.
+
+A key comes from `nautilus door key create`, and goes into `Authorization: Bearer nautilus_...` or `X-API-Key`.
+Agents use `/mcp` (Model Context Protocol). Refusals are problem details (RFC 9457) with one line:
+what was expected, what came."""
 
 
 class State(BaseModel):
@@ -125,7 +130,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
 def _described(app: FastAPI) -> dict[str, Any]:
     """OpenAPI's description, with the bodies that the routes parse themselves, and the keys."""
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+        schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         known = schema.setdefault("components", {}).setdefault("schemas", {})
         bodies = components(parameters.EvaluationBody, outcomes.OutcomeBatch, outcomes.ExposureBatch, ProblemDetails)
         known |= {name: body for name, body in bodies.items() if name not in known}

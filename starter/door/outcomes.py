@@ -53,7 +53,9 @@ class ExposureBatch(BaseModel):
     exposures: Annotated[list[Exposure], Field(min_length=1, max_length=MOST_AT_ONCE)]
 
 
-@router.post("/outcomes", response_model=Recorded, openapi_extra=described(OutcomeBatch))
+@router.post(
+    "/outcomes", summary="Report how tasks went", response_model=Recorded, openapi_extra=described(OutcomeBatch)
+)
 async def outcomes(request: Request) -> Recorded:
     """Record outcomes, all of them or none.
 
@@ -69,7 +71,9 @@ async def outcomes(request: Request) -> Recorded:
     return await record(door, batch.outcomes)
 
 
-@router.post("/exposures", response_model=Exposed, openapi_extra=described(ExposureBatch))
+@router.post(
+    "/exposures", summary="Report which tasks begin", response_model=Exposed, openapi_extra=described(ExposureBatch)
+)
 async def exposures(request: Request) -> Exposed:
     """Record that tasks begin, for platforms that resolve in their own process; needless after an evaluation by OFREP.
 
@@ -87,6 +91,7 @@ async def exposures(request: Request) -> Exposed:
 
 @router.post(
     "/traces",
+    summary="Export spans of OpenTelemetry (OTLP)",
     openapi_extra={"requestBody": {"required": True, "content": {traces.PROTOBUF: {}, traces.JSON: {}}}},
     responses=refusals(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
 )

@@ -72,11 +72,13 @@ class EvaluationFailure(BaseModel):
 
 
 router = APIRouter(tags=["parameters"], responses=REFUSALS)
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What the caller has is the newest"}}
 FAILURES: dict[int | str, dict[str, Any]] = {400: {"model": EvaluationFailure}}
 
 
 @router.post(
     "/ofrep/v1/evaluate/flags/{key}",
+    summary="Evaluate one parameter for one task (OFREP)",
     response_model=EvaluatedFlag,
     responses=FAILURES | {404: {"model": EvaluationFailure}},
     openapi_extra=described(EvaluationBody),
@@ -98,8 +100,9 @@ async def evaluate_flag(key: str, request: Request) -> Response:
 
 @router.post(
     "/ofrep/v1/evaluate/flags",
+    summary="Evaluate all parameters, or those of a task type (OFREP)",
     response_model=EvaluatedFlags,
-    responses=FAILURES | {304: {"description": "Not modified"}},
+    responses=FAILURES | UNCHANGED,
     openapi_extra=described(EvaluationBody),
 )
 async def evaluate_flags(request: Request) -> Response:
@@ -117,13 +120,13 @@ async def evaluate_flags(request: Request) -> Response:
     return _tagged(request, {"flags": [_evaluated(key, evaluation) for key, evaluation in evaluations.items()]})
 
 
-@router.get("/v1/flags", responses={304: {"description": "Not modified"}})
+@router.get("/v1/flags", summary="Read flagd's flag definitions", responses=UNCHANGED)
 async def flags(request: Request) -> Response:
     """The configuration as flagd's flag definitions, for providers that resolve in their own process."""
     return _tagged(request, flagd.flags(door_of(request).resolver.configuration))
 
 
-@router.get("/v1/configuration", response_model=Configuration, responses={304: {"description": "Not modified"}})
+@router.get("/v1/configuration", summary="Read the configuration", response_model=Configuration, responses=UNCHANGED)
 async def configuration(request: Request) -> Response:
     """The configuration as this platform's own resolver reads it."""
     return _tagged(request, door_of(request).resolver.configuration.model_dump(mode="json"))

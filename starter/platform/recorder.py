@@ -119,9 +119,11 @@ class Recorder:
                 if len(entries) == 1:
                     entries[0].done.set_exception(error)
                     return
-                # One entry cannot be stored: the others must not fail with it.
-                for entry in entries:
-                    self._write([entry])
+                # One entry cannot be stored, or all are too large together: the others must not fail with it. Halves,
+                # because a batch of single entries is a thousand requests where the store is far away.
+                half = len(entries) // 2
+                self._write(entries[:half])
+                self._write(entries[half:])
                 return
             else:
                 _acknowledge(entries, fates)

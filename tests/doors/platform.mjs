@@ -1,7 +1,8 @@
 // A platform as small as one can be: each task resolves its limit, does its work, and says how it went.
 //
 // It reads one JSON document from standard input and
-//   resolve    prints how each of `tasks` resolves each of `flags` (a default by key), as one JSON document;
+//   resolve    prints how each of `tasks` resolves each of `flags` (a default by key), as one JSON document, after it has
+//              recorded an outcome of each, of `task_type`, that echoes what it resolved of `parameter`;
 //   platform   runs tasks of `task_type` within the limit `parameter`, `per_second` of them, until SIGTERM, and then
 //              prints what it did. Work takes `median_s`, lognormal with `sigma`, and after `slower_after_s` it takes
 //              `slower_by` times as long, as the services that tasks ask do one day.
@@ -23,21 +24,28 @@ export async function main(client, { recordsExposures }) {
   console.log(JSON.stringify(answer));
 }
 
-async function resolve(client, { tasks, flags }) {
-  const answers = {};
+async function resolve(client, { tasks, flags, task_type, parameter }) {
+  const resolved = {};
+  const outcomes = [];
   const waiting = [...tasks];
   const worker = async () => {
     for (let task = waiting.shift(); task !== undefined; task = waiting.shift()) {
-      answers[task] = {};
+      resolved[task] = {};
       for (const [key, fallback] of Object.entries(flags)) {
         const details = await evaluate(client, key, fallback, { targetingKey: task });
         const { value, variant, errorCode, errorMessage, flagMetadata } = details;
-        answers[task][key] = { value, variant, version: flagMetadata?.version, errorCode, errorMessage };
+        resolved[task][key] = { value, variant, version: flagMetadata?.version, errorCode, errorMessage };
       }
+      const at = new Date();
+      const { variant, version } = resolved[task][parameter];
+      const echo = { [parameter]: { version, variant } };
+      outcomes.push({ task_id: task, task_type, started_at: at, finished_at: at, duration_s: 0, resolved: echo });
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
-  return answers;
+  const done = { contradicting: 0 };
+  if (task_type) await flush(outcomes, done);
+  return { resolved, ...done };
 }
 
 function evaluate(client, key, fallback, context) {
