@@ -185,10 +185,21 @@ def _admit(session: Session, experiment: ExperimentRow, by_task: Mapping[str, As
     counted = select(func.sum(ArmRow.assigned)).where(ArmRow.experiment_id == experiment.experiment_id)
     assigned = int(session.exec(counted).one() or 0)
     room = max(0, max_tasks - assigned)
+    if len(by_task) >= room:
+        # A task that is reported again takes no room, or the experiment would end before it is full.
+        assigned_ids = _assigned_among(session, experiment.experiment_id, by_task)
+        by_task = {task_id: assignment for task_id, assignment in by_task.items() if task_id not in assigned_ids}
     admitted = dict(islice(by_task.items(), room))
     experiment.exposing = len(admitted) < room
     session.add(experiment)
     return admitted
+
+
+def _assigned_among(session: Session, experiment_id: str, task_ids: Iterable[str]) -> set[str]:
+    """Which of these tasks the experiment has already."""
+    of_experiment = col(AssignmentRow.experiment_id) == experiment_id
+    query = select(AssignmentRow.task_id).where(of_experiment, col(AssignmentRow.task_id).in_(list(task_ids)))
+    return set(session.exec(query).all())
 
 
 def recorded_outcomes(session: Session, task_ids: Collection[str]) -> dict[str, TaskOutcome]:

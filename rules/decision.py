@@ -12,7 +12,7 @@ Sources: Wald, "Sequential tests of statistical hypotheses", 1945; Ville, "Etude
 multinomial count data", 2022.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, fsum, inf, lgamma, log
 from typing import NamedTuple
@@ -34,6 +34,8 @@ ArmTally = tuple[float, int, int, int, int]
 SRM_THRESHOLD = 1_000.0
 # Prior weight of the assignment test: concentrated within some five points of the share, where real faults lie.
 SRM_WEIGHT = 100.0
+# That of the test of contradicting reports: uniform at 50/50, because such a fault may concern one arm alone.
+CONTRADICTION_WEIGHT = 2.0
 # Of an arm without a task there is no share to observe; this keeps the logarithms finite.
 LEAST_SHARE = 0.01
 
@@ -62,11 +64,11 @@ class Verdict:
 def decide(design: DecisionRule, strata: Sequence[StratumCounts], *, extended: bool = False) -> Verdict:
     """The decision from all counts so far; evaluate as often as you like, it costs some 35 microseconds.
 
-    Invalid (the assignment is broken) beats harmful, promote, futile and inconclusive, in this order. `max_tasks` is
-    judged on tasks that have ended, evidence or not: at it the answer is never continue. A verdict may come earlier;
-    with all tasks assigned and fewer ended the answer is continue while the pending ones may still decide. Assign no
-    more than `max_tasks`: beyond it the threshold is 1 / alpha. The first call for a calibrated design takes seconds:
-    decide in an activity.
+    Invalid (the assignment or the reports of it are broken) beats harmful, promote, futile and inconclusive, in this
+    order. `max_tasks` is judged on tasks that have ended, evidence or not: at it the answer is never continue. A
+    verdict may come earlier; with all tasks assigned and fewer ended the answer is continue while the pending ones may
+    still decide. Assign no more than `max_tasks`: beyond it the threshold is 1 / alpha. The first call for a calibrated
+    design takes seconds: decide in an activity.
 
     Pass `extended` once `max_tasks` was raised after the start, because a calibrated threshold c holds for a fixed
     horizon only: who extends because of the evidence so far promotes a no-op with probability up to
@@ -116,6 +118,7 @@ class _Evidence(NamedTuple):
     log_e_harm: float
     log_e_smallest: float
     srm_e: float
+    contradiction_e: float
 
 
 class _Conclusion(NamedTuple):
@@ -133,6 +136,7 @@ def _evidence(design: DecisionRule, strata: Sequence[StratumCounts], extended: b
         log_e_harm=harm_evidence(design.baseline_rate, design.minimum_effect, strata),
         log_e_smallest=log_evidence(smallest_bet(design.baseline_rate, design.minimum_effect), finished_only),
         srm_e=assignment_evidence(strata),
+        contradiction_e=contradiction_evidence(strata),
     )
 
 
@@ -151,6 +155,11 @@ def _conclusion(design: DecisionRule, strata: Sequence[StratumCounts], evidence:
     threshold = _e(evidence.log_threshold)
     if evidence.srm_e >= SRM_THRESHOLD:
         why = f"the assignment departs from its share, e = {evidence.srm_e:.3g} >= {SRM_THRESHOLD:g}"
+        return _Conclusion(Decision.INVALID, why)
+    # At the level of a promotion: a fault is known by then, and the question is whether it is in both arms alike.
+    if evidence.contradiction_e >= 1 / design.alpha:
+        apart = f"e = {evidence.contradiction_e:.3g} >= {1 / design.alpha:g}"
+        why = f"the arms differ in how many tasks reported another arm than theirs, {apart}"
         return _Conclusion(Decision.INVALID, why)
     if evidence.log_e_harm >= harm_threshold:
         why = f"evidence of harm e = {_e(evidence.log_e_harm)} reached {_e(harm_threshold)}"
@@ -224,11 +233,27 @@ def assignment_evidence(strata: Sequence[StratumCounts]) -> float:
     Lindon & Malek 2022: Dirichlet-multinomial marginal likelihood over the multinomial likelihood, the prior centred
     on the share; strata multiply. A martingale while the assignment is sound, so it too is valid after every task.
     """
+    return _share_evidence(((s.treatment_share, s.treatment.assigned, s.control.assigned) for s in strata), SRM_WEIGHT)
+
+
+def contradiction_evidence(strata: Sequence[StratumCounts]) -> float:
+    """The same kind of e-value on the tasks whose platform reported another arm than theirs, which are left out.
+
+    A platform that hashes differently contradicts in both arms alike. One that gives all its tasks the treatment
+    contradicts in control alone: what remains of it is all treated, and if it fares better than other platforms, a
+    no-op would be promoted. Nor may the failures of one arm leave the evidence because they report another.
+    """
+    counts = ((s.treatment_share, s.treatment.contradicting, s.control.contradicting) for s in strata)
+    return _share_evidence(counts, CONTRADICTION_WEIGHT)
+
+
+def _share_evidence(counts: Iterable[tuple[float, int, int]], weight: float) -> float:
+    """The e-value against the treatment's stated share of tasks, from share, treated and control tasks by stratum."""
     log_e = 0.0
-    for s in strata:
-        for arm, share in ((s.treatment, s.treatment_share), (s.control, 1 - s.treatment_share)):
-            log_e += lgamma(SRM_WEIGHT * share + arm.assigned) - lgamma(SRM_WEIGHT * share) - arm.assigned * log(share)
-        log_e -= lgamma(SRM_WEIGHT + s.control.assigned + s.treatment.assigned) - lgamma(SRM_WEIGHT)
+    for treatment_share, treated, untreated in counts:
+        for tasks, share in ((treated, treatment_share), (untreated, 1 - treatment_share)):
+            log_e += lgamma(weight * share + tasks) - lgamma(weight * share) - tasks * log(share)
+        log_e -= lgamma(weight + untreated + treated) - lgamma(weight)
     return exp(min(log_e, 700.0))
 
 

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 KINDS = ("bool", "int", "float", "str")
 # A line is read in a terminal and kept in a history: what came may be long, and have a mistake in every field.
 MOST_SHOWN, LONGEST_SHOWN = 3, 60
+# To read a mistake takes 10 us and some kB: a body of some MB may have 500,000, which nobody wrote by mistake.
+MOST_READ = 10_000
 
 
 class Unreadable(ValueError):
@@ -25,7 +27,9 @@ def wrong_number(came: int) -> str:
 
 
 def in_one_line(error: ValidationError) -> str:
-    """The mistakes, the wrong values before the missing ones; of many only the first."""
+    """The mistakes, the wrong values before the missing ones; of many only the first, of too many their number."""
+    if error.error_count() > MOST_READ:
+        return f"expected {error.title}, but {error.error_count():,} mistakes came"
     wrong: dict[str, str] = {}
     missing: list[str] = []
     for detail in error.errors(include_url=False):

@@ -485,6 +485,40 @@ def test_failures_that_report_late_do_not_promote_a_change_with_no_effect() -> N
     assert share_promoted(100, OPEN, 0.67, 0.67, 120, late=30) <= 0.05
 
 
+# --- where reports contradict what was recomputed ---------------------------------------------------------------------
+
+
+def with_contradicting(stratum: StratumCounts, control: int, treatment: int) -> StratumCounts:
+    """The stratum with so many more tasks in each arm whose platform reported another arm."""
+    return replace(
+        stratum,
+        control=replace(stratum.control, excluded=control, contradicting=control),
+        treatment=replace(stratum.treatment, excluded=treatment, contradicting=treatment),
+    )
+
+
+def test_a_platform_that_gives_all_its_tasks_one_arm_promotes_no_change_without_effect() -> None:
+    # One platform succeeds with 8 of 10 tasks in both arms; of the other, which always does, only the treated count.
+    mixed = counts((160, 200), (360, 400))
+
+    assert decide(OPEN, [with_unrated(mixed, 200, 0)]).decision is Decision.PROMOTE
+    verdict = decide(OPEN, [with_contradicting(mixed, 200, 0)])
+    assert verdict.decision is Decision.INVALID
+    assert "the arms differ in how many tasks reported another arm than theirs" in verdict.reason
+
+
+def test_failures_of_one_arm_cannot_leave_the_evidence_by_reporting_another_arm() -> None:
+    # 67 of 100 succeed in both arms; 12 failures of the treatment report that they resolved what was in force.
+    assert decide(OPEN, [with_contradicting(counts((67, 100), (67, 88)), 0, 12)]).decision is Decision.INVALID
+
+
+def test_a_platform_that_hashes_differently_invalidates_nothing() -> None:
+    for contradicting in ((3, 0), (6, 3), (20, 16), (500, 530)):
+        verdict = decide(OPEN, [with_contradicting(counts((67, 100), (94, 100)), *contradicting)])
+
+        assert verdict.decision is Decision.PROMOTE
+
+
 # --- where ratings decide ---------------------------------------------------------------------------------------------
 
 

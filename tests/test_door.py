@@ -136,6 +136,13 @@ def test_nothing_of_a_request_is_read_before_its_key_was_accepted(database: Data
     assert refused.headers["www-authenticate"] == "Bearer"
 
 
+def test_nobody_is_sent_elsewhere_with_a_key(database: Database) -> None:
+    with door(database) as caller:
+        statuses = {caller.client.post(f"{path}/").status_code for _, path, _ in ROUTES[1:]}
+
+    assert statuses == {404}
+
+
 def test_a_key_that_is_revoked_opens_nothing_within_two_seconds_and_a_new_one_works_as_soon(database: Database) -> None:
     with door(database) as caller:
         assert caller.client.get("/v1/flags").status_code == 200

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import text
 from sqlmodel import col, func, select
 
 from activities.assignments import counters
@@ -25,6 +26,7 @@ from schema.messages.experiment import ExperimentDesign, Variant
 from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import OutcomeRow
 from tests.builders import NOW, TIMEOUT
+from tests.postgres import on_server
 from tests.test_door import arm_of, door, outcome
 from tests.test_store import away, eventually, experiment, experiments, opened, promotion, watched
 
@@ -56,6 +58,38 @@ def test_parameters_resolve_while_the_store_is_away_and_outcomes_are_refused_unt
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) > 0
     assert stored(database) == 2
+
+
+def test_parameters_resolve_while_the_store_does_not_answer(postgres_database: Database) -> None:
+    hanging = (
+        "SELECT count(*) AS count FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%door_key%'"
+    )
+    statuses = []
+    with door(postgres_database) as caller, postgres_database.engine.connect() as other:
+        caller.evaluate(TIMEOUT, "before")
+        other.execute(text("LOCK TABLE door_key IN ACCESS EXCLUSIVE MODE"))
+        while not postgres_database.rows(hanging)[0]["count"]:
+            statuses.append(caller.evaluate(TIMEOUT, "t-1").status_code)
+        statuses.append(caller.evaluate(TIMEOUT, "t-1").status_code)
+        other.rollback()
+
+    assert set(statuses) == {200}
+
+
+def test_outcomes_are_refused_until_later_while_the_server_is_a_standby(postgres_database: Database) -> None:
+    name = postgres_database.url.database
+    kick = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    design = opened(postgres_database, experiment())
+    with door(postgres_database) as caller:
+        on_server(postgres_database.url, f"ALTER DATABASE {name} SET default_transaction_read_only = on", kick)
+        caller.evaluate(TIMEOUT, "begun")
+        refused = caller.report(outcome("t-1"))
+        on_server(postgres_database.url, f"ALTER DATABASE {name} RESET default_transaction_read_only", kick)
+        assert eventually(lambda: caller.report(outcome("t-1")).status_code == 200)
+        assert eventually(lambda: "begun" in assigned(postgres_database, design))
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert refused.json()["detail"] == "expected the store to answer, but it is away; send the same again"
 
 
 # --- Outcomes ---------------------------------------------------------------------------------------------------------
@@ -109,6 +143,25 @@ def test_what_is_no_batch_is_refused_in_one_line(database: Database, content: by
 
             assert refused.status_code == 422
             assert "\n" not in refused.json()["detail"]
+
+
+MANY = [
+    # Where the mistakes are, and what the refusal says instead of reading them all.
+    ({"attributes": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 16 items, but 50,000 came"),
+    ({"resolved": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 64 items, but 50,000 came"),
+    ({f"a{n}": 1 for n in range(50_000)}, "expected OutcomeBatch, but 50,000 mistakes came"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), MANY)
+def test_a_body_full_of_mistakes_is_refused_without_reading_them_all(
+    database: Database, fields: dict[str, Any], said: str
+) -> None:
+    with door(database) as caller:
+        refused = caller.report(outcome("t") | fields)
+
+    assert refused.status_code == 422
+    assert said in refused.json()["detail"]
 
 
 def test_a_body_beyond_the_declared_size_is_refused_whether_or_not_it_says_how_long_it_is(database: Database) -> None:
@@ -241,6 +294,21 @@ def test_a_task_that_echoes_nothing_counts_where_it_began_under_the_experiment(d
         caller.report(before, after)
 
     assert set(assigned(database, design)) == {"after"}
+
+
+def test_outcomes_of_tasks_that_have_begun_take_no_room_from_those_that_have_not(database: Database) -> None:
+    design = opened(database, experiment(max_tasks=20))
+    arm = arm_of(design)
+    begun = [f"task-{number}" for number in range(15)]
+    with door(database) as caller:
+        for task_id in begun:
+            caller.evaluate(TIMEOUT, task_id)
+        assert eventually(lambda: len(assigned(database, design)) == len(begun))
+        caller.report(*(outcome(task_id, timeout={"version": 1, "variant": arm(task_id)}) for task_id in begun))
+        for number in range(15, 30):
+            caller.evaluate(TIMEOUT, f"task-{number}")
+
+    assert len(assigned(database, design)) == 20
 
 
 def test_tasks_reported_to_begin_are_missed_when_they_do_not_end(database: Database) -> None:

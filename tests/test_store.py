@@ -517,6 +517,18 @@ def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
         assert set(session.exec(select(OutcomeRow.task_id)).all()) == {"before", "meanwhile"}
 
 
+def test_a_recorder_that_is_to_close_in_time_does_so_while_its_store_is_away(database: Database) -> None:
+    with Recorder(builders.store(database), linger_s=0.001, close_s=0.2) as recorder:
+        recorder.record(builders.outcome("before")).result(timeout=10)
+        with away(database):
+            waiting = recorder.record(builders.outcome("meanwhile"))
+            recorder.close()
+            was_acknowledged = waiting.done()
+        waiting.result(timeout=10)  # its thread, which ends with the process, has gone on
+
+    assert not was_acknowledged
+
+
 def test_leaving_a_recorder_writes_what_waits_and_a_full_queue_loses_nothing(database: Database) -> None:
     with Recorder(builders.store(database), batch=5, linger_s=5) as recorder:
         done = [recorder.record(builders.outcome(f"t{n}")) for n in range(203)]

@@ -35,7 +35,7 @@ from rules.spans import Reported, SpanReader
 from schema.failure_kinds import FailureKind
 from schema.messages.reports import OutcomeReport, Resolved
 from schema.messages.spans import SpanMapping
-from starter.door.traces import JSON, MOST_SPANS, PROTOBUF, BodyRefused, media_type_of, read, respond
+from starter.door.traces import JSON, MOST_EVENTS, MOST_SPANS, PROTOBUF, BodyRefused, media_type_of, read, respond
 from tests import builders
 
 MOST_BYTES = 1_000_000
@@ -314,6 +314,11 @@ def many(spans: int) -> bytes:
     return ExportTraceServiceRequest(resource_spans=[ResourceSpans(scope_spans=[scope])]).SerializeToString()
 
 
+def events(number: int) -> bytes:
+    scope = ScopeSpans(spans=[ProtoSpan(events=[ProtoSpan.Event()] * number)])
+    return ExportTraceServiceRequest(resource_spans=[ResourceSpans(scope_spans=[scope])]).SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "encoding", "status", "expected"),
     [
@@ -354,6 +359,14 @@ def many(spans: int) -> bytes:
         (b"", PROTOBUF, "gzip", 400, "expected a body in gzip that ends with its stream"),
         (many(MOST_SPANS + 1), PROTOBUF, "", 413, "expected at most 20,000 spans in a request, but 20,001 came"),
         (b"x" * (MOST_BYTES + 1), PROTOBUF, "", 413, "expected a body of at most 1,000,000 bytes"),
+        (events(MOST_EVENTS + 1), PROTOBUF, "", 413, "expected at most 200,000 events in a request, but 200,001 came"),
+        (
+            b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"kind": "\\ud800"}]}]}]}',
+            JSON,
+            "",
+            400,
+            "expected spans as JSON of OTLP, but they cannot be read",
+        ),
     ],
 )
 def test_a_body_that_is_no_spans_is_refused_in_one_line(
@@ -385,6 +398,28 @@ def test_a_zip_bomb_takes_no_more_memory_than_the_limit() -> None:
         tracemalloc.stop()
 
     assert status == 413
+    assert peak < 10 * MOST_BYTES
+
+
+def test_a_resource_is_kept_once_however_many_spans_it_has() -> None:
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    for number in range(1_000):
+        resource.resource.attributes.add(key=f"a{number}").value.int_value = number
+    spans = resource.scope_spans.add().spans
+    for _ in range(2_000):
+        spans.add().attributes.add(key="a7").value.int_value = -1
+    body = request.SerializeToString()
+
+    tracemalloc.start()
+    try:
+        came = read(body, PROTOBUF, "", MOST_BYTES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(came) == 2_000
+    assert (came[0].attributes["a7"], came[0].attributes["a8"]) == (-1, 8)
     assert peak < 10 * MOST_BYTES
 
 

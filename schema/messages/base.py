@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 # JSON carries no greater integer exactly (RFC 7493), and canonical JSON refuses it.
 GREATEST_INTEGER = 2**53 - 1
@@ -91,6 +91,17 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     if size > LARGEST_OBJECT_BYTES:
         raise ValueError(f"expected an object of at most {LARGEST_OBJECT_BYTES} bytes of JSON, but {size} came")
     return value
+
+
+def of_at_most(most: int) -> BeforeValidator:
+    """Refuses a longer dictionary before its items are read: a body has room for some 100,000, each with a mistake."""
+
+    def refuse_longer(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"expected a dictionary of at most {most} items, but {len(value):,} came")
+        return value
+
+    return BeforeValidator(refuse_longer)
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_plain)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from ..failure_kinds import FailureKind
-from .base import Identifier, Instant, Message, Name, Reason, Text
+from .base import Identifier, Instant, Message, Name, Reason, Text, of_at_most
 from .schedules import Elevation
 
 # Sums over any possible number of tasks stay finite.
@@ -36,7 +36,9 @@ def _attribute(value: Any) -> float | str:
 
 
 Attributes = Annotated[
-    dict[Name, Annotated[float | str, BeforeValidator(_attribute)]], Field(max_length=MOST_ATTRIBUTES)
+    dict[Name, Annotated[float | str, BeforeValidator(_attribute)]],
+    of_at_most(MOST_ATTRIBUTES),
+    Field(max_length=MOST_ATTRIBUTES),
 ]
 
 

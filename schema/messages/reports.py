@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from .base import GREATEST_INTEGER, Identifier, Instant, Message
+from .base import GREATEST_INTEGER, Identifier, Instant, Message, of_at_most
 from .experiment import Variant
 from .observatory import Fate, TaskOutcome
 from .platform import ParameterKey
@@ -33,7 +33,9 @@ class OutcomeReport(TaskOutcome):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resolved: Annotated[dict[ParameterKey, Resolved], Field(max_length=MOST_RESOLVED)] = Field(default_factory=dict)
+    resolved: Annotated[dict[ParameterKey, Resolved], of_at_most(MOST_RESOLVED), Field(max_length=MOST_RESOLVED)] = (
+        Field(default_factory=dict)
+    )
 
     @property
     def outcome(self) -> TaskOutcome:

@@ -58,6 +58,7 @@ def _serve(host: str, port: int) -> None:
         log_level="warning",
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        ws="none",  # a WebSocket would not pass the access check
         date_header=False,
     )
     err.print(f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it", soft_wrap=True)

@@ -9,11 +9,11 @@ from http import HTTPStatus
 from time import monotonic
 
 import structlog
+from anyio.to_thread import run_sync
 from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
@@ -43,6 +43,10 @@ KEYS_REFRESH_S = 1.0
 # A key that is not known may be a new one: an exporter of spans that is refused once drops what it has. No oftener, or
 # who sends wrong keys would have the store read for each.
 UNKNOWN_REFRESH_S = 0.1
+# A store that hangs must not keep every request: they go on with the last keys, as when it is away.
+KEYS_PATIENCE_S = 0.5
+# Where there are no last keys yet.
+FIRST_KEYS_PATIENCE_S = 10.0
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
 WRONG_KEYS_PER_S = 10
 # A body that comes more slowly than this occupies memory for no good reason.
@@ -50,13 +54,17 @@ BODY_TIMEOUT_S = 30.0
 
 
 class Keys:
-    """The keys in force, read again when they have aged; the last ones that were read while the store is away."""
+    """The keys in force, read again when they have aged; the last ones that were read while the store is away.
+
+    One reading at a time, and where it takes longer than KEYS_PATIENCE_S, requests go on without it.
+    """
 
     def __init__(self, load: Callable[[], dict[str, KnownKey]]) -> None:
         self._load = load
         self._keys: Mapping[str, KnownKey] | None = None
         self._read_at = 0.0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._began_at = 0.0
 
     async def matching(self, text: str) -> DoorKey | None:
         """The key in force whose text this is. Raises Problem where none were ever read."""
@@ -66,21 +74,22 @@ class Keys:
         return key
 
     async def _younger_than(self, age_s: float) -> Mapping[str, KnownKey]:
-        if self._is_older_than(age_s):
-            async with self._reading:
-                if self._is_older_than(age_s):  # and was not read while this request waited
-                    await self._refresh()
+        """The keys as they were so long ago at most, or the last ones, where the store does not give them in time."""
+        if self._keys is None or monotonic() - self._read_at > age_s:
+            if self._reading is None or self._reading.done():
+                self._began_at = monotonic()
+                self._reading = asyncio.create_task(self._read())
+            patience_s = FIRST_KEYS_PATIENCE_S if self._keys is None else KEYS_PATIENCE_S
+            await asyncio.wait({self._reading}, timeout=max(0.0, self._began_at + patience_s - monotonic()))
         if self._keys is None:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "expected to read the keys, but the store is away", 5)
         return self._keys
 
-    def _is_older_than(self, age_s: float) -> bool:
-        return self._keys is None or monotonic() - self._read_at > age_s
-
-    async def _refresh(self) -> None:
+    async def _read(self) -> None:
         try:
-            self._keys = await run_in_threadpool(self._load)
-        except SQLAlchemyError as error:
+            # Abandoned when the door closes, which must not wait for a store that hangs.
+            self._keys = await run_sync(self._load, abandon_on_cancel=True)
+        except (SQLAlchemyError, ValueError) as error:
             log.warning("door.keeps_last_keys", error=str(getattr(error, "orig", error)))
         self._read_at = monotonic()
 

@@ -37,6 +37,8 @@ log = structlog.get_logger()
 
 # A configuration this old is resolved from, but the door is not ready: a balancer should prefer another one.
 STALE_S = 60.0
+# Exposures that are not written by then are left out: the store is away, and whoever stops the door will soon kill it.
+CLOSE_S = 5.0
 DESCRIPTION = """Parameters, outcomes, traces and agents, for all who reach neither the database nor Temporal.
 
 A key comes from `nautilus door key create`, and goes into `Authorization: Bearer nautilus_...` or `X-API-Key`.
@@ -62,7 +64,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
             writer = Writer()
             stack.callback(writer.close)
             resolver = stack.enter_context(ParameterResolver(store, refresh_s))
-            recorder = stack.enter_context(Recorder(store))
+            recorder = stack.enter_context(Recorder(store, close_s=CLOSE_S))
             app.state.door = Door(database, platform, keys, resolver, recorder, writer)
             # Lazy: a door whose Temporal is away is open to platforms. And without keys: agents sign on their side.
             temporal = await connection.connect(lazy=True, data_converter=pydantic_data_converter)
@@ -73,7 +75,13 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
         log.info("door.closed")
 
     # Its page of routes comes from this machine: a script of somebody else's would see the key that is typed there.
-    app = FastAPIOffline(title="Nautilus, the door", lifespan=opened, redoc_url=None, static_url=f"{PAGE}files")
+    app = FastAPIOffline(
+        title="Nautilus, the door",
+        lifespan=opened,
+        redoc_url=None,
+        static_url=f"{PAGE}files",
+        redirect_slashes=False,  # behind a proxy to http://, where the key would be sent in the clear
+    )
     app.add_middleware(Access, keys=keys, rules=platform.door)
     app.add_exception_handler(Problem, refuse)
     app.add_exception_handler(HTTPException, _unknown)

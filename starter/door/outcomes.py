@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from activities.exposures import record_exposures, record_reports
 from rules.outcomes import contradiction
-from rules.spans import SpanReader
+from rules.spans import Reported, SpanReader
 from schema.messages.platform import Platform
 from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded
 from starter.door import traces
@@ -101,12 +101,17 @@ async def spans(request: Request) -> Response:
     content_type = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "")
     most_bytes = door.platform.door.largest_body_kb * 1_000
+    body = await request.body()
+
+    def read_spans() -> Reported:
+        received = traces.read(body, content_type, encoding, most_bytes)
+        return SpanReader(door.platform).read(received, datetime.now(UTC))
+
     try:
-        # In a thread: a body of the largest size takes tenths of a second to decode.
-        received = await run_in_threadpool(traces.read, await request.body(), content_type, encoding, most_bytes)
+        # In a thread: a body of the largest size takes tenths of a second to decode, and as long to read.
+        reported = await run_in_threadpool(read_spans)
     except traces.BodyRefused as refused:
         raise Problem(HTTPStatus(refused.status), str(refused)) from None
-    reported = SpanReader(door.platform).read(received, datetime.now(UTC))
     for start in range(0, len(reported.reports), MOST_AT_ONCE):
         await record(door, reported.reports[start : start + MOST_AT_ONCE])
     answer = traces.respond(reported.rejected, content_type)

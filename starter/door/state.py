@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
-from sqlalchemy.exc import OperationalError
+import structlog
+from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.requests import Request
 
 from activities.database import Database
@@ -16,6 +18,8 @@ from starter.door.access import Keys
 from starter.door.problems import Problem
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
+
+log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
@@ -48,8 +52,10 @@ class Writer:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise _away(f"it has not answered for {WRITE_TIMEOUT_S:g} s") from None
-        except OperationalError as error:
-            raise _away(str(error.orig)) from None
+        except (OperationalError, InternalError, PoolTimeout) as error:
+            # InternalError: a server that has become a standby takes no writes. What it says names hosts and users.
+            log.warning("door.store_away", error=str(getattr(error, "orig", error)))
+            raise _away("it is away") from None
 
     def _done(self) -> None:
         self._waiting -= 1

@@ -10,6 +10,7 @@ import binascii
 import json
 import zlib
 from base64 import b64encode
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ COMPRESSED, PLAIN = ("gzip", "deflate"), ("", "identity")
 EITHER_HEADER = zlib.MAX_WBITS | 32
 # An empty span takes two bytes in a body and hundreds in memory. The SDK sends 512 at once, the Collector thousands.
 MOST_SPANS = 20_000
+# An empty event too, and the SDK keeps at most 128 of a span.
+MOST_EVENTS = 200_000
 IDS = ("traceId", "spanId", "parentSpanId")
 LONGEST_MESSAGE = 500
 STATUSES = {status.value: status for status in SpanStatus}
@@ -48,9 +51,13 @@ def read(body: bytes, content_type: str, content_encoding: str, most_bytes: int)
     """The spans of a request's body, of at most `most_bytes` once it is decompressed; raises BodyRefused."""
     media_type = media_type_of(content_type)
     request = _decoded(_plain(body, content_encoding, most_bytes), media_type)
-    count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+    scopes = [scope for resource in request.resource_spans for scope in resource.scope_spans]
+    count = sum(len(scope.spans) for scope in scopes)
     if count > MOST_SPANS:
         raise BodyRefused(413, f"expected at most {MOST_SPANS:,} spans in a request, but {count:,} came")
+    events = sum(len(span.events) for scope in scopes for span in scope.spans)
+    if events > MOST_EVENTS:
+        raise BodyRefused(413, f"expected at most {MOST_EVENTS:,} events in a request, but {events:,} came")
     return list(_spans(request))
 
 
@@ -105,7 +112,8 @@ def _decoded(body: bytes, media_type: str) -> ExportTraceServiceRequest:
         if media_type == JSON:
             return json_format.ParseDict(_standard_json(body), ExportTraceServiceRequest(), ignore_unknown_fields=True)
         return ExportTraceServiceRequest.FromString(body)
-    except (DecodeError, json_format.Error, ValueError, TypeError, RecursionError) as error:
+    # SystemError: what protobuf's C code raises for an enum's name that has half of a surrogate pair.
+    except (DecodeError, json_format.Error, ValueError, TypeError, RecursionError, SystemError) as error:
         what = "JSON" if media_type == JSON else "protobuf"
         mistake = one_line(str(error), 200) or type(error).__name__
         raise BodyRefused(400, f"expected spans as {what} of OTLP, but they cannot be read: {mistake}") from None
@@ -159,7 +167,8 @@ def _span(span: trace_pb2.Span, of_all: dict[str, AttributeValue]) -> Span:
         name=span.name,
         started_ns=span.start_time_unix_nano,
         ended_ns=span.end_time_unix_nano,
-        attributes={**of_all, **dict(_attributes(span.attributes))},
+        # Not copied: a resource with thousands of attributes may have thousands of spans.
+        attributes=ChainMap(dict(_attributes(span.attributes)), of_all),
         events=tuple(events),
         status=STATUSES.get(span.status.code, SpanStatus.UNSET),
         message=span.status.message,

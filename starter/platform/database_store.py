@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 
 from activities.assignments import record_assignments
 from activities.database import Database
@@ -35,5 +35,5 @@ class DatabaseStore:
             with self._database.transaction() as session:
                 record_assignments(session, assignments, interval_s)
                 return record_each(session, outcomes, interval_s)
-        except OperationalError as error:
+        except (OperationalError, InternalError) as error:  # the latter from a server that has become a standby
             raise StoreAway(str(error.orig)) from error

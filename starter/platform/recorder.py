@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from types import TracebackType
@@ -35,10 +36,11 @@ class Recorder:
     A batch is written when `batch` entries wait or the oldest has waited `linger_s` seconds.
     """
 
-    def __init__(self, store: Store, batch: int = 1_000, linger_s: float = 0.05) -> None:
+    def __init__(self, store: Store, batch: int = 1_000, linger_s: float = 0.05, close_s: float | None = None) -> None:
         self._store = store
         self._batch = batch
         self._linger_s = linger_s
+        self._close_s = close_s
         self._queue: Queue[_Entry | None] = Queue(maxsize=20 * batch)
         self._writer = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._writer.start()
@@ -63,9 +65,13 @@ class Recorder:
         return self._put(_Entry(outcome, ()))
 
     def close(self) -> None:
-        """Write what waits, then stop."""
-        self._queue.put(None)
-        self._writer.join()
+        """Write what waits, then stop; what is not written within `close_s` s was not acknowledged, and is lost."""
+        deadline = None if self._close_s is None else time.monotonic() + self._close_s
+        with suppress(Full):
+            self._queue.put(None, timeout=self._close_s)
+        self._writer.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if self._writer.is_alive():
+            log.warning("recorder.left_out", waiting=self._queue.qsize())
 
     def __enter__(self) -> Self:
         return self
