@@ -8,10 +8,11 @@
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
+from typing import Any
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -50,16 +51,24 @@ def run_task(service: str, resolver: ParameterResolver | None, recorder: Recorde
         reason=reason,
         detail=detail,
     )
-    recorder.record(outcome)  # a future, done once the door has committed it
+    # Not waited for: a door that is away must not hold up the next task. 20,000 outcomes may wait for it.
+    recorder.record(outcome).add_done_callback(show_error)
+
+
+def show_error(done: Future[Any]) -> None:
+    """What the door refuses, such as a revoked key, is for a person to know."""
+    error = done.exception()
+    if error is not None:
+        print(error, file=sys.stderr)
 
 
 def main(service: str, resolves: bool) -> None:
-    """Run tasks until Ctrl-C."""
+    """Run tasks until Ctrl-C, which waits until the door has what was recorded; a second one does not."""
     door = DoorStore(os.environ["NAUTILUS_DOOR_URL"], os.environ["NAUTILUS_DOOR_KEY"])
     resolver = ParameterResolver(door) if resolves else None
     with door, Recorder(door) as recorder, ThreadPoolExecutor(64) as pool:
         for _ in count():
-            pool.submit(run_task, service, resolver, recorder)
+            pool.submit(run_task, service, resolver, recorder).add_done_callback(show_error)
             time.sleep(1 / TASKS_PER_SECOND)
 
 

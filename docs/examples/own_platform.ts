@@ -13,6 +13,7 @@ const headers = { 'Content-Type': 'application/json', Authorization: `Bearer ${k
 const question = '{"searches": [{"query": ["timeout", "request"], "most": 5, "without": []}], "once": false}';
 const OWN_LIMIT_S = 1;
 const TASKS_PER_SECOND = 4;
+const MOST_WAITING = 20_000;
 
 interface Outcome {
   task_id: string;
@@ -50,15 +51,17 @@ async function runTask(): Promise<void> {
   const finishedAt = new Date();
   const when = { started_at: startedAt, finished_at: finishedAt, duration_s: (+finishedAt - +startedAt) / 1000 };
   outcomes.push({ task_id: taskId, task_type: 'support', ...when, ...how });
+  outcomes.splice(0, outcomes.length - MOST_WAITING); // while the door is away, the oldest go first
 }
 
 async function report(): Promise<void> {
-  const batch = outcomes.slice(0, 1000);
+  const batch = outcomes.splice(0, 1000);
   if (batch.length === 0) return;
   const body = JSON.stringify({ outcomes: batch });
   const answer = await fetch(`${door}/v1/outcomes`, { method: 'POST', headers, body }).catch(() => null);
-  if (answer?.ok) outcomes.splice(0, batch.length); // sent twice is recorded once, so the rest is sent again
-  else if (answer && answer.status < 500 && answer.status !== 429) throw new Error(await answer.text());
+  if (answer?.ok) return;
+  outcomes.unshift(...batch); // what is not acknowledged is sent again: twice is recorded once
+  if (answer) console.error(await answer.text());
 }
 
 async function main(): Promise<void> {
