@@ -42,7 +42,7 @@ test-doors: setup-dev ## the doors from outside: stock SDKs of npm and PyPI, som
 	@mkdir -p $(VENV)/doors && cp tests/doors/package.json $(VENV)/doors/
 	@cd $(VENV)/doors && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error >npm.log 2>&1 || \
 	  { tail -n 3 npm.log >&2; echo "expected npm to install tests/doors/package.json, but it failed; see $(VENV)/doors/npm.log" >&2; exit 1; }
-	@$(BIN)/python -m pytest -n 0 tests/doors/test_doors.py $(ARGS)
+	@$(BIN)/python -m pytest -n 0 tests/doors/test_doors.py tests/doors/test_examples.py $(ARGS)
 
 check: setup-dev lint types contracts test size ## format, lint, types, import contracts, tests, replay
 

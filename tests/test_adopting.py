@@ -1,80 +1,159 @@
-"""The adoption page: the program that stands for an operator's own platform does what the page says."""
+"""The adoption page: its commands say what it shows, and its programs do what it says."""
 
-import os
-import re
-import signal
-import subprocess
 import sys
-import threading
-import time
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from activities.database import Database, migrate
-from activities.history import counts_since, history
-from activities.parameters import declare_parameters
-from activities.task_types.corpus import open_corpus
-from schema.declaration import read_platform
+from activities.history import history
+from activities.parameters import swap
 from schema.failure_kinds import FailureKind
+from schema.messages.events import ParameterPromoted
+from schema.messages.experiment import Promotion
+from schema.messages.observatory import Counts
 from schema.messages.simulation import ResearchService
-from schema.settings import Settings
-from simulation.research_service import ResearchServer
-from starter.cli import main
-from tests import builders
+from starter.wheels.build import PLATFORM, build
+from tests.own_platforms import (
+    EXAMPLES,
+    ROOT,
+    Home,
+    Program,
+    arms,
+    clean_environment,
+    commands,
+    comparable,
+    door,
+    home_after,
+    open_experiment,
+    recorded,
+    run,
+    service,
+    shown,
+    walk,
+)
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "adopting.md").read_text()
-BEFORE, AFTER = builders.NOW.replace(year=2000), builders.NOW.replace(year=2100)
+HISTORY, DECLARATION, AUTONOMOUS = "1. Try the detector on your history", "2. Declare your platform", "6. Autonomous"
+# Every second answer comes too late for the limit of 1 s, and none for one of several.
+HALF_LATE = ResearchService(median_s=1.0, sigma=0.5)
+# Every answer comes too late for the limit of 1 s, and in time for one of 3 s.
+ALWAYS_LATE = ResearchService(median_s=2.0, sigma=0.01)
+# Why a task failed that was cut off, in each program's own words.
+REASONS = {
+    "own_platform.py": "no_answer_in_time",
+    "over_the_door.py": "TimeoutError",
+    "otel_platform.py": "TimeoutError",
+}
+EACH_PROGRAM = pytest.mark.parametrize("program", REASONS)
 
 
-def run_nautilus(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line of the page, in this process."""
-    monkeypatch.setattr(sys, "argv", line.split())
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code  # noqa: PT017 - a command that succeeds may end so too
+class Walk(NamedTuple):
+    """The folder of a walk by the page, and what its commands printed."""
+
+    folder: Path
+    printed: str
 
 
-def test_the_page_s_own_platform_records_how_its_service_does(
-    tmp_path: Path, corpus_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    folder = tmp_path_factory.mktemp("walk")
+    return Walk(folder, walk(folder, HISTORY, DECLARATION))
+
+
+@pytest.fixture
+def home(walked: Walk, tmp_path: Path) -> Iterator[Home]:
+    with home_after(walked.folder, tmp_path) as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the package that `pip install` of the wheel makes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with zipfile.ZipFile(build(PLATFORM, folder)) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def command_of(program: str, url: str, resolves: bool) -> list[str]:
+    if program == "own_platform.py":
+        return [sys.executable, str(ROOT / "docs" / program), url]
+    return [sys.executable, str(EXAMPLES / program), url, *(["--resolve"] if resolves else [])]
+
+
+def environment(program: str, home: Home, wheel: Path, of_door: dict[str, str]) -> dict[str, str]:
+    """What the page says that a program has: the database, or the door with the wheel, or the door alone."""
+    if program == "own_platform.py":
+        return home.environment
+    return clean_environment() | of_door | ({"PYTHONPATH": str(wheel)} if program == "over_the_door.py" else {})
+
+
+def test_the_page_s_first_steps_print_what_it_shows_and_declare_the_limit_of_the_history(
+    walked: Walk, home: Home
 ) -> None:
-    monkeypatch.setenv("NAUTILUS_HOME", str(tmp_path))
-    monkeypatch.setenv("NAUTILUS_PLATFORM", str(tmp_path / "platform.toml"))
-    monkeypatch.setenv("NAUTILUS_PACE", "trial")
-    lines = re.findall(r"^    (nautilus (?:init|check).*)$", PAGE, re.MULTILINE)
-    assert len(lines) == 2
-    for line in lines:
-        run_nautilus(line, monkeypatch)
-    platform = read_platform(tmp_path / "platform.toml")
-    database = Database(Settings().database)
-    migrate(database)
-    declare_parameters(database, platform, builders.NOW)
-    # Every second answer comes too late for the limit of 1 s.
-    declared = ResearchService(median_s=1.0, sigma=0.5)
+    printed = {comparable(line) for line in walked.printed.splitlines()}
 
-    with ResearchServer(0, open_corpus(corpus_cache, lambda *_: None), declared) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [sys.executable, "docs/own_platform.py", f"http://127.0.0.1:{server.server_address[1]}"]
-        own = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        try:
-            deadline = time.monotonic() + 60
-            counts = None
-            while counts is None or counts.tasks < 20:
-                assert own.poll() is None
-                assert time.monotonic() < deadline, counts
-                time.sleep(0.2)
-                with database.reading() as session:
-                    counts = counts_since(session, ["support"], BEFORE)
-                    intervals = history(session, BEFORE, AFTER)["support"] if counts.tasks else []
-        finally:
-            own.send_signal(signal.SIGTERM)
-            own.wait(30)
-            server.shutdown()
-    database.close()
+    lines = [comparable(line) for heading in (HISTORY, DECLARATION) for line in shown(heading)]
+    assert len(lines) > 8
+    assert [line for line in lines if line not in printed] == []
+    (limit,) = home.platform.parameters
+    assert (limit.key, limit.default) == ("support.timeout_s", 1.0)
+    with home.database.reading() as session:
+        assert session.connection().exec_driver_sql("SELECT count(*) FROM outcome").scalar_one() == 13_440
 
+
+@EACH_PROGRAM
+def test_the_page_s_programs_record_how_their_service_does(
+    program: str, home: Home, wheel: Path, corpus_cache: Path
+) -> None:
+    begin = datetime.now(UTC)
+
+    with service(corpus_cache, HALF_LATE) as url, door(home) as of_door:
+        command = command_of(program, url, resolves=False)
+        with Program(home.folder / "log", command, home.folder, environment(program, home, wheel, of_door)) as own:
+            own.until(lambda: len(recorded(home, begin)) >= 20, "20 tasks")
+        rows = recorded(home, begin)
+
+        # An interval is of ten seconds, and the imported tasks ended long before.
+        with home.database.reading() as session:
+            intervals = history(session, begin - timedelta(seconds=10), begin + timedelta(days=1))["support"]
+
+    assert {row.task_type for row in rows} == {"support"}
+    counts = Counts.total(interval.counts for interval in intervals)
     assert 0 < counts.successes < counts.tasks
-    failures = {kind for interval in intervals for kind in interval.failures}
-    assert failures == {FailureKind.TIMEOUT}
-    assert {reason for interval in intervals for reason in interval.reasons} == {"no_answer_in_time"}
+    assert {kind for interval in intervals for kind in interval.failures} == {FailureKind.TIMEOUT}
+    assert {reason for interval in intervals for reason in interval.reasons} == {REASONS[program]}
+
+
+@EACH_PROGRAM
+def test_the_page_s_programs_run_within_the_limit_of_the_arm_that_their_task_is_in(
+    program: str, home: Home, wheel: Path, corpus_cache: Path
+) -> None:
+    open_experiment(home, treatment_s=3.0)
+
+    with service(corpus_cache, ALWAYS_LATE) as url, door(home) as of_door:
+        command = command_of(program, url, resolves=True)
+        with Program(home.folder / "log", command, home.folder, environment(program, home, wheel, of_door)) as own:
+            own.until(lambda: min(arms(home).control.tasks, arms(home).treatment.tasks) >= 5, "five tasks in each arm")
+        both = arms(home)
+
+    assert both.control.successes == 0
+    assert both.treatment.successes == both.treatment.tasks
+    assert both.control.contradicting == both.treatment.contradicting == 0
+
+
+def test_what_is_at_hand_in_the_last_step_takes_a_promotion_back(home: Home) -> None:
+    (limit,) = home.platform.parameters
+    change = Promotion(cycle_id="c#1", parameter=limit.key, expected_version=1, value=2.53, reason="90% against 60%")
+    with home.database.transaction() as session:
+        assert swap(session, change, ParameterPromoted, datetime.now(UTC)).swapped
+
+    printed = run(commands(AUTONOMOUS), home.folder, home.environment)
+
+    expected = "support.timeout_s is 1 again (version 3); the ledger has an entry"
+    lines = shown(AUTONOMOUS)[-3:]
+    assert printed.splitlines() == [*lines[:2], expected]
+    assert lines[2] == expected.replace("is 1 again (version 3)", "is 2.53 again (version 4)")
