@@ -128,11 +128,23 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
 async def _server(home: Path, ports: Ports) -> AsyncIterator[Server]:
     named = ClientConfig.load_client_connect_config().get("target_host")
     if named and not ports.embedded:
+        await _expect(named)
         yield Server(named, "")
         return
     async with dev_server(home, ports.server, ports.web_ui) as server:
         await retain(await connection.connect(server.address))
         yield server
+
+
+async def _expect(address: str) -> None:
+    """Raise ServerError where the configured server does not answer: a terminal may still name that of an earlier `up`."""
+    try:
+        await connection.connect(address)
+    except ConnectionError:
+        expected = (
+            f"expected the Temporal server that TEMPORAL_ADDRESS or temporal.toml names, but none answers at {address}"
+        )
+        raise ServerError(f"{expected}; `unset TEMPORAL_ADDRESS` for one that `up` runs itself") from None
 
 
 async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> None:

@@ -9,7 +9,7 @@ from schema.declaration import declared_platform
 from schema.pace import Pace
 from schema.settings import Settings
 from starter.server import ServerError, dev_server, free_port
-from starter.stack import _alone
+from starter.stack import Ports, _alone, running
 
 
 @pytest.mark.parametrize("taken", ["server", "web UI"])
@@ -28,6 +28,29 @@ def test_two_platforms_do_not_share_a_home(tmp_path: Path) -> None:
         pass
     with _alone(tmp_path):
         pass
+
+
+async def test_up_says_what_to_do_where_the_configured_server_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "platform.toml").write_text("")
+    monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port()}")
+    settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml")
+    with pytest.raises(ServerError, match=r"none answers at 127\.0\.0\.1.*unset TEMPORAL_ADDRESS"):
+        async with running(settings, Ports(free_port(), free_port(), door=free_port())):
+            pass
+
+
+async def test_up_does_not_share_the_port_of_a_door(tmp_path: Path) -> None:
+    (tmp_path / "platform.toml").write_text("")
+    settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ports = Ports(free_port(), free_port(), door=other.getsockname()[1])
+        with pytest.raises(ServerError, match=f"something listens on {ports.door}; see --door-port"):
+            async with running(settings, ports):
+                pass
 
 
 @pytest.mark.parametrize(

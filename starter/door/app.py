@@ -88,7 +88,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
     app.include_router(parameters.router)
     app.include_router(outcomes.router)
     app.router.routes.append(Route("/mcp", Tools(), include_in_schema=False))
-    app.add_api_route("/health", health, tags=["operation"])
+    app.add_api_route("/health", health, tags=["operation"], response_model_exclude_none=True)
     app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
