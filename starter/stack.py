@@ -137,7 +137,7 @@ async def _server(home: Path, ports: Ports) -> AsyncIterator[Server]:
 
 
 async def _expect(address: str) -> None:
-    """Raise ServerError where the configured server does not answer: a terminal may still name that of an earlier `up`."""
+    """Raise ServerError where the configured server is away; a terminal may still name that of an earlier `up`."""
     try:
         await connection.connect(address)
     except ConnectionError:
