@@ -94,6 +94,7 @@ ROUTES = [
     ("POST", "/v1/outcomes", Scope.OUTCOMES),
     ("POST", "/v1/exposures", Scope.OUTCOMES),
     ("POST", "/v1/traces", Scope.OUTCOMES),
+    ("POST", "/mcp", Scope.AGENTS),
 ]
 
 
