@@ -37,8 +37,8 @@ def _attribute(value: Any) -> float | str:
 
 Attributes = Annotated[
     dict[Name, Annotated[float | str, BeforeValidator(_attribute)]],
-    of_at_most(MOST_ATTRIBUTES),
     Field(max_length=MOST_ATTRIBUTES),
+    of_at_most(MOST_ATTRIBUTES),
 ]
 
 

@@ -33,7 +33,7 @@ class OutcomeReport(TaskOutcome):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resolved: Annotated[dict[ParameterKey, Resolved], of_at_most(MOST_RESOLVED), Field(max_length=MOST_RESOLVED)] = (
+    resolved: Annotated[dict[ParameterKey, Resolved], Field(max_length=MOST_RESOLVED), of_at_most(MOST_RESOLVED)] = (
         Field(default_factory=dict)
     )
 
