@@ -94,11 +94,11 @@ ROUTES = [
     ("POST", "/v1/outcomes", Scope.OUTCOMES),
     ("POST", "/v1/exposures", Scope.OUTCOMES),
     ("POST", "/v1/traces", Scope.OUTCOMES),
-    ("POST", "/mcp", Scope.AGENTS),
 ]
+OF_AGENTS = ("POST", "/mcp", Scope.AGENTS)
 
 
-@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
+@pytest.mark.parametrize(("method", "path", "scope"), [*ROUTES, OF_AGENTS])
 def test_every_route_refuses_a_missing_a_wrong_a_revoked_and_an_out_of_scope_key(
     database: Database, method: str, path: str, scope: Scope
 ) -> None:
