@@ -70,7 +70,7 @@ wheels: setup ## the two small wheels, for agents and for platforms elsewhere, i
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres --extra deliveries \
-	  --extra door --extra openfeature --extra language-model \
+	  --extra door --extra operations --extra openfeature --extra language-model \
 	  --upgrade -q -o requirements.txt
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt
