@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cache
+from hashlib import sha256
 from inspect import getmembers, ismethod
 from itertools import chain
 from pathlib import Path
@@ -42,6 +44,7 @@ from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
+from starter.preflight import expect_replay
 from workflows.autonomy import AutonomyScan, AwardDueBids
 from workflows.consolidation import Consolidation
 from workflows.event_bus import EventBus
@@ -70,6 +73,9 @@ WORKFLOWS: Sequence[type] = (
 ACTIVITY_THREADS = 16
 # Long enough for a transaction that waits for a busy database to finish before the process leaves.
 GRACE = timedelta(seconds=10)
+ROOT = Path(__file__).parent
+# The code that workflows run: whether a history replays depends on nothing else.
+DECIDING = ("workflows", "rules", "schema")
 
 
 def activities(database: Database, client: Client, platform: Platform, settings: Settings) -> list[Callable[..., Any]]:
@@ -90,6 +96,16 @@ def activities(database: Database, client: Client, platform: Platform, settings:
     return [method for name, method in methods if not name.startswith("_")]
 
 
+@cache
+def code_id() -> str:
+    """The hash of the code that workflows run. The server lists by it what each deploy has had a hand in."""
+    digest = sha256()
+    for folder in DECIDING:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def worker(
     client: Client, database: Database, platform: Platform, settings: Settings, task_queue: str = wire.TASK_QUEUE
 ) -> Worker:
@@ -102,6 +118,7 @@ def worker(
         activity_executor=ThreadPoolExecutor(ACTIVITY_THREADS, thread_name_prefix="activity"),
         max_concurrent_activities=ACTIVITY_THREADS,
         graceful_shutdown_timeout=GRACE,
+        build_id=settings.build_id or code_id(),
     )
 
 
@@ -133,8 +150,11 @@ def keep_bytecode(folder: Path) -> None:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
 
 
-async def run(settings: Settings) -> None:
-    """Run a worker until SIGINT or SIGTERM, then let what runs finish."""
+async def run(settings: Settings, check_replay: bool = False) -> None:
+    """Run a worker until SIGINT or SIGTERM, then let what runs finish.
+
+    With `check_replay` it takes no work, and raises DoesNotReplay, where this code cannot go on with what runs.
+    """
     platform = declared_platform(settings)
     database = existing(settings.database)
     keep_bytecode(settings.home / "cache" / "bytecode")
@@ -148,11 +168,13 @@ async def run(settings: Settings) -> None:
     resolver = ParameterResolver(DatabaseStore(database, platform), settings.resolver_refresh_s)
     try:
         client = await connection.connect(plugins=[plugin()])
+        if check_replay:
+            await expect_replay(client, WORKFLOWS)
         async with (
             worker(client, database, platform, settings),
             task_worker(client, database, platform, runner, resolver),
         ):
-            log.info("worker.started", task_queue=wire.TASK_QUEUE)
+            log.info("worker.started", task_queue=wire.TASK_QUEUE, build_id=settings.build_id or code_id())
             await stopping.wait()
         log.info("worker.stopped")
     finally:

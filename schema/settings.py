@@ -13,8 +13,8 @@ class Settings(BaseModel):
     """`home` holds the embedded server's files and, unless `database_url` is set, the SQLite database.
 
     `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages; without
-    one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. An empty
-    variable is ignored.
+    one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. `build_id`
+    names the release that a worker runs; without one, the hash of its code does. An empty variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -23,6 +23,7 @@ class Settings(BaseModel):
     database_url: str = ""
     research_url: str = ""
     playbook: Path | None = None
+    build_id: str = Field(default="", max_length=200)
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
 

@@ -35,6 +35,7 @@ from schema.settings import Settings
 from starter import keys
 from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
+from starter.preflight import expect_replay
 from starter.server import Server, ServerError, dev_server, free_port, is_free, prepare, retain
 from workflows.plugin import plugin
 
@@ -79,10 +80,11 @@ async def connect(server: Server) -> Client:
 
 
 @asynccontextmanager
-async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
+async def running(settings: Settings, ports: Ports, check_replay: bool = False) -> AsyncIterator[Stack]:
     """Set everything up and run it for the length of the context.
 
     The server is the one that the SDK's configuration names, else (or where `ports.embedded`) the embedded one.
+    With `check_replay` nothing is changed, and DoesNotReplay raised, where this code cannot go on with what runs.
     """
     platform = declared_platform(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,8 @@ async def running(settings: Settings, ports: Ports) -> AsyncIterator[Stack]:
             environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
         server = await stack.enter_async_context(_server(settings.home, ports))
         client = await connect(server)
+        if check_replay:
+            await _check_replay(client)
         environment["TEMPORAL_ADDRESS"] = server.address
         environment["TEMPORAL_NAMESPACE"] = client.namespace
         database = Database(settings.database)
@@ -145,6 +149,12 @@ async def _expect(address: str) -> None:
             f"expected the Temporal server that TEMPORAL_ADDRESS or temporal.toml names, but none answers at {address}"
         )
         raise ServerError(f"{expected}; `unset TEMPORAL_ADDRESS` for one that `up` runs itself") from None
+
+
+async def _check_replay(client: Client) -> None:
+    from worker import WORKFLOWS  # the composition root imports half of this repository
+
+    await expect_replay(client, WORKFLOWS)
 
 
 async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> None:

@@ -26,7 +26,7 @@ from starter.server import binary
 from tests import builders
 from tests.conftest import stop
 from tests.test_improvement_cycle import AGENTS, Stage
-from worker import worker
+from worker import code_id, worker
 
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 LINES = re.findall(r"`(temporal [^`]+)`", PAGE.read_text(encoding="utf-8"))
@@ -88,6 +88,8 @@ class Platforms:
                 return stage, {}
             case wire.ABORT:
                 return await self.stage("aborted"), {}
+        if "workflow reset" in line:
+            return await self.stage("set-back"), {"BUILD": code_id()}
         if "workflow result" in line:
             stage = await self.stage("ended")
             await stage.client.temporal.get_workflow_handle(stage.cycle).cancel()

@@ -1,25 +1,20 @@
-"""Recorded histories replay: a cycle that runs in production goes on after every change of the workflow."""
+"""Recorded histories replay: a cycle that runs in production goes on after every change of the workflow.
+
+What a deploy does to cycles that run is in test_upgrade.py, which deploys the versions of the workflow that are here.
+"""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     import pytest
-    from temporalio.client import Client, WorkflowHistory
-    from temporalio.worker import Replayer, Worker
+    from temporalio.client import WorkflowHistory
+    from temporalio.worker import Replayer
 
-    from activities.database import Database
     from schema import wire
     from schema.messages.cycle import CycleRequest, CycleResult, CycleState, Ending
-    from schema.messages.platform import Platform
-    from schema.messages.proposals import Choice
-    from schema.settings import Settings
-    from tests import builders
-    from tests.record_histories import HISTORIES, RECORDINGS, mid_vote, open_cycle, platform
-    from tests.test_improvement_cycle import Stage
-    from worker import activities, worker
+    from tests.record_histories import HISTORIES, RECORDINGS
     from workflows.plugin import plugin
 
 from workflows.improvement_cycle import ImprovementCycle
@@ -67,6 +62,22 @@ class Patched(ImprovementCycle):
         await super()._wait_for_votes()
 
 
+@workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=FAILS_BY)
+class EndsEarly(ImprovementCycle):
+    """A version with a bug that raises what fails a cycle, at a point that running ones have passed."""
+
+    @workflow.init
+    def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:
+        super().__init__(request, carried)
+
+    @workflow.run
+    async def run(self, request: CycleRequest, carried: CycleState | None = None) -> CycleResult:
+        return await super().run(request, carried)
+
+    async def _wait_for_votes(self) -> None:
+        raise LookupError("a bug")
+
+
 def recorded() -> list[str]:
     return sorted(path.stem for path in HISTORIES.glob("*.json"))
 
@@ -99,59 +110,3 @@ def test_every_ending_is_recorded() -> None:
 async def test_a_change_without_a_guard_does_not_replay() -> None:
     assert await replay("mid_vote", Changed) is not None
     assert await replay("mid_vote", Patched) is None
-
-
-def next_version(cycle: type, client: Client, database: Database, declared: Platform, queue: str) -> Worker:
-    return Worker(
-        client,
-        task_queue=queue,
-        workflows=[cycle],
-        activities=activities(database, client, declared, Settings()),
-        activity_executor=ThreadPoolExecutor(2),
-    )
-
-
-async def vote_to_the_end(stage: Stage) -> CycleResult:
-    """Two more ballots decide the vote; then a person ends the cycle."""
-    proposal = (await stage.client.status(stage.cycle)).proposal
-    assert proposal is not None
-    for agent in ("cyd", "dee"):
-        ballot = builders.ballot(agent, proposal.proposal_id, Choice.APPROVE)
-        await stage.client.cast_ballot(stage.cycle, ballot)
-    await stage.client.act(stage.cycle, wire.ABORT, "olga", "the vote is what this is about")
-    return await stage.result()
-
-
-async def test_a_workflow_patched_in_mid_vote_finishes(temporal: Client, database: Database, task_queue: str) -> None:
-    declared = platform(RECORDINGS["mid_vote"])
-    async with worker(temporal, database, declared, Settings(), task_queue):
-        stage = await open_cycle(temporal, database, declared, task_queue)
-        await mid_vote(stage)
-    async with next_version(Patched, temporal, database, declared, task_queue):
-        result = await vote_to_the_end(stage)
-
-    assert result.end is not None
-    assert result.end.tally is not None
-    assert result.end.tally.accepted
-    assert set(result.status.ballots) == {"bob", "cyd", "dee"}
-
-
-async def test_a_bad_deploy_stalls_a_cycle_and_rolling_it_back_lets_it_go_on(
-    temporal: Client, database: Database, task_queue: str
-) -> None:
-    declared = platform(RECORDINGS["mid_vote"])
-    async with worker(temporal, database, declared, Settings(), task_queue):
-        stage = await open_cycle(temporal, database, declared, task_queue)
-        await mid_vote(stage)
-    handle = temporal.get_workflow_handle(stage.cycle)
-    async with next_version(Changed, temporal, database, declared, task_queue):
-        await handle.signal(wire.PLACE_BID, {"junk": True})  # gives the new version a task
-        async for event in handle.fetch_history_events(wait_new_event=True):
-            if event.HasField("workflow_task_failed_event_attributes"):
-                break
-    async with worker(temporal, database, declared, Settings(), task_queue):
-        result = await vote_to_the_end(stage)
-
-    assert result.end is not None
-    assert result.end.ending is Ending.ABORTED
-    assert set(result.status.ballots) == {"bob", "cyd", "dee"}

@@ -7,11 +7,12 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, Columns, Who, Why, answer, answer_rows, ask, out, run, status_of
+from starter.command import AsJson, Columns, CommandError, Who, Why, answer, answer_rows, ask, out, run, status_of
 
 if TYPE_CHECKING:
     from schema.messages.cycle import CycleStatus
     from starter.client import Listed
+    from starter.preflight import Replay
 
 app = typer.Typer(no_args_is_help=True, help="Improvement cycles.", epilog="Example: nautilus cycle list --all")
 
@@ -105,6 +106,30 @@ def cycle_watch(cycle: Cycle) -> None:
             lines_shown = len(status.story)
 
     run(follow())
+
+
+@app.command("replay", epilog="Example: nautilus cycle replay")
+def cycle_replay(as_json: AsJson = False) -> None:
+    """Replay every cycle, task and job that runs with this code, before it is deployed; changes nothing."""
+    replays = run(_replays())
+    stuck = [replay for replay in replays if replay.failure]
+    columns: Columns[Replay] = {
+        "workflow": lambda replay: replay.workflow_id,
+        "failure": lambda replay: replay.failure,
+    }
+    answer_rows(as_json, stuck, columns, f"{len(replays)} run, and all of them replay")
+    if stuck:
+        raise CommandError(f"expected every running workflow to replay, but {len(stuck)} of {len(replays)} do not")
+
+
+async def _replays() -> "list[Replay]":
+    from schema import connection
+    from starter import preflight
+    from worker import WORKFLOWS
+    from workflows.plugin import plugin
+
+    client = await connection.connect(plugins=[plugin()])
+    return [replay async for replay in preflight.replays(client, WORKFLOWS, wire.TASK_QUEUE)]
 
 
 def _workflow(cycle: str) -> str:

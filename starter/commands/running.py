@@ -11,6 +11,7 @@ from starter.faults import Fault
 
 app = typer.Typer()
 
+CHECK_REPLAY = typer.Option(help="First replay what runs, and do not start where this code cannot go on with it.")
 PACES = {
     Pace.TRIAL: "trial - windows and baselines of seconds and minutes, to see a cycle soon; not for production",
     Pace.PRODUCTION: "production - windows of hours, a baseline of a week; --pace trial shows a cycle soon",
@@ -55,6 +56,7 @@ def up(
     pace: Annotated[
         Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
     ] = None,
+    check_replay: Annotated[bool, CHECK_REPLAY] = True,
 ) -> None:
     """Run the platform: Temporal (embedded, unless one is configured), worker, agents, door, declared traffic."""
     import asyncio
@@ -64,7 +66,7 @@ def up(
 
     async def serve() -> None:
         settings = Settings(pace=pace) if pace else Settings()
-        async with running(settings, Ports(port, ui_port, door=door_port)) as stack:
+        async with running(settings, Ports(port, ui_port, door=door_port), check_replay) as stack:
             # The database's URL may hold a password, and the person who set it has it.
             _print_exports(stack.environment, without="NAUTILUS_DATABASE_URL")
             for subscriber, mistake in stack.mistakes.items():
@@ -84,9 +86,9 @@ def _print_exports(environment: Mapping[str, str], without: str | None = None) -
 
 
 @app.command(epilog="Example: nautilus worker")
-def worker() -> None:
+def worker(check_replay: Annotated[bool, CHECK_REPLAY] = False) -> None:
     """Run a worker; the same as `python worker.py`."""
     import worker as composition
     from schema.settings import Settings
 
-    run(composition.run(Settings()))
+    run(composition.run(Settings(), check_replay))
