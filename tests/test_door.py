@@ -137,6 +137,17 @@ def test_nothing_of_a_request_is_read_before_its_key_was_accepted(database: Data
     assert refused.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_refusal_says_whether_no_key_came_or_one_that_opens_nothing(database: Database) -> None:
+    with door(database) as caller:
+        none = httpx.get(f"{caller.url}/v1/flags")
+        of_another_scheme = httpx.get(f"{caller.url}/v1/flags", auth=("web", "secret"))
+        wrong = httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": "nautilus_0_1"})
+
+    assert "but none came" in none.json()["detail"]
+    assert "but none came" in of_another_scheme.json()["detail"]
+    assert "but one came that is unknown or revoked" in wrong.json()["detail"]
+
+
 def test_nobody_is_sent_elsewhere_with_a_key(database: Database) -> None:
     with door(database) as caller:
         statuses = {caller.client.post(f"{path}/").status_code for _, path, _ in ROUTES[1:]}

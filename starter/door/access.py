@@ -123,13 +123,15 @@ class Access:
 
     async def _admitted(self, connection: Connection) -> DoorKey:
         """The key of a request that may go on. Raises Problem."""
-        key = await self._keys.matching(_presented(Headers(scope=connection)))
+        text = _presented(Headers(scope=connection))
+        key = await self._keys.matching(text)
         if key is None:
             client = connection.get("client") or ("", 0)
             self._count(self._wrong_keys, f"wrong:{client[0]}")
+            came = "one came that is unknown or revoked" if text else "none came"
             raise Problem(
                 HTTPStatus.UNAUTHORIZED,
-                "expected a key in force, as `Authorization: Bearer nautilus_...`, but none came; "
+                f"expected a key in force, as `Authorization: Bearer nautilus_...` or `X-API-Key`, but {came}; "
                 "`nautilus door key create` makes one",
             )
         needed = next((scope for path, scope in SCOPES.items() if connection["path"].startswith(path)), None)
