@@ -20,7 +20,7 @@ from starlette.types import Scope as Connection
 
 from activities.door_keys import KnownKey, matching
 from schema.messages.door import DoorKey, DoorRules, Scope
-from starter.door.problems import Problem
+from starter.door.problems import TRACES, Problem
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ SCOPES = {
     "/v1/configuration": Scope.PARAMETERS,
     "/v1/exposures": Scope.OUTCOMES,
     "/v1/outcomes": Scope.OUTCOMES,
-    "/v1/traces": Scope.OUTCOMES,
+    TRACES: Scope.OUTCOMES,
     "/mcp": Scope.AGENTS,
 }
 # Without a key: whether the door works, and what it takes.
@@ -117,7 +117,7 @@ class Access:
             connection.setdefault("state", {})["key"] = key
             body = await self._body(Headers(scope=connection), receive)
         except Problem as refused:
-            await refused.response(connection, receive, send)
+            await refused.response(connection)(connection, receive, send)
             return
         await self._app(connection, _replayed(body, receive), send)
 
