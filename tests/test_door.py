@@ -330,6 +330,18 @@ def test_health_and_readiness_need_no_key_and_a_stale_door_is_not_ready(database
     assert "expected a route of the door" in unknown.json()["detail"]
 
 
+def test_head_is_answered_as_get_is_without_a_body(database: Database) -> None:
+    with door(database) as caller:
+        health = httpx.head(f"{caller.url}/health")
+        flags = caller.client.head("/v1/flags")
+        same = caller.client.get("/v1/flags").headers
+        refused = httpx.head(f"{caller.url}/v1/flags").status_code
+
+    assert (health.status_code, health.content) == (200, b"")
+    assert (flags.status_code, flags.content, refused) == (200, b"", 401)
+    assert (flags.headers["etag"], flags.headers["content-length"]) == (same["etag"], same["content-length"])
+
+
 def test_the_page_of_routes_loads_nothing_from_elsewhere(database: Database) -> None:
     with door(database) as caller:
         page = httpx.get(f"{caller.url}/docs").text

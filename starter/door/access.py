@@ -109,6 +109,9 @@ class Access:
         self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        if connection["type"] == "http" and connection["method"] == "HEAD":
+            # Every GET answers it (RFC 9110), and monitors ask so; the server leaves the body out.
+            connection = dict(connection) | {"method": "GET"}
         if connection["type"] != "http" or connection["path"] in OPEN or connection["path"].startswith(PAGE):
             await self._app(connection, receive, send)
             return
