@@ -120,6 +120,11 @@ BAD = [
     ({"outcomes": [outcome("t") | {"detail": "x" * 501}]}, "outcomes.0.detail"),
     ({"outcomes": [outcome("t") | {"finished_at": "2999-01-01T00:00:00Z"}]}, "expected a finished_at that has passed"),
     ({"outcomes": [outcome("t", timeout={"variant": "blue"})]}, "variant"),
+    # Something else on every machine.
+    (
+        {"outcomes": [outcome("t") | {"started_at": "2026-11-30T01:00:00"}]},
+        "started_at: expected an instant with its offset from UTC (...Z or ...+02:00), but '2026-11-30T01:00:00' came",
+    ),
 ]
 
 
@@ -396,7 +401,7 @@ def test_what_the_unmodified_opentelemetry_exporter_sends_is_recorded_once(datab
     assert (rows[0].reason, rows[0].detail) == ("TimeoutError", "no answer")
 
 
-def said(refused: httpx.Response) -> str:
+def line_of(refused: httpx.Response) -> str:
     """The line of a refusal: in the protocol's Status, or where the request had no form of the protocol, a problem."""
     match refused.headers["content-type"]:
         case "application/x-protobuf":
@@ -423,8 +428,8 @@ def test_a_body_that_holds_no_spans_is_refused_in_one_line_of_the_form_that_it_c
 
     assert refused.status_code == status
     assert refused.headers["content-type"] == answered
-    assert said(refused).startswith("expected")
-    assert len(said(refused).splitlines()) == 1
+    assert line_of(refused).startswith("expected")
+    assert len(line_of(refused).splitlines()) == 1
 
 
 def test_an_exporter_without_a_key_reads_why_it_is_refused(database: Database) -> None:
@@ -432,4 +437,4 @@ def test_an_exporter_without_a_key_reads_why_it_is_refused(database: Database) -
         refused = httpx.post(f"{caller.url}/v1/traces", headers={"Content-Type": "application/x-protobuf"})
 
     assert refused.status_code == 401
-    assert "but none came" in said(refused)
+    assert "but none came" in line_of(refused)
