@@ -284,6 +284,15 @@ def test_what_is_no_evaluation_is_refused_in_the_protocols_words(
     assert "expected" in response.json()["errorDetails"]
 
 
+def test_a_parameter_that_only_the_file_has_is_not_called_undeclared(database: Database) -> None:
+    _, text = door_keys.create_platform_key(database, "web", BOTH, "ada", NOW)
+    with serving(application(database, platform())) as url, Caller(url, text).client as client:
+        early = client.post(f"/ofrep/v1/evaluate/flags/{TIMEOUT}", json={})
+
+    assert (early.status_code, early.json()["errorCode"]) == (404, "FLAG_NOT_FOUND")
+    assert "is only in the file: `nautilus up` declares it" in early.json()["errorDetails"]
+
+
 def test_a_bulk_evaluation_that_has_not_changed_is_not_sent_again(database: Database) -> None:
     opened(database, experiment())
     with door(database) as caller:
