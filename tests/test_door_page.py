@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from openfeature import api
+from sqlmodel import select
 
 from activities import door_keys
 from activities.database import Database
@@ -16,6 +18,7 @@ from activities.experiment import ExperimentActivities
 from activities.parameters import declare_parameters
 from schema.messages.door import PLATFORM_SCOPES
 from schema.messages.platform import TaskTypeDeclaration
+from schema.tables.experiment import AssignmentRow
 from starter.door.app import application
 from tests import builders
 from tests.serving import serving
@@ -67,3 +70,21 @@ def test_the_page_s_requests_are_answered_as_it_says(caller: httpx.Client) -> No
 
     assert [example.path for example in printed] == ["/ofrep/v1/evaluate/flags", "/v1/outcomes"]
     assert answers == [example.answer for example in printed]
+
+
+def test_the_page_s_provider_resolves_and_records_that_its_task_begins(
+    caller: httpx.Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.setenv("NAUTILUS_DOOR_URL", str(caller.base_url))
+    monkeypatch.setenv("NAUTILUS_DOOR_KEY", caller.headers["authorization"].removeprefix("Bearer "))
+    names: dict[str, Any] = {}
+
+    # The wheel's own list of names; `test_wheels` builds and installs it.
+    exec(program.replace("from nautilus_platform", "from starter.wheels.nautilus_platform"), names)
+    api.shutdown()
+
+    assert names["limit_s"] == 2.0
+    with database.reading() as session:
+        (assigned,) = session.exec(select(AssignmentRow)).all()
+    assert (assigned.task_id, assigned.variant) == ("task-18", "treatment")
