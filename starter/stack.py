@@ -102,7 +102,7 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         server = await stack.enter_async_context(_server(settings.home, ports))
         client = await connect(server)
         if check_replay:
-            await _check_replay(client)
+            await _check_replay(client, settings.home)
         environment["TEMPORAL_ADDRESS"] = server.address
         environment["TEMPORAL_NAMESPACE"] = client.namespace
         database = Database(settings.database)
@@ -151,9 +151,10 @@ async def _expect(address: str) -> None:
         raise ServerError(f"{expected}; `unset TEMPORAL_ADDRESS` for one that `up` runs itself") from None
 
 
-async def _check_replay(client: Client) -> None:
-    from worker import WORKFLOWS  # the composition root imports half of this repository
+async def _check_replay(client: Client, home: Path) -> None:
+    from worker import WORKFLOWS, keep_bytecode  # the composition root imports half of this repository
 
+    keep_bytecode(home / "cache" / "bytecode")
     await expect_replay(client, WORKFLOWS)
 
 
