@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -31,6 +32,7 @@ from schema.messages.ledger import EntryKind
 from schema.messages.platform import Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
+from schema.tables.market import AgentRow
 from starter import preflight
 from starter.client import NautilusClient
 from starter.server import Server, dev_server, free_port
@@ -383,18 +385,27 @@ async def first_lines(process: "subprocess.Popen[str]") -> str:
     return await asyncio.wait_for(asyncio.to_thread(read), 60)
 
 
-async def test_up_changes_nothing_where_a_running_cycle_does_not_replay(
-    own: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_up_changes_nothing_where_a_running_cycle_does_not_replay(own: Home) -> None:
     async with own.installation.deploy(Changed):
         stage = await own.installation.opens("of-other-code")
         await to_the_vote(stage)
-    monkeypatch.setenv("TEMPORAL_ADDRESS", own.server.address)
-    home = tmp_path / "upgraded"
-    settings = Settings(home=home, platform=tmp_path / "platform.toml")
-    with pytest.raises(preflight.DoesNotReplay, match=stage.cycle):
-        async with running(settings, Ports(door=free_port()), check_replay=True):
-            pass
+    code, out, err = await own.says("up", "--door-port", str(free_port()))
 
-    assert not (home / "nautilus.db").exists()
+    [complaint] = err.splitlines()
+    assert (code, out) == (1, "")
+    assert f"expected every running workflow to replay with this code, but {stage.cycle} does not: " in complaint
     assert [schedule async for schedule in await own.installation.client.list_schedules()] == []
+    with own.installation.database.reading() as session:
+        registered = {agent.agent_id for agent in session.exec(select(AgentRow))}
+    assert registered == set(AGENTS)  # and no built-in agent
+
+
+async def test_up_starts_where_it_is_not_to_check(own: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with own.installation.deploy(Changed):
+        await to_the_vote(await own.installation.opens("of-other-code"))
+    monkeypatch.setenv("TEMPORAL_ADDRESS", own.server.address)
+    settings = Settings(home=own.path / "home", platform=own.path / "platform.toml")
+    async with running(settings, Ports(door=free_port()), check_replay=False) as stack:
+        jobs = [schedule async for schedule in await stack.client.list_schedules()]
+
+    assert jobs
