@@ -20,7 +20,7 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt pyproject.toml 2>/dev
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.6 GB)
+setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.75 GB)
 
 setup-dev: $(DEV_STAMP) ## the same with the development requirements
 
