@@ -35,8 +35,9 @@ NO_DATA = 3
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # A thousand weeks: older than any platform, and within what dates can hold.
 LONGEST = timedelta(weeks=1_000)
-# Agents and people write what is shown here; nothing of it is markup.
-out, err = Console(markup=False, highlight=False), Console(stderr=True, markup=False, highlight=False)
+# Agents and people write what is shown here; nothing of it is markup, and no `:x:` in a name is a picture.
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

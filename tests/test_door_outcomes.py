@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import json_format
-from google.rpc.status_pb2 import Status
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
@@ -405,9 +405,9 @@ def line_of(refused: httpx.Response) -> str:
     """The line of a refusal: in the protocol's Status, or where the request had no form of the protocol, a problem."""
     match refused.headers["content-type"]:
         case "application/x-protobuf":
-            return Status.FromString(refused.content).message
+            return str(Status.FromString(refused.content).message)
         case "application/json":
-            return json_format.ParseDict(refused.json(), Status()).message
+            return str(json_format.ParseDict(refused.json(), Status()).message)
     return str(refused.json()["detail"])
 
 

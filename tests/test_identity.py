@@ -1033,3 +1033,16 @@ async def test_a_cycle_opens_only_with_a_proposal_that_is_signed_for_it(on_signe
     assert status.briefing.attempt == 1  # what was forged has left no trace
     assert status.proposal is not None
     assert status.proposal.proposal_id == proposal.proposal_id
+
+
+def test_the_page_makes_a_key_with_the_wheel_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = re.findall(r"^    python -c '(.*)'$", PAGE, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+
+    # The wheel's own list of names; `test_wheels` builds and installs it.
+    exec(program.replace("from nautilus_agent", "from starter.wheels.nautilus_agent"), {})
+
+    key = keys.read(tmp_path / "ada.pem")
+    assert (key.agent_id, capsys.readouterr().out) == ("ada", f"{key.public}\n")

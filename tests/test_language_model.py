@@ -987,6 +987,8 @@ def nautilus(tmp_path: Path, *arguments: str, before: str = "pass") -> tuple[int
         (("--model", "test", "--agent", "lima"), "lima.pem: expected a key file, but No such file or directory"),
         (("--model", "test", "--agent", "mike", "--key", "KEY"), "expected the key of mike, but"),
         (("--model", "crystal:ball", "--key", "KEY"), "but crystal:ball: Unknown model: crystal:ball"),
+        # No picture of a cross, which a terminal's library would make of `:x:`.
+        (("--model", "crystal:x", "--key", "KEY"), "but crystal:x: Unknown model: crystal:x"),
         (("--model", "openai:gpt-5.2", "--key", "KEY"), "OPENAI_API_KEY"),
     ],
 )

@@ -1,6 +1,6 @@
 // A platform in TypeScript: OpenFeature's own SDK and provider resolve the limit, and plain HTTP records the outcomes.
 //
-//   npm install @openfeature/server-sdk @openfeature/core @openfeature/ofrep-provider @openfeature/ofrep-core tsx
+//   npm install @openfeature/server-sdk @openfeature/ofrep-provider tsx
 //   export NAUTILUS_DOOR_URL=http://127.0.0.1:8484 NAUTILUS_DOOR_KEY=nautilus_...
 //   npx tsx own_platform.ts http://127.0.0.1:8901                # records how its tasks go, and keeps its own limit
 //   npx tsx own_platform.ts http://127.0.0.1:8901 --resolve      # and lets Nautilus say the limit
@@ -54,21 +54,26 @@ async function runTask(): Promise<void> {
   outcomes.splice(0, outcomes.length - MOST_WAITING); // while the door is away, the oldest go first
 }
 
-async function report(): Promise<void> {
-  const batch = outcomes.splice(0, 1000);
+async function report(batch: Outcome[]): Promise<void> {
   if (batch.length === 0) return;
   const body = JSON.stringify({ outcomes: batch });
   const answer = await fetch(`${door}/v1/outcomes`, { method: 'POST', headers, body }).catch(() => null);
   if (answer?.ok) return;
-  outcomes.unshift(...batch); // what is not acknowledged is sent again: twice is recorded once
   if (answer) console.error(await answer.text());
+  if (answer?.status === 422) {
+    // One of them cannot be taken, and must not hold up the others for ever.
+    const half = Math.ceil(batch.length / 2);
+    if (batch.length > 1) for (const part of [batch.slice(0, half), batch.slice(half)]) await report(part);
+    return;
+  }
+  outcomes.unshift(...batch); // what is not acknowledged is sent again: twice is recorded once
 }
 
 async function main(): Promise<void> {
   await OpenFeature.setProviderAndWait(new OFREPProvider({ baseUrl: door, headers: Object.entries(headers) }));
   setInterval(runTask, 1000 / TASKS_PER_SECOND);
   for (;;) {
-    await report();
+    await report(outcomes.splice(0, 1000));
     await new Promise((wait) => setTimeout(wait, 500));
   }
 }

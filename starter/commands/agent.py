@@ -9,7 +9,20 @@ import typer
 
 from schema import wire
 from starter import completion
-from starter.command import AsJson, Columns, CommandError, Who, Why, answer_rows, ask, emit, open_database, out, run
+from starter.command import (
+    AsJson,
+    Columns,
+    CommandError,
+    Who,
+    Why,
+    answer_rows,
+    ask,
+    emit,
+    err,
+    open_database,
+    out,
+    run,
+)
 
 if TYPE_CHECKING:
     from schema.messages.base import AgentMessage, Message
@@ -104,6 +117,9 @@ async def _on_model(
     agent = on_model(model, signer.agent_id, own_playbook=settings.playbook, budget=budget, timeout_s=timeout_s)
     try:
         client = await NautilusClient.connect(signer)
+        err.print(
+            f"{signer.agent_id} works on {model}, with a budget of {budget:,} tokens; Ctrl-C ends it", soft_wrap=True
+        )
         # A user's task is for agents that bring an executor; a model only works on the platform itself.
         await run_agents(client, [agent], every_s, may_visit=lambda listed: listed.task_type == PLATFORM_META)
     finally:

@@ -74,6 +74,25 @@ def test_typescript_records_how_its_service_does(home: Home, packages: Path, cor
     assert {row.reason for row in failed} == {"TimeoutError"}
 
 
+def test_an_outcome_that_the_door_refuses_does_not_hold_up_the_others(
+    home: Home, packages: Path, corpus_cache: Path
+) -> None:
+    begin = datetime.now(UTC)
+    program = (packages / PROGRAM).read_text()
+    some_of_no_type = program.replace(
+        "task_type: 'support', ...when", "task_type: +startedAt % 3 ? 'support' : 'x', ...when"
+    )
+    assert some_of_no_type != program
+    (packages / "refused.ts").write_text(some_of_no_type)
+
+    with service(corpus_cache, ResearchService(median_s=0.1, sigma=0.1)) as url, door(home) as of_door:
+        command = ["npx", "tsx", "refused.ts", url]
+        with Program(home.folder / "log", command, packages, clean_environment() | of_door) as own:
+            own.until(lambda: len(recorded(home, begin)) >= 20, "20 tasks")
+
+    assert "expected a declared task type (support), but x came" in (home.folder / "log").read_text()
+
+
 def test_typescript_runs_within_the_limit_of_the_arm_that_its_task_is_in(
     home: Home, packages: Path, corpus_cache: Path
 ) -> None:
