@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
@@ -29,7 +33,7 @@ from schema import wire
 from schema.declaration import declared_platform
 from schema.messages.events import BudgetExceeded
 from schema.messages.ledger import EntryKind
-from schema.messages.schedules import OpenWindow
+from schema.messages.schedules import JobRequest, OpenWindow
 from schema.settings import Settings
 from schema.tables.events import UndeliveredRow
 from schema.wire import EventType
@@ -38,9 +42,12 @@ from starter.agents.roster import ROSTER
 from starter.checks.finding import Finding, State, examine
 from starter.checks.site import Site
 from starter.checks.table import CHECKS
-from starter.server import Server, dev_server, free_port
+from starter.server import Server, binary, dev_server, free_port
 from starter.stack import Ports, connect, register_own, running
 from tests.builders import TIMEOUT, event_data
+from tests.conftest import unless_gone
+from tests.serving import serving
+from tests.test_start import called
 
 DECLARATION = """
 [[task_types]]
@@ -59,10 +66,27 @@ WEBHOOK = '[[webhooks]]\nname = "audit"\nurl = "https://example.org/"\nsecret_en
 ROOT = Path(__file__).parent.parent
 START_S = 60.0
 SHORT = "short-of-everything"
+BARE = UnsandboxedWorkflowRunner()
+# What the checks advise, with a word for each thing that they fill in.
+ADVICE = [
+    re.sub(r"\{[^}]*\}", "key", line)
+    for file in sorted((ROOT / "starter" / "checks").glob("*.py"))
+    for line in re.findall(r"`(nautilus [^`]+)`", file.read_text())
+]
 
 
 async def found(site: Site, name: str) -> Finding:
     return await examine(site, name, CHECKS[name])
+
+
+async def until(state: State, site: Site, name: str) -> Finding:
+    """The finding once it has this state, or the last one before the deadline."""
+    deadline = asyncio.get_running_loop().time() + START_S
+    finding = await found(site, name)
+    while finding.state is not state and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.2)
+        finding = await found(site, name)
+    return finding
 
 
 def is_at(state: State, finding: Finding, *words: str, mend: str) -> None:
@@ -124,6 +148,11 @@ async def test_without_anything_each_check_still_speaks_and_no_traceback_comes(t
     assert problems == {"declaration", "folder", "database", "temporal"}
     assert findings["ledger"]["found"] == "not checked: it needs `database`"
     assert findings["workers"]["mend"] == "mend `temporal`, then `nautilus doctor` again"
+
+
+@pytest.mark.parametrize("line", sorted(set(ADVICE)))
+def test_a_command_that_is_advised_is_one_that_there_is(line: str) -> None:
+    assert called(line).startswith("nautilus ")
 
 
 # ---- this machine
@@ -201,6 +230,20 @@ async def test_a_disk_that_is_nearly_full(sqlite: Settings, free: int, total: in
 
     is_at(State.WARNING, await found(full, "disk"), "free in", mend="free some room")
     assert (await found(roomy, "disk")).state is State.OK
+
+
+async def stale(scope: Any, _receive: Any, send: Any) -> None:
+    """What a door answers that has not read the database for long."""
+    assert scope["path"] == "/ready"
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b'{"status": "stale"}'})
+
+
+async def test_a_door_that_is_not_ready(sqlite: Settings) -> None:
+    with serving(stale) as url:
+        finding = await found(Site(sqlite, environment={"NAUTILUS_DOOR_URL": url}), "door")
+
+    is_at(State.PROBLEM, finding, "answers 503", mend="`nautilus door`")
 
 
 @pytest.mark.parametrize("url", ["nobody", "no door"])
@@ -405,12 +448,16 @@ async def usable(client: Client) -> None:
 
 
 @pytest.fixture
-async def scheduled(server: Server, sqlite: Settings, monkeypatch: pytest.MonkeyPatch) -> Client:
+async def scheduled(server: Server, sqlite: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
     """Our namespace, with the schedules as they are declared; this process's environment names its server."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
     client = await connect(server)
-    await cron.apply(client, cron.jobs(declared_platform(sqlite)))
-    return client
+    wanted = cron.jobs(declared_platform(sqlite))
+    await cron.apply(client, wanted)
+    yield client
+    for job in wanted:
+        with unless_gone():
+            await client.get_schedule_handle(job.declaration.id.value).delete()
 
 
 @pytest.fixture
@@ -429,22 +476,43 @@ async def test_a_server_that_does_not_answer(sqlite: Settings, monkeypatch: pyte
     is_at(State.WARNING, await found(site, "cycles"), "not checked", mend="mend `temporal`")
 
 
-async def test_a_namespace_that_is_not_there(sqlite: Settings, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def do(mend: str) -> None:
+    """Do what a mend says: the first `temporal` command in it."""
+    line = re.search(r"`temporal ([^`]+)`", mend)
+    assert line is not None
+    command = [str(binary()), *shlex.split(line[1].replace("...", "because"))]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+
+
+async def test_a_namespace_that_is_not_there_is_made_by_the_commands_that_are_named(
+    sqlite: Settings, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
     monkeypatch.setenv("TEMPORAL_NAMESPACE", "nowhere")
+    site = Site(sqlite)
 
-    is_at(State.PROBLEM, await found(Site(sqlite), "namespace"), "nowhere", mend="namespace create")
+    finding = await found(site, "namespace")
+    is_at(State.PROBLEM, finding, "nowhere", mend="namespace create")
+    await do(finding.mend)
+    await usable(await Client.connect(server.address, namespace="nowhere"))
+    assert (await found(site, "namespace")).state is State.OK
+
+    await do((await found(site, "search attributes")).mend)
+    assert (await until(State.OK, site, "search attributes")).state is State.OK
 
 
 @pytest.mark.usefixtures("lacking")
 async def test_a_namespace_that_lacks_everything(sqlite: Settings) -> None:
     site = Site(sqlite)
 
-    is_at(State.WARNING, await found(site, "namespace"), "for 1 days, expected 90", mend="--retention 90d")
+    short = await found(site, "namespace")
+    is_at(State.WARNING, short, "for 1 days, expected 90", mend="--retention 90d")
     is_at(State.PROBLEM, await found(site, "search attributes"), wire.PHASE, mend="search-attribute create")
     is_at(State.PROBLEM, await found(site, "workers"), wire.TASK_QUEUE, mend="`nautilus worker`")
     is_at(State.PROBLEM, await found(site, "event bus"), "cycles, keys", mend="`nautilus events apply`")
     is_at(State.PROBLEM, await found(site, "schedules"), "create", mend="`nautilus schedules apply`")
+    await do(short.mend)
+    assert (await until(State.OK, site, "namespace")).state is State.OK
 
 
 @pytest.mark.usefixtures("scheduled")
@@ -461,8 +529,9 @@ async def test_a_schedule_that_is_paused(sqlite: Settings, scheduled: Client) ->
 
     finding = await found(Site(sqlite), "paused")
 
-    await scheduled.get_schedule_handle("consolidation").unpause()
-    is_at(State.WARNING, finding, "consolidation (olga: an audit)", mend="--unpause --reason ... --schedule-id")
+    is_at(State.WARNING, finding, "consolidation (olga: an audit)", mend="--unpause")
+    await do(finding.mend)
+    assert (await found(Site(sqlite), "paused")).state is State.OK
 
 
 async def test_a_schedule_that_is_not_as_declared(sqlite: Settings, scheduled: Client) -> None:
@@ -480,6 +549,37 @@ async def test_a_schedule_that_has_not_run_for_two_intervals(sqlite: Settings) -
     later = Site(sqlite, now=shifted(timedelta(hours=3)))
 
     is_at(State.PROBLEM, await found(later, "runs"), "metrics_snapshot", mend="temporal schedule trigger")
+
+
+@workflow.defn(name=wire.OBSERVATORY)
+class Failing:
+    """A job that fails."""
+
+    @workflow.run
+    async def run(self, job: JobRequest) -> None:
+        raise ApplicationError("no snapshot today", non_retryable=True)
+
+
+@activity.defn
+async def nothing() -> None:
+    """What a worker that only polls would do."""
+
+
+async def test_a_worker_that_has_gone_and_a_job_whose_last_run_failed(sqlite: Settings, scheduled: Client) -> None:
+    async with AsyncExitStack() as polling:
+        for queue in (wire.TASK_QUEUE, wire.TASKS_QUEUE, wire.AGENTS_QUEUE):
+            worker = Worker(
+                scheduled, task_queue=queue, workflows=[Failing], activities=[nothing], workflow_runner=BARE
+            )
+            await polling.enter_async_context(worker)
+        await scheduled.get_schedule_handle("metrics_snapshot").trigger()
+        await until(State.OK, Site(sqlite), "workers")
+        run = await until(State.WARNING, Site(sqlite), "runs")
+
+    gone = await found(Site(sqlite, now=shifted(timedelta(minutes=2))), "workers")
+
+    is_at(State.WARNING, run, "failed", "metrics_snapshot", mend="temporal workflow describe")
+    is_at(State.PROBLEM, gone, wire.TASK_QUEUE, wire.TASKS_QUEUE, mend="`nautilus worker`")
 
 
 @workflow.defn(name=wire.IMPROVEMENT_CYCLE)
@@ -516,13 +616,10 @@ async def test_a_cycle_that_cannot_go_on(
 ) -> None:
     client = await Client.connect(lacking, namespace=SHORT, data_converter=pydantic_data_converter)
     name = f"cycle:{kind.__name__}"
-    unsandboxed = UnsandboxedWorkflowRunner()
-    async with Worker(client, task_queue=task_queue, workflows=[kind], workflow_runner=unsandboxed):
+    async with Worker(client, task_queue=task_queue, workflows=[kind], workflow_runner=BARE):
         handle = await client.start_workflow(wire.IMPROVEMENT_CYCLE, id=name, task_queue=task_queue)
-        finding = await found(Site(sqlite), "cycles")
-        deadline = asyncio.get_running_loop().time() + START_S
-        while finding.state is not State.PROBLEM and asyncio.get_running_loop().time() < deadline:
-            finding = await found(Site(sqlite), "cycles")  # the list of workflows lags, and it takes some failures
+        # The list of workflows lags, and it takes some failures.
+        finding = await until(State.PROBLEM, Site(sqlite), "cycles")
         await handle.terminate()
 
     is_at(State.PROBLEM, finding, words, name, mend=mend)
