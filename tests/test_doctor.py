@@ -332,7 +332,7 @@ async def test_a_snapshot_that_is_overdue(new_site: NewSite) -> None:
 
     late = new_site(now=shifted(timedelta(hours=3)))
 
-    is_at(State.PROBLEM, await found(late, "snapshot"), "no snapshot yet", mend="metrics_snapshot")
+    is_at(State.PROBLEM, await found(late, "snapshot"), "no snapshot yet", mend="`schedules`")
 
 
 async def test_a_job_that_used_its_budget_up(new_site: NewSite, either_database: Database) -> None:

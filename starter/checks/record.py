@@ -76,7 +76,7 @@ def snapshot(site: Site) -> Judgement:
     since = last or condition.first_entry_at(readable)
     which = f"the last snapshot is of {last:%Y-%m-%d %H:%M:%S} UTC" if last else "there is no snapshot yet"
     if since is not None and site.now() - since > 2 * every + LATE:
-        mend = "mend `schedules`, `runs` and `workers`; `temporal schedule trigger --schedule-id metrics_snapshot`"
+        mend = "mend `schedules`, `paused`, `runs` and `workers`: each says how"
         return problem(f"{which}, expected one every {every.total_seconds():g} s", mend)
     return ok(f"{which}; one every {every.total_seconds():g} s")
 

@@ -1,6 +1,7 @@
 """Checks of Temporal: server, namespace, search attributes, workers, schedules, the event bus, cycles, clock."""
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -83,9 +84,9 @@ async def search_attributes(site: Site) -> Judgement:
     listed = await client.operator_service.list_search_attributes(request)
     missing = [name for name in wire.SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
     if missing:
-        names = " ".join(f"--name {name}" for name in missing)
+        names = " ".join(f"--name {name} --type Keyword" for name in missing)
         create = "`temporal operator search-attribute create"
-        mend = f"{create} --namespace {client.namespace} --type Keyword {names}`, or `nautilus up`"
+        mend = f"{create} --namespace {client.namespace} {names}`, or `nautilus up`"
         return problem(f"not registered: {', '.join(missing)}", mend)
     return ok(f"all {len(wire.SEARCH_ATTRIBUTES)} are registered")
 
@@ -141,7 +142,8 @@ async def paused(site: Site) -> Judgement:
     states = {job_id: description.schedule.state for job_id, description in described.items()}
     if which := [job_id for job_id, state in states.items() if state.paused]:
         first, *_ = which
-        mend = f"`temporal schedule toggle --unpause --reason ... --schedule-id {first}`"
+        client = await site.client()
+        mend = f"`temporal schedule toggle --unpause --reason ... --schedule-id {first} --namespace {client.namespace}`"
         return warning(f"paused: {', '.join(which)} ({states[first].note})", mend)
     return ok("none is paused")
 
@@ -151,12 +153,12 @@ async def runs(site: Site) -> Judgement:
     client = await site.client()
     described = await _schedules(site)
     if late := [job_id for job_id, description in described.items() if _is_late(description, site.now())]:
-        trigger = f"`temporal schedule trigger --schedule-id {late[0]}`"
+        trigger = f"`temporal schedule trigger --schedule-id {late[0]} --namespace {client.namespace}`"
         mend = f"mend `temporal` and `workers`; {trigger} runs it now; the server's log says what holds it up"
         return problem(f"no run for two intervals: {', '.join(late)}", mend)
     failed = [job_id for job_id, description in described.items() if await _last_failed(client, description)]
     if failed:
-        mend = f"see why: `temporal workflow describe --workflow-id {failed[0]}`, or its page in the web UI"
+        mend = f"see why: {_see(client, failed[0])}, or its page in the web UI"
         return warning(f"the last run failed or was cut off: {', '.join(failed)}", mend)
     return ok(f"the last runs of {len(described)} schedules are in time")
 
@@ -230,7 +232,7 @@ async def event_bus(site: Site) -> Judgement:
     if stopped:
         return problem(f"no dispatcher runs for {', '.join(stopped)}", "`nautilus events apply`")
     if failing:
-        return problem(f"workflow tasks fail: {_first(failing)}", _roll_back(failing[0]))
+        return problem(f"workflow tasks fail: {_first(failing)}", _roll_back(client, failing[0]))
     return ok("every dispatcher runs")
 
 
@@ -238,8 +240,12 @@ def _fails(description: "WorkflowExecutionDescription") -> bool:
     return description.raw_description.pending_workflow_task.attempt >= FAILURES
 
 
-def _roll_back(workflow_id: str) -> str:
-    return f"roll the last deploy of workers back; why: `temporal workflow show --workflow-id {workflow_id}`"
+def _roll_back(client: "Client", workflow_id: str) -> str:
+    return f"roll the last deploy of workers back; why: {_see(client, workflow_id)}"
+
+
+def _see(client: "Client", workflow_id: str) -> str:
+    return f"`temporal workflow describe --workflow-id {shlex.quote(workflow_id)} --namespace {client.namespace}`"
 
 
 def _first(ids: list[str]) -> str:
@@ -254,11 +260,11 @@ async def cycles(site: Site) -> Judgement:
     ids = [execution.id async for execution in client.list_workflows(query, limit=MOST_CYCLES)]
     described = await asyncio.gather(*(client.get_workflow_handle(cycle).describe() for cycle in ids))
     if failing := [description.id for description in described if _fails(description)]:
-        return problem(f"workflow tasks fail: {_first(failing)}", _roll_back(failing[0]))
+        return problem(f"workflow tasks fail: {_first(failing)}", _roll_back(client, failing[0]))
     late = await asyncio.gather(*(_lateness(client, cycle, site.now()) for cycle in ids))
     if overdue := [cycle for cycle, is_late in zip(ids, late, strict=True) if is_late]:
-        see = f"see what holds it up: `temporal workflow describe --workflow-id {overdue[0]}`"
-        mend = f"{see}; then `nautilus cycle act {overdue[0]} abort --why ...`, or `extend --seconds ...`"
+        see = f"see what holds it up: {_see(client, overdue[0])}"
+        mend = f"{see}; then `nautilus cycle act {shlex.quote(overdue[0])} abort --why ...`, or `extend --seconds ...`"
         return problem(f"past their deadline: {_first(overdue)}", mend)
     if silent := [cycle for cycle, is_late in zip(ids, late, strict=True) if is_late is None]:
         return warning(f"no answer from {_first(silent)}", "mend `workers`, then `nautilus doctor` again")
