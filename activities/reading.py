@@ -71,7 +71,7 @@ def freezes(readable: Readable) -> "dict[str, Freeze]":
     from schema.messages.platform import Freeze
 
     rows = readable.rows('SELECT scope, who, why, at FROM "freeze"')
-    return {row["scope"]: Freeze.model_validate(row | {"at": _instant(row["at"])}) for row in rows}
+    return {row["scope"]: Freeze.model_validate(row | {"at": instant(row["at"])}) for row in rows}
 
 
 def parameter_states(platform: "Platform", values: Mapping[str, tuple[Value, int]]) -> "tuple[ParameterState, ...]":
@@ -145,7 +145,7 @@ def outbox(readable: Readable, after: int | None = None, latest: int = LATEST) -
         f" WHERE type IN ({types}) AND sequence > :after ORDER BY sequence {order} LIMIT :latest"
     )
     rows = readable.rows(statement, after=after or 0, latest=latest)
-    events = [Event.model_validate(row | {"at": _instant(row["at"]), "data": json.loads(row["data"])}) for row in rows]
+    events = [Event.model_validate(row | {"at": instant(row["at"]), "data": json.loads(row["data"])}) for row in rows]
     return events if after is not None else events[::-1]
 
 
@@ -168,7 +168,7 @@ def anomalies(readable: Readable, closed: bool = False) -> "list[AnomalyRecord]"
     return [
         AnomalyRecord(
             anomaly=Anomaly.model_validate_json(row["body"]),
-            closed_at=_instant(row["closed_at"]) if row["closed_at"] else None,
+            closed_at=instant(row["closed_at"]) if row["closed_at"] else None,
         )
         for row in readable.rows(statement)
     ]
@@ -204,7 +204,7 @@ def agent_ids(readable: Readable) -> list[str]:
     return [row["agent_id"] for row in readable.rows("SELECT agent_id FROM agent ORDER BY agent_id")]
 
 
-def _instant(stored: datetime | str) -> datetime:
-    """An instant in UTC; SQLite stores it as text without a zone."""
+def instant(stored: datetime | str) -> datetime:
+    """A stored instant in UTC; SQLite stores it as text without a zone."""
     at = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

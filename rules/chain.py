@@ -18,12 +18,12 @@ def digest(*, sequence: int, key: str, kind: str, subject: str, at: str, body: s
     return content_hash(fields | {"previous": previous})
 
 
-def first_break(entries: Iterable[Mapping[str, Any]]) -> str | None:
+def first_break(entries: Iterable[Mapping[str, Any]], previous: str = GENESIS, expected: int = 1) -> str | None:
     """Where a chain, oldest entry first, is broken; None where it holds.
 
-    Each entry has the keyword arguments of `digest` and its stored `digest`.
+    Each entry has the keyword arguments of `digest` and its stored `digest`. A part of a chain goes on from the digest
+    `previous`, with the number `expected`.
     """
-    previous, expected = GENESIS, 1
     for entry in entries:
         stored = entry["digest"]
         if entry["sequence"] != expected:

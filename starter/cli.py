@@ -38,6 +38,10 @@ COMMANDS = {
         "declaration",
         "Report everything that is wrong in platform.toml, or what it declares; exit code 1 where something is wrong.",
     ),
+    "doctor": Entry(
+        "doctor",
+        "Examine this installation: what is wrong, and what mends it; exit code 1 where there is a problem.",
+    ),
     "up": Entry(
         "running",
         "Run the platform: Temporal (embedded, unless one is configured), worker, agents, door, declared traffic.",
