@@ -22,7 +22,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.consolidation import ConsolidationActivities
-from activities.database import Database, existing
+from activities.database import Database, existing, expect_newest
 from activities.deliveries import Deliveries
 from activities.event_bus import EventActivities
 from activities.experiment import ExperimentActivities
@@ -136,7 +136,7 @@ def keep_bytecode(folder: Path) -> None:
 async def run(settings: Settings) -> None:
     """Run a worker until SIGINT or SIGTERM, then let what runs finish."""
     platform = declared_platform(settings)
-    database = existing(settings.database)
+    database = expect_newest(existing(settings.database))
     keep_bytecode(settings.home / "cache" / "bytecode")
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
