@@ -191,7 +191,7 @@ def _exclude(session: Session, experiment_id: str, task_id: str, contradicting: 
     row = session.get_one(AssignmentRow, (experiment_id, task_id))
     row.excluded, row.contradicting = True, contradicting
     session.add(row)
-    arm = (ArmRow.experiment_id == experiment_id, ArmRow.variant == row.variant)
+    arm = (col(ArmRow.experiment_id) == experiment_id, col(ArmRow.variant) == row.variant)
     counted = {"excluded": ArmRow.excluded + 1, "contradicting": ArmRow.contradicting + int(contradicting)}
     session.execute(update(ArmRow).where(*arm).values(**counted))
 

@@ -232,21 +232,23 @@ def test_an_upgrade_whose_copy_does_not_fit_on_the_disk_changes_nothing(tmp_path
     database.close()
 
 
-def test_a_backup_is_one_file_that_is_a_whole_database(
+def test_a_backup_is_a_folder_that_is_a_home_and_an_earlier_one_is_not_overwritten(
     database: Database, nautilus: Callable[..., Said], tmp_path: Path
 ) -> None:
     migrate(database)
     register_agent(database, "ada", "op-ada", NOW)
+    folder = tmp_path / "backups" / "monday"
 
-    code, printed, complaint = nautilus("db", "backup", str(tmp_path / "backup.db"))
+    code, printed, complaint = nautilus("db", "backup", str(folder))
 
     if database.engine.dialect.name == "postgresql":
         assert (code, printed) == (1, "")
-        assert "use pg_dump" in complaint
+        assert "`pg_dump` copies it" in complaint
         return
-    assert code == 0
-    assert printed.startswith(str(tmp_path / "backup.db"))
-    copy = Database(f"sqlite:///{tmp_path / 'backup.db'}")
+    name = Path(str(database.url.database)).name
+    assert (code, printed) == (0, f"{folder} holds {name}\n")
+    copy = Database(f"sqlite:///{folder / name}")
     assert agent_ids(copy) == ["ada"]
     copy.close()
-    assert nautilus("db", "backup", str(tmp_path / "backup.db"))[0] == 1  # an earlier backup is not overwritten
+    code, _, complaint = nautilus("db", "backup", str(folder))
+    assert (code, complaint) == (1, f"nautilus: expected a new folder for the backup, but {folder} exists\n")

@@ -133,7 +133,7 @@ def assert_goes_on(database: Database) -> None:
         last = session.exec(select(func.max(EventRow.sequence))).one()
         emit(session, MetaTaskOpened(cycle_id="new#1"), "new", "new#1", NOW)
     with database.reading() as session:
-        assert session.exec(select(func.max(EventRow.sequence))).one() == last + 1
+        assert session.exec(select(func.max(EventRow.sequence))).one() == (last or 0) + 1
     assert (recorded.new, recorded.known + recorded.conflicting) == (1, 1)
     waiting = CycleEnd(
         cycle_id="high_cost_share:research_synthesis#1",

@@ -1,4 +1,4 @@
-"""Commands about the database: the version of its schema, its upgrade, and a backup of a SQLite file."""
+"""Commands about the database: the version of its schema, its upgrade, and the backup of an embedded platform."""
 
 from contextlib import closing
 from pathlib import Path
@@ -61,19 +61,22 @@ def db_upgrade(as_json: AsJson = False) -> None:
     answer(as_json, {"from": upgrade.before, "to": upgrade.after, "copy": copy}, in_words)
 
 
-@app.command("backup", epilog="Example: nautilus db backup nautilus-backup.db")
+@app.command("backup", epilog="Example: nautilus db backup backups/monday")
 def db_backup(
-    file: Annotated[Path, typer.Argument(help="The copy, which must not exist yet.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Where to; it must not exist yet.")], as_json: AsJson = False
 ) -> None:
-    """Copy a SQLite database while it is written to; to restore, put the copy where the database was.
+    """Copy the SQLite database, the embedded Temporal server's file and the keys of the built-in agents, as all run.
 
-    Of PostgreSQL, `pg_dump` does it; docs/operators.md has both, and what of Temporal belongs to a backup.
+    The folder is a NAUTILUS_HOME of its own: `up` on it, or on a copy, is the restoration. For PostgreSQL and for a
+    Temporal server of your own, docs/operators.md has the commands.
     """
-    from activities.schema_version import copy_sqlite
+    from schema.settings import Settings
+    from starter.backup import back_up
 
-    database = open_database()
-    if database.url.drivername != "sqlite":
-        raise CommandError(f"expected a SQLite database, but this is {database.url.drivername}; use pg_dump")
-    copy_sqlite(Path(str(database.url.database)), file)
-    size = file.stat().st_size
-    answer(as_json, {"copy": str(file), "bytes": size}, lambda: out.print(f"{file}: {size:,} bytes", soft_wrap=True))
+    with closing(open_database()) as database:
+        url = database.url
+    if url.drivername != "sqlite":
+        raise CommandError(f"expected a SQLite database, but {url} is another kind; `pg_dump` copies it")
+    names = back_up(Settings().home, Path(str(url.database)), folder)
+    said = f"{folder} holds {', '.join(names)}"
+    answer(as_json, {"folder": str(folder), "files": names}, lambda: out.print(said, soft_wrap=True))
