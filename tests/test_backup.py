@@ -175,6 +175,7 @@ async def goes_on_to_its_end(stage: Stage) -> None:
     proposal_id = await stage.proposes("ada")
     await stage.votes(proposal_id, bob=Choice.REJECT, cyd=Choice.REJECT, dee=Choice.REJECT)
     result = await stage.result()
+    assert result.end is not None
     assert result.end.ending is Ending.REJECTED
 
 
