@@ -10,6 +10,8 @@ from schema.messages.door import PLATFORM_SCOPES, Scope
 from starter.command import AsJson, Columns, CommandError, Who, Why, answer, answer_rows, err, open_database, out
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from schema.messages.door import DoorKey
 
 PORT = 8484
@@ -52,6 +54,7 @@ def _serve(host: str, port: int) -> None:
     settings = Settings()
     database = expect_newest(open_database())
     served = application(database, declared_platform(settings), settings.resolver_refresh_s)
+    listening = _listening(host, port)
     config = uvicorn.Config(
         served,
         host,
@@ -64,7 +67,19 @@ def _serve(host: str, port: int) -> None:
         date_header=False,
     )
     err.print(f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it", soft_wrap=True)
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run([listening])
+
+
+def _listening(host: str, port: int) -> "socket":
+    """A socket that listens there. Raises CommandError: nobody may read that a door is open which is not."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # the rest says the address again
+        raise CommandError(f"expected to listen on {host}:{port}, but {why}; see --host and --port") from None
 
 
 @keys.command("create", epilog="Example: nautilus door key create --platform web --scope parameters --scope outcomes")
