@@ -24,7 +24,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.consolidation import ConsolidationActivities
-from activities.database import Database, existing
+from activities.database import Database, existing, expect_newest
 from activities.deliveries import Deliveries
 from activities.event_bus import EventActivities
 from activities.experiment import ExperimentActivities
@@ -156,7 +156,7 @@ async def run(settings: Settings, check_replay: bool = False) -> None:
     With `check_replay` it takes no work, and raises DoesNotReplay, where this code cannot go on with what runs.
     """
     platform = declared_platform(settings)
-    database = existing(settings.database)
+    database = expect_newest(existing(settings.database))
     keep_bytecode(settings.home / "cache" / "bytecode")
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

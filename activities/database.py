@@ -8,21 +8,22 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import event, inspect, text
+from sqlalchemy import event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, create_engine
 
 from activities.reading import existing_file
+from activities.schema_version import MIGRATIONS, SchemaState, SchemaVersion, copy_beside, schema_version
 from schema.messages.base import Value
 
 _MIGRATING = threading.Lock()
 READ_ONLY = "nautilus_read_only"
-MIGRATIONS = Path(__file__).parent.parent / "schema" / "migrations"
 
 
 class Database:
@@ -122,11 +123,35 @@ def insert_new(session: Session, table: type[SQLModel], rows: Iterable[Mapping[s
     return set(session.execute(statement, values).scalars())
 
 
-def migrate(database: Database) -> None:
+class Upgrade(NamedTuple):
+    """What `migrate` did: the versions before (None of a new database) and after, and the copy of a SQLite file."""
+
+    before: str | None
+    after: str
+    copy: Path | None = None
+
+
+def version_of(database: Database) -> SchemaVersion:
+    """The version of the database's schema, beside the one that this release expects."""
+    with database.reading() as session:
+        return schema_version(session.connection())
+
+
+def expect_newest(database: Database) -> Database:
+    """The database itself; raises ValueError, with the mend, unless its schema is the one of this release."""
+    mistake = version_of(database).mistake
+    if mistake is not None:
+        database.close()
+        raise ValueError(mistake)
+    return database
+
+
+def migrate(database: Database) -> Upgrade:
     """Bring the database to the newest version of the schema; idempotent.
 
     A new one gets the tables of the models at once, and only one that exists goes through revisions (Alembic's
-    cookbook, "Building an Up to Date Database from Scratch").
+    cookbook, "Building an Up to Date Database from Scratch"). A SQLite file is copied before. Raises ValueError where
+    the schema is newer than this release, or has the right version and lacks tables.
     """
     from alembic import command  # loads slowly, and only starters migrate
     from alembic.config import Config
@@ -139,8 +164,21 @@ def migrate(database: Database) -> None:
     with _MIGRATING, database.transaction() as session:
         lock(session, "migrate")
         connection = config.attributes["connection"] = session.connection()
-        if inspect(connection).has_table("alembic_version"):
-            command.upgrade(config, "head")
-        else:
-            SQLModel.metadata.create_all(connection)
-            command.stamp(config, "head")
+        found = schema_version(connection)
+        copy = None
+        match found.state:
+            case SchemaState.NEWER | SchemaState.DAMAGED:
+                raise ValueError(found.mistake)
+            case SchemaState.OLDER:
+                copy = _copy_before(database.url, str(found.version))
+                command.upgrade(config, "head")
+            case SchemaState.MISSING:
+                SQLModel.metadata.create_all(connection)
+                command.stamp(config, "head")
+    return Upgrade(found.version, found.expected, copy)
+
+
+def _copy_before(url: URL, version: str) -> Path | None:
+    """Copy a SQLite file. The caller holds its write lock, so that the copy is what is upgraded."""
+    is_file = url.drivername == "sqlite" and url.database and url.database != ":memory:"
+    return copy_beside(Path(str(url.database)), version, datetime.now(UTC)) if is_file else None

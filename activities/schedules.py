@@ -46,6 +46,9 @@ WINDOWS = 200
 PATIENCE = timedelta(seconds=3)
 # A workflow is checked until this long after it closed; if this job did not run for longer, a person must clean up.
 REMEMBERED = timedelta(days=7)
+# Open tasks whose workflows are looked for in one run, the oldest first: after a loss of Temporal's state nothing else
+# would end them, and an agent would carry their load for ever.
+OLDEST_TASKS = 100
 CLOSED = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 
 
@@ -173,13 +176,14 @@ class ScheduleActivities:
         return lines
 
     async def _end_abandoned_tasks(self, at: datetime) -> list[str]:
-        """End tasks whose workflow closed without settling them, as where a person terminated it; a line for each."""
+        """End tasks whose workflow closed without settling them, as where a person terminated it, or is gone."""
         lines = []
         closed = "ExecutionStatus IN ('Terminated', 'Failed', 'TimedOut')"
         recent = f"CloseTime >= '{(at - REMEMBERED).isoformat()}'"
         query = f"{closed} AND WorkflowType='{wire.MARKET_TASK}' AND {recent}"
         task_ids = [e.id.removeprefix(task_workflow_id("")) async for e in self._client.list_workflows(query)]
-        for task in await asyncio.to_thread(self._open_tasks, task_ids):
+        oldest = await asyncio.to_thread(self._oldest_open_tasks)
+        for task in await asyncio.to_thread(self._open_tasks, list(dict.fromkeys(task_ids + oldest))):
             workflow_id = task_workflow_id(task.task_id)
             reason = await self._why_abandoned(workflow_id, task.run_id)
             if reason is not None:
@@ -206,6 +210,11 @@ class ScheduleActivities:
     def _open_cycles(self) -> list[MetaTaskRow]:
         with self._database.reading() as session:
             return list(session.exec(select(MetaTaskRow).where(col(MetaTaskRow.ended_at).is_(None))))
+
+    def _oldest_open_tasks(self) -> list[str]:
+        still_open = select(TaskRow.task_id).where(col(TaskRow.ended_at).is_(None))
+        with self._database.reading() as session:
+            return list(session.exec(still_open.order_by(col(TaskRow.opened_at)).limit(OLDEST_TASKS)))
 
     def _open_tasks(self, task_ids: list[str]) -> list[TaskRow]:
         """Those of these tasks that are recorded as open: at most WINDOWS of them, the others at the next run."""

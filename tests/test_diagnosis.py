@@ -1,9 +1,6 @@
 """The diagnosis on a real database: what an agent sees of one subject, and that it fits a message."""
 
-import shutil
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,11 +51,8 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-def database(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
-    shutil.copy(migrated_file, tmp_path / "nautilus.db")
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    yield database
-    database.close()
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def platform(share_details: bool = True, **changes: Any) -> Platform:

@@ -1,9 +1,6 @@
 """The Observatory on a real database: what a snapshot says, announces and costs; what agents are told."""
 
-import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,11 +43,8 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def database(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
-    shutil.copy(migrated_file, tmp_path / "nautilus.db")
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    yield database
-    database.close()
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def platform(**changes: Any) -> Platform:

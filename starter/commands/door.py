@@ -44,6 +44,7 @@ def door(
 def _serve(host: str, port: int) -> None:
     import uvicorn
 
+    from activities.database import expect_newest
     from schema.declaration import declared_platform
     from schema.settings import Settings
     from starter.door.app import application
@@ -51,7 +52,8 @@ def _serve(host: str, port: int) -> None:
     # Writers work in threads beside the loop that answers; at the default, each may keep it waiting for 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = Settings()
-    served = application(open_database(), declared_platform(settings), settings.resolver_refresh_s)
+    database = expect_newest(open_database())
+    served = application(database, declared_platform(settings), settings.resolver_refresh_s)
     listening = _listening(host, port)
     config = uvicorn.Config(
         served,
