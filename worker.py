@@ -42,6 +42,7 @@ from schema.messages.platform import Platform
 from schema.settings import Settings
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
+from starter.telemetry import runtime
 from workflows.autonomy import AutonomyScan, AwardDueBids
 from workflows.consolidation import Consolidation
 from workflows.event_bus import EventBus
@@ -147,7 +148,7 @@ async def run(settings: Settings) -> None:
     runner = TaskRunner(task_types, settings.home / "cache")
     resolver = ParameterResolver(DatabaseStore(database, platform), settings.resolver_refresh_s)
     try:
-        client = await connection.connect(plugins=[plugin()])
+        client = await connection.connect(plugins=[plugin()], runtime=runtime(settings.metrics_address))
         async with (
             worker(client, database, platform, settings),
             task_worker(client, database, platform, runner, resolver),

@@ -14,7 +14,7 @@ class Settings(BaseModel):
 
     `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages; without
     one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. An empty
-    variable is ignored.
+    variable is ignored. `metrics_address` is where a worker serves the SDK's metrics; empty: nowhere.
     """
 
     home: Path = Path(".nautilus")
@@ -25,6 +25,7 @@ class Settings(BaseModel):
     playbook: Path | None = None
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
+    metrics_address: str = ""
 
     @model_validator(mode="before")
     @classmethod

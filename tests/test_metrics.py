@@ -1,5 +1,6 @@
 """Metrics: what Prometheus scrapes is what is on record, and alerts and dashboard ask for nothing else."""
 
+import json
 import os
 import shutil
 import socket
@@ -271,13 +272,13 @@ def test_the_command_serves_the_metrics_until_it_is_stopped(tmp_path: Path, migr
     port = free_port()
     with command(tmp_path, port) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        line = json.loads(process.stderr.readline())
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             samples = samples_of(answer.read().decode())
         process.terminate()
         code = process.wait(10)
 
-    assert f"http://127.0.0.1:{port}/metrics" in line
+    assert (line["event"], line["url"]) == ("metrics.served", f"http://127.0.0.1:{port}/metrics")
     assert samples["nautilus_database_up"] == {"": 1}
     assert samples["nautilus_cycles_open"]["voting"] == 0
     assert code == 143

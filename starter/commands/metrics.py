@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from starter.command import CommandError, err, open_database, run
+from starter.command import CommandError, open_database, run
 
 app = typer.Typer()
 
@@ -21,6 +21,8 @@ def metrics(
     import asyncio
     from datetime import UTC, datetime
 
+    import structlog
+
     from activities import monitoring
     from schema.declaration import declared_platform
 
@@ -36,11 +38,11 @@ def metrics(
         try:
             serving = served(lambda: monitoring.metrics(database, platform, datetime.now(UTC)), host, port)
             with serving:
-                err.print(f"metrics are at http://{host}:{port}/metrics; Ctrl-C ends it", soft_wrap=True)
+                structlog.get_logger().info("metrics.served", url=f"http://{host}:{port}/metrics")
                 await asyncio.Event().wait()
         except OSError as error:
             raise CommandError(
                 f"expected a free address for the metrics, but {host}:{port}: {error.strerror}"
             ) from None
 
-    run(serve())
+    run(serve(), "metrics")
