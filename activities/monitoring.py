@@ -101,15 +101,15 @@ def _cycles(session: Session) -> list[Metric]:
 
 def _open_by_phase(session: Session) -> dict[str, int]:
     """How many open cycles are in each phase, by what is on record of them."""
-    of_cycle = ExperimentRow.cycle_id == MetaTaskRow.cycle_id
+    of_cycle = col(ExperimentRow.cycle_id) == MetaTaskRow.cycle_id
     closed, opened = col(ExperimentRow.closed_at).is_not(None), col(ExperimentRow.opened_at).is_not(None)
     phase = case(
         (exists().where(of_cycle, _is_watch()), Phase.WATCHING.value),
         (exists().where(of_cycle, closed), Phase.PROMOTING.value),
         (exists().where(of_cycle, opened), Phase.EXPERIMENT.value),
         (exists().where(of_cycle), Phase.QUEUED.value),
-        (exists().where(ElectorateRow.cycle_id == MetaTaskRow.cycle_id), Phase.VOTING.value),
-        (exists().where(AwardRow.cycle_id == MetaTaskRow.cycle_id), Phase.PROPOSING.value),
+        (exists().where(col(ElectorateRow.cycle_id) == MetaTaskRow.cycle_id), Phase.VOTING.value),
+        (exists().where(col(AwardRow.cycle_id) == MetaTaskRow.cycle_id), Phase.PROPOSING.value),
         else_=Phase.BIDDING.value,
     )
     phases = select(phase).where(col(MetaTaskRow.ended_at).is_(None))
@@ -219,9 +219,12 @@ def _bus(session: Session, platform: Platform) -> list[Metric]:
 
 
 def _production(session: Session) -> list[Metric]:
-    versions = {(key,): version for key, version in session.exec(select(ParameterRow.key, ParameterRow.version))}
+    versions: dict[tuple[str, ...], int] = {
+        (key,): version for key, version in session.exec(select(ParameterRow.key, ParameterRow.version))
+    }
     # Everything (`*`) is always there, so that an alert has a value to compare.
-    scopes = {(wire.EVERYTHING,): 0} | {(scope,): 1 for scope in session.exec(select(FreezeRow.scope))}
+    scopes: dict[tuple[str, ...], int] = {(wire.EVERYTHING,): 0}
+    scopes |= {(scope,): 1 for scope in session.exec(select(FreezeRow.scope))}
     entries = session.exec(select(func.max(LedgerRow.sequence))).one() or 0
     help = "The version of each parameter's value in production."
     return [

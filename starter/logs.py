@@ -41,7 +41,7 @@ def configure(process: str) -> None:
         cache_logger_on_first_use=False,
     )
     handler = _Stderr()
-    foreign = [structlog.contextvars.merge_contextvars, ExtraAdder(), _workflow_of_the_sdk, *shared]
+    foreign: list[Processor] = [structlog.contextvars.merge_contextvars, ExtraAdder(), _workflow_of_the_sdk, *shared]
     handler.setFormatter(
         ProcessorFormatter(foreign_pre_chain=foreign, processors=[ProcessorFormatter.remove_processors_meta, *render])
     )
@@ -75,7 +75,7 @@ def _shared(process: str) -> list[Processor]:
     """What every line gets, of ours and of libraries."""
 
     def name(_logger: Any, _method: str, line: EventDict) -> EventDict:
-        return {"process": process} | line
+        return {"process": process, **line}
 
     return [
         structlog.processors.add_log_level,

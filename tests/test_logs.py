@@ -20,9 +20,16 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from activities.database import Database
+from activities.parameters import declare_parameters
+from rules.redaction import REMOVED
+from schema import wire
+from schema.messages.cycle import CycleRequest
 from schema.settings import Settings
 from starter import logs, telemetry
 from starter.server import free_port
+from tests import builders
+from worker import worker
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-proj-abcdefghijkl1234567890"
@@ -97,7 +104,7 @@ def test_no_secret_is_logged(capsys: pytest.CaptureFixture[str], facts: dict[str
     log.error("request.failed", **facts)
 
     printed = capsys.readouterr().err
-    assert logs.REMOVED in printed
+    assert REMOVED in printed
     for secret in (SECRET, "hunter2", "two words"):
         assert secret not in printed
 
@@ -188,7 +195,7 @@ class Looking:
     async def run(self) -> None:
         workflow.logger.info("story", extra={"line": "it begins"})
         for look in (look_in_the_loop, look_in_a_thread):
-            await workflow.execute_activity(look, start_to_close_timeout=timedelta(seconds=10))  # type: ignore[call-overload]
+            await workflow.execute_activity(look, start_to_close_timeout=timedelta(seconds=10))
 
 
 @pytest.mark.parametrize("workflow_id", ["cycle:logs:looking", "event-bus:looking"])
@@ -224,6 +231,34 @@ async def test_what_a_cycle_does_is_logged_with_its_id(
     assert "workflow_id" not in line
 
 
+async def test_a_cycle_tells_its_story_from_within_the_sandbox(
+    temporal: Client, task_queue: str, lite: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cycle = f"cycle:logs:{task_queue}"
+    request = CycleRequest(request_id=task_queue, anomaly=builders.anomaly(datetime.now(UTC)))
+    platform = builders.platform(cycle=builders.rules(bid_window_s=60))
+    declare_parameters(lite, platform, datetime.now(UTC))
+    telemetry.runtime("")  # as in a worker
+    logs.configure("worker")
+    async with worker(temporal, lite, platform, Settings(), task_queue):
+        handle = await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
+        await handle.cancel()
+        await handle.result()
+
+    story = [line for line in lines(capsys) if line["event"] == "story"]
+    assert story
+    assert {line["cycle_id"] for line in story} == {cycle}
+    assert any("under the floor" in line["line"] for line in story)
+
+
+@pytest.fixture
+def lite(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
+    (tmp_path / "lite.db").write_bytes(migrated_file.read_bytes())
+    database = Database(f"sqlite:///{tmp_path / 'lite.db'}")
+    yield database
+    database.close()
+
+
 async def test_a_worker_serves_what_the_sdk_measures(temporal: Client, tmp_path: Path, migrated_file: Path) -> None:
     (tmp_path / "nautilus.db").write_bytes(migrated_file.read_bytes())
     address = f"127.0.0.1:{free_port()}"
@@ -234,16 +269,16 @@ async def test_a_worker_serves_what_the_sdk_measures(temporal: Client, tmp_path:
         "TEMPORAL_ADDRESS": temporal.service_client.config.target_host,
         "TEMPORAL_NAMESPACE": temporal.namespace,
     }
-    worker = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "worker.py", cwd=ROOT, env=os.environ | places, stderr=asyncio.subprocess.PIPE
     )
     try:
-        assert worker.stderr is not None
-        started = json.loads(await asyncio.wait_for(worker.stderr.readline(), 60))
+        assert process.stderr is not None
+        started = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
         scraped = await asyncio.to_thread(read, f"http://{address}/metrics")
     finally:
-        worker.terminate()
-        rest = (await worker.communicate())[1].decode()
+        process.terminate()
+        rest = (await process.communicate())[1].decode()
 
     assert (started["event"], started["process"]) == ("worker.started", "worker")
     assert [json.loads(line)["event"] for line in rest.splitlines()][-1] == "worker.stopped"

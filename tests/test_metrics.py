@@ -29,6 +29,7 @@ from schema.messages.experiment import Promotion
 from schema.messages.market import AwardResult
 from schema.tables.events import UndeliveredRow
 from schema.tables.observatory import AnomalyRow
+from schema.wire import EventType
 from starter.exporter import served
 from starter.server import free_port
 from tests import builders
@@ -87,7 +88,7 @@ class Cycle:
         )
 
     def is_awarded(self, at: datetime) -> None:
-        award = builders.event_data(builders.EventType.META_TASK_AWARDED).award.model_copy(  # type: ignore[attr-defined]
+        award = builders.event_data(EventType.META_TASK_AWARDED).award.model_copy(  # type: ignore[attr-defined]
             update={"cycle_id": self.cycle_id}
         )
         self._market.record_award(award, at)
@@ -96,7 +97,7 @@ class Cycle:
         self._proposals.open_vote(self.cycle_id, builders.proposal("ada"), at)
 
     def is_voted_on(self, at: datetime) -> None:
-        tally = builders.event_data(builders.EventType.PROPOSAL_ACCEPTED).tally  # type: ignore[attr-defined]
+        tally = builders.event_data(EventType.PROPOSAL_ACCEPTED).tally  # type: ignore[attr-defined]
         vote = VoteRecord(cycle_id=self.cycle_id, proposal_id="p", ballots=(), tally=tally, at=at)
         self._proposals.record_vote(vote)
 
@@ -230,8 +231,8 @@ def test_the_last_snapshot_and_what_is_open_are_those_on_record(either_database:
 
 def test_a_backlog_is_what_a_subscriber_has_not_had_and_dead_letters_are_apart(either_database: Database) -> None:
     events.subscribe(either_database, "cycles")
-    detected = builders.event_data(builders.EventType.ANOMALY_DETECTED)
-    opened = builders.event_data(builders.EventType.META_TASK_OPENED)
+    detected = builders.event_data(EventType.ANOMALY_DETECTED)
+    opened = builders.event_data(EventType.META_TASK_OPENED)
     with either_database.transaction() as session:
         for number in range(3):
             events.emit(session, detected, "s", f"k{number}", NOW)
