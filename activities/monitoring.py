@@ -1,7 +1,7 @@
 """Monitoring: the figures of a whole platform, read from the database, for whoever is on call.
 
-A reading costs about as much after a year as on the first day: it counts cycles, and never the outcomes of more than
-RECENT. It writes nothing and decides nothing. `starter.exporter` gives the figures to Prometheus, after whose
+A reading grows with the number of cycles (10,000 take 0.3 s of CPU), never with the outcomes before RECENT. It writes
+nothing and decides nothing. `starter.exporter` gives the figures to Prometheus, after whose
 conventions they are named.
 """
 

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,7 @@ FORMAT = "NAUTILUS_LOG_FORMAT"
 JSON, TEXT = "json", "text"
 # Ours, and never agents' or tasks' texts.
 PLAIN = ("timestamp", "level", "process")
+LONGEST_LABEL = 40
 # What libraries say is for people where it is a warning; Temporal's `info` also holds the stories of the cycles.
 LEVELS = {"": logging.WARNING, "temporalio": logging.INFO}
 
@@ -110,7 +111,14 @@ def _without(name: str, value: Any) -> Any:
         return {str(key): _without(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_without("", item) for item in value]
-    return redacted(str(value))
+    text = str(value)
+    return _label_without(text) if len(text) <= LONGEST_LABEL else redacted(text)
+
+
+@lru_cache(maxsize=1_000)
+def _label_without(label: str) -> str:
+    """`redacted` of a short text: most are names of events and types, which come in every other line."""
+    return redacted(label)
 
 
 @cache
