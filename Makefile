@@ -20,7 +20,7 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt pyproject.toml 2>/dev
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.6 GB)
+setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.7 GB)
 
 setup-dev: $(DEV_STAMP) ## the same with the development requirements
 
@@ -70,7 +70,7 @@ wheels: setup ## the two small wheels, for agents and for platforms elsewhere, i
 lock: ## resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --extra setup --extra embedded --extra tasks --extra postgres --extra deliveries \
-	  --extra door --extra operations --extra openfeature --extra language-model \
+	  --extra door --extra operations --extra openfeature \
 	  --upgrade -q -o requirements.txt
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --all-extras -c requirements.txt --upgrade -q -o requirements-dev.txt

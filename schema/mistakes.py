@@ -71,6 +71,8 @@ def mistake(detail: ErrorDetails) -> str:
             return f"expected JSON, but {_shown(detail['input'])} came: {detail['ctx']['error']}"
         case "tuple_type":
             return f"expected a list{came}"
+        case "timezone_aware":
+            return f"expected an instant with its offset from UTC (...Z or ...+02:00){came}"
         case "value_error":
             return detail["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":

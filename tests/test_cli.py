@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -787,3 +788,13 @@ def test_a_watched_file_of_flags_follows_production_until_ctrl_c(home: Path, dat
     assert "flags.written" in before
     assert "flags.written" in after
     assert (code, rest) == (130, "")
+
+
+def test_a_door_that_cannot_listen_says_so_and_not_that_it_is_open(nautilus: Callable[..., Said]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, shown, said = nautilus("door", "--port", str(port))
+
+    assert (code, shown) == (1, "")
+    expected = f"expected to listen on 127.0.0.1:{port}, but Address already in use; see --host and --port"
+    assert said == f"nautilus: {expected}\n"

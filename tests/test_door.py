@@ -137,6 +137,17 @@ def test_nothing_of_a_request_is_read_before_its_key_was_accepted(database: Data
     assert refused.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_refusal_says_whether_no_key_came_or_one_that_opens_nothing(database: Database) -> None:
+    with door(database) as caller:
+        none = httpx.get(f"{caller.url}/v1/flags")
+        of_another_scheme = httpx.get(f"{caller.url}/v1/flags", auth=("web", "secret"))
+        wrong = httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": "nautilus_0_1"})
+
+    assert "but none came" in none.json()["detail"]
+    assert "but none came" in of_another_scheme.json()["detail"]
+    assert "but one came that is unknown or revoked" in wrong.json()["detail"]
+
+
 def test_nobody_is_sent_elsewhere_with_a_key(database: Database) -> None:
     with door(database) as caller:
         statuses = {caller.client.post(f"{path}/").status_code for _, path, _ in ROUTES[1:]}
@@ -273,6 +284,15 @@ def test_what_is_no_evaluation_is_refused_in_the_protocols_words(
     assert "expected" in response.json()["errorDetails"]
 
 
+def test_a_parameter_that_only_the_file_has_is_not_called_undeclared(database: Database) -> None:
+    _, text = door_keys.create_platform_key(database, "web", BOTH, "ada", NOW)
+    with serving(application(database, platform())) as url, Caller(url, text).client as client:
+        early = client.post(f"/ofrep/v1/evaluate/flags/{TIMEOUT}", json={})
+
+    assert (early.status_code, early.json()["errorCode"]) == (404, "FLAG_NOT_FOUND")
+    assert "is only in the file: `nautilus up` declares it" in early.json()["errorDetails"]
+
+
 def test_a_bulk_evaluation_that_has_not_changed_is_not_sent_again(database: Database) -> None:
     opened(database, experiment())
     with door(database) as caller:
@@ -317,6 +337,18 @@ def test_health_and_readiness_need_no_key_and_a_stale_door_is_not_ready(database
     assert (health.status_code, ready.status_code, unknown.status_code) == (200, 200, 404)
     assert ready.json()["status"] == "ready"
     assert "expected a route of the door" in unknown.json()["detail"]
+
+
+def test_head_is_answered_as_get_is_without_a_body(database: Database) -> None:
+    with door(database) as caller:
+        health = httpx.head(f"{caller.url}/health")
+        flags = caller.client.head("/v1/flags")
+        same = caller.client.get("/v1/flags").headers
+        refused = httpx.head(f"{caller.url}/v1/flags").status_code
+
+    assert (health.status_code, health.content) == (200, b"")
+    assert (flags.status_code, flags.content, refused) == (200, b"", 401)
+    assert (flags.headers["etag"], flags.headers["content-length"]) == (same["etag"], same["content-length"])
 
 
 def test_the_page_of_routes_loads_nothing_from_elsewhere(database: Database) -> None:

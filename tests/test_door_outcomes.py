@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
+from google.protobuf import json_format
+from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
@@ -117,6 +120,11 @@ BAD = [
     ({"outcomes": [outcome("t") | {"detail": "x" * 501}]}, "outcomes.0.detail"),
     ({"outcomes": [outcome("t") | {"finished_at": "2999-01-01T00:00:00Z"}]}, "expected a finished_at that has passed"),
     ({"outcomes": [outcome("t", timeout={"variant": "blue"})]}, "variant"),
+    # Something else on every machine.
+    (
+        {"outcomes": [outcome("t") | {"started_at": "2026-11-30T01:00:00"}]},
+        "started_at: expected an instant with its offset from UTC (...Z or ...+02:00), but '2026-11-30T01:00:00' came",
+    ),
 ]
 
 
@@ -393,15 +401,40 @@ def test_what_the_unmodified_opentelemetry_exporter_sends_is_recorded_once(datab
     assert (rows[0].reason, rows[0].detail) == ("TimeoutError", "no answer")
 
 
+def line_of(refused: httpx.Response) -> str:
+    """The line of a refusal: in the protocol's Status, or where the request had no form of the protocol, a problem."""
+    match refused.headers["content-type"]:
+        case "application/x-protobuf":
+            return Status.FromString(refused.content).message
+        case "application/json":
+            return json_format.ParseDict(refused.json(), Status()).message
+    return str(refused.json()["detail"])
+
+
 @pytest.mark.parametrize(
-    ("content_type", "content", "status"),
-    [("application/x-protobuf", b"\xff\xff", 400), ("application/json", b"{", 400), ("text/plain", b"", 415)],
+    ("content_type", "content", "status", "answered"),
+    [
+        ("application/x-protobuf", b"\xff\xff", 400, "application/x-protobuf"),
+        ("application/json; charset=utf-8", b"{", 400, "application/json"),
+        ("application/json", b"x" * 4_000_001, 413, "application/json"),
+        ("text/plain", b"", 415, "application/problem+json"),
+    ],
 )
-def test_a_body_that_holds_no_spans_is_refused_in_one_line(
-    database: Database, content_type: str, content: bytes, status: int
+def test_a_body_that_holds_no_spans_is_refused_in_one_line_of_the_form_that_it_came_in(
+    database: Database, content_type: str, content: bytes, status: int, answered: str
 ) -> None:
     with door(database) as caller:
         refused = caller.client.post("/v1/traces", content=content, headers={"Content-Type": content_type})
 
     assert refused.status_code == status
-    assert "expected" in refused.json()["detail"]
+    assert refused.headers["content-type"] == answered
+    assert line_of(refused).startswith("expected")
+    assert len(line_of(refused).splitlines()) == 1
+
+
+def test_an_exporter_without_a_key_reads_why_it_is_refused(database: Database) -> None:
+    with door(database) as caller:
+        refused = httpx.post(f"{caller.url}/v1/traces", headers={"Content-Type": "application/x-protobuf"})
+
+    assert refused.status_code == 401
+    assert "but none came" in line_of(refused)

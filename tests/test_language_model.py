@@ -1009,7 +1009,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> N
     code, said = nautilus(tmp_path, *command, before="sys.modules['pydantic_ai'] = None")
 
     assert code == 1
-    assert "expected the package pydantic-ai for --model; `pip install '.[language-model]'`" in said
+    assert "expected the package pydantic-ai for --model; `.venv/bin/pip install -e '.[language-model]'`" in said
     assert said.count("\n") == 1
 
 

@@ -76,7 +76,7 @@ def test_a_library_s_lines_have_the_same_form(capsys: pytest.CaptureFixture[str]
     try:
         raise ValueError("no such thing")
     except ValueError:
-        logging.getLogger("uvicorn.error").exception("cannot serve %s", "it", extra={"port": 8484})
+        logging.getLogger("library.server").exception("cannot serve %s", "it", extra={"port": 8484})
     logging.getLogger("httpx").info("a request")  # of no interest
 
     (line,) = lines(capsys)
@@ -115,7 +115,7 @@ def test_a_traceback_holds_no_secret(capsys: pytest.CaptureFixture[str]) -> None
         raise ValueError(f"expected another key, but {SECRET} came")
     except ValueError:
         log.exception("request.failed")
-        logging.getLogger("uvicorn").exception("request failed")
+        logging.getLogger("library").exception("request failed")
 
     mine, theirs = lines(capsys)
 

@@ -884,6 +884,10 @@ async def test_the_door_answers_under_its_own_names_only(
         answer = await http.post(f"{url}/mcp", json=LISTING, headers=headers)
 
     assert answer.status_code == status
+    if status == 421:
+        came = headers["host"]
+        line = f"expected a name of this door, but {came} came; `hosts` under [door] in platform.toml adds one"
+        assert answer.text == line
 
 
 async def test_what_is_no_call_is_refused_and_the_door_goes_on(temporal: Temporal, database: Database) -> None:

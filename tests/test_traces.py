@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -23,6 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
+from opentelemetry.sdk._configuration import _get_exporter_names
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
@@ -477,3 +480,16 @@ def test_any_bytes_are_read_or_refused(body: bytes, encoding: str) -> None:
     came = reading(body, PROTOBUF, encoding)
 
     assert isinstance(came, Reported) or (came.startswith("expected ") and came.isprintable())
+
+
+def test_the_page_s_variables_have_an_sdk_that_would_send_grpc_send_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"^    export (\w+)=(.+)$", page, re.MULTILINE))
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")  # what `opentelemetry-instrument` sets
+    by_default = _get_exporter_names("traces")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert by_default == ["otlp_proto_grpc"]
+    assert _get_exporter_names("traces") == ["otlp_proto_http"]
+    assert len(variables) == 3

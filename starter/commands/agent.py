@@ -99,7 +99,8 @@ async def _on_model(
     except ModuleNotFoundError as missing:
         if not (missing.name or "").startswith("pydantic_ai"):
             raise
-        raise CommandError("expected the package pydantic-ai for --model; `pip install '.[language-model]'`") from None
+        install = "`.venv/bin/pip install -e '.[language-model]'`"
+        raise CommandError(f"expected the package pydantic-ai for --model; {install}") from None
     agent = on_model(model, signer.agent_id, own_playbook=settings.playbook, budget=budget, timeout_s=timeout_s)
     try:
         client = await NautilusClient.connect(signer)

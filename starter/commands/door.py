@@ -22,6 +22,8 @@ from starter.command import (
 )
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from schema.messages.door import DoorKey
 
 PORT = 8484
@@ -60,9 +62,10 @@ def _serve(host: str, port: int) -> None:
 
     # Writers work in threads beside the loop that answers; at the default, each may keep it waiting for 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    log_beside("door")
     settings = Settings()
     served = application(open_database(), declared_platform(settings), settings.resolver_refresh_s)
+    listening = _listening(host, port)
+    log_beside("door")
     config = uvicorn.Config(
         served,
         host,
@@ -76,10 +79,21 @@ def _serve(host: str, port: int) -> None:
         date_header=False,
     )
     if err.is_terminal:
-        err.print(
-            f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it", soft_wrap=True
-        )
-    uvicorn.Server(config).run()
+        opened = f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it"
+        err.print(opened, soft_wrap=True)
+    uvicorn.Server(config).run([listening])
+
+
+def _listening(host: str, port: int) -> "socket":
+    """A socket that listens there. Raises CommandError: nobody may read that a door is open which is not."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # the rest says the address again
+        raise CommandError(f"expected to listen on {host}:{port}, but {why}; see --host and --port") from None
 
 
 @keys.command("create", epilog="Example: nautilus door key create --platform web --scope parameters --scope outcomes")

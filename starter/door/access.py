@@ -20,7 +20,7 @@ from starlette.types import Scope as Connection
 
 from activities.door_keys import KnownKey, matching
 from schema.messages.door import DoorKey, DoorRules, Scope
-from starter.door.problems import Problem
+from starter.door.problems import TRACES, Problem
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ SCOPES = {
     "/v1/configuration": Scope.PARAMETERS,
     "/v1/exposures": Scope.OUTCOMES,
     "/v1/outcomes": Scope.OUTCOMES,
-    "/v1/traces": Scope.OUTCOMES,
+    TRACES: Scope.OUTCOMES,
     "/mcp": Scope.AGENTS,
 }
 # Without a key: whether the door works, and what it takes.
@@ -109,6 +109,9 @@ class Access:
         self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
+        if connection["type"] == "http" and connection["method"] == "HEAD":
+            # Every GET answers it (RFC 9110), and monitors ask so; the server leaves the body out.
+            connection = dict(connection) | {"method": "GET"}
         if connection["type"] != "http" or connection["path"] in OPEN or connection["path"].startswith(PAGE):
             await self._app(connection, receive, send)
             return
@@ -117,19 +120,21 @@ class Access:
             connection.setdefault("state", {})["key"] = key
             body = await self._body(Headers(scope=connection), receive)
         except Problem as refused:
-            await refused.response(connection, receive, send)
+            await refused.response(connection)(connection, receive, send)
             return
         await self._app(connection, _replayed(body, receive), send)
 
     async def _admitted(self, connection: Connection) -> DoorKey:
         """The key of a request that may go on. Raises Problem."""
-        key = await self._keys.matching(_presented(Headers(scope=connection)))
+        text = _presented(Headers(scope=connection))
+        key = await self._keys.matching(text)
         if key is None:
             client = connection.get("client") or ("", 0)
             self._count(self._wrong_keys, f"wrong:{client[0]}")
+            came = "one came that is unknown or revoked" if text else "none came"
             raise Problem(
                 HTTPStatus.UNAUTHORIZED,
-                "expected a key in force, as `Authorization: Bearer nautilus_...`, but none came; "
+                f"expected a key in force, as `Authorization: Bearer nautilus_...` or `X-API-Key`, but {came}; "
                 "`nautilus door key create` makes one",
             )
         needed = next((scope for path, scope in SCOPES.items() if connection["path"].startswith(path)), None)

@@ -5,7 +5,7 @@ What is acknowledged is committed, and to send it again changes nothing.
 
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,15 +26,19 @@ from starter.door.state import Door, door_of
 # A transaction of some tens of milliseconds, for which a platform's other recorders wait.
 MOST_AT_ONCE = 1_000
 
-REFUSALS = refusals(
+REFUSALS = (
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNPROCESSABLE_ENTITY,
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
-router = APIRouter(prefix="/v1", tags=["outcomes"], responses=REFUSALS)
+# Of spans; what its form is, the request's content type says.
+REFUSALS_OF_SPANS = (*REFUSALS, HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+STATUS: dict[str, Any] = {traces.PROTOBUF: {}, traces.JSON: {"schema": {"type": "object"}}}
+router = APIRouter(prefix="/v1", tags=["outcomes"], responses=refusals(*REFUSALS))
 
 
 class OutcomeBatch(BaseModel):
@@ -93,7 +97,7 @@ async def exposures(request: Request) -> Exposed:
     "/traces",
     summary="Export spans of OpenTelemetry (OTLP)",
     openapi_extra={"requestBody": {"required": True, "content": {traces.PROTOBUF: {}, traces.JSON: {}}}},
-    responses=refusals(HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    responses=refusals(*REFUSALS_OF_SPANS, other_forms=STATUS),
 )
 async def spans(request: Request) -> Response:
     """Spans of OpenTelemetry (OTLP over HTTP): those that are tasks are recorded as outcomes, the others forgotten."""

@@ -93,7 +93,7 @@ async def evaluate_flag(key: str, request: Request) -> Response:
     try:
         evaluation = door.resolver.evaluate(key, context.targetingKey)
     except KeyError:
-        return _failure(404, "FLAG_NOT_FOUND", f"expected a declared parameter, but {key} came", key)
+        return _failure(404, "FLAG_NOT_FOUND", _missing(door, key), key)
     _expose(door, request, context.targetingKey, [evaluation])
     return JSONResponse(_evaluated(key, evaluation))
 
@@ -151,6 +151,13 @@ async def _context(request: Request) -> EvaluationContext:
 def _failure(status: int, code: str, line: str, key: str | None = None) -> Response:
     failure = EvaluationFailure(key=key, errorCode=code, errorDetails=line)
     return JSONResponse(failure.model_dump(exclude_none=True), status)
+
+
+def _missing(door: Door, key: str) -> str:
+    """Why there is no such flag: a door may be open before the first worker has declared the file's parameters."""
+    if key in {parameter.key for parameter in door.platform.parameters}:
+        return f"expected a parameter in force, but {key} is only in the file: `nautilus up` declares it when it starts"
+    return f"expected a declared parameter, but {key} came"
 
 
 def _evaluated(key: str, evaluation: Evaluation) -> dict[str, Any]:

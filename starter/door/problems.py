@@ -1,14 +1,22 @@
-"""Problems: how the door refuses, as RFC 9457 has it. The detail is one line: what was expected, what came."""
+"""Problems: how the door refuses, as RFC 9457 has it. The detail is one line: what was expected, what came.
+
+An exporter of OpenTelemetry reads no problems: to it the same line goes in its own protocol's form.
+"""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from starter.door import traces
 
 MEDIA_TYPE = "application/problem+json"
+TRACES = "/v1/traces"
 
 
 class ProblemDetails(BaseModel):
@@ -33,9 +41,16 @@ class Problem(Exception):
         if status is HTTPStatus.UNAUTHORIZED:
             self.headers["WWW-Authenticate"] = "Bearer"
 
-    @property
-    def response(self) -> Response:
-        return problem(self.status, self.detail, self.headers)
+    def response(self, connection: Scope) -> Response:
+        """The response that refuses a request, in the form that its sender reads."""
+        content_type = Headers(scope=connection).get("content-type", "")
+        if connection["path"] != TRACES:
+            return problem(self.status, self.detail, self.headers)
+        try:
+            status = traces.refuse(self.detail, content_type)
+        except traces.BodyRefused:  # neither of the forms
+            return problem(self.status, self.detail, self.headers)
+        return Response(status, self.status, self.headers, traces.media_type_of(content_type))
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -44,15 +59,13 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return JSONResponse(details.model_dump(), status, headers, MEDIA_TYPE)
 
 
-async def refuse(_request: Request, error: Exception) -> Response:
+async def refuse(request: Request, error: Exception) -> Response:
     """The exception handler of the application."""
     assert isinstance(error, Problem)
-    return error.response
+    return error.response(request.scope)
 
 
-def refusals(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """These refusals as OpenAPI describes responses."""
-    schema = {"$ref": "#/components/schemas/ProblemDetails"}
-    return {
-        status.value: {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
-    }
+def refusals(*statuses: HTTPStatus, other_forms: Mapping[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """These refusals as OpenAPI describes responses; `other_forms` by media type, beside the problem."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}} | dict(other_forms or {})
+    return {status.value: {"description": status.phrase, "content": content} for status in statuses}

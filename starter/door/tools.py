@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from temporalio.client import (
@@ -233,6 +234,7 @@ class McpApp:
     """
 
     def __init__(self, tools: Tools, security: TransportSecuritySettings) -> None:
+        self._security = security
         self._sessions = StreamableHTTPSessionManager(
             app=server_of(tools.answer),
             json_response=True,
@@ -247,7 +249,18 @@ class McpApp:
             refusal = PlainTextResponse("expected POST, because the door has no sessions", 405, {"allow": "POST"})
             await refusal(scope, receive, send)
             return
+        host = Headers(scope=scope).get("host", "")
+        if scope["type"] == "http" and not self._is_our_name(host):
+            line = f"expected a name of this door, but {host} came; `hosts` under [door] in platform.toml adds one"
+            await PlainTextResponse(line, 421)(scope, receive, send)
+            return
         await self._sessions.handle_request(scope, receive, send)
+
+    def _is_our_name(self, host: str) -> bool:
+        """As the SDK decides it, which refuses in words that name neither the host nor what to do."""
+        named = self._security.allowed_hosts
+        is_checked = self._security.enable_dns_rebinding_protection
+        return not is_checked or host in named or f"{host.rpartition(':')[0]}:*" in named
 
     def run(self) -> AbstractAsyncContextManager[None]:
         """Must be entered before the first request; leaving it ends what is under way."""

@@ -73,6 +73,17 @@ def respond(rejected: Sequence[str], content_type: str) -> bytes:
     return answer.SerializeToString()
 
 
+def refuse(detail: str, content_type: str) -> bytes:
+    """The answer to a request that was refused: the protocol's Status, which is all that a Collector reads of it.
+
+    The Status is google.rpc's. Of it the protocol uses the message alone, which a span's status has under the same
+    number; so no other package is needed. Raises BodyRefused as `media_type_of` does.
+    """
+    if media_type_of(content_type) == JSON:
+        return json.dumps({"message": detail}).encode()
+    return trace_pb2.Status(message=detail).SerializeToString()
+
+
 def media_type_of(content_type: str) -> str:
     """The media type of a request, and so of its answer; raises BodyRefused for one that is not of OTLP."""
     media_type = content_type.partition(";")[0].strip().lower()
