@@ -45,6 +45,7 @@ from schema.settings import Settings
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from starter.preflight import expect_replay
+from starter.telemetry import runtime
 from workflows.autonomy import AutonomyScan, AwardDueBids
 from workflows.consolidation import Consolidation
 from workflows.event_bus import EventBus
@@ -167,7 +168,7 @@ async def run(settings: Settings, check_replay: bool = False) -> None:
     runner = TaskRunner(task_types, settings.home / "cache")
     resolver = ParameterResolver(DatabaseStore(database, platform), settings.resolver_refresh_s)
     try:
-        client = await connection.connect(plugins=[plugin()])
+        client = await connection.connect(plugins=[plugin()], runtime=runtime(settings.metrics_address))
         if check_replay:
             await expect_replay(client, WORKFLOWS)
         async with (

@@ -37,15 +37,6 @@ def schema_versions(readable: Readable) -> list[str]:
     return [row["version_num"] for row in readable.rows("SELECT version_num FROM alembic_version")]
 
 
-def known_schema_versions() -> list[str]:
-    """The versions that this release knows, newest first."""
-    from alembic.script import ScriptDirectory  # loads slowly
-
-    from activities.database import MIGRATIONS
-
-    return [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
-
-
 def time_of(readable: Readable) -> datetime:
     """The database's own clock; SQLite's is this machine's."""
     (row,) = readable.rows("SELECT CURRENT_TIMESTAMP AS now")

@@ -25,6 +25,7 @@ from activities.task_types.corpus import Corpus, open_corpus
 from activities.task_types.library import PLAIN, Search
 from schema.messages.simulation import ResearchService
 from simulation.faults import Conduct, Shelves, Slots, Treatment
+from starter import logs
 
 log = structlog.get_logger()
 
@@ -137,6 +138,7 @@ def main(
     poorer_after_s: Annotated[float | None, typer.Option(help="When `plain` finds poorer passages.")] = None,
 ) -> None:
     """Answer searches until Ctrl-C."""
+    logs.configure("research-service")
     options = locals()  # the fields of a ResearchService are among the parameters, under the same names
     declared = ResearchService(**{name: options[name] for name in ResearchService.model_fields})
     corpus = open_corpus(cache, lambda stage, count: log.info("corpus.building", stage=stage, count=count))

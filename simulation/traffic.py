@@ -27,6 +27,7 @@ from schema.messages.observatory import TaskOutcome, detail_of
 from schema.messages.platform import Platform
 from schema.messages.simulation import Traffic
 from schema.settings import Settings
+from starter import logs
 from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
@@ -163,6 +164,7 @@ def wanted_types(traffic: Traffic) -> dict[str, TaskType]:
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
+    logs.configure("traffic")
     stopping = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stopping.set())

@@ -73,6 +73,10 @@ COMMANDS = {
         "door",
         "The door: parameters, outcomes, traces and agents over HTTP, for all who reach no database and no Temporal.",
     ),
+    "metrics": Entry(
+        "metrics",
+        "Serve metrics for Prometheus until Ctrl-C: cycles, verdicts, backlog, snapshots, health, ledger.",
+    ),
     "outcomes": Entry("outcomes", "Outcomes of tasks."),
     "schedules": Entry("schedules", "Jobs: what runs when, and with what budget."),
     "events": Entry("events", "Events: the outbox, its subscribers and their dead letters."),

@@ -170,21 +170,32 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes, int]]:
                 yield number, text, len(line)
 
 
-def log_beside() -> None:
-    """Log to standard error in this process: standard output is for the answer."""
+def log_beside(process: str = "") -> None:
+    """Log to standard error in this process: standard output is for the answer.
+
+    `process` names one that runs on, as `up` and the worker do: its logs are for machines as well.
+    """
     import structlog
 
+    if process:
+        from starter import logs
+
+        logs.configure(process)
+        return
     # Looked up at each line: a test may replace standard error.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run asynchronous work to its end, to Ctrl-C, or to SIGTERM: in each case what it started is stopped in order."""
+def run(work: Coroutine[Any, Any, T], process: str = "") -> T:
+    """Run asynchronous work to its end, to Ctrl-C, or to SIGTERM: in each case what it started is stopped in order.
+
+    `process` is the name in its logs, of one that runs on.
+    """
     import asyncio
     import signal
     import threading
 
-    log_beside()
+    log_beside(process)
 
     async def until_stopped() -> T:
         task = asyncio.current_task()

@@ -51,12 +51,16 @@ RESTART_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the embedded server listens; `embedded` uses it even where another server is configured."""
+    """Where the embedded server listens; `embedded` uses it even where another server is configured.
+
+    Without `metrics` nothing serves the platform's own: they are a process more.
+    """
 
     server: int = 7233
     web_ui: int = 8233
     embedded: bool = False
     door: int = 8484
+    metrics: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,10 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
         environment = settings.variables()
-        if not is_free(ports.door):
-            raise ServerError(
-                f"expected a free port for the door, but something listens on {ports.door}; see --door-port"
-            )
+        for name, port in (("door", ports.door), ("metrics", ports.metrics)):
+            if port is not None and not is_free(port):
+                expected = f"expected a free port for the {name}, but something listens on {port}"
+                raise ServerError(f"{expected}; see --{name}-port")
         service = platform.simulation.research_service
         if service is not None:
             # First, because it takes longest.
@@ -114,7 +118,7 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
         environment["NAUTILUS_DOOR_URL"] = f"http://127.0.0.1:{ports.door}"
-        for name, command in _commands(platform, ports.door).items():
+        for name, command in _commands(platform, ports).items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
         yield Stack(
@@ -170,13 +174,15 @@ async def _declare(client: Client, database: Database, platform: Platform, home:
     await start_bus(client, database, platform)
 
 
-def _commands(platform: Platform, door_port: int) -> dict[str, list[str]]:
+def _commands(platform: Platform, ports: Ports) -> dict[str, list[str]]:
     """The processes that run beside the server, by the name of their log: arguments of this interpreter."""
     commands = {
         "worker": ["-m", "starter", "worker"],
-        "door": ["-m", "starter", "door", "--port", str(door_port)],
+        "door": ["-m", "starter", "door", "--port", str(ports.door)],
         "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
     }
+    if ports.metrics is not None:
+        commands["metrics"] = ["-m", "starter", "metrics", "--port", str(ports.metrics)]
     if platform.traffic is not None:
         commands["traffic"] = ["-m", "simulation.traffic"]
     return commands

@@ -28,6 +28,7 @@ from activities import condition, cron, ledger
 from activities.database import Database
 from activities.events import emit, subscribe
 from activities.parameters import declare_parameters, freeze
+from activities.schema_version import versions
 from rules.subscriptions import CYCLES, KEYS
 from schema import wire
 from schema.declaration import declared_platform
@@ -293,14 +294,14 @@ async def test_a_database_that_cannot_be_read(sqlite: Settings, content: bytes |
 @pytest.mark.parametrize(
     ("version", "words", "mend"),
     [
-        ("0011", "expected 0012", "`nautilus up` migrates it"),
+        ("0011", "expected 0012", "`nautilus db upgrade`"),
         ("9999", "does not know", "install the release"),
     ],
 )
 async def test_a_schema_of_another_release(
     new_site: NewSite, either_database: Database, version: str, words: str, mend: str
 ) -> None:
-    newest, *_ = condition.known_schema_versions()
+    newest = versions()[-1]
     assert (await found(new_site(), "schema")).state is State.OK
     change(either_database, f"UPDATE alembic_version SET version_num = '{version}'")
     try:

@@ -41,14 +41,16 @@ async def test_up_says_what_to_do_where_the_configured_server_does_not_answer(
             pass
 
 
-async def test_up_does_not_share_the_port_of_a_door(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["door", "metrics"])
+async def test_up_does_not_share_a_port(tmp_path: Path, name: str) -> None:
     (tmp_path / "platform.toml").write_text("")
     settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        ports = Ports(free_port(), free_port(), door=other.getsockname()[1])
-        with pytest.raises(ServerError, match=f"something listens on {ports.door}; see --door-port"):
+        taken = other.getsockname()[1]
+        ports = Ports(free_port(), free_port(), **{"door": free_port(), name: taken})
+        with pytest.raises(ServerError, match=f"for the {name}, but something listens on {taken}; see --{name}-port"):
             async with running(settings, ports):
                 pass
 

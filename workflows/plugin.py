@@ -31,6 +31,7 @@ from temporalio.worker import (
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from schema.mistakes import Unreadable, in_one_line, wrong_number
+from workflows.log_context import LogContext
 
 # Loaded once per process and not once per workflow. `rules` stays policed: it decides, so it must be deterministic.
 PASS_THROUGH = (
@@ -139,6 +140,6 @@ def plugin() -> SimplePlugin:
         data_converter=replace(
             pydantic_data_converter, payload_converter_class=OneLineConverter, failure_converter_class=OneLineFailures
         ),
-        interceptors=[_SafeMessageInterceptor()],
+        interceptors=[_SafeMessageInterceptor(), LogContext()],
         workflow_runner=_runner,
     )

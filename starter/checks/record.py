@@ -33,16 +33,17 @@ def database(site: Site) -> Judgement:
 def schema(site: Site) -> Judgement:
     """The database has the newest version of the schema."""
     from activities import condition
+    from activities.schema_version import versions
 
     has = condition.schema_versions(site.readable())
-    newest, *earlier = condition.known_schema_versions()
+    *earlier, newest = versions()
     if has == [newest]:
         return ok(f"version {newest}, the newest")
-    versions = ", ".join(has) or "none"
+    came = ", ".join(has) or "none"
     if not set(has) <= {newest, *earlier}:
         mend = "install the release that wrote it, or a newer one"
-        return problem(f"the database's schema is {versions}, which this release does not know", mend)
-    return problem(f"the database's schema is {versions}, expected {newest}", "`nautilus up` migrates it")
+        return problem(f"the database's schema is {came}, which this release does not know", mend)
+    return problem(f"the database's schema is {came}, expected {newest}", "`nautilus db upgrade`")
 
 
 def database_clock(site: Site) -> Judgement:

@@ -70,7 +70,7 @@ def agent_run(
     The model's provider gets what `nautilus diagnose` shows; its API key is read from the provider's own variable.
     """
     if model is not None:
-        run(_on_model(model, name, key, budget, timeout_s, every_s))
+        run(_on_model(model, name, key, budget, timeout_s, every_s), "agents")
         return
     if name is not None:
         raise CommandError("expected --model with --agent: the six built-in agents have names of their own")
@@ -88,7 +88,7 @@ def agent_run(
         agent_keys = [keys.read(keys.path_of(settings.home, agent.agent_id)) for agent in agents]
         await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
-    run(serve())
+    run(serve(), "agents")
 
 
 async def _on_model(

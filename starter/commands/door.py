@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schema.messages.door import PLATFORM_SCOPES, Scope
-from starter.command import AsJson, Columns, CommandError, Who, Why, answer, answer_rows, err, open_database, out
+from starter.command import (
+    AsJson,
+    Columns,
+    CommandError,
+    Who,
+    Why,
+    answer,
+    answer_rows,
+    err,
+    log_beside,
+    open_database,
+    out,
+)
 
 if TYPE_CHECKING:
     from socket import socket
@@ -55,18 +67,22 @@ def _serve(host: str, port: int) -> None:
     database = expect_newest(open_database())
     served = application(database, declared_platform(settings), settings.resolver_refresh_s)
     listening = _listening(host, port)
+    log_beside("door")
     config = uvicorn.Config(
         served,
         host,
         port,
         access_log=False,
         log_level="warning",
+        log_config=None,  # its lines are lines like all others
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
         ws="none",  # a WebSocket would not pass the access check
         date_header=False,
     )
-    err.print(f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it", soft_wrap=True)
+    if err.is_terminal:
+        opened = f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it"
+        err.print(opened, soft_wrap=True)
     uvicorn.Server(config).run([listening])
 
 

@@ -53,6 +53,9 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded Temporal server.")] = 7233,
     ui_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its web UI.")] = 8233,
     door_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the door.")] = 8484,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the platform's metrics for Prometheus; default: none.")
+    ] = None,
     pace: Annotated[
         Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
     ] = None,
@@ -66,7 +69,8 @@ def up(
 
     async def serve() -> None:
         settings = Settings(pace=pace) if pace else Settings()
-        async with running(settings, Ports(port, ui_port, door=door_port), check_replay) as stack:
+        ports = Ports(port, ui_port, door=door_port, metrics=metrics_port)
+        async with running(settings, ports, check_replay) as stack:
             # The database's URL may hold a password, and the person who set it has it.
             _print_exports(stack.environment, without="NAUTILUS_DATABASE_URL")
             for subscriber, mistake in stack.mistakes.items():
@@ -75,7 +79,7 @@ def up(
             err.print(f"Temporal web UI: {stack.web_ui or 'of the configured server'}; Ctrl-C ends everything")
             await asyncio.Event().wait()
 
-    run(serve())
+    run(serve(), "up")
 
 
 def _print_exports(environment: Mapping[str, str], without: str | None = None) -> None:
@@ -91,4 +95,4 @@ def worker(check_replay: Annotated[bool, CHECK_REPLAY] = False) -> None:
     import worker as composition
     from schema.settings import Settings
 
-    run(composition.run(Settings(), check_replay))
+    run(composition.run(Settings(), check_replay), "worker")
