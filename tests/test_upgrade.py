@@ -364,7 +364,7 @@ async def test_a_worker_starts_where_everything_replays_or_where_it_is_not_to_ch
 
     assert shown[:2] == (0, "1 run, and all of them replay\n")
     assert "replay.checked" in checked
-    assert f"build_id={code_id()}" in checked
+    assert f'"build_id": "{code_id()}"' in checked
     assert "replay.checked" not in unchecked
 
 
