@@ -268,7 +268,7 @@ def test_a_model_that_answers_with_other_passages_is_found_wrong_and_another_mod
     assert sound.quality > 0
 
 
-def test_a_model_that_searches_for_one_term_gives_poorer_results_and_hardly_a_failure(corpus: Corpus) -> None:
+def test_a_model_that_searches_for_one_term_gives_poorer_results_and_no_failure(corpus: Corpus) -> None:
     research = ResearchSynthesis()
     # The difference of one question between two models has a standard deviation of about .11.
     questions = [research.sample(unit) for unit in "abcdefghijklmnopqrstuvwxyz"]
@@ -276,12 +276,14 @@ def test_a_model_that_searches_for_one_term_gives_poorer_results_and_hardly_a_fa
     rare_model = usual_model | {"research_synthesis.model": "rare"}
 
     def mean_quality(parameters: dict[str, Value]) -> float:
-        qualities = []
-        for question in questions:
+        # No model fails these; of the rest one question in some sixty has too few sources in the documentation.
+        qualities = [research.run(question, parameters).quality for question in questions[:6]]
+        for question in questions[6:]:
             with suppress(InvalidResult):
-                qualities.append(research.run(question, parameters).quality or 0.0)
+                qualities.append(research.run(question, parameters).quality)
         assert len(qualities) >= len(questions) - 2
-        return statistics.fmean(qualities)
+        assert None not in qualities
+        return statistics.fmean(quality for quality in qualities if quality is not None)
 
     research.library = LocalLibrary(corpus)
     usual = mean_quality(usual_model)
