@@ -233,6 +233,18 @@ async def test_a_disk_that_is_nearly_full(sqlite: Settings, free: int, total: in
     assert (await found(roomy, "disk")).state is State.OK
 
 
+async def test_a_full_disk_is_found_before_there_is_a_folder_on_it(sqlite: Settings, tmp_path: Path) -> None:
+    nowhere = sqlite.model_copy(update={"home": tmp_path / "not" / "yet", "database_url": ""})
+    asked: list[Path] = []
+
+    def full(path: Path) -> tuple[int, int]:
+        asked.append(path)
+        return 1_000, 100_000_000_000
+
+    is_at(State.WARNING, await found(Site(nowhere, free_and_total=full), "disk"), "free in", mend="free some room")
+    assert asked == [tmp_path]
+
+
 async def stale(scope: Any, _receive: Any, send: Any) -> None:
     """What a door answers that has not read the database for long."""
     assert scope["path"] == "/ready"

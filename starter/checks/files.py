@@ -71,16 +71,16 @@ def folder(site: Site) -> Judgement:
 def disk(site: Site) -> Judgement:
     """There is room on the disks of those folders."""
     rooms = []
-    for path in _folders(site):
-        if not path.exists():
-            continue
+    for folder in _folders(site):
+        # Of a folder that is yet to be made, the disk that it will be on.
+        path = next(place for place in (folder, *folder.parents) if place.exists())
         free, total = site.free_and_total(path)
         room = f"{free / GIGABYTE:.1f} GB ({free / total:.0%}) free in {path}"
         if free < LEAST_FREE or free < LEAST_FREE_SHARE * total:
             mend = "free some room or enlarge the disk before it is full"
             return warning(f"only {room}; expected 1 GB and {LEAST_FREE_SHARE:.0%}", mend)
         rooms.append(room)
-    return ok("; ".join(rooms) or "no folder yet")
+    return ok("; ".join(dict.fromkeys(rooms)))
 
 
 def _folders(site: Site) -> list[Path]:
