@@ -68,6 +68,7 @@ class Processes:
         self._server = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": wire.NAMESPACE}
         self._home: dict[str, str] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._logged_bytes: dict[str, int] = {}
 
     def use(self, home: Path) -> None:
         """Processes that start from now on serve the platform in `home`."""
@@ -80,6 +81,7 @@ class Processes:
     def start(self, name: str) -> None:
         environment = os.environ | self._server | self._home | self._environment
         with self.log(name).open("ab") as sink:
+            self._logged_bytes[name] = sink.tell()
             self._running[name] = subprocess.Popen(
                 [sys.executable, *self._commands[name]], cwd=ROOT, env=environment, stdout=sink, stderr=sink
             )
@@ -99,6 +101,10 @@ class Processes:
         for name in ended:
             self.start(name)
         return ended
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether a process has logged anything since it was started: until then it only loads."""
+        return self.log(name).stat().st_size > self._logged_bytes[name]
 
     def name_of(self, pid: int) -> str | None:
         """The name of the running process with this id."""

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -58,17 +59,12 @@ WARM_UP_S = 10.0
 
 @dataclass(frozen=True)
 class Size:
-    """How much one act is: pauses in seconds, means of the schedule."""
+    """How much one act is; `pause_s` is the mean of the seconds between two kills."""
 
     kills: int
     at_once: int
     pause_s: float
     faults: Sequence[str]
-
-    @property
-    def fault_pause_s(self) -> float:
-        """Between two faults, so that they spread over the kills."""
-        return self.kills * self.pause_s / (len(self.faults) + 1)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ async def play(folder: Path, kind: str, size: Size, seed: str) -> Act:
             await asyncio.sleep(WARM_UP_S)
             async with asyncio.TaskGroup() as group:
                 group.create_task(saboteur.kill(size.kills))
-                group.create_task(saboteur.strike(size.fault_pause_s, tuple(size.faults)))
+                group.create_task(saboteur.strike(size.faults, size.kills))
             note("no further faults; waiting for what is under way")
             conductor.is_stopping = True
             market.cancel()
@@ -223,6 +219,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="24 kills of a shorter schedule, some minutes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, help="how many live processes are to be hit: 200, and 24 with --quick")
+    parser.add_argument(
+        "--pause-s", type=float, default=3.0, help="between two kills, on average; more on a slow machine"
+    )
     parser.add_argument("--database", choices=list(KINDS), help="one act alone, with all the kills")
     parser.add_argument("--keep", action="store_true", help="leave homes and logs in place")
     chosen = parser.parse_args()
@@ -231,8 +230,10 @@ def main() -> None:
     if kills < len(kinds):
         parser.error(f"expected at least a kill for each of {len(kinds)} acts, but --kills {kills} came")
     faults = FAULTS if chosen.quick else (*FAULTS, LONG_LOCKED)
-    size = Size(-(-kills // len(kinds)), 3 if chosen.quick else 6, 3.0, faults)
+    size = Size(-(-kills // len(kinds)), 3 if chosen.quick else 6, chosen.pause_s, faults)
 
+    # Stopped by a supervisor as by Ctrl-C: no process may be left, and nothing mounted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # short: PostgreSQL's socket lies in it
     folder.chmod(0o711)  # the PostgreSQL server of root runs as nobody

@@ -37,7 +37,7 @@ from starter.client import NautilusClient
 LOOK_S = 1.0
 # Tasks of a type in play before its anomaly is announced: an agent wants recent records.
 LEAD_S = 6.0
-MARKET_EVERY_S = 3.0
+MARKET_EVERY_S, MOST_TASKS = 3.0, 8
 PRICE = 100
 OPTION = {"spot": 100, "strike": 105, "rate": 0.02, "volatility": 0.2, "maturity": 1, "target_se": 1.0, "seed": 7}
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Conductor:
             await asyncio.sleep(LOOK_S)
 
     async def submit_tasks(self) -> None:
-        """Ask the market for tasks; each until it is accepted."""
+        """Ask the market for tasks, each until it is accepted, and for no more than can be done."""
         client = NautilusClient(self._stage.client)
         for number in itertools.count(1):
             request = TaskRequest(task_id=f"market-{number}", task_type=MARKET_TYPE, payload=OPTION, price=PRICE)
@@ -106,6 +106,8 @@ class Conductor:
                     await asyncio.sleep(1)
             self.tasks.append(request.task_id)
             await asyncio.sleep(MARKET_EVERY_S)
+            while await self.tasks_under_way() >= MOST_TASKS:
+                await asyncio.sleep(LOOK_S)
 
     async def reached(self, transaction: Callable[[], T]) -> T:
         """The result of a transaction, once the database can be reached; it may run several times."""

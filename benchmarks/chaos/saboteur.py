@@ -8,8 +8,9 @@ the subscriber, asks the server which worker is delivering, and kills that one b
 
 import asyncio
 import random
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from temporalio.api.enums.v1 import PendingActivityState
@@ -24,6 +25,8 @@ from starter.server import ServerError
 SERVER, DISPATCHER = "server", "dispatcher"
 # Each once in every shuffled round, so that all get an equal share. The server's restart takes longest.
 TARGETS = (*WORKERS, AGENTS, RECORDER, DOOR, DISPATCHER, SERVER)
+# Share of the kills that do not wait for a process to be at work, and the longest that the others wait.
+WHILE_LOADING, LONGEST_LOAD_S = 0.1, 60.0
 # How long a delivery is waited for.
 AMBUSH_S = 10.0
 # Short of a signed webhook's tolerance of five minutes: further off, receivers rightly refuse.
@@ -53,15 +56,18 @@ class Saboteur:
             bag = bag or self._random.sample(TARGETS, len(TARGETS))
             target = bag.pop()
             await asyncio.sleep(self._random.uniform(0.3, 1.7) * self._pause_s)
+            if self._random.random() >= WHILE_LOADING:
+                await self._until_at_work(target)
             struck = await self._kill(target)
             if struck is not None:
                 self.kills[struck] += 1
                 note(f"kill {self.kills.total()} of {kills}: {struck}")
 
-    async def strike(self, pause_s: float, faults: tuple[str, ...]) -> None:
-        """Every fault once, in an order of the seed, with a pause after each."""
-        for fault in self._faults.sample(faults, len(faults)):
-            await asyncio.sleep(pause_s)
+    async def strike(self, faults: Sequence[str], kills: int) -> None:
+        """Every fault once, in an order of the seed, spread over so many kills."""
+        for number, fault in enumerate(self._faults.sample(faults, len(faults)), 1):
+            while self.kills.total() < kills * number // (len(faults) + 1):
+                await asyncio.sleep(0.2)
             why_not = self._why_not(fault)
             if why_not:
                 self.left_out[fault] = why_not
@@ -72,6 +78,13 @@ class Saboteur:
             note(f"over: {fault}")
 
     # ---- kills
+
+    async def _until_at_work(self, target: str) -> None:
+        """Let a process come to work first: on a busy machine it would otherwise be killed while it loads, for ever."""
+        names = {DISPATCHER: WORKERS, SERVER: ()}.get(target, (target,))
+        deadline = time.monotonic() + LONGEST_LOAD_S
+        while not all(map(self._stage.processes.is_at_work, names)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
 
     async def _kill(self, target: str) -> str | None:
         """Kill a target and start it again; what was hit, or None where that had ended by itself."""

@@ -172,6 +172,7 @@ def main() -> None:
         channels = {name: Channel.open(store, stack) for name, store in ((DATABASE, database), (DOOR, door))}
         traffic = Traffic(channels, Journal(path), len(entries))
         traffic.send_again(entries)
+        print("traffic.started", flush=True)
         for _ in ticks():
             traffic.tick(read_plays(plays))
 
