@@ -31,9 +31,21 @@ class Temporal:
     async def start(self) -> Server:
         return await self._running.enter_async_context(dev_server(self._home, *self._ports))
 
+    @property
+    def is_running(self) -> bool:
+        try:
+            child_with(self._arguments)
+        except RuntimeError:
+            return False
+        return True
+
     async def kill(self) -> None:
-        os.kill(child_with(f"--port\0{self._ports[0]}\0"), signal.SIGKILL)
+        os.kill(child_with(self._arguments), signal.SIGKILL)
         await self.stop()
+
+    @property
+    def _arguments(self) -> str:
+        return f"--port\0{self._ports[0]}\0"
 
     async def stop(self) -> None:
         await self._running.aclose()

@@ -17,12 +17,11 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.service import RPCError
 
 from benchmarks.chaos.declared import RECEIVER
-from benchmarks.chaos.stage import DOOR, RECORDER, WORKERS, Stage
+from benchmarks.chaos.stage import DOOR, RECORDER, SERVER, WORKERS, Stage
 from benchmarks.output import note
 from benchmarks.processes import AGENTS
-from starter.server import ServerError
 
-SERVER, DISPATCHER = "server", "dispatcher"
+DISPATCHER = "dispatcher"
 # Each once in every shuffled round, so that all get an equal share. The server's restart takes longest.
 TARGETS = (*WORKERS, AGENTS, RECORDER, DOOR, DISPATCHER, SERVER)
 # Share of the kills that do not wait for a process to be at work, and the longest that the others wait.
@@ -89,8 +88,7 @@ class Saboteur:
     async def _kill(self, target: str) -> str | None:
         """Kill a target and start it again; what was hit, or None where that had ended by itself."""
         if target == SERVER:
-            await self._kill_server()
-            return SERVER
+            return SERVER if await self._stage.kill_server() else None
         if target == DISPATCHER:
             return await self._kill_dispatcher()
         return target if self._restart(target) else None
@@ -99,16 +97,6 @@ class Saboteur:
         was_alive = self._stage.processes.kill(name)
         self._stage.processes.start(name)
         return was_alive
-
-    async def _kill_server(self) -> None:
-        await self._stage.temporal.kill()
-        while True:
-            try:
-                await self._stage.temporal.start()
-                return
-            except ServerError as error:  # it cannot start on a full disk
-                note(f"the server does not start yet: {error}")
-                await asyncio.sleep(1)
 
     async def _kill_dispatcher(self) -> str | None:
         """Kill the worker that delivers, in the middle of a delivery."""

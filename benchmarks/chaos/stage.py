@@ -26,16 +26,17 @@ from benchmarks.chaos.declared import SECRET_ENV, TYPES, declaration, now, outco
 from benchmarks.chaos.storage import KINDS, Disk, Storage
 from benchmarks.chaos.trace import Event
 from benchmarks.delivery import SECRET, TIMEOUT_S, Receiver
+from benchmarks.output import note
 from benchmarks.phases import LIMIT_S, TASKS_BEFORE
 from benchmarks.processes import AGENTS, COMMANDS, WORKER, Processes, Temporal
 from schema.messages.door import PLATFORM_SCOPES
 from schema.messages.observatory import TaskOutcome
 from schema.messages.platform import Platform
-from starter.server import free_port
+from starter.server import ServerError, free_port
 from starter.stack import connect, register_own
 
 WORKERS = ("worker-1", "worker-2")
-DOOR, RECORDER = "door", "recorder"
+DOOR, RECORDER, SERVER = "door", "recorder", "server"
 # A tenth of the deliveries fail by themselves; that the subscriber is away a third of the time is benchmarks.delivery.
 FAILING = 0.1
 
@@ -77,6 +78,7 @@ class Stage:
     past: Sequence[TaskOutcome]
     clock: Clock
     restarted: Counter[str] = field(default_factory=Counter)
+    server_changes: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def journal(self) -> Path:
@@ -91,6 +93,30 @@ class Stage:
         while True:
             await asyncio.sleep(1)
             self.restarted.update(self.processes.start_ended())
+            async with self.server_changes:
+                if not self.temporal.is_running:
+                    self.restarted[SERVER] += 1
+                    await self.temporal.stop()
+                    await self.start_server()
+
+    async def kill_server(self) -> bool:
+        """Kill the server and start it again; False where it had ended by itself."""
+        async with self.server_changes:
+            was_alive = self.temporal.is_running
+            if was_alive:
+                await self.temporal.kill()
+                await self.start_server()
+            return was_alive
+
+    async def start_server(self) -> None:
+        """Start the server, however often that takes: it cannot where its disk is full."""
+        while True:
+            try:
+                await self.temporal.start()
+                return
+            except ServerError as error:
+                note(f"the server does not start yet: {error}")
+                await asyncio.sleep(1)
 
 
 def write(path: Path, text: str) -> None:
