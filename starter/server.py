@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
@@ -36,6 +37,9 @@ from schema import wire
 # A finished cycle's page stays readable for a quarter; the dev server's default is a day.
 RETENTION = timedelta(days=90)
 START_TIMEOUT_S = 30.0
+# A server that dies at once would otherwise be started hundreds of times a minute.
+RESTART_PAUSE_S = 1.0
+log = structlog.get_logger()
 
 
 class ServerError(RuntimeError):
@@ -79,15 +83,70 @@ async def dev_server(
     home: Path, port: int, ui_port: int, database_file: bool = True, options: Sequence[str] = ()
 ) -> AsyncIterator[Server]:
     """Run the dev server for the length of the context; stopping it keeps its database file. `options` are its own."""
-    for wanted_port in (port, ui_port):
-        if not is_free(wanted_port):
-            # A server that cannot listen dies, but the one that listens already would answer for it.
-            raise ServerError(f"expected a free port for the Temporal server, but something listens on {wanted_port}")
+    _expect_free(port, ui_port)
     arguments = [*_arguments(port, ui_port), *options]
     if database_file:
         arguments += ["--db-filename", str(home / "temporal.db")]
-    log = home / "temporal.log"
-    with log.open("ab") as sink:
+    server, log = _at(port, ui_port), home / "temporal.log"
+    async with _process(arguments, log) as process:
+        await _until_up(server.address, process, log)
+        yield server
+
+
+@asynccontextmanager
+async def lasting_server(home: Path, port: int, ui_port: int) -> AsyncIterator[Server]:
+    """The same, on its file, started again whenever it ends by itself, as it does where its disk is full.
+
+    Raises ServerError where it does not start at first; later it is tried again for as long as the context lasts.
+    """
+    _expect_free(port, ui_port)
+    started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    arguments = [*_arguments(port, ui_port), "--db-filename", str(home / "temporal.db")]
+    keeping = asyncio.create_task(_keep_running(arguments, _at(port, ui_port), home / "temporal.log", started))
+    try:
+        await asyncio.wait([started, keeping], return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
+        yield started.result()
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+
+async def _keep_running(
+    arguments: Sequence[str], server: Server, log_file: Path, started: "asyncio.Future[Server]"
+) -> None:
+    """Run the server, and run it again whenever it ends; `started` is done once it has answered."""
+    while True:
+        try:
+            async with _process(arguments, log_file) as process:
+                await _until_up(server.address, process, log_file)
+                if not started.done():
+                    started.set_result(server)
+                await process.wait()
+        except ServerError:
+            if not started.done():
+                raise
+        log.warning("process.restarted", name="server", exit_code=process.returncode, log=str(log_file))
+        await asyncio.sleep(RESTART_PAUSE_S)
+
+
+def _at(port: int, ui_port: int) -> Server:
+    return Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}")
+
+
+def _expect_free(*ports: int) -> None:
+    for port in ports:
+        if not is_free(port):
+            # A server that cannot listen dies, but the one that listens already would answer for it.
+            raise ServerError(f"expected a free port for the Temporal server, but something listens on {port}")
+
+
+@asynccontextmanager
+async def _process(arguments: Sequence[str], log_file: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The server's process for the length of the context; its output goes to a file."""
+    with log_file.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
             str(binary()),
             *arguments,
@@ -97,9 +156,7 @@ async def dev_server(
             start_new_session=True,
         )
         try:
-            server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}")
-            await _until_up(server.address, process, log)
-            yield server
+            yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

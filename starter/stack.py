@@ -36,7 +36,7 @@ from starter import keys
 from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
 from starter.preflight import expect_replay
-from starter.server import Server, ServerError, dev_server, free_port, is_free, prepare, retain
+from starter.server import Server, ServerError, free_port, is_free, lasting_server, prepare, retain
 from workflows.plugin import plugin
 
 log = structlog.get_logger()
@@ -139,7 +139,7 @@ async def _server(home: Path, ports: Ports) -> AsyncIterator[Server]:
         await _expect(named)
         yield Server(named, "")
         return
-    async with dev_server(home, ports.server, ports.web_ui) as server:
+    async with lasting_server(home, ports.server, ports.web_ui) as server:
         await retain(await connection.connect(server.address))
         yield server
 

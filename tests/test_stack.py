@@ -1,15 +1,21 @@
 """The embedded platform keeps to its own ports and its own home."""
 
+import asyncio
+import contextlib
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
+from temporalio.service import RPCError
 
+from benchmarks.processes import child_with
 from schema.declaration import declared_platform
 from schema.pace import Pace
 from schema.settings import Settings
-from starter.server import ServerError, dev_server, free_port
-from starter.stack import Ports, _alone, running
+from starter.server import ServerError, dev_server, free_port, lasting_server
+from starter.stack import Ports, _alone, connect, running
 
 
 @pytest.mark.parametrize("taken", ["server", "web UI"])
@@ -21,6 +27,27 @@ async def test_a_server_that_is_there_already_is_not_taken_for_ours(tmp_path: Pa
         with pytest.raises(ServerError, match=f"something listens on {ports[0]}"):
             async with dev_server(tmp_path, *(ports if taken == "server" else reversed(ports))):
                 pass
+
+
+async def test_a_server_that_dies_is_started_again_with_what_it_had(tmp_path: Path) -> None:
+    port = free_port()
+    async with lasting_server(tmp_path, port, free_port()) as server, asyncio.timeout(90):
+        client = await connect(server)
+        started = await client.start_workflow("Anything", id="kept", task_queue="nobody")
+        os.kill(child_with(f"--port\0{port}\0"), signal.SIGKILL)
+        found = None
+        while found is None:
+            with contextlib.suppress(RPCError):
+                found = await client.get_workflow_handle("kept").describe()
+
+    assert found.run_id == started.result_run_id
+
+
+async def test_a_server_that_does_not_start_at_first_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "temporal.db").mkdir()  # no file
+    with pytest.raises(ServerError, match="but it stopped"):
+        async with lasting_server(tmp_path, free_port(), free_port()):
+            pass
 
 
 def test_two_platforms_do_not_share_a_home(tmp_path: Path) -> None:
