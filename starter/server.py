@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
@@ -104,7 +105,8 @@ async def lasting_server(home: Path, port: int, ui_port: int) -> AsyncIterator[S
     arguments = [*_arguments(port, ui_port), "--db-filename", str(home / "temporal.db")]
     keeping = asyncio.create_task(_keep_running(arguments, _at(port, ui_port), home / "temporal.log", started))
     try:
-        await asyncio.wait([started, keeping], return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [started, keeping]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if keeping.done():
             keeping.result()
         yield started.result()

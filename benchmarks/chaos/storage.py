@@ -49,16 +49,17 @@ class Disk:
     @asynccontextmanager
     async def full(self) -> AsyncIterator[None]:
         """Take all that is free away, so that nothing more can be written; give it back at the end."""
-        used_kb = (shutil.disk_usage(self.folder).used + 1_023) // 1_024
-        await self._resize(f"{used_kb}k")
+        # What is used may grow meanwhile, and a size below it is refused.
+        while not await self._resize(f"{shutil.disk_usage(self.folder).used // 1_024 + 4}k"):
+            pass
         try:
             yield
         finally:
             await self._resize(f"{SIZE_MB}m")
 
-    async def _resize(self, size: str) -> None:
+    async def _resize(self, size: str) -> bool:
         command = ["mount", "-o", f"remount,size={size}", str(self.folder)]
-        await asyncio.to_thread(subprocess.run, command, check=True)
+        return (await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)).returncode == 0
 
 
 class Storage(Protocol):
