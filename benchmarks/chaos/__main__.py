@@ -52,8 +52,8 @@ COUNTED = (
     Kind.OUTCOME_DOUBLE,
     Kind.EVENT_LOST,
 )
-# The longest that anything may take to end after the last fault: a cycle's windows one after the other, and retries.
-PATIENCE_S = 300.0
+# After the last fault: how long nothing at all may move (longer than any window), and the longest that all may take.
+PATIENCE_S, LONGEST_REST_S = 180.0, 1_800.0
 WARM_UP_S = 10.0
 
 
@@ -94,6 +94,8 @@ async def play(folder: Path, kind: str, size: Size, seed: str) -> Act:
             conductor.is_stopping = True
             market.cancel()
             await _come_to_rest(stage, conductor, conducting)
+            # What is compared must not change meanwhile.
+            stage.processes.kill_all()
         trace = await asyncio.to_thread(evidence.gathered, stage, conductor)
         (folder / "witness" / "trace.json").write_text(trace.model_dump_json())
         found = findings(trace)
@@ -115,11 +117,9 @@ async def running(work: Any) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 async def _come_to_rest(stage: Stage, conductor: Conductor, conducting: "asyncio.Task[None]") -> None:
-    """Wait until all has ended and arrived, for as long as PATIENCE_S; what has not is a finding."""
-    deadline = time.monotonic() + PATIENCE_S
-    await asyncio.wait([conducting], timeout=PATIENCE_S)
-    conducting.cancel()
-    stage.play({})
+    """Wait until all has ended and arrived; what stands still for PATIENCE_S, or takes LONGEST_REST_S, is a finding."""
+    began = moved_at = time.monotonic()
+    before = dict[str, int]()
     while True:
         waiting = {
             "cycles": len(conductor.open),
@@ -127,12 +127,25 @@ async def _come_to_rest(stage: Stage, conductor: Conductor, conducting: "asyncio
             "outcomes": sum(not entry.is_answered for entry in read_journal(stage.journal).values()),
             "events": await conductor.reached(lambda: _undelivered(stage)),
         }
+        if conducting.done():
+            conducting.result()  # an error of the conductor's own
         if not any(waiting.values()):
-            return
-        if time.monotonic() > deadline:
-            note(f"after {PATIENCE_S:.0f} s there still wait {waiting}")
-            return
+            break
+        now = time.monotonic()
+        newest = await conductor.reached(lambda: _newest_event(stage))
+        moved_at = now if waiting | {"newest": newest} != before else moved_at
+        before = waiting | {"newest": newest}
+        if now > moved_at + PATIENCE_S or now > began + LONGEST_REST_S:
+            note(f"after {now - began:.0f} s there still wait {waiting}")
+            break
         await asyncio.sleep(1)
+    conducting.cancel()
+    await asyncio.wait([conducting])
+
+
+def _newest_event(stage: Stage) -> int:
+    with stage.database.reading() as session:
+        return newest_sequence(session)
 
 
 def _undelivered(stage: Stage) -> int:
