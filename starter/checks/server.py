@@ -154,7 +154,9 @@ async def runs(site: Site) -> Judgement:
     described = await _schedules(site)
     if late := [job_id for job_id, description in described.items() if _is_late(description, site.now())]:
         trigger = f"`temporal schedule trigger --schedule-id {late[0]} --namespace {client.namespace}`"
-        mend = f"mend `temporal` and `workers`; {trigger} runs it now; the server's log says what holds it up"
+        mend = (
+            f"fix what `temporal` and `workers` report; {trigger} runs it now; the server's log says what holds it up"
+        )
         return problem(f"no run for two intervals: {', '.join(late)}", mend)
     failed = [job_id for job_id, description in described.items() if await _last_failed(client, description)]
     if failed:
@@ -267,7 +269,7 @@ async def cycles(site: Site) -> Judgement:
         mend = f"{see}; then `nautilus cycle act {shlex.quote(overdue[0])} abort --why ...`, or `extend --seconds ...`"
         return problem(f"past their deadline: {_first(overdue)}", mend)
     if silent := [cycle for cycle, is_late in zip(ids, late, strict=True) if is_late is None]:
-        return warning(f"no answer from {_first(silent)}", "mend `workers`, then `nautilus doctor` again")
+        return warning(f"no answer from {_first(silent)}", "fix what `workers` reports, then `nautilus doctor` again")
     return ok(f"{len(ids)} run, none is overdue")
 
 
