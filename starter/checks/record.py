@@ -157,7 +157,10 @@ def parameters(site: Site) -> Judgement:
     declared = site.platform().parameters
     for parameter in declared:
         if parameter.key not in in_force:
-            return problem(f"{parameter.key} is declared, but not in the database", "`nautilus up` declares it")
+            return problem(
+                f"{parameter.key} is declared, but not in the database",
+                "`nautilus apply` (or `nautilus up`) declares it",
+            )
         stored, _ = in_force[parameter.key]
         if (refusal := parameter.refusal(stored)) is not None:
             mend = f"`nautilus params rollback {parameter.key} --why ...`, or correct its bounds in platform.toml"

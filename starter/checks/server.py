@@ -67,7 +67,7 @@ async def namespace(site: Site) -> Judgement:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
         create = f"`temporal operator namespace create --namespace {name} --retention {days}d`"
-        return problem(f"there is no namespace {name}", f"`nautilus up`, or {create}, or correct TEMPORAL_NAMESPACE")
+        return problem(f"there is no namespace {name}", f"`nautilus apply`, or {create}, or correct TEMPORAL_NAMESPACE")
     kept = described.config.workflow_execution_retention_ttl.ToTimedelta()
     if kept < RETENTION:
         mend = f"`temporal operator namespace update --namespace {name} --retention {days}d`"
@@ -77,16 +77,12 @@ async def namespace(site: Site) -> Judgement:
 
 async def search_attributes(site: Site) -> Judgement:
     """The search attributes are registered: without them no cycle starts."""
-    from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+    from starter.server import creation_of, missing_search_attributes
 
     client = await site.client()
-    request = ListSearchAttributesRequest(namespace=client.namespace)
-    listed = await client.operator_service.list_search_attributes(request)
-    missing = [name for name in wire.SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
+    missing = await missing_search_attributes(client)
     if missing:
-        names = " ".join(f"--name {name} --type Keyword" for name in missing)
-        create = "`temporal operator search-attribute create"
-        mend = f"{create} --namespace {client.namespace} {names}`, or `nautilus up`"
+        mend = f"{creation_of(missing, client.namespace)}, or `nautilus apply`"
         return problem(f"not registered: {', '.join(missing)}", mend)
     return ok(f"all {len(wire.SEARCH_ATTRIBUTES)} are registered")
 

@@ -84,8 +84,14 @@ def agent_run(
     agents = roster(settings.playbook)
 
     async def serve() -> None:
-        # `up` makes and registers these keys; a key made here would not be registered.
-        agent_keys = [keys.read(keys.path_of(settings.home, agent.agent_id)) for agent in agents]
+        # A key made here would not be registered.
+        paths = [keys.path_of(settings.home, agent.agent_id) for agent in agents]
+        if missing := [path for path in paths if not path.exists()]:
+            raise CommandError(
+                f"expected the keys of the built-in agents, but there is no {missing[0]}; set NAUTILUS_HOME to "
+                "where they are, or `nautilus apply` makes and registers them"
+            )
+        agent_keys = [keys.read(path) for path in paths]
         await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve(), "agents")
