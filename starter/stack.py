@@ -33,7 +33,7 @@ from schema.messages.platform import Platform
 from schema.messages.simulation import ResearchService
 from schema.pace import Pace
 from schema.settings import Settings
-from starter import keys
+from starter import health, keys
 from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
 from starter.preflight import expect_replay
@@ -102,7 +102,8 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
-        environment = settings.variables()
+        # Each process would take the one address; `up` itself sees to them.
+        environment = settings.variables() | {health.VARIABLE: ""}
         for name, port in (("door", ports.door), ("metrics", ports.metrics)):
             if port is not None and not is_free(port):
                 expected = f"expected a free port for the {name}, but something listens on {port}"

@@ -75,7 +75,7 @@ def agent_run(
     if name is not None:
         raise CommandError("expected --model with --agent: the six built-in agents have names of their own")
     from schema.settings import Settings
-    from starter import keys
+    from starter import health, keys
     from starter.agents import run_agents
     from starter.agents.roster import roster
     from starter.client import NautilusClient
@@ -92,7 +92,9 @@ def agent_run(
                 "where they are, or `nautilus apply` makes and registers them"
             )
         agent_keys = [keys.read(path) for path in paths]
-        await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
+        client = await NautilusClient.connect(*agent_keys)
+        async with health.answering(settings.health_address):
+            await run_agents(client, agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve(), "agents")
 
