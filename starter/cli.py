@@ -148,7 +148,7 @@ def main(*arguments: str) -> None:
     except Exception as error:
         if (line := _fixable(error)) is None:
             raise
-        err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
+        err.print(f"nautilus: {' '.join(line.split())}", style="red")
         sys.exit(1)
 
 
