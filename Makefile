@@ -33,14 +33,10 @@ up: setup ## the embedded platform: server, web UI, worker, agents
 fortnight: setup ## the article's two weeks, simulated, beside the article's own figures: some minutes
 	@$(BIN)/python -m benchmarks.fortnight $(ARGS)
 
-<<<<<<< HEAD
-test: setup-dev ## every test, on SQLite; the rules of the stores on PostgreSQL, too
-=======
 fuzz: setup-dev ## hostile messages: 100,000 in process, 2,000 through each real door
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
-test: setup-dev ## every test
->>>>>>> b56748a2fd2a98395744c8e29ccb1e6595ef73b6
+test: setup-dev ## every test, on SQLite; the rules of the stores on PostgreSQL, too
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-postgres: setup-dev ## every test that takes a database, on a private PostgreSQL server
