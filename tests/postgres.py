@@ -86,7 +86,7 @@ def private_server() -> Iterator[URL]:
         migrated = Database(server.url("nautilus").render_as_string(hide_password=False))
         migrate(migrated)
         migrated.close()
-        on_server(url, f"CREATE DATABASE {PRISTINE} TEMPLATE nautilus")
+        on_server(migrated.url, f"CREATE DATABASE {PRISTINE} TEMPLATE nautilus")
         yield migrated.url
     finally:
         server.remove()
