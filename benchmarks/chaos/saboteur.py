@@ -27,7 +27,7 @@ TARGETS = (*WORKERS, AGENTS, RECORDER, DOOR, DISPATCHER, SERVER)
 # Share of the kills that do not wait for a process to be at work, and the longest that the others wait.
 WHILE_LOADING, LONGEST_LOAD_S = 0.1, 60.0
 # How long a delivery is waited for.
-AMBUSH_S = 10.0
+AMBUSH_S = 30.0
 # Short of a signed webhook's tolerance of five minutes: further off, receivers rightly refuse.
 STEP_S = 120
 AWAY_S, LONG_LOCK_S = 8.0, 35.0
