@@ -306,8 +306,8 @@ async def test_a_database_that_cannot_be_read(sqlite: Settings, content: bytes |
 @pytest.mark.parametrize(
     ("version", "words", "mend"),
     [
-        ("0011", "expected 0012", "`nautilus db upgrade`"),
-        ("9999", "does not know", "install the release"),
+        ("0011", "to be version 0012, but it is 0011", "`nautilus db upgrade`"),
+        ("9999", "newer than this release", "install the release"),
     ],
 )
 async def test_a_schema_of_another_release(
