@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 from schema import wire
+from starter.terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,9 +38,8 @@ NO_DATA = 3
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # A thousand weeks: older than any platform, and within what dates can hold.
 LONGEST = timedelta(weeks=1_000)
-# Agents and people write what is shown here; nothing of it is markup, and no `:x:` in a name is a picture.
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+out = Terminal()
+err = Terminal(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -78,8 +77,14 @@ def new_table(name: str, *others: str) -> "Table":
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document. Flushed here, where a closed pipe is an error that we handle, and not at the exit."""
-    print(json.dumps(_plain(document), ensure_ascii=False), flush=True)  # noqa: T201
+    """Print one JSON document. Flushed here, where a closed pipe is an error that we handle, and not at the exit.
+
+    It may be read in a terminal: what one would obey is escaped, as JSON does with the first 32 characters alone.
+    """
+    text = json.dumps(_plain(document), ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    print(text, flush=True)  # noqa: T201
 
 
 def _plain(document: Any) -> Any:
@@ -110,7 +115,7 @@ def answer_rows(as_json: bool, rows: Sequence[T], columns: Columns[T], none: str
         table = new_table(*columns)
         for row in rows:
             table.add_row(*(str(cell(row)) for cell in columns.values()))
-        out.print(table if rows else none, soft_wrap=not rows)
+        out.print(table if rows else none)
 
     answer(as_json, rows, print_table)
 

@@ -557,6 +557,7 @@ async def test_a_webhook_gets_a_signed_event_and_a_forged_one_is_noticed() -> No
         declared = platform(receiver.url)
         async with deliveries(declared).open(HOOK) as deliver:
             await deliver(happened(TYPE))
+        # pragma: allowlist nextline secret
         async with deliveries(declared, SECRET="whsec_" + base64.b64encode(b"another secret of 24 byte").decode()).open(
             HOOK
         ) as deliver:
@@ -610,6 +611,7 @@ WRONG_SECRETS = [
             ("whsec_%", "SECRET", "what follows whsec_ is not base64"),
             ("plainsecret!!", "SECRET", "text without whsec_ came"),
             ("whsk_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
+            # pragma: allowlist nextline secret
             ("xwhsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
             ("whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD", "SECRET", "what follows whsec_ is not base64"),  # url-safe
             ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7o", "SECRET", "what follows whsec_ is not base64"),  # cut off

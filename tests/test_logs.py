@@ -32,7 +32,7 @@ from tests import builders
 from worker import worker
 
 ROOT = Path(__file__).parent.parent
-SECRET = "sk-proj-abcdefghijkl1234567890"
+SECRET = "sk-proj-abcdefghijkl1234567890"  # pragma: allowlist secret
 log = structlog.get_logger()
 
 
@@ -89,8 +89,8 @@ def test_a_library_s_lines_have_the_same_form(capsys: pytest.CaptureFixture[str]
     "facts",
     [
         {"error": f"401 for {SECRET}"},
-        {"api_key": "hunter2-x"},
-        {"password": "two words"},
+        {"api_key": "hunter2-x"},  # pragma: allowlist secret
+        {"password": "two words"},  # pragma: allowlist secret
         {"session_id": "two words"},
         {"headers": {"Authorization": f"Bearer {SECRET}", "accept": "*/*"}},
         {"urls": [f"postgresql://ada:{SECRET}@db/nautilus"]},
