@@ -32,9 +32,10 @@ class Verified(NamedTuple):
     broken: str | None
 
 
-def schema_versions(readable: Readable) -> list[str]:
-    """The versions of the schema that the database says it has; usually one."""
-    return [row["version_num"] for row in readable.rows("SELECT version_num FROM alembic_version")]
+def stored_version(readable: Readable) -> str | None:
+    """The version of the schema that the database says it has."""
+    rows = readable.rows("SELECT version_num FROM alembic_version")
+    return rows[0]["version_num"] if rows else None
 
 
 def time_of(readable: Readable) -> datetime:

@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +151,13 @@ def expect_newest(database: Database) -> Database:
     return database
 
 
-def migrate(database: Database) -> Upgrade:
+def migrate(database: Database, at: datetime | None = None) -> Upgrade:
     """Bring the database to the newest version of the schema; idempotent.
 
     A new one gets the tables of the models at once, and only one that exists goes through revisions (Alembic's
-    cookbook, "Building an Up to Date Database from Scratch"). A SQLite file is copied before. Raises ValueError where
-    the schema is newer than this release, or has the right version and lacks tables.
+    cookbook, "Building an Up to Date Database from Scratch"). A SQLite file is copied before; the copy's name has the
+    time `at`, by which a second one has a name of its own. Raises ValueError where the schema is newer than this
+    release, or has the right version and lacks tables.
     """
     from alembic import command  # loads slowly, and only starters migrate
     from alembic.config import Config
@@ -175,7 +176,7 @@ def migrate(database: Database) -> Upgrade:
             case SchemaState.NEWER | SchemaState.DAMAGED:
                 raise ValueError(found.mistake)
             case SchemaState.OLDER:
-                copy = _copy_before(database.url, str(found.version))
+                copy = _copy_before(database.url, str(found.version), at)
                 command.upgrade(config, "head")
             case SchemaState.MISSING:
                 SQLModel.metadata.create_all(connection)
@@ -183,7 +184,7 @@ def migrate(database: Database) -> Upgrade:
     return Upgrade(found.version, found.expected, copy)
 
 
-def _copy_before(url: URL, version: str) -> Path | None:
+def _copy_before(url: URL, version: str, at: datetime | None) -> Path | None:
     """Copy a SQLite file. The caller holds its write lock, so that the copy is what is upgraded."""
     is_file = url.drivername == "sqlite" and url.database and url.database != ":memory:"
-    return copy_beside(Path(str(url.database)), version, datetime.now(UTC)) if is_file else None
+    return copy_beside(Path(str(url.database)), version, at) if is_file else None

@@ -39,21 +39,38 @@ class SchemaVersion(NamedTuple):
     lacks: tuple[str, ...] = ()
 
     @property
-    def mistake(self) -> str | None:
-        """One line with the mend; None where the schema is the newest."""
+    def finding(self) -> str:
+        """What was expected, and what came."""
         expected = f"expected the database's schema to be version {self.expected}, but"
         match self.state:
             case SchemaState.NEWEST:
-                return None
+                return f"version {self.version}, the newest"
             case SchemaState.MISSING:
-                return f"{expected} the database has none; run `nautilus db upgrade`"
+                return f"{expected} the database has none"
             case SchemaState.OLDER:
-                return f"{expected} it is {self.version}; run `nautilus db upgrade`"
+                return f"{expected} it is {self.version}"
             case SchemaState.NEWER:
-                mend = "install the release that has made it, or restore a backup"
-                return f"{expected} it is {self.version}, which is newer than this release; {mend}"
+                return f"{expected} it is {self.version}, which is newer than this release"
             case SchemaState.DAMAGED:
-                return f"{expected} it lacks {', '.join(self.lacks)}; restore a backup"
+                return f"{expected} it lacks {', '.join(self.lacks)}"
+
+    @property
+    def mend(self) -> str:
+        """What to do; empty where the schema is the newest."""
+        match self.state:
+            case SchemaState.NEWEST:
+                return ""
+            case SchemaState.MISSING | SchemaState.OLDER:
+                return "run `nautilus db upgrade`"
+            case SchemaState.NEWER:
+                return "install the release that has made it, or restore a backup"
+            case SchemaState.DAMAGED:
+                return "restore a backup"
+
+    @property
+    def mistake(self) -> str | None:
+        """One line with the mend; None where the schema is the newest."""
+        return None if self.state is SchemaState.NEWEST else f"{self.finding}; {self.mend}"
 
 
 def versions() -> Sequence[str]:
@@ -64,19 +81,24 @@ def versions() -> Sequence[str]:
 
 def schema_version(connection: Connection) -> SchemaVersion:
     """The version of the schema in the database that a connection leads to."""
-    known = versions()
-    expected = known[-1]
     version = None
     if inspect(connection).has_table(VERSION_TABLE):
         version = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    by_number = compared(version)
+    if by_number.state is SchemaState.NEWEST and (lacks := _lacks(connection)):
+        return by_number._replace(state=SchemaState.DAMAGED, lacks=lacks)
+    return by_number
+
+
+def compared(version: str | None) -> SchemaVersion:
+    """How a version compares with the one that this release expects, by its number alone."""
+    known = versions()
+    expected = known[-1]
     if version is None:
         return SchemaVersion(None, expected, SchemaState.MISSING)
     if version not in known:
         return SchemaVersion(version, expected, SchemaState.NEWER)
-    if version != expected:
-        return SchemaVersion(version, expected, SchemaState.OLDER)
-    lacks = _lacks(connection)
-    return SchemaVersion(version, expected, SchemaState.DAMAGED if lacks else SchemaState.NEWEST, lacks)
+    return SchemaVersion(version, expected, SchemaState.NEWEST if version == expected else SchemaState.OLDER)
 
 
 def _lacks(connection: Connection) -> tuple[str, ...]:
@@ -94,9 +116,10 @@ def _lacks(connection: Connection) -> tuple[str, ...]:
     return tuple(lacks)
 
 
-def copy_beside(file: Path, version: str, at: datetime) -> Path:
+def copy_beside(file: Path, version: str, at: datetime | None) -> Path:
     """Copy a SQLite database of this version of the schema; returns the copy's path, which has version and time."""
-    copy = file.with_name(f"{file.stem}-{version}-{at:%Y%m%dT%H%M%S.%fZ}{file.suffix}")
+    time = f"-{at:%Y%m%dT%H%M%S.%fZ}" if at else ""
+    copy = file.with_name(f"{file.stem}-{version}{time}{file.suffix}")
     copy_sqlite(file, copy)
     return copy
 

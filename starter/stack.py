@@ -189,7 +189,7 @@ async def apply(settings: Settings, check_replay: bool) -> Declared:
 
 async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> Declared:
     """Bring the database and the server to what is declared; idempotent."""
-    upgrade = await asyncio.to_thread(migrate, database)
+    upgrade = await asyncio.to_thread(migrate, database, datetime.now(UTC))
     if upgrade.before not in (None, upgrade.after):
         log.info("database.upgraded", before=upgrade.before, after=upgrade.after, copy=str(upgrade.copy or ""))
     now = datetime.now(UTC)

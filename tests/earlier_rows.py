@@ -362,6 +362,8 @@ STEPS = {
         _both(_drop("assignment", "contradicting"), _drop("arm", "contradicting"), _without("door_key")),
         _both(_blank("assignment", contradicting=False), _blank("arm", contradicting=0), _empty("door_key")),
     ),
+    # Wider columns, which hold the same.
+    "0013": Step(_nothing),
 }
 
 

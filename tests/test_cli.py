@@ -572,7 +572,7 @@ def test_health_of_a_platform_on_which_nothing_happened_says_when_it_looks_again
 
 
 def test_a_missing_database_is_not_made(nautilus: Callable[..., Said], tmp_path: Path) -> None:
-    nautilus("ledger", "verify", NAUTILUS_HOME=str(tmp_path / "new"))
+    nautilus("ledger", "verify", NAUTILUS_HOME=str(tmp_path / "new"), NAUTILUS_DATABASE_URL="")
 
     assert not (tmp_path / "new").exists()
 

@@ -47,6 +47,7 @@ from starter.server import Server, binary, dev_server, free_port
 from starter.stack import Ports, connect, register_own, running
 from tests.builders import TIMEOUT, event_data
 from tests.conftest import unless_gone
+from tests.databases import url_of
 from tests.serving import serving
 from tests.test_start import called
 
@@ -111,9 +112,12 @@ async def doctor(environment: Mapping[str, str], *options: str) -> tuple[int, st
     return done.returncode, done.stdout, done.stderr
 
 
-async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_it_fail(tmp_path: Path) -> None:
+async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_it_fail(
+    tmp_path: Path, usual_database: Database
+) -> None:
     (tmp_path / "platform.toml").write_text(DECLARATION)
-    settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml")
+    url = url_of(usual_database)
+    settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml", database_url=url)
     ports = Ports(free_port(), free_port(), embedded=True, door=free_port())
     async with running(settings, ports) as stack:
         environment = {**stack.environment, "NAUTILUS_DOOR_URL": f"http://127.0.0.1:{ports.door}"}
@@ -308,8 +312,8 @@ async def test_a_database_that_cannot_be_read(sqlite: Settings, content: bytes |
 @pytest.mark.parametrize(
     ("version", "words", "mend"),
     [
-        ("0011", "expected 0012", "`nautilus db upgrade`"),
-        ("9999", "does not know", "install the release"),
+        ("0011", "to be version 0012, but it is 0011", "`nautilus db upgrade`"),
+        ("9999", "newer than this release", "install the release"),
     ],
 )
 async def test_a_schema_of_another_release(

@@ -122,6 +122,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file
 """
 
 
+@pytest.mark.sqlite_run(reason="PostgreSQL is read with SQLAlchemy, which is heavy")
 @pytest.mark.parametrize(("words", "allowed"), LOADS.items(), ids=LOADS)
 def test_a_command_loads_nothing_heavy_that_it_does_not_need(home: Path, words: str, allowed: set[str]) -> None:
     done = subprocess.run(
@@ -154,6 +155,7 @@ READ: dict[str, Callable[[reading.Readable], Any]] = {
 }
 
 
+@pytest.mark.sqlite_run(reason="it compares both databases")
 @pytest.mark.parametrize("read", READ.values(), ids=READ)
 def test_a_file_and_both_kinds_of_database_read_alike(
     home: Path, database: Database, postgres_database: Database, read: Callable[[reading.Readable], Any]
@@ -166,6 +168,7 @@ def test_a_file_and_both_kinds_of_database_read_alike(
     assert seen == read(database) == read(postgres_database)
 
 
+@pytest.mark.sqlite_run(reason="the reader of a SQLite file")
 def test_a_reader_of_a_file_cannot_write_it(home: Path) -> None:
     file = reading.SqliteFile(home / "nautilus.db")
 
@@ -330,7 +333,7 @@ async def test_a_shell_completes_cycles_and_tasks(temporal: Client, home: Path) 
 
 
 BROKEN: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "no database": (("experiment", "show", ""), {"NAUTILUS_HOME": "/nowhere"}),
+    "no database": (("experiment", "show", ""), {"NAUTILUS_HOME": "/nowhere", "NAUTILUS_DATABASE_URL": ""}),
     "no database's address": (("agent", "revoke", ""), {"NAUTILUS_DATABASE_URL": "nonsense"}),
     "no declaration": (("params", "show", ""), {"NAUTILUS_PLATFORM": "/nowhere"}),
     "a setting that is no number": (("params", "show", ""), {"NAUTILUS_EVENT_POLL_S": "soon"}),

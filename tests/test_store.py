@@ -32,7 +32,7 @@ from activities.accounts import TREASURY, balance
 from activities.agents import register_agent, roster
 from activities.assignments import counters, finish_assignments, record_assignments
 from activities.database import Database, lock, migrate
-from activities.events import emit
+from activities.events import emit, subscribe
 from activities.experiment import ExperimentActivities
 from activities.market import MarketActivities
 from activities.parameters import configuration, declare_parameters
@@ -61,11 +61,11 @@ from schema.messages.observatory import Anomaly, TaskOutcome
 from schema.messages.platform import Platform
 from schema.messages.proposals import Proposal
 from schema.messages.tasks import Settlement, TaskEnding, TaskRequest
-from schema.tables.events import EventRow
+from schema.tables.events import CursorRow, EventRow
 from schema.tables.experiment import ArmRow, AssignmentRow, ExperimentRow, ParameterRow, TaskTypeLockRow, VerdictRow
 from schema.tables.ledger import LedgerRow
 from schema.tables.market import AgentRow, MetaTaskRow, StandingRow, TaskRow, TransferRow
-from schema.tables.memory import MemoryRow
+from schema.tables.memory import ConsolidationRow, MemoryRow
 from schema.tables.observatory import AnomalyRow, OutcomeRow, RetentionRow, RollupRow, SnapshotRow
 from schema.tables.proposals import ElectorateRow, ProposalRow
 from schema.tables.report import PublishedReportRow
@@ -281,6 +281,27 @@ def test_migrating_twice_is_migrating_once_and_loses_nothing(database: Database)
 
     with database.reading() as session:
         assert [agent.agent_id for agent in roster(session)] == ["ada"]
+
+
+def test_numbers_that_32_bits_do_not_hold_are_stored_and_counted_on_from(database: Database) -> None:
+    beyond = 2**31
+    entry = {"key": "k", "kind": "x", "subject": "s", "at": NOW.isoformat(), "body": "{}", "previous": "", "digest": ""}
+    with database.transaction() as session:
+        session.add(EventRow(sequence=beyond, key="k", type="x", subject="s", at=NOW, data={}))
+        session.add(LedgerRow(sequence=beyond, **entry))
+        session.add(ConsolidationRow(at=NOW, ledger_sequence=beyond, lesson={}))
+        session.add(TransferRow(reference="r", debit="d", credit="c", amount=beyond, at=NOW))
+    subscribe(database, "webhook:audit")
+    with database.transaction() as session:
+        ledger.append(session, EntryKind.CYCLE_ENDED, "c", "s", NOW, {})
+
+    with database.reading() as session:
+        cursor = session.get_one(CursorRow, "webhook:audit")
+        entries = session.exec(select(LedgerRow.sequence).order_by(LedgerRow.sequence)).all()
+        read_up_to = session.exec(select(ConsolidationRow.ledger_sequence)).one()
+        amount = session.exec(select(TransferRow.amount)).one()
+    assert (cursor.sequence, read_up_to, amount) == (beyond, beyond, beyond)
+    assert entries == [beyond, beyond + 1]
 
 
 # --- Transactions -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, DateTime, Integer, String
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-# SQLite numbers rows by itself only in an INTEGER primary key.
+# 64 bits on both: SQLite has no other INTEGER, and numbers rows by itself only in a primary key of that name.
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
 

@@ -26,7 +26,7 @@ class CursorRow(SQLModel, table=True):
     __tablename__ = "cursor"
 
     subscriber: str = Field(primary_key=True)
-    sequence: int = 0
+    sequence: int = Field(default=0, sa_column=Column(Counter, nullable=False))
 
 
 class UndeliveredRow(SQLModel, table=True):

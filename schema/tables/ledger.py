@@ -1,6 +1,9 @@
 """Rows of the ledger: a hash chain that only grows."""
 
+from sqlalchemy import Column
 from sqlmodel import Field, SQLModel
+
+from .columns import Counter
 
 
 class LedgerRow(SQLModel, table=True):
@@ -8,7 +11,7 @@ class LedgerRow(SQLModel, table=True):
 
     __tablename__ = "ledger"
 
-    sequence: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    sequence: int = Field(sa_column=Column(Counter, primary_key=True, autoincrement=False))
     key: str = Field(unique=True)
     kind: str
     subject: str = Field(index=True)

@@ -139,6 +139,6 @@ class TransferRow(SQLModel, table=True):
     reference: str = Field(unique=True)
     debit: str = Field(index=True)
     credit: str = Field(index=True)
-    amount: int
+    amount: int = Field(sa_column=Column(Counter, nullable=False))
     at: datetime = Field(sa_type=InstantColumn)
     memo: str = ""

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
-from .columns import InstantColumn
+from .columns import Counter, InstantColumn
 
 
 class MemoryRow(SQLModel, table=True):
@@ -23,5 +23,5 @@ class ConsolidationRow(SQLModel, table=True):
     __tablename__ = "consolidation"
 
     at: datetime = Field(sa_type=InstantColumn, primary_key=True)
-    ledger_sequence: int
+    ledger_sequence: int = Field(sa_column=Column(Counter, nullable=False))
     lesson: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))

@@ -33,17 +33,10 @@ def database(site: Site) -> Judgement:
 def schema(site: Site) -> Judgement:
     """The database has the newest version of the schema."""
     from activities import condition
-    from activities.schema_version import versions
+    from activities.schema_version import compared
 
-    has = condition.schema_versions(site.readable())
-    *earlier, newest = versions()
-    if has == [newest]:
-        return ok(f"version {newest}, the newest")
-    came = ", ".join(has) or "none"
-    if not set(has) <= {newest, *earlier}:
-        mend = "install the release that wrote it, or a newer one"
-        return problem(f"the database's schema is {came}, which this release does not know", mend)
-    return problem(f"the database's schema is {came}, expected {newest}", "`nautilus db upgrade`")
+    found = compared(condition.stored_version(site.readable()))
+    return ok(found.finding) if found.mistake is None else problem(found.finding, found.mend)
 
 
 def database_clock(site: Site) -> Judgement:

@@ -1,6 +1,7 @@
 """Commands about the database: the version of its schema, its upgrade, and the backup of an embedded platform."""
 
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def db_upgrade(as_json: AsJson = False) -> None:
     from schema.settings import Settings
 
     with closing(Database(Settings().database)) as database:
-        upgrade = migrate(database)
+        upgrade = migrate(database, datetime.now(UTC))
 
     def in_words() -> None:
         if upgrade.copy is not None:

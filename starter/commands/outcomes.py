@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,13 +84,13 @@ def _recorded(
     from activities.database import Database, migrate
     from activities.recording import Recorded, record_outcomes
 
-    database = Database(database_url)
-    migrate(database)
-    recorded = Recorded()
-    for start in range(0, len(outcomes), AT_A_TIME):
-        show(f"recording: {start:,} of {len(outcomes):,} outcomes")
-        with database.transaction() as session:
-            recorded = recorded.plus(record_outcomes(session, outcomes[start : start + AT_A_TIME], interval_s))
+    with closing(Database(database_url)) as database:
+        migrate(database, datetime.now(UTC))
+        recorded = Recorded()
+        for start in range(0, len(outcomes), AT_A_TIME):
+            show(f"recording: {start:,} of {len(outcomes):,} outcomes")
+            with database.transaction() as session:
+                recorded = recorded.plus(record_outcomes(session, outcomes[start : start + AT_A_TIME], interval_s))
     return recorded
 
 
