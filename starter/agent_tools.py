@@ -26,9 +26,10 @@ from mcp_types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from schema.display import one_line
 from schema.failure_kinds import FailureKind
 from schema.messages import market
-from schema.messages.base import AgentMessage, JsonObject, Value, one_line
+from schema.messages.base import AgentMessage, JsonObject, Value
 from schema.messages.proposals import Ballot, Choice, Decline, Evidence, Proposal
 from schema.messages.tasks import Heartbeat, WorkResult
 from schema.mistakes import in_one_line

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from starter.command import CommandError, err
+from starter.command import OPENED, CommandError, err
 
 
 class Entry(NamedTuple):
@@ -141,13 +141,14 @@ def nautilus() -> None:
 def main(*arguments: str) -> None:
     """Run a command, that of the process unless one is given; what a person can fix is one line and exit code 1."""
     try:
-        app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
+        with OPENED:
+            app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if (line := _fixable(error)) is None:
             raise
-        err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
+        err.print(f"nautilus: {' '.join(line.split())}", style="red")
         sys.exit(1)
 
 

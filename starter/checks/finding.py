@@ -6,7 +6,7 @@ from enum import StrEnum
 from inspect import isawaitable
 from typing import NamedTuple
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from starter.checks.site import Away, Site
 
 # What agents, people and servers write may be in a finding: each is one line, for terminals and logs.

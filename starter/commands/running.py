@@ -8,6 +8,7 @@ import typer
 from schema.pace import Pace
 from starter.command import AsJson, CommandError, answer, emit, err, out, run
 from starter.faults import Fault
+from starter.terminal import Terminal
 
 app = typer.Typer()
 
@@ -29,8 +30,6 @@ def demo(
     """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
     import asyncio
 
-    from rich.console import Console
-
     from starter import demo as story  # slow to import; no other command should wait for it
 
     async def wait(stack: Any) -> None:
@@ -40,7 +39,7 @@ def demo(
 
     try:
         at_end = wait if keep else None
-        result = run(story.demo(Console(stderr=as_json), at_end, fault))
+        result = run(story.demo(Terminal(stderr=as_json), at_end, fault))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
