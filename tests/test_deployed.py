@@ -45,15 +45,14 @@ class Machine:
             "NAUTILUS_PLATFORM": str(FOLDER / "platform.toml"),
             "NAUTILUS_TASK_SLOTS": "2",
         }
-        self.door = free_port()
+        self.door = 0  # its port, once it has been started
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def declared(self, name: str, pod: str) -> tuple[list[str], dict[str, str], dict[str, int]]:
         """The command, the environment and the ports, by their names, of one replica."""
         process = BY_NAME[name]
         ports = {port["name"]: free_port() for port in process.declared.get("ports", [])}
-        if name == "door":
-            ports["http"] = self.door
+        self.door = ports.get("http", self.door)
         home = self._folder / pod
         home.mkdir()
         self._copy_keys(process, home)
@@ -151,7 +150,7 @@ async def test_the_manifests_processes_become_a_platform_in_which_the_doctor_fin
 
     assert applied.returncode == 0, applied.stderr
     assert applied.stdout.splitlines()[-1] == "Temporal and the database are as declared"
-    replicas = {"worker": "worker-1", "agents": "agents-1", "door": "door-1", "metrics": "metrics-1"}
+    replicas = {"door": "door-1", "worker": "worker-1", "agents": "agents-1", "metrics": "metrics-1"}
     probes = {pod: machine.start(name, pod) for name, pod in replicas.items()}
     probes["worker-2"] = machine.start("worker", "worker-2")
     for pod, pages in probes.items():
