@@ -131,14 +131,19 @@ def task_worker(
     runner: TaskRunner,
     resolver: Resolver,
     task_queue: str = wire.TASKS_QUEUE,
+    slots: int | None = None,
 ) -> Worker:
-    """A worker that runs the built-in executor of user tasks, one per processor at a time; the caller runs it."""
+    """A worker that runs the built-in executor of user tasks, `slots` at a time; the caller runs it.
+
+    Without `slots` one per processor of the machine: a container that may use fewer has to say so, or its tasks would
+    share them and be cut off at their limits.
+    """
     work = TaskWork(database, platform, runner, resolver)
     return Worker(
         client,
         task_queue=task_queue,
         activities=[work.execute, work.check],
-        max_concurrent_activities=os.cpu_count() or 1,
+        max_concurrent_activities=slots or os.cpu_count() or 1,
         graceful_shutdown_timeout=GRACE,
     )
 
@@ -174,7 +179,7 @@ async def run(settings: Settings, check_replay: bool = False) -> None:
             await expect_replay(client, WORKFLOWS)
         async with (
             worker(client, database, platform, settings),
-            task_worker(client, database, platform, runner, resolver),
+            task_worker(client, database, platform, runner, resolver, slots=settings.task_slots),
             health.answering(settings.health_address),  # last: who answers takes work
         ):
             log.info("worker.started", task_queue=wire.TASK_QUEUE, build_id=settings.build_id or code_id())

@@ -16,7 +16,8 @@ class Settings(BaseModel):
     one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. `build_id`
     names the release that a worker runs; without one, the hash of its code does. `metrics_address` is where a worker
     serves the SDK's metrics; empty: nowhere. `health_address` is where a worker or the built-in agents answer a probe.
-    An empty variable is ignored.
+    `task_slots` is how many users' tasks a worker does at once; without it, one for each processor of the machine. An
+    empty variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -28,6 +29,7 @@ class Settings(BaseModel):
     build_id: str = Field(default="", max_length=200)
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
+    task_slots: int | None = Field(default=None, gt=0)
     metrics_address: str = ""
     health_address: str = ""
 

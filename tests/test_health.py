@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -28,17 +28,16 @@ async def test_a_probe_is_answered_for_as_long_as_the_work_lasts() -> None:
 async def test_a_process_whose_loop_hangs_does_not_answer() -> None:
     address = f"127.0.0.1:{free_port()}"
 
-    def asks() -> int | None:
+    def asks(patience_s: float) -> int | None:
         try:
-            return httpx.get(f"http://{address}/health", timeout=1.0).status_code
+            return httpx.get(f"http://{address}/health", timeout=patience_s).status_code
         except httpx.TimeoutException:
             return None
 
-    async with answering(address):
-        asked = asyncio.get_running_loop().run_in_executor(None, asks)
-        time.sleep(2.0)  # the loop hangs, as in an endless computation
-        hung = await asked
-        alive = await asyncio.to_thread(asks)
+    with ThreadPoolExecutor() as threads:
+        async with answering(address):
+            hung = threads.submit(asks, 1.0).result()  # the loop waits for it, and so hangs
+            alive = await asyncio.to_thread(asks, 60.0)
 
     assert (hung, alive) == (None, 200)
 

@@ -6,6 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from temporalio.client import Client
+
+from activities.database import Database
+from activities.task_runner import TaskRunner
+from schema.settings import Settings
+from starter.platform.database_store import DatabaseStore
+from starter.platform.resolver import ParameterResolver
+from tests import builders
+from worker import task_worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,3 +63,21 @@ def test_what_works_for_a_platform_makes_none_where_there_is_none(tmp_path: Path
     assert (ran.returncode, ran.stdout) == (1, "")
     assert missing in complaint
     assert not home.exists()
+
+
+@pytest.mark.parametrize(("declared", "slots"), [("3", 3), ("", os.cpu_count())])
+async def test_a_worker_does_as_many_tasks_at_once_as_its_container_has_processors(
+    declared: str,
+    slots: int,
+    temporal: Client,
+    database: Database,
+    task_queue: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NAUTILUS_TASK_SLOTS", declared)
+    platform = builders.platform()
+    with TaskRunner({}, tmp_path) as runner, ParameterResolver(DatabaseStore(database, platform)) as resolver:
+        of_tasks = task_worker(temporal, database, platform, runner, resolver, task_queue, Settings().task_slots)
+
+    assert of_tasks.config()["max_concurrent_activities"] == slots
