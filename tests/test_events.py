@@ -851,7 +851,11 @@ async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_e
     TaskActivities(lite, declared).open_task(TaskOpening(request=request, run_id="r", at=NOW))
     done = {"request": request, "ending": "done", "reason": "done", "started_at": NOW, "at": NOW, "summary": "in short"}
     with lite.transaction() as session:
-        settle(session, Settlement.model_validate(done | {"details": {"report": "> a claim [1]\n>\n> [1] a source"}}), 3_600)
+        settle(
+            session,
+            Settlement.model_validate(done | {"details": {"report": "> a claim [1]\n>\n> [1] a source"}}),
+            3_600,
+        )
     for subscriber in told:
         await bus.run(1, subscriber)
 

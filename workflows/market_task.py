@@ -267,9 +267,7 @@ class MarketTask(Shell):
             part |= {"price": award.price, "quality": result.quality}
         return part
 
-    def _work(
-        self, activity: Callable[..., Any], *args: Any, summary: str | None = None
-    ) -> workflow.ActivityHandle[Any]:
+    def _work(self, activity: Callable[..., Any], *args: Any, summary: str = "") -> workflow.ActivityHandle[Any]:
         """Work takes the processor: it runs on workers, and on a queue, of its own."""
         return workflow.start_activity_method(
             activity,
@@ -278,7 +276,7 @@ class MarketTask(Shell):
             start_to_close_timeout=LONGEST_WORK,
             heartbeat_timeout=DEAD_AFTER,
             retry_policy=PATIENT,
-            summary=display.summary(summary),
+            summary=display.summary(summary) or None,
         )
 
     # ---- messages: the same names as a cycle's, and those of an external executor
