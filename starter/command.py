@@ -6,6 +6,7 @@ import re
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 S = TypeVar("S")
+# What a command has opened; `main` closes it at the command's end.
+OPENED = ExitStack()
 # What stands in each column of a table, by the column's name.
 Columns = dict[str, Callable[[T], object]]
 KINDS = {"cycle": wire.IMPROVEMENT_CYCLE, "task": wire.MARKET_TASK}
@@ -241,8 +244,8 @@ def open_to_read() -> "Readable":
 
 
 def open_database() -> "Database":
-    """The database that exists."""
+    """The database that exists; it is closed at the end of the command."""
     from activities.database import existing
     from schema.settings import Settings
 
-    return existing(Settings().database)
+    return OPENED.enter_context(closing(existing(Settings().database)))
