@@ -75,7 +75,7 @@ READS = {
 OTHERS = (
     *("experiment show", "experiment replay", "memory show", "schedules list", "schedules apply", "cycle replay"),
     *("schema", "check", "db check", "doctor", "detect", "simulate", "outcomes import", "params export"),
-    *("init", "demo", "up", "worker", "mcp", "door", "metrics", "agent run"),
+    *("init", "demo", "apply", "up", "worker", "mcp", "door", "metrics", "agent run"),
     *("cycle act", "tasks submit", "tasks abort", "params rollback", "params freeze", "params thaw", "anomaly close"),
     *("agent keygen", "agent register", "agent rotate", "agent revoke", "agent sign"),
     *("events apply", "events redrive", "events drop", "door key create", "door key revoke", "db upgrade", "db backup"),
