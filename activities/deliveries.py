@@ -27,6 +27,7 @@ from rules.notices import notice
 from rules.subscriptions import CYCLES, KEYS
 from schema import wire
 from schema.connection import is_missing
+from schema.display import markdown
 from schema.messages.cycle import CycleRequest, workflow_id
 from schema.messages.events import AnomalyDetected, read
 from schema.messages.outbox import Event
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 Deliver = Callable[[Event], Awaitable[None]]
 
+# Of the reason of an anomaly, on the page of its cycle.
+LONGEST_DETAILS = 2_000
 # A receiver may ask for a later retry, within bounds.
 LONGEST_RETRY_AFTER_S = 3_600.0
 # The statuses under 500 that are worth a retry; every other one is final.
@@ -110,7 +113,7 @@ class Deliveries:
             # An ended cycle frees the id. A repeated event then starts a run that finds its request done, and ends.
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             static_summary=f"Improvement cycle: {anomaly.metric} of {anomaly.task_type or 'the platform'}",
-            static_details=anomaly.reason,
+            static_details=markdown(anomaly.reason, LONGEST_DETAILS),
         )
 
     async def _signal_workflows(self, event: Event) -> None:

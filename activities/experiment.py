@@ -47,13 +47,19 @@ class ExperimentActivities:
 
         Until then this asks to be retried: experiments take their turn by age, and one that touches several task types
         waits for all of them. Returns the reason where it must not begin at all: production has another value by now,
-        so that the control would not be what production runs on.
+        so that the control would not be what production runs on; or a cycle that was set back has registered another
+        design before, and what was tested would not be what is promoted.
         """
         with self._database.transaction() as session:
             lock(session, "experiments")
             insert_new(session, ExperimentRow, [_queued_row(design, at).model_dump()], returning="experiment_id")
-            if session.get_one(ExperimentRow, design.experiment_id).opened_at is not None:
-                return None
+            row = session.get_one(ExperimentRow, design.experiment_id)
+            registered = ExperimentDesign.model_validate(row.design)
+            if row.opened_at is not None:
+                return None if registered == design else _another(registered, design)
+            if registered != design:
+                # A cycle that was set back before its turn has come to another change: nothing is registered yet.
+                session.add(row.sqlmodel_update(_queued_row(design, row.queued_at)))
             obstacle = frozen(session, design.parameter) or _cycle_ahead(session, design)
             if obstacle is None:
                 return _open_unless_stale(session, design, at)
@@ -212,6 +218,18 @@ def _cycle_ahead(session: Session, design: ExperimentDesign) -> str | None:
         if is_older and set(other.design["task_types"]) & set(design.task_types):
             return f"{other.cycle_id} comes first"
     return None
+
+
+def _another(registered: ExperimentDesign, design: ExperimentDesign) -> str:
+    """Why a cycle that was set back may not go on with another change: its tasks test the one that is registered."""
+
+    def change(of: ExperimentDesign) -> str:
+        return f"{of.parameter} {format_value(of.control)} -> {format_value(of.treatment)}"
+
+    if change(registered) == change(design):
+        return f"{registered.experiment_id} is registered with another design of {change(design)}"
+    new = change(design).removeprefix(f"{registered.parameter} ")
+    return f"{registered.experiment_id} is registered for {change(registered)}, but {new} came"
 
 
 def _open_unless_stale(session: Session, design: ExperimentDesign, at: datetime) -> str | None:

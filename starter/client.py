@@ -36,7 +36,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from schema import connection, wire
+from schema import connection, display, wire
 from schema.extras import SIGNING, needs
 from schema.messages.base import AgentMessage
 from schema.messages.cycle import CycleRequest, CycleResult, CycleStatus, Phase, workflow_id
@@ -267,7 +267,7 @@ class NautilusClient:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 search_attributes=TypedSearchAttributes([task_type]),
-                static_summary=f"{request.task_type} {request.task_id}",
+                static_summary=display.summary(f"{request.task_type} {request.task_id}"),
             )
         except WorkflowAlreadyStartedError:
             submitted = await self._started_with(task_workflow_id(request.task_id), TaskRequest)
@@ -324,6 +324,7 @@ class NautilusClient:
         """
         request = opening(proposal, self._key_of(proposal))
         cycle_workflow_id = workflow_id(request.subject)
+        summary = f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}"
         try:
             await self.temporal.start_workflow(
                 wire.IMPROVEMENT_CYCLE,
@@ -331,7 +332,7 @@ class NautilusClient:
                 id=cycle_workflow_id,
                 task_queue=self._task_queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                static_summary=f"Improvement cycle: {proposal.agent_id} proposes {proposal.parameter}",
+                static_summary=display.summary(summary),
             )
         except WorkflowAlreadyStartedError:
             # The id is the lock: what holds it is this very proposal, sent before, or another one for its parameter.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from schema import wire
+from schema.display import is_hidden
 from starter.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def emit(document: Any) -> None:
     It may be read in a terminal: what one would obey is escaped, as JSON does with the first 32 characters alone.
     """
     text = json.dumps(_plain(document), ensure_ascii=False)
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(json.dumps(char)[1:-1] if is_hidden(char) else char for char in text)
     print(text, flush=True)  # noqa: T201
 
 

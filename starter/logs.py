@@ -8,6 +8,7 @@ Must never: be imported by what runs inside a platform's own process, whose logs
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -19,6 +20,7 @@ from structlog.stdlib import ExtraAdder, ProcessorFormatter
 from structlog.typing import EventDict, Processor
 
 from rules.redaction import REMOVED, redacted
+from schema.display import visible
 from schema.log_facts import about
 
 FORMAT = "NAUTILUS_LOG_FORMAT"
@@ -139,18 +141,20 @@ def _renderer(wanted: str) -> list[Processor]:
 
 def _printable(_logger: Any, _method: str, line: EventDict) -> EventDict:
     """The line as a terminal can be shown it: a text of an agent forges no line, and moves no cursor."""
-    return {
-        name: "\n".join(_on_one_line(part) for part in value.splitlines())
-        if name == "exception"
-        else _on_one_line(value)
-        for name, value in line.items()
-    }
+    shown = {}
+    for name, value in line.items():
+        if name == "exception":
+            shown[name] = "\n".join(visible(part) for part in value.splitlines())
+        else:
+            shown[name] = visible(value) if name == "event" else _quoted(value)
+    return shown
 
 
-def _on_one_line(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.isprintable() else ascii(value)
-    return value  # a list or a dictionary is shown by its repr, which escapes
+def _quoted(value: Any) -> Any:
+    """A text in quotes where it could pass for more than one value; what is no text has a repr that quotes."""
+    if not isinstance(value, str):
+        return value
+    return visible(value if re.fullmatch(r"[^\s='\"]*", value) else repr(value))
 
 
 def _log_the_end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

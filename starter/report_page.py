@@ -21,7 +21,7 @@ from activities.reason_text import NOT_MEASURED
 from activities.report_text import compared, escalated, headline, issue_counts, lasted
 from rules.rates import wilson
 from rules.texts import difference
-from schema.display import one_line
+from schema.display import one_line, visible
 from schema.messages.base import Value, format_value
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts, Interval
@@ -112,7 +112,7 @@ def page(facts: Report, episodes: Sequence[Episode] = ()) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    texts = (compared, escalated, headline, issue_counts, lasted, format_value, words, difference)
+    texts = (compared, escalated, headline, issue_counts, lasted, format_value, words, difference, visible)
     figures = (share, interval, swap, tally, points, evidence)
     environment.filters.update({filter_.__name__: filter_ for filter_ in texts + figures})
     style = (HERE / "report_page.css").read_text(encoding="utf-8")

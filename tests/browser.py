@@ -59,13 +59,16 @@ class Page:
 
     async def text(self) -> str:
         """What a person can read on the page now, frames included: the web UI shows markdown in frames."""
+        return "\n".join(await self.in_frames("document.body ? document.body.innerText : ''"))
+
+    async def in_frames(self, script: str) -> list[str]:
+        """What the script says of the page and of each frame in it."""
         tree = (await self._ask("Page.getFrameTree"))["frameTree"]
         frames = [tree["frame"], *(child["frame"] for child in tree.get("childFrames", ()))]
-        return "\n".join([await self._text_of(frame["id"]) for frame in frames])
+        return [await self._said_in(frame["id"], script) for frame in frames]
 
-    async def _text_of(self, frame: str) -> str:
+    async def _said_in(self, frame: str, script: str) -> str:
         # A world of its own reads the frame whatever its page forbids to other scripts.
-        script = "document.body ? document.body.innerText : ''"
         try:
             world = (await self._ask("Page.createIsolatedWorld", frameId=frame))["executionContextId"]
             answer = await self._ask("Runtime.evaluate", expression=script, contextId=world, returnByValue=True)

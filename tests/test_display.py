@@ -1,16 +1,23 @@
 """What others wrote is shown to people as one line that does what its sign says."""
 
 import io
+import json
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from schema.display import MOST_MARKS, one_line, visible
+from rules.notices import notice
+from schema.display import MOST_MARKS, message, one_line, summary, visible
 from schema.messages.base import format_value
+from schema.messages.outbox import Event
+from schema.wire import EventType
 from starter.command import new_table
 from starter.terminal import Terminal
+from tests import builders
 from tests.hostile import FORGED, TEXTS, faults
 
 hostile = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -60,7 +67,7 @@ def test_a_value_of_a_parameter_is_one_line_wherever_it_is_listed(text: str) -> 
     assert "\n" not in format_value(text)
 
 
-def printed(width: int, *objects: object, is_terminal: bool = True, **options: object) -> list[str]:
+def printed(width: int, *objects: object, is_terminal: bool = True, **options: Any) -> list[str]:
     written = io.StringIO()
     terminal = Terminal(file=written, width=width, force_terminal=is_terminal, color_system=None)
     terminal.print(*objects, **options)
@@ -109,3 +116,48 @@ def test_padding_puts_no_text_at_the_beginning_of_a_line() -> None:
     for padding in range(1, 90):
         lines = printed(40, f"ada: {'x' * padding} {FORGED}")
         assert not any(line.startswith(FORGED) for line in lines)
+
+
+# --- Pages, messengers ------------------------------------------------------------------------------------------------
+
+
+@hostile
+def test_a_summary_is_within_what_the_server_takes(text: str) -> None:
+    for length in (1, 40, 4_000):
+        assert len(json.dumps(summary(text[:1] * length + text))) <= 400
+
+
+def test_a_messenger_calls_nobody_and_links_nowhere() -> None:
+    said = message("@everyone <!channel> <@U123> a@b.example https://evil.example WWW.evil.example", 200)
+
+    assert said == "＠everyone ‹!channel> ‹＠U123> a＠b.example https[:]//evil.example WWW[.]evil.example"
+    assert message("p95 < 3 s at 2026-11-22@12:00, <well>", 200) == "p95 < 3 s at 2026-11-22@12:00, <well>"
+
+
+# The lines of a report are the platform's own; what it quotes is made one line where it is put together.
+@pytest.mark.parametrize("kind", sorted(set(EventType) - {EventType.REPORT_PUBLISHED}))
+@hostile
+def test_a_notice_is_lines_of_ours_whatever_a_field_says(kind: EventType, text: str) -> None:
+    said = notice(hostile_event(kind, text))
+
+    assert faults(f"{said.title}\n{said.text}") == []
+    assert "\n" not in said.title
+    assert not re.search(r"@[a-z]|<[!@#]|://|www\.", f"{said.title}\n{said.text}", re.IGNORECASE)
+
+
+def hostile_event(kind: EventType, text: str) -> Event:
+    """An event of this type as it was stored, with every free text in it replaced."""
+    data = filled(builders.event_data(kind).model_dump(mode="json"), f"so: {text}")
+    return Event(key="k", type=kind, subject="success_rate:research_synthesis", at=builders.NOW, data=data)
+
+
+FREE = ("reason", "why", "text", "title", "root_cause", "rollback_plan", "claim", "escalation")
+
+
+def filled(document: Any, text: str) -> Any:
+    """A JSON document with the text in place of every free one."""
+    if isinstance(document, list):
+        return [filled(item, text) for item in document]
+    if not isinstance(document, dict):
+        return document
+    return {name: text if name in FREE and value else filled(value, text) for name, value in document.items()}

@@ -840,7 +840,7 @@ async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_e
     for subscriber in told:
         await bus.run(1, subscriber)
 
-    assert told == {"notification:ops": [], "notification:boss": ["a claim [1]\n\n[1] a source"]}
+    assert told == {"notification:ops": [], "notification:boss": ["> a claim [1]\n>\n> [1] a source"]}
 
 
 # --- The workflow -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What a deploy does to cycles that run is in test_upgrade.py, which deploys the v
 """
 
 import asyncio
+import json
 
 from temporalio import workflow
 
@@ -14,15 +15,20 @@ with workflow.unsafe.imports_passed_through():
 
     from schema import wire
     from schema.messages.cycle import CycleRequest, CycleResult, CycleState, Ending
+    from schema.messages.tasks import TaskEnding
     from tests.record_histories import HISTORIES, RECORDINGS
+    from tests.record_tasks import BUS, JOBS, NAMES, TASKS
+    from worker import WORKFLOWS
     from workflows.plugin import plugin
 
 from workflows.improvement_cycle import ImprovementCycle
 
 HINT = """{name} does not replay: the workflow does something else now than when this cycle ran.
 A running cycle would be stuck in the same way. Guard the change by workflow.patched("...") and keep the old path; or,
-where no such cycle can be running (before a release), record anew: python -m tests.record_histories"""
+where no such cycle can be running (before a release), record anew: python -m tests.record_histories, or record_tasks"""
 REPLAY_TIMEOUT_S = 30.0
+# It needs an executor of the agents, and its only steps are those of `AwardDueBids`: one call after another.
+NOT_RECORDED = {wire.AUTONOMY_SCAN}
 # What the cycle fails by: the versions below must treat a change alike.
 FAILS_BY = workflow._Definition.must_from_class(ImprovementCycle).failure_exception_types
 
@@ -82,9 +88,9 @@ def recorded() -> list[str]:
     return sorted(path.stem for path in HISTORIES.glob("*.json"))
 
 
-async def replay(name: str, cycle: type = ImprovementCycle) -> Exception | None:
+async def replay(name: str, *workflows: type) -> Exception | None:
     history = WorkflowHistory.from_json(f"cycle:{name}", (HISTORIES / f"{name}.json").read_text())
-    replayer = Replayer(workflows=[cycle], plugins=[plugin()])
+    replayer = Replayer(workflows=workflows or WORKFLOWS, plugins=[plugin()])
     try:
         async with asyncio.timeout(REPLAY_TIMEOUT_S):
             return (await replayer.replay_workflow(history, raise_on_replay_failure=False)).replay_failure
@@ -103,8 +109,17 @@ async def test_a_recorded_history_replays(name: str) -> None:
 def test_every_ending_is_recorded() -> None:
     stories = {name.partition(".")[0] for name in recorded()}
 
-    assert stories == set(RECORDINGS), "record anew: python -m tests.record_histories"
+    assert stories == {*RECORDINGS, *NAMES}, "record anew: python -m tests.record_histories, or tests.record_tasks"
     assert {Ending(recording.ending) for recording in RECORDINGS.values() if recording.ending} == set(Ending)
+
+
+def test_every_ending_of_a_task_and_every_workflow_is_recorded() -> None:
+    started = [json.loads((HISTORIES / f"{name}.json").read_text())["events"][0] for name in recorded()]
+    types = {event["workflowExecutionStartedEventAttributes"]["workflowType"]["name"] for event in started}
+
+    assert {recording.ending for recording in TASKS.values()} == set(TaskEnding)
+    assert types == {workflow._Definition.must_from_class(each).name for each in WORKFLOWS} - NOT_RECORDED
+    assert {BUS, *JOBS} <= set(recorded())
 
 
 async def test_a_change_without_a_guard_does_not_replay() -> None:

@@ -32,9 +32,13 @@ from schema.messages.ledger import EntryKind
 from schema.messages.platform import Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
+from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow
 from starter import preflight
 from starter.client import NautilusClient
+from starter.platform.database_store import DatabaseStore
+from starter.platform.recorder import Recorder
+from starter.platform.resolver import ParameterResolver
 from starter.server import Server, dev_server, free_port
 from starter.stack import Ports, connect, running
 from tests import builders
@@ -50,6 +54,8 @@ ROOT = Path(__file__).parent.parent
 RULES = {"bid_window_s": 60, "proposal_window_s": 60, "voting_window_s": 60}
 # So many ballots of one choice decide a vote.
 ENOUGH = 3
+# Tasks of an experiment that finish before a reset.
+FIRST_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -119,13 +125,13 @@ class Vote:
         await self._stage.client.signal(self._stage.cycle, wire.CAST_BALLOT, ballot)
 
 
-async def to_the_vote(stage: Stage, *bidders: str) -> Vote:
+async def to_the_vote(stage: Stage, *bidders: str, **changes: object) -> Vote:
     """The vote that is open once these have bid, the last that a cycle waits for, and the best has proposed."""
     await stage.bids(*bidders or AGENTS)
     await stage.reach(Phase.PROPOSING)
     award = (await stage.client.status(stage.cycle)).award
     assert award is not None
-    proposal_id = await stage.proposes(award.agent_id)
+    proposal_id = await stage.proposes(award.agent_id, **changes)
     await stage.reach(Phase.VOTING)
     voters = tuple(agent for agent in AGENTS if agent != award.agent_id)[:ENOUGH]
     return Vote(stage, proposal_id, voters)
@@ -239,20 +245,14 @@ async def test_a_deploy_that_does_not_replay_hurts_no_cycle_and_after_a_rollback
 async def test_what_a_rolled_back_deploy_has_taken_further_is_set_back_to_before_it(
     installation: Installation,
 ) -> None:
-    [line] = [line for line in LINES if "workflow reset" in line]
     async with installation.release("good"):
         stage = await installation.opens("taken-further")
         await stage.bids("ada", "bob")
     async with installation.deploy(Changed, "bad"):
         await to_the_vote(stage, *AGENTS[2:])
     async with installation.release("good"):
-        before = (await stage.client.temporal.get_workflow_handle(stage.cycle).describe()).run_id
         stuck = [replay.workflow_id async for replay in replays(installation) if replay.failure]
-        for placeholder, value in {"CYCLE": stage.cycle, "BUILD": "bad", "WHY": "rolled-back"}.items():
-            line = line.replace(placeholder, value)
-        code, printed = await run(installation.client, line)
-        assert code == 0, printed
-        await until_new_run(stage, before)
+        await set_back(stage, "bad")
         kept = set((await stage.client.status(stage.cycle)).bids)
         vote = await to_the_vote(stage, *AGENTS[2:])
         await vote.cast(Choice.REJECT, *vote.voters)
@@ -263,6 +263,91 @@ async def test_what_a_rolled_back_deploy_has_taken_further_is_set_back_to_before
     assert ending(result) is Ending.REJECTED
     kinds = [entry.kind for entry in ledger.entries(installation.database)]
     assert kinds == [EntryKind.PARAMETER_DECLARED, EntryKind.CYCLE_ENDED]
+
+
+async def test_a_cycle_that_is_set_back_past_its_registered_experiment_goes_on_with_that_one(
+    installation: Installation,
+) -> None:
+    stage = await tested_by_a_bad_release(installation)
+    with installation.database.reading() as session:
+        [first] = session.exec(select(ExperimentRow)).all()
+    async with installation.release("good"):
+        await set_back(stage, "bad")
+        vote = await to_the_vote(stage, *AGENTS[2:])
+        await vote.cast(Choice.APPROVE, *vote.voters)
+        async with tasks(stage, limited):
+            result = await stage.result()
+    with installation.database.reading() as session:
+        experiments = {row.experiment_id: row for row in session.exec(select(ExperimentRow))}
+
+    assert ending(result) is Ending.PROMOTED
+    assert experiments.keys() == {first.experiment_id, f"{first.experiment_id}.watch"}
+    again = experiments[first.experiment_id]
+    assert (again.design, again.opened_at) == (first.design, first.opened_at)
+    assert result.status.reading is not None
+    counted = result.status.reading.control.tasks + result.status.reading.treatment.tasks
+    assert counted >= FIRST_TASKS  # what was tested before counts
+    kinds = [entry.kind for entry in ledger.entries(installation.database)]
+    assert kinds == [
+        EntryKind.PARAMETER_DECLARED,
+        EntryKind.EXPERIMENT_DESIGNED,
+        EntryKind.PARAMETER_PROMOTED,
+        EntryKind.CYCLE_ENDED,
+    ]
+    assert ledger.verify(installation.database)[2] is None
+
+
+async def test_another_change_is_not_promoted_by_the_experiment_that_was_registered_before_a_reset(
+    installation: Installation,
+) -> None:
+    stage = await tested_by_a_bad_release(installation)
+    async with installation.release("good"):
+        await set_back(stage, "bad")
+        vote = await to_the_vote(stage, *AGENTS[2:], value=150.0)
+        await vote.cast(Choice.APPROVE, *vote.voters)
+        async with tasks(stage, limited):
+            result = await stage.result()
+    with installation.database.reading() as session:
+        locks = session.exec(select(TaskTypeLockRow)).all()
+        in_force = session.get_one(ParameterRow, builders.TIMEOUT).value
+        [experiment] = session.exec(select(ExperimentRow)).all()
+
+    assert ending(result) is Ending.INVALID
+    assert "is registered for research_synthesis.timeout_s 90 -> 180, but 90 -> 150 came" in result.status.reason
+    assert (locks, in_force, experiment.design["treatment"]) == ([], 90.0, 180.0)
+    assert experiment.closed_at is not None
+    kinds = [entry.kind for entry in ledger.entries(installation.database)]
+    assert kinds == [EntryKind.PARAMETER_DECLARED, EntryKind.EXPERIMENT_DESIGNED, EntryKind.CYCLE_ENDED]
+    assert ledger.verify(installation.database)[2] is None
+
+
+async def tested_by_a_bad_release(installation: Installation) -> Stage:
+    """A cycle whose experiment a release has registered that is rolled back; some tasks of it have finished."""
+    async with installation.release("good"):
+        stage = await installation.opens("tested")
+        await stage.bids("ada", "bob")
+    async with installation.deploy(Changed, "bad"):
+        vote = await to_the_vote(stage, *AGENTS[2:])
+        await vote.cast(Choice.APPROVE, *vote.voters)
+        await stage.reach(Phase.EXPERIMENT)
+    store = DatabaseStore(installation.database, installation.platform)
+    with ParameterResolver(store) as resolver, Recorder(store) as recorder:
+        for number in range(FIRST_TASKS):
+            task_id, now = f"first-{number}", datetime.now(UTC)
+            recorder.assigned(resolver.resolve_task("research_synthesis", task_id, now).assignments)
+            await asyncio.to_thread(recorder.record(builders.outcome(task_id, at=now)).result)
+    return stage
+
+
+async def set_back(stage: Stage, build: str) -> None:
+    """Reset a cycle to where a build first had it, by the line of the operators' page."""
+    [line] = [line for line in LINES if "workflow reset" in line]
+    before = (await stage.client.temporal.get_workflow_handle(stage.cycle).describe()).run_id
+    for placeholder, value in {"CYCLE": stage.cycle, "BUILD": build, "WHY": "rolled-back"}.items():
+        line = line.replace(placeholder, value)
+    code, printed = await run(stage.client.temporal, line)
+    assert code == 0, printed
+    await until_new_run(stage, before)
 
 
 @pytest.mark.parametrize("cycle", WORKFLOWS)

@@ -15,6 +15,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities.schedules import ScheduleActivities
 
+from schema.display import markdown
 from schema.messages.schedules import JobReport, JobRequest
 from workflows.calls import call
 
@@ -83,5 +84,7 @@ class _Run:
         """Show how far the job is in the web UI."""
         lines = [f"**{self.report.job_id}**: {state}", ""]
         lines += [f"* done: {name}" for name in self.report.done]
-        lines += [f"* {note}" for note in self.report.notes]
+        for note in self.report.notes:
+            first, *others = [markdown(line, LONGEST_NOTE) for line in note.splitlines()]
+            lines += [f"* {first}", *others]
         workflow.set_current_details("\n".join(lines))

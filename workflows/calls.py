@@ -12,11 +12,12 @@ from typing import Any
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
+from schema import display
+
 # A transaction takes milliseconds; half a minute leaves room for a busy database and finds a dead worker soon.
 SHORT = timedelta(seconds=30)
 # Retries wait at most this long, so that an outage costs little more than itself.
 PATIENT = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=15))
-
 # What a bug raises fails its workflow, so that it surfaces. A change that does not replay must not: it would end every
 # running cycle without a ledger entry, where rolling the deploy back lets them all go on. So `Exception` is too much.
 BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -30,5 +31,9 @@ async def call(activity: Callable[..., Any], *args: Any, summary: str = "") -> A
 def start(activity: Callable[..., Any], *args: Any, summary: str = "") -> workflow.ActivityHandle[Any]:
     """Start a short or polling activity method; the handle can be cancelled."""
     return workflow.start_activity_method(
-        activity, args=args, start_to_close_timeout=SHORT, retry_policy=PATIENT, summary=summary or None
+        activity,
+        args=args,
+        start_to_close_timeout=SHORT,
+        retry_policy=PATIENT,
+        summary=display.summary(summary) or None,
     )

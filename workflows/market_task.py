@@ -21,7 +21,8 @@ with workflow.unsafe.imports_passed_through():
 
 from rules import bidding, identity, rewards
 from rules.redaction import beginning, redacted
-from schema import wire
+from schema import display, wire
+from schema.display import markdown
 from schema.failure_kinds import FailureKind
 from schema.messages.base import AgentMessage
 from schema.messages.market import AwardResult, Bid, Standing
@@ -47,6 +48,8 @@ from workflows.shell import Shell, StoryOver
 
 # The runner kills work at its own limit, of a week at most; this only bounds what a lost timer could cost.
 LONGEST_WORK = timedelta(days=8)
+# What people read of a line of the page; the whole is in the query `status`.
+LONGEST_LINE = 300
 # A worker beats every few seconds; one that does not is dead, and the work begins again on another.
 DEAD_AFTER = timedelta(seconds=30)
 
@@ -264,9 +267,7 @@ class MarketTask(Shell):
             part |= {"price": award.price, "quality": result.quality}
         return part
 
-    def _work(
-        self, activity: Callable[..., Any], *args: Any, summary: str | None = None
-    ) -> workflow.ActivityHandle[Any]:
+    def _work(self, activity: Callable[..., Any], *args: Any, summary: str = "") -> workflow.ActivityHandle[Any]:
         """Work takes the processor: it runs on workers, and on a queue, of its own."""
         return workflow.start_activity_method(
             activity,
@@ -275,7 +276,7 @@ class MarketTask(Shell):
             start_to_close_timeout=LONGEST_WORK,
             heartbeat_timeout=DEAD_AFTER,
             retry_policy=PATIENT,
-            summary=summary,
+            summary=display.summary(summary) or None,
         )
 
     # ---- messages: the same names as a cycle's, and those of an external executor
@@ -389,7 +390,9 @@ class MarketTask(Shell):
 
     def _page(self) -> str:
         state = self._state
-        lines = [f"**{state.request.task_type}** {state.request.task_id}: {state.phase.value}", *state.story]
+        task_id = markdown(state.request.task_id, LONGEST_LINE)
+        lines = [f"**{state.request.task_type}** {task_id}: {state.phase.value}"]
+        lines += [markdown(line, LONGEST_LINE) for line in state.story]
         if state.settlement is not None:
-            lines.append(f"**{state.settlement.ending.value}**: {state.settlement.reason}")
+            lines.append(f"**{state.settlement.ending.value}**: {markdown(state.settlement.reason, LONGEST_LINE)}")
         return "\n\n".join(lines)

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from rules.rates import wilson
 from rules.texts import difference
 from schema import wire
+from schema.display import markdown, one_line, visible
 from schema.messages.base import Value, format_value
 from schema.messages.cycle import CycleStatus, Phase
 from schema.messages.experiment import ExperimentDesign, Reading
@@ -48,14 +49,12 @@ EXTRA = {wire.EXTEND: {"seconds": 600}, wire.WIDEN: {"exposure": 1}}
 MOST_FIGURES = 8
 # Lines of a text's difference; `nautilus params show` and the query `status` have all of it.
 MOST_DIFFERENCE = 80
-_MARKUP = re.compile(r"[\\`*\[\]<>|~]|(?<!\w)_|_(?!\w)|://|(?<=www)\.")
 
 
 def render(status: CycleStatus) -> str:
     """The page of one cycle: where it stands first, then the facts, what a person can do, and the story."""
     # Any client may start a workflow under any id: on one line and quoted, it is safe to paste into a shell.
-    id_on_one_line = " ".join(status.workflow_id.split())
-    workflow_option = f"--workflow-id {shlex.quote(id_on_one_line)}"
+    workflow_option = f"--workflow-id {shlex.quote(one_line(status.workflow_id, LONGEST))}"
     namespace_option = f"--namespace {wire.NAMESPACE}"
 
     return _PAGE.render(
@@ -75,10 +74,7 @@ def render(status: CycleStatus) -> str:
 
 def plain(text: str) -> str:
     """A text by an agent or a person as one line without markdown, cut to LONGEST characters."""
-    words = " ".join(text.split())
-    if len(words) > LONGEST:
-        words = words[: LONGEST - 1] + "…"
-    return _MARKUP.sub(lambda match: "".join(f"\\{character}" for character in match.group()), words)
+    return markdown(text, LONGEST)
 
 
 def percent(counts: Counts) -> str:
@@ -182,7 +178,7 @@ def _difference(status: CycleStatus) -> str:
     if not lines:
         return ""
     more = len(lines) - MOST_DIFFERENCE
-    shown = "\n".join(lines[:MOST_DIFFERENCE])
+    shown = "\n".join(visible(line) for line in lines[:MOST_DIFFERENCE])
     longest_run = max(map(len, re.findall("`+", shown)), default=0)
     fence = "`" * max(3, longest_run + 1)
     rest = f"\n\n{more} more lines" if more > 0 else ""

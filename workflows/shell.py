@@ -15,6 +15,7 @@ from typing import Any
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 
+from schema import display
 from schema.messages.story import Act
 from workflows.calls import start
 from workflows.intake import Intake
@@ -93,7 +94,7 @@ class Shell(Intake):
             await workflow.wait_condition(
                 lambda: is_met() or self._is_interrupted() or self._what_moves_a_wait() != before,
                 timeout=None if due_at is None else due_at - workflow.now(),
-                timeout_summary=summary,
+                timeout_summary=display.summary(summary),
             )
 
     def _is_due(self) -> bool:
