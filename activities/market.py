@@ -216,7 +216,10 @@ class MarketActivities:
     @activity.defn
     def record_act(self, recorded: RecordedAct) -> None:
         """Record what a person did to a cycle, and why."""
-        key = f"{recorded.cycle_id}:{recorded.act.message_id}"
+        # As receipts have it: an id is its sender's own, and of one kind of act. By the id alone, an act under an id
+        # that somebody used before would be done off the record.
+        act = recorded.act
+        key = f"{recorded.cycle_id}:{recorded.kind}:{act.who}:{act.message_id}"
         with self._database.transaction() as session:
             if ledger.append(session, EntryKind.PERSON_ACTED, key, recorded.cycle_id, recorded.at, recorded):
                 emit(session, PersonActed(act=recorded), recorded.cycle_id, key, recorded.at)
