@@ -14,7 +14,7 @@ from sqlmodel import Session, col, delete, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import identity, ledger
+from activities import identity, ledger, people
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
 from activities.changes import Values, in_short, past_endings, values_by_version
@@ -139,6 +139,7 @@ class MarketActivities:
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
             endings=tuple(endings),
+            people=people.declared(self._platform),
         )
 
     def _stands_out(self, opening: CycleOpening, briefing: Briefing, values: Values) -> StandsOut | None:
