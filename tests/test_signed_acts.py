@@ -26,7 +26,7 @@ from schema import wire
 from schema.messages.cycle import CycleRequest, CycleState, Ending, Phase
 from schema.messages.ledger import EntryKind
 from schema.messages.people import People, Person
-from schema.messages.platform import Mode, Platform
+from schema.messages.platform import Mode, Platform, Risk
 from schema.messages.story import Act
 from schema.settings import Settings
 from starter import keys
@@ -192,7 +192,10 @@ def test_a_person_s_key_file_is_its_owner_s_alone_and_comes_back(tmp_path: Path)
 
 
 def platform_of(declared: People = DECLARED, mode: Mode = Mode.AUTONOMOUS, **windows_s: float) -> Platform:
-    changed = {"cycle": builders.rules(**windows_s), "mode": mode}
+    parameters = (
+        builders.parameter(risk=Risk.MEDIUM),
+    )  # half of the tasks take part, so that there is more to widen to
+    changed = {"cycle": builders.rules(**windows_s), "mode": mode, "parameters": parameters}
     return builders.platform(signed_acts=declared.signed, people=declared.people, **changed)
 
 
@@ -202,7 +205,7 @@ def on_stage(temporal: Client, database: Database, task_queue: str) -> Callable[
 
     @asynccontextmanager
     async def stage(mode: Mode = Mode.AUTONOMOUS, **windows_s: float) -> AsyncIterator[Stage]:
-        platform = platform_of(mode=mode, **windows_s)
+        platform = platform_of(DECLARED, mode, **windows_s)
         stage = prepared(temporal, database, platform, task_queue)
         async with worker(temporal, database, platform, Settings(), task_queue):
             await attempt(stage, task_queue, 1)
@@ -252,9 +255,7 @@ async def test_every_act_is_accepted_with_a_signature_and_in_the_ledger_with_its
         await client.act(cycle, wire.EXTEND, "olga", "holidays", seconds=60, key=OLGA)
         await stage.approved()
         await stage.reach(Phase.EXPERIMENT)
-        exposure = (await client.status(cycle)).exposure
-        if exposure < 1:
-            await client.act(cycle, wire.WIDEN, "olga", "faster", exposure=1.0, key=OLGA)
+        await client.act(cycle, wire.WIDEN, "olga", "faster", exposure=1.0, key=OLGA)
         traffic = asyncio.create_task(stage.runs_tasks(limited, done))
         await stage.reach(Phase.APPROVAL)
         with pytest.raises(Refused, match="this one of olga is not signed"):
@@ -266,7 +267,7 @@ async def test_every_act_is_accepted_with_a_signature_and_in_the_ledger_with_its
         done.set()
         await traffic
 
-    kinds = [wire.PAUSE, wire.RESUME, wire.EXTEND, *([wire.WIDEN] if exposure < 1 else []), wire.PROMOTE, wire.VETO]
+    kinds = [wire.PAUSE, wire.RESUME, wire.EXTEND, wire.WIDEN, wire.PROMOTE, wire.VETO]
     assert result.end.ending is Ending.ROLLED_BACK
     recorded = acts_in_ledger(stage.database)
     assert [kind for _, kind, _ in recorded] == kinds
