@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up fortnight test test-doors check format lint types contracts replay lock clean size wheels audit
+.PHONY: help setup setup-dev demo up fortnight test test-postgres test-doors check format lint types contracts replay lock clean size wheels audit fuzz
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt pyproject.toml 2>/dev/nul
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.7 GB)
 
@@ -33,8 +33,14 @@ up: setup ## the embedded platform: server, web UI, worker, agents
 fortnight: setup ## the article's two weeks, simulated, beside the article's own figures: some minutes
 	@$(BIN)/python -m benchmarks.fortnight $(ARGS)
 
-test: setup-dev ## every test
+fuzz: setup-dev ## hostile messages: 100,000 in process, 2,000 through each real door
+	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+test: setup-dev ## every test, on SQLite; the rules of the stores on PostgreSQL, too
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-postgres: setup-dev ## every test that takes a database, on a private PostgreSQL server
+	@$(BIN)/python -m pytest --database postgresql $(ARGS)
 
 # The packages of npm are kept beside those of PyPI; a lock file would pin what other people's platforms do not.
 test-doors: setup-dev ## the doors from outside: stock SDKs of npm and PyPI, some minutes (needs node and npm)

@@ -44,9 +44,7 @@ def to_act(who: str) -> "tuple[Database, str]":
     people = people_in_force(database)
     if not people.signed:
         return database, who
-    from activities.database import existing
     from rules.identity import key_of_person
-    from schema.settings import Settings
 
     name, key = own_key(who)
     if key is None:
@@ -55,7 +53,7 @@ def to_act(who: str) -> "tuple[Database, str]":
     if key_of_person(name, people) != key.public:
         names = ", ".join(person.name for person in people.people)
         raise CommandError(f"expected the key of a declared person ({names}), but {key.public} of {name} is none's")
-    return existing(Settings().database, key.sign_entry), name
+    return open_database(key.sign_entry), name
 
 
 def people_in_force(database: "Database") -> "People":

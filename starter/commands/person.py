@@ -43,7 +43,8 @@ def person_keygen(
         key = keys.make_person(path, person)
     except FileExistsError:
         raise CommandError(f"expected a new file, but {path} exists; --out names another") from None
-    out.print(f'[[people]]\nname = "{key.name}"\npublic_key = "{key.public}"', soft_wrap=True)
+    for line in ("[[people]]", f'name = "{key.name}"', f'public_key = "{key.public}"'):
+        out.print(line)
 
 
 @app.command("list", epilog="Example: nautilus person list --json")
@@ -58,7 +59,7 @@ def person_list(as_json: AsJson = False) -> None:
         columns: Columns[Person] = {"person": lambda person: person.name, "key": lambda person: person.public_key}
         answer_rows(False, in_force.people, columns, "nobody is declared")
         signed = "what people do must be signed" if in_force.signed else "what people do need not be signed"
-        out.print(f"{signed} (signed_acts in platform.toml)", soft_wrap=True)
+        out.print(f"{signed} (signed_acts in platform.toml)")
 
     answer(as_json, in_force, print_people)
 
