@@ -91,7 +91,7 @@ def activities(database: Database, client: Client, platform: Platform, settings:
         EventActivities(database, platform, Deliveries(client, platform, database).open, settings.event_poll_s),
         ConsolidationActivities(database, platform),
         ReportActivities(database, platform),
-        IdentityActivities(database),
+        IdentityActivities(database, platform),
         TaskActivities(database, platform),
     )
     methods = chain.from_iterable(getmembers(instance, ismethod) for instance in instances)

@@ -23,8 +23,11 @@ def register_agent(
     at: datetime,
     public_key: str | None = None,
     built_in: bool = False,
+    who: str | None = None,
 ) -> bool:
     """Add an agent under its operator, with its key. An agent that is registered already stays as it is: False.
+
+    `who` registers the key, for the ledger; None: its operator.
 
     The platform does a `built_in` agent's tasks in its name; any other brings its own executor. Raises ValueError for
     a bad name or key.
@@ -42,7 +45,7 @@ def register_agent(
         if not insert_new(session, AgentRow, [row], returning="agent_id"):
             return False
         if public_key is not None:
-            identity.put_key(session, agent_id, public_key, operator, "registered", at)
+            identity.put_key(session, agent_id, public_key, who or operator, "registered", at)
         return True
 
 

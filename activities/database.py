@@ -6,7 +6,7 @@ at its beginning, on PostgreSQL `lock` takes an advisory lock that ends with the
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,12 +24,21 @@ from schema.messages.base import Value
 
 _MIGRATING = threading.Lock()
 READ_ONLY = "nautilus_read_only"
+# In a session's `info`: who signs what its transaction writes to the ledger.
+SIGNER = "nautilus_signer"
+# From the fields of an entry (see `rules.identity.signed_entry`), what its body gets.
+Signer = Callable[[Mapping[str, Any]], dict[str, str]]
 
 
 class Database:
-    """An engine for `url`. Safe to share between threads; `close` closes its connections."""
+    """An engine for `url`. Safe to share between threads; `close` closes its connections.
 
-    def __init__(self, url: str) -> None:
+    `signer` is of the person at whose command all is written that is written through this object.
+    """
+
+    def __init__(self, url: str, signer: Signer | None = None) -> None:
+        self._signer = signer
+        self.is_signed = signer is not None
         parsed = make_url(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -40,7 +49,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session whose changes are all committed at the end, or none of them."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with Session(self.engine, expire_on_commit=False, info={SIGNER: self._signer}) as session, session.begin():
             yield session
 
     @contextmanager
@@ -60,18 +69,18 @@ class Database:
         self.engine.dispose()
 
 
-def existing(url: str) -> Database:
+def existing(url: str, signer: Signer | None = None) -> Database:
     """The database that `nautilus up` has made; raises ValueError where there is none, or no driver for it."""
     parsed = make_url(url)
     if parsed.drivername == "sqlite":
         existing_file(parsed.database)
-    return connected(url)
+    return connected(url, signer)
 
 
-def connected(url: str) -> Database:
+def connected(url: str, signer: Signer | None = None) -> Database:
     """The database at `url`, which may be yet to be made; raises ValueError where there is no driver for it."""
     try:
-        return Database(url)
+        return Database(url, signer)
     except ImportError as error:
         raise ValueError(f"expected a driver for {make_url(url).drivername}, but {error}") from None
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 from temporalio import activity
 
-from activities import ledger
+from activities import ledger, people
 from activities.database import Database, lock
 from activities.events import emit
 from rules import identity
@@ -16,6 +16,8 @@ from schema import wire
 from schema.messages.cycle import CycleOpening
 from schema.messages.events import AgentKeyRegistered, AgentKeyRevoked
 from schema.messages.ledger import EntryKind
+from schema.messages.people import People
+from schema.messages.platform import Platform
 from schema.tables.identity import AgentKeyRow
 from schema.tables.market import AgentRow
 
@@ -89,13 +91,19 @@ def opening_refusal(session: Session, opening: CycleOpening, unsigned_allowed: b
 
 
 class IdentityActivities:
-    """Reads the keys for running cycles."""
+    """Reads the keys for running cycles: the agents' from the database, people's from the declaration."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, platform: Platform) -> None:
         self._database = database
+        self._platform = platform
 
     @activity.defn
     def read_keys(self) -> dict[str, str]:
         """The key in force of each agent, or REVOKED where none of its keys is."""
         with self._database.reading() as session:
             return keys(session)
+
+    @activity.defn
+    def read_people(self) -> People:
+        """Who may act."""
+        return people.declared(self._platform)

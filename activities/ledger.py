@@ -1,6 +1,7 @@
 """Ledger: appends to the hash chain and reads it. It never changes an entry.
 
-`append` belongs in the transaction of the change that it records; it is idempotent by the entry's key.
+`append` belongs in the transaction of the change that it records; it is idempotent by the entry's key. In a transaction
+of a database that has a person's signer (`Database.signer`), the person signs every entry.
 """
 
 import json
@@ -12,9 +13,10 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
-from activities.database import Database, lock
+from activities.database import SIGNER, Database, Signer, lock
 from activities.reading import entries as entries
 from rules import chain
+from rules.acts import SIGNED
 from schema.canonical import canonical
 from schema.messages.ledger import EntryKind
 from schema.tables.ledger import LedgerRow
@@ -61,6 +63,9 @@ def append(
         "body": canonical(content).decode(),
         "previous": last.digest if last else chain.GENESIS,
     }
+    signer: Signer | None = session.info.get(SIGNER)
+    if signer is not None:
+        fields["body"] = canonical(content | {SIGNED: signer(fields)}).decode()
     session.add(LedgerRow(**fields, digest=chain.digest(**fields)))
     session.flush()
     return True

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, delete, select
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import identity, ledger
+from activities import identity, ledger, people
 from activities.accounts import TREASURY, transfer
 from activities.agents import roster
 from activities.changes import Values, in_short, past_endings, values_by_version
@@ -139,6 +139,7 @@ class MarketActivities:
             unsigned_agents=self._platform.unsigned_agents,
             market=self._platform.market,
             endings=tuple(endings),
+            people=people.declared(self._platform),
         )
 
     def _stands_out(self, opening: CycleOpening, briefing: Briefing, values: Values) -> StandsOut | None:
@@ -216,7 +217,10 @@ class MarketActivities:
     @activity.defn
     def record_act(self, recorded: RecordedAct) -> None:
         """Record what a person did to a cycle, and why."""
-        key = f"{recorded.cycle_id}:{recorded.act.message_id}"
+        # As receipts have it: an id is its sender's own, and of one kind of act. By the id alone, an act under an id
+        # that somebody used before would be done off the record.
+        act = recorded.act
+        key = f"{recorded.cycle_id}:{recorded.kind}:{act.who}:{act.message_id}"
         with self._database.transaction() as session:
             if ledger.append(session, EntryKind.PERSON_ACTED, key, recorded.cycle_id, recorded.at, recorded):
                 emit(session, PersonActed(act=recorded), recorded.cycle_id, key, recorded.at)

@@ -43,7 +43,9 @@ def subscriptions(platform: Platform) -> dict[str, Subscription]:
     """Every subscriber of the platform, by name."""
     return {
         CYCLES: Subscription(frozenset({EventType.ANOMALY_DETECTED})),
-        KEYS: Subscription(frozenset({EventType.AGENT_KEY_REGISTERED, EventType.AGENT_KEY_REVOKED})),
+        KEYS: Subscription(
+            frozenset({EventType.AGENT_KEY_REGISTERED, EventType.AGENT_KEY_REVOKED, EventType.PEOPLE_DECLARED})
+        ),
         **{
             f"webhook:{hook.name}": Subscription(frozenset(hook.events or EventType), hook.retry_for_s)
             for hook in platform.webhooks

@@ -29,7 +29,7 @@ CAST_BALLOT = "cast_ballot"
 DECLINE = "decline"
 # What agents sign besides: the start of a cycle with a proposal of one's own, whose context is the request's id
 OPEN_CYCLE = "open_cycle"
-# Signal: some agent's key has changed
+# Signal: some agent's key has changed, or who may steer
 RELOAD_KEYS = "reload_keys"
 
 # A signal without content: check the deadline again
@@ -97,6 +97,7 @@ class EventType(StrEnum):
     AGENT_KEY_REVOKED = "agent.key_revoked"
     DOOR_KEY_CREATED = "door_key.created"
     DOOR_KEY_REVOKED = "door_key.revoked"
+    PEOPLE_DECLARED = "people.declared"
     TASK_OPENED = "task.opened"
     TASK_AWARDED = "task.awarded"
     AGENT_SUSPENDED = "agent.suspended"

@@ -73,6 +73,7 @@ COMMANDS = {
     "experiment": Entry("experiment", "Experiments: evidence and replays."),
     "ledger": Entry("ledger", "The record."),
     "agent": Entry("agent", "Agents and their keys."),
+    "person": Entry("person", "People and their keys."),
     "mcp": Entry("mcp", "Serve an agent's 8 tools over stdio (MCP), and sign what they send with the agent's own key."),
     "door": Entry(
         "door",

@@ -57,7 +57,7 @@ from schema.messages.tasks import (
 from schema.mistakes import in_one_line
 
 if TYPE_CHECKING:
-    from starter.keys import AgentKey
+    from starter.keys import AgentKey, PersonKey
 
 # The server's error for a run that has had 10,000 signals, and how long to wait for the next run.
 FULL = "exceeded workflow execution limit for signal events"
@@ -343,13 +343,25 @@ class NautilusClient:
         return cycle_workflow_id
 
     async def act(
-        self, cycle: str, kind: str, who: str, why: str, seconds: float | None = None, exposure: float | None = None
+        self,
+        cycle: str,
+        kind: str,
+        who: str,
+        why: str,
+        seconds: float | None = None,
+        exposure: float | None = None,
+        key: "PersonKey | None" = None,
     ) -> Receipt:
-        """Steer a cycle, as a person: pause, resume, abort, veto, extend, promote or widen. Raises Refused."""
+        """Steer a cycle, as a person: pause, resume, abort, veto, extend, promote or widen. Raises Refused.
+
+        `key` is the person's, needed where the platform declares `signed_acts`.
+        """
         try:
             act = Act(message_id=str(uuid4()), who=who, why=why, seconds=seconds, exposure=exposure)
         except ValidationError as error:
             raise Refused(in_one_line(error)) from None
+        if key is not None:
+            act = key.sign(act, cycle, await self.first_run(cycle), kind)
         return await self._update(cycle, kind, act)
 
     async def result(self, cycle: str) -> CycleResult:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from temporalio.client import WorkflowExecutionDescription
 
-    from activities.database import Database
+    from activities.database import Database, Signer
     from activities.reading import Readable
     from starter.client import NautilusClient
 
@@ -243,9 +243,41 @@ def open_to_read() -> "Readable":
     return SqliteFile(existing_file(path))
 
 
-def open_database() -> "Database":
-    """The database that exists; it is closed at the end of the command."""
+def open_database(signer: "Signer | None" = None) -> "Database":
+    """The database that exists; it is closed at the end of the command. `signer` is of the person who acts."""
     from activities.database import existing
     from schema.settings import Settings
 
-    return OPENED.enter_context(closing(existing(Settings().database)))
+    return OPENED.enter_context(closing(existing(Settings().database, signer)))
+
+
+def checked_name(text: str, whose: str) -> str:
+    """A name that messages can carry; `whose` is it. Raises CommandError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from schema.messages.base import Identifier
+
+    try:
+        name: str = TypeAdapter(Identifier).validate_python(text)
+    except ValidationError:
+        raise CommandError(f"expected letters, digits and _.:@/#+- for the {whose}, but {text!r} came") from None
+    return name
+
+
+def message_fields(text: str) -> dict[str, Any]:
+    """The object on stdin. A name may come only once: readers disagree on repeated names, and a signature must not."""
+
+    def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise CommandError(f"expected every name once, but {max(names, key=names.count)!r} comes twice")
+        return fields
+
+    try:
+        fields = json.loads(text, object_pairs_hook=unique_names)
+    except ValueError as error:
+        raise CommandError(f"expected a message as JSON on stdin, but {error}") from None
+    if not isinstance(fields, dict):
+        raise CommandError(f"expected a message as a JSON object on stdin, but {text.strip()[:40]!r} came")
+    return fields

@@ -1,14 +1,16 @@
-"""Keys: an agent's secret in a file of its own, and what is signed with it.
+"""Keys: the secret of an agent or a person in a file of its own, and what is signed with it.
 
-A key file is PEM (PKCS 8), as `openssl pkey` reads it, under a line that names the agent: `# nautilus agent NAME`.
+A key file is PEM (PKCS 8), as `openssl pkey` reads it, under a line that names whose it is: `# nautilus agent NAME` or
+`# nautilus person NAME`. The one is never read as the other.
 """
 
 import base64
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -16,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rules import identity
 from schema.messages.base import AgentMessage
+from schema.messages.story import Act
 
-NAMED = re.compile(r"^# nautilus agent (\S+)$", re.MULTILINE)
+AGENT, PERSON = "agent", "person"
 Sent = TypeVar("Sent", bound=AgentMessage)
 
 
@@ -35,7 +38,7 @@ class AgentKey:
     @property
     def public(self) -> str:
         """What is registered: 32 bytes in base64."""
-        return base64.b64encode(self.secret.public_key().public_bytes_raw()).decode()
+        return _public(self.secret)
 
     def sign(self, message: Sent, workflow_id: str, context: str, kind: str) -> Sent:
         """The message with its signature. Raises ValueError for what canonical JSON cannot carry, or another's name."""
@@ -43,8 +46,41 @@ class AgentKey:
             raise ValueError(
                 f"expected a message of {self.agent_id}, whose key this is, but it is of {message.agent_id}"
             )
-        signature = self.secret.sign(identity.signed_bytes(message, workflow_id, context, kind))
-        return message.model_copy(update={"signature": base64.b64encode(signature).decode()})
+        signature = _signature(self.secret, identity.signed_bytes(message, workflow_id, context, kind))
+        return message.model_copy(update={"signature": signature})
+
+
+@dataclass(frozen=True)
+class PersonKey:
+    """The secret of one person."""
+
+    name: str
+    secret: Ed25519PrivateKey = field(repr=False)
+
+    @property
+    def public(self) -> str:
+        """What is declared: 32 bytes in base64."""
+        return _public(self.secret)
+
+    def sign(self, act: Act, workflow_id: str, context: str, kind: str) -> Act:
+        """The act with its signature. Raises ValueError for what canonical JSON cannot carry, or another's name."""
+        if act.who != self.name:
+            raise ValueError(f"expected an act of {self.name}, whose key this is, but it is of {act.who}")
+        signature = _signature(self.secret, identity.signed_bytes(act, workflow_id, context, kind))
+        return act.model_copy(update={"signature": signature})
+
+    def sign_entry(self, fields: Mapping[str, Any]) -> dict[str, str]:
+        """What goes into the body of an entry of the ledger; `fields` as `rules.identity.signed_entry` takes them."""
+        signature = _signature(self.secret, identity.signed_entry(fields, self.name))
+        return {"person": self.name, "public_key": self.public, "signature": signature}
+
+
+def _public(secret: Ed25519PrivateKey) -> str:
+    return base64.b64encode(secret.public_key().public_bytes_raw()).decode()
+
+
+def _signature(secret: Ed25519PrivateKey, content: bytes) -> str:
+    return base64.b64encode(secret.sign(content)).decode()
 
 
 def make(path: Path, agent_id: str) -> AgentKey:
@@ -54,18 +90,35 @@ def make(path: Path, agent_id: str) -> AgentKey:
     return key
 
 
-def write(path: Path, key: AgentKey) -> None:
+def make_person(path: Path, name: str) -> PersonKey:
+    """A new key of a person, in a new file. Raises FileExistsError."""
+    key = PersonKey(name, Ed25519PrivateKey.generate())
+    write(path, key)
+    return key
+
+
+def write(path: Path, key: AgentKey | PersonKey) -> None:
     """Write a file that only its owner can read. Raises FileExistsError: no key is ever overwritten."""
     pem = key.secret.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    whose = f"{PERSON} {key.name}" if isinstance(key, PersonKey) else f"{AGENT} {key.agent_id}"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(f"# nautilus agent {key.agent_id}\n# public key {key.public}\n".encode() + pem)
+        file.write(f"# nautilus {whose}\n# public key {key.public}\n".encode() + pem)
 
 
 def read(path: Path) -> AgentKey:
-    """The key in a file. Raises KeyFileError."""
+    """The key in an agent's file. Raises KeyFileError."""
+    return AgentKey(*_read(path, AGENT))
+
+
+def read_person(path: Path) -> PersonKey:
+    """The key in a person's file. Raises KeyFileError."""
+    return PersonKey(*_read(path, PERSON))
+
+
+def _read(path: Path, whose: str) -> tuple[str, Ed25519PrivateKey]:
     try:
         # What is not text has no name in it.
         text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -74,15 +127,16 @@ def read(path: Path) -> AgentKey:
         raise KeyFileError(f"{path}: expected a key file, but {error.strerror}") from None
     if mode & 0o077:
         raise KeyFileError(f"{path}: expected a key that only its owner can read (chmod 600), but its mode is {mode:o}")
-    if (named := NAMED.search(text)) is None:
-        raise KeyFileError(f"{path}: expected a line '# nautilus agent NAME', but there is none")
+    named = re.search(rf"^# nautilus {whose} (\S+)$", text, re.MULTILINE)
+    if named is None:
+        raise KeyFileError(f"{path}: expected a line '# nautilus {whose} NAME', but there is none")
     try:
         secret = serialization.load_pem_private_key(text.encode(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it wants a password
         raise KeyFileError(f"{path}: expected an unencrypted private key in PEM, but {error}") from None
     if not isinstance(secret, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: expected an Ed25519 key, but {type(secret).__name__} came")
-    return AgentKey(named.group(1), secret)
+    return named.group(1), secret
 
 
 def own(home: Path, agent_id: str) -> AgentKey:

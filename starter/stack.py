@@ -20,7 +20,7 @@ import structlog
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 
-from activities import cron, identity
+from activities import cron, identity, people
 from activities.agents import register_agent
 from activities.database import Database, Upgrade, connected, migrate
 from activities.deliveries import mistakes
@@ -194,6 +194,7 @@ async def _declare(client: Client, database: Database, platform: Platform, home:
         log.info("database.upgraded", before=upgrade.before, after=upgrade.after, copy=str(upgrade.copy or ""))
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
+    people.declare(database, platform, now)
     register_own(database, home, now)
     changes = await cron.apply(client, cron.jobs(platform))
     await start_bus(client, database, platform)

@@ -31,6 +31,7 @@ from schema.messages.events import (
     ParameterPromoted,
     ParameterRolledBack,
     ParameterThawed,
+    PeopleDeclared,
     PersonActed,
     ProposalAccepted,
     ProposalRejected,
@@ -315,6 +316,7 @@ def event_data(type: EventType, **changes: Any) -> EventData:
         AgentKeyRevoked(**key),
         DoorKeyCreated(holder="web", scopes=("parameters", "outcomes"), who="ada"),
         DoorKeyRevoked(holder="web", who="ada", why="leaked"),
+        PeopleDeclared(signed=True, people=()),
         TaskOpened(task_id="t", task_type="monte_carlo", requester="olga", notify="ops"),
         TaskAwarded(task_id="t", award=award),
         TaskSettled(

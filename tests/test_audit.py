@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ def advisories(vulnerable: str | None = None) -> FastAPI:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Path]:
+def tree(tmp_path: Path) -> Path:
     """An empty git checkout."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     return tmp_path

@@ -15,9 +15,13 @@ from sqlmodel import SQLModel
 
 from activities import ledger
 from activities.database import Database
+from activities.market import MarketActivities
 from rules import chain
 from schema.canonical import canonical
+from schema.messages.cycle import RecordedAct
 from schema.messages.ledger import EntryKind
+from schema.messages.story import Act
+from tests import builders
 from tests.builders import NOW, TIMEOUT
 from tests.databases import NewDatabase
 
@@ -281,3 +285,15 @@ def test_a_removed_tail_shows_against_a_digest_kept_outside(sound: Database) -> 
 
     assert broken is None
     assert (count, head) != kept
+
+
+def test_an_act_under_an_id_that_somebody_used_before_is_on_the_record_too(database: Database) -> None:
+    market = MarketActivities(database, builders.platform())
+    sent = [("pause", "olga"), ("pause", "olga"), ("resume", "olga"), ("pause", "piet")]  # the second is a retry
+
+    for kind, who in sent:
+        act = Act(message_id="a-1", who=who, why="a release")
+        market.record_act(RecordedAct(cycle_id="c#1", kind=kind, act=act, at=builders.NOW))
+
+    recorded = [(entry.body["kind"], entry.body["act"]["who"]) for entry in ledger.entries(database)]
+    assert recorded == [("pause", "olga"), ("resume", "olga"), ("pause", "piet")]

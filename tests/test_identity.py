@@ -56,7 +56,7 @@ from worker import worker
 from workflows import receipts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "identity.md").read_text(encoding="utf-8")
-VECTORS = json.loads(re.findall(r"```json\n(\[.*?\])\n```", PAGE, re.DOTALL)[0])
+VECTORS = json.loads(re.findall(r"```json\n(\[.*?\])\n```", PAGE, re.DOTALL)[-1])
 WORDS: dict[str, type[AgentMessage]] = {
     wire.PLACE_BID: Bid,
     wire.SUBMIT_PROPOSAL: Proposal,

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any, assert_never, get_args
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.experiment import ExperimentActivities
@@ -29,22 +28,21 @@ from schema.messages.cycle import (
     CycleStatus,
     Ending,
     Phase,
-    RecordedAct,
     VoteRecord,
 )
 from schema.messages.experiment import Decision, EvaluationRequest, ExperimentDesign, Promotion, Purpose, Reading
 from schema.messages.market import Award, AwardResult, RankedBid, Standing
 from schema.messages.platform import Aim, Mode
 from schema.messages.proposals import Ballot, Decline, Proposal
-from schema.messages.story import Act, Receipt
-from workflows import receipts, windows
+from workflows import windows
 from workflows.calls import BUGS, call
-from workflows.intake import message_handlers, opened_with, steering
-from workflows.shell import Shell, StoryOver
+from workflows.intake import message_handlers, opened_with
+from workflows.shell import StoryOver
+from workflows.steering import Steering
 
 
 @workflow.defn(name=wire.IMPROVEMENT_CYCLE, failure_exception_types=BUGS)
-class ImprovementCycle(Shell):
+class ImprovementCycle(Steering):
     """Detect, open a meta-task, await bids, collect a proposal, wait for votes, experiment, promote, watch."""
 
     _state: CycleState
@@ -360,13 +358,6 @@ class ImprovementCycle(Shell):
         wire.SUBMIT_PROPOSAL, Proposal, "Hand in the proposal that was awarded."
     )
     cast_ballot, cast_ballot_signal = message_handlers(wire.CAST_BALLOT, Ballot, "Vote on the open proposal.")
-    pause = steering(wire.PAUSE, "Hold the cycle; its deadlines wait.")
-    resume = steering(wire.RESUME, "Let a paused cycle go on.")
-    abort = steering(wire.ABORT, "End the cycle.")
-    veto = steering(wire.VETO, "Reject the proposal, whatever the result of the vote or the experiment.")
-    extend = steering(wire.EXTEND, "Move the open deadline by some seconds.")
-    promote = steering(wire.PROMOTE, "Promote what the evidence recommends (mode recommend).")
-    widen = steering(wire.WIDEN, "Let a larger share of the tasks take part in the experiment.")
 
     @workflow.query(name=wire.STATUS, description="Where the cycle stands.")
     def status(self) -> CycleStatus:
@@ -395,29 +386,6 @@ class ImprovementCycle(Shell):
     def _accept(self, message: AgentMessage) -> None:
         windows.accept(self._state, message, workflow.now())
         self._show()
-
-    def _validate_act(self, kind: str, act: Act) -> None:
-        if receipts.find(self._state, kind, act.who, act.message_id) is not None:
-            return
-        if (refusal := windows.act_refusal(self._state, kind, act)) is not None:
-            raise ApplicationError(refusal, type=kind)
-
-    async def _act(self, kind: str, act: Act) -> Receipt:
-        """Do what a person asks, at once, and write it to the ledger before answering."""
-        state = self._state
-        if (earlier := receipts.find(state, kind, act.who, act.message_id)) is not None:
-            return earlier
-        refusal = windows.act_refusal(state, kind, act)
-        receipt = receipts.add(state, kind, act.who, act.message_id, refusal)
-        if refusal is None:
-            windows.apply(state, kind, act, workflow.now())
-            self._note(f"{act.who}: {kind} ({act.why})")
-            recorded = RecordedAct(cycle_id=state.briefing.cycle_id, kind=kind, act=act, at=workflow.now())
-            await call(MarketActivities.record_act, recorded, summary=f"{act.who}: {kind}")
-            if state.phase is Phase.EXPERIMENT:
-                experiment_id = state.designed.experiment_id
-                await call(ExperimentActivities.expose, experiment_id, state.exposure, self._on_hold, summary=kind)
-        return receipt
 
     # ---- what the shell asks
 

@@ -24,7 +24,7 @@ from schema import wire
 from schema.messages.base import AgentMessage, Numbered
 from schema.messages.cycle import CycleState
 from schema.messages.market import Bid
-from schema.messages.story import Act, Receipt
+from schema.messages.story import Receipt
 from schema.messages.tasks import TaskState
 from schema.mistakes import in_one_line, wrong_number
 from workflows import receipts
@@ -76,21 +76,6 @@ def message_handlers(name: str, message_type: type[AgentMessage], description: s
     return update, signal
 
 
-def steering(kind: str, description: str) -> Any:
-    """The update by which a person steers a cycle; it refuses before anything enters history."""
-
-    @workflow.update(name=kind, description=description)
-    async def update(self, act: Act) -> Receipt:  # type: ignore[no-untyped-def]
-        receipt: Receipt = await self._act(kind, act)
-        return receipt
-
-    @update.validator
-    def validate(self, act: Act) -> None:  # type: ignore[no-untyped-def]
-        self._validate_act(kind, act)
-
-    return update
-
-
 class Intake:
     """Receives the messages of agents. A subclass authenticates them, refuses some and accepts the rest."""
 
@@ -101,6 +86,7 @@ class Intake:
     def __init__(self) -> None:
         self._nudges = 0
         self._keys_changed = False
+        self._people_changed = False
         self._reading_keys = asyncio.Lock()
 
     @abstractmethod
@@ -119,6 +105,9 @@ class Intake:
     def _use_keys(self, keys: dict[str, str]) -> None:
         """Use these keys from now on: each agent's, or REVOKED."""
 
+    async def _reload_people(self) -> None:
+        """Read again who may act; by itself, a workflow does not care."""
+
     @property
     @abstractmethod
     def _awaits_messages(self) -> bool:
@@ -130,15 +119,18 @@ class Intake:
     def nudge(self) -> None:
         self._nudges += 1
 
-    @workflow.signal(name=wire.RELOAD_KEYS, description="An agent's key has changed: read the keys again.")
+    @workflow.signal(name=wire.RELOAD_KEYS, description="A key has changed: read the keys again.")
     async def reload_keys(self) -> None:
         """Any client may send this: it only makes the workflow read the keys, once for many at a time."""
-        self._keys_changed = True
+        self._keys_changed = self._people_changed = True
         await workflow.wait_condition(self._has_opened)
         async with self._reading_keys:
             if self._keys_changed and self._awaits_messages:
                 self._keys_changed = False
                 self._use_keys(await call(IdentityActivities.read_keys, summary="an agent's key has changed"))
+            if self._people_changed:
+                self._people_changed = False
+                await self._reload_people()
 
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
     async def unknown_signal(self, name: str, arguments: Sequence[RawValue]) -> None:

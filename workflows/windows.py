@@ -180,8 +180,15 @@ def _cast(state: CycleState, ballot: Ballot, now: datetime) -> None:
         state.extended, state.deadline = True, now + extension
 
 
+def name_of_act(kind: str, act: Act) -> str:
+    """What a signed act is known by, in the cycle that it is for."""
+    return f"{kind} {act.who} {act.message_id}"
+
+
 def act_refusal(state: CycleState, kind: str, act: Act) -> str | None:
     """Why a person's act cannot be done now, or None. Raises ValueError on an unknown kind."""
+    if name_of_act(kind, act) in state.signed_acts:
+        return f"expected a new act, but {act.message_id} of {act.who} was done before"
     now = f"{state.request.subject} is in phase {state.phase.value}"
     if state.phase in (Phase.OPENING, Phase.PROMOTING, Phase.ENDED):
         return f"expected a cycle that can be steered, but {now}"

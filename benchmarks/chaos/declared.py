@@ -17,7 +17,7 @@ from schema.messages.platform import Platform
 
 TYPES = tuple(f"work_{number:02}" for number in range(20))
 MARKET_TYPE = "monte_carlo"
-RECEIVER, SECRET_ENV = "receiver", "NAUTILUS_CHAOS_SECRET"
+RECEIVER, SECRET_ENV = "receiver", "NAUTILUS_CHAOS_SECRET"  # pragma: allowlist secret
 # Windows close early when all messages are in. Agents and workers are away for seconds at a time.
 WINDOWS: Mapping[str, float] = {
     "bid_window_s": 30.0,

@@ -10,6 +10,7 @@ from .diagnosis import PastEnding, StandsOut
 from .experiment import ExperimentDesign, PromotionResult, Reading
 from .market import Agent, AwardResult, RankedBid
 from .observatory import Anomaly, Counts, Guardrail
+from .people import People
 from .platform import CycleRules, MarketRules, ParameterState
 from .proposals import Ballot, Decline, Electorate, Proposal, Tally
 from .story import Act, StoryState
@@ -112,15 +113,23 @@ class Briefing(Message):
     endings: tuple[PastEnding, ...] = ()
     # None in a briefing of an earlier release, and where no task type is in question.
     stands_out: StandsOut | None = None
+    people: People = People()
 
 
 class RecordedAct(Message):
-    """An act as the ledger keeps it."""
+    """An act as the ledger keeps it.
+
+    Where acts are signed, with what anybody needs to check it: the workflow and its first run, which the signature is
+    for, and the person's key.
+    """
 
     cycle_id: Identifier
     kind: str
     act: Act
     at: Instant
+    workflow_id: str = ""
+    run_id: str = ""
+    public_key: str = ""
 
 
 # Five lists of so many lines are under 20 kB, as `rules.dossier` cuts them: an event and a history carry it.
@@ -210,6 +219,10 @@ class CycleState(StoryState):
     paused_at: Instant | None = None
     veto: Act | None = None
     declines: dict[str, Decline] = Field(default_factory=dict)
+    # As they were read again after a change; None: they are as the briefing has them.
+    current_people: People | None = None
+    # The signed acts that were done: receipts are displaced, and an act must not be done again.
+    signed_acts: list[str] = Field(default_factory=list)
 
     @property
     def has_opened(self) -> bool:
@@ -220,6 +233,11 @@ class CycleState(StoryState):
         """The briefing of a cycle that has opened."""
         assert self.opened is not None
         return self.opened
+
+    @property
+    def people(self) -> People:
+        """Who may act, in a cycle that has opened."""
+        return self.briefing.people if self.current_people is None else self.current_people
 
     @property
     def proposed(self) -> Proposal:

@@ -16,6 +16,7 @@ from .market import Award
 from .memory import Lesson
 from .observatory import Anomaly
 from .outbox import Event
+from .people import Person
 from .proposals import Proposal, Tally
 
 
@@ -267,6 +268,13 @@ class DoorKeyRevoked(EventData, type=EventType.DOOR_KEY_REVOKED, about="the key'
     holder: str
     who: str
     why: str
+
+
+class PeopleDeclared(EventData, type=EventType.PEOPLE_DECLARED, about="the platform"):
+    """Who may act has changed, or whether acts must be signed."""
+
+    signed: bool
+    people: tuple[Person, ...]
 
 
 class TaskOpened(EventData, type=EventType.TASK_OPENED, about="the task"):

@@ -20,6 +20,7 @@ class EntryKind(StrEnum):
     PARAMETER_DECLARED = "parameter.declared"
     DOOR_KEY_CREATED = "door_key.created"
     DOOR_KEY_REVOKED = "door_key.revoked"
+    PEOPLE_DECLARED = "people.declared"
 
 
 class LedgerEntry(Message):

@@ -15,6 +15,7 @@ from ..parameter_roles import Role, with_limits
 from ..wire import EventType
 from .base import LONGEST_VALUE, Declaration, Instant, Message, Name, Value, quoted
 from .door import DoorRules
+from .people import Person
 from .references import mismatches
 from .simulation import Simulation, Traffic
 from .spans import SpanMapping
@@ -397,6 +398,7 @@ class Platform(Declaration):
     """The whole of `platform.toml`. `unsigned_agents` admits agents without a key, and any sender can act as them.
 
     `pace` chose the defaults of the rules when the file was read; here it only names them, and the jobs' intervals.
+    `signed_acts` refuses what people do unless it is signed by the key of one of `people`.
     """
 
     mode: Mode = Mode.RECOMMEND
@@ -414,6 +416,8 @@ class Platform(Declaration):
     simulation: Simulation = Simulation()
     door: DoorRules = DoorRules()
     pace: Pace = Pace.PRODUCTION
+    signed_acts: bool = False
+    people: tuple[Person, ...] = ()
 
     @field_validator("parameters")
     @classmethod

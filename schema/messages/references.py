@@ -23,6 +23,7 @@ UNIQUE = {
     "schedules": ("schedule", "id"),
     "webhooks": ("webhook", "name"),
     "notifications": ("notification", "name"),
+    "people": ("person", "name"),
 }
 
 
@@ -33,6 +34,9 @@ def mismatches(content: Mapping[str, Any]) -> Iterator[Mismatch]:
     """
     for section, (what, key) in UNIQUE.items():
         yield from _repeated(content, section, what, key)
+    yield from _repeated(content, "people", "person's key", "public_key")
+    if content.get("signed_acts") is True and not content.get("people"):
+        yield Mismatch(("signed_acts",), "expected at least one of [[people]], or nobody could act, but there is none")
     task_types = _names(content, "task_types")
     yield from _repeated_spans(content)
     yield from _unknown_task_types(content, task_types)

@@ -9,7 +9,10 @@ from .market import Award, Bid
 
 
 class Act(Message):
-    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend`, `exposure` for `widen`."""
+    """A person steers a cycle; who and why go to the ledger. `seconds` is for `extend`, `exposure` for `widen`.
+
+    `signature` is as `rules.identity` has it, in base64; needed where the platform declares `signed_acts`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,6 +21,7 @@ class Act(Message):
     why: Annotated[Text, StringConstraints(min_length=1)]
     seconds: float | None = Field(default=None, gt=0, le=366 * 86_400)
     exposure: float | None = Field(default=None, gt=0, le=1)
+    signature: Annotated[str, StringConstraints(max_length=200)] | None = None
 
 
 class Receipt(Message):

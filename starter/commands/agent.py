@@ -1,5 +1,6 @@
 """Commands about agents: run the built-in ones, register them, their keys, and signing by hand."""
 
+import getpass
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from schema import wire
 from starter import completion
+from starter.acting import to_act
 from starter.command import (
     AsJson,
     Columns,
@@ -17,8 +19,10 @@ from starter.command import (
     Why,
     answer_rows,
     ask,
+    checked_name,
     emit,
     err,
+    message_fields,
     open_database,
     out,
     run,
@@ -139,15 +143,9 @@ def agent_keygen(
     agent_id: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
 ) -> None:
     """Make a key for an agent; prints the public half, which its operator registers. Nothing is overwritten."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from schema.messages.base import Identifier
     from starter import keys
 
-    try:
-        name = TypeAdapter(Identifier).validate_python(agent_id)
-    except ValidationError:
-        raise CommandError(f"expected letters, digits and _.:@/#+- for the agent, but {agent_id!r} came") from None
+    name = checked_name(agent_id, "agent")
     path = file or Path(f"{name.replace('/', '_')}.pem")
     try:
         out.print(keys.make(path, name).public)
@@ -165,7 +163,9 @@ def agent_register(
     from activities import agents
     from schema.declaration import declared_platform
 
-    if not agents.register_agent(open_database(), agent_id, operator, datetime.now(UTC), public_key):
+    database, who = to_act(getpass.getuser())
+    registrar = who if database.is_signed else None
+    if not agents.register_agent(database, agent_id, operator, datetime.now(UTC), public_key, who=registrar):
         raise CommandError(f"expected a new agent, but {agent_id} is registered already; `agent rotate` gives it a key")
     if public_key or declared_platform().unsigned_agents:
         out.print(f"{agent_id} of {operator} may bid and vote")
@@ -184,7 +184,8 @@ def agent_rotate(
     """Give an agent a new key in place of the one it has (or its first one, or one again after a revocation)."""
     from activities import identity
 
-    identity.rotate(open_database(), agent_id, public_key, who, why, datetime.now(UTC))
+    database, who = to_act(who)
+    identity.rotate(database, agent_id, public_key, who, why, datetime.now(UTC))
     out.print(f"{agent_id} signs with {public_key} from now on; running cycles are notified within seconds")
 
 
@@ -193,7 +194,8 @@ def agent_revoke(agent_id: Agent, who: Who, why: Why) -> None:
     """Revoke an agent's key, also in running cycles: it cannot send until `agent rotate` gives it another."""
     from activities import identity
 
-    identity.revoke(open_database(), agent_id, who, why, datetime.now(UTC))
+    database, who = to_act(who)
+    identity.revoke(database, agent_id, who, why, datetime.now(UTC))
     out.print(f"the key of {agent_id} is revoked; running cycles are notified within seconds")
 
 
@@ -217,7 +219,7 @@ def agent_sign(
         raise CommandError(f"expected one of {', '.join(KINDS)}, but {kind!r} came")
     signer = keys.read(key)
     fields: dict[str, Any] = {"agent_id": signer.agent_id}
-    fields.update(_message_fields(sys.stdin.read()))
+    fields.update(message_fields(sys.stdin.read()))
     message = _type_of(kind).model_validate(fields)
     signed: Message
     if kind == wire.OPEN_CYCLE and isinstance(message, Proposal):
@@ -261,23 +263,3 @@ def _key_in_short(public_key: str | None) -> str:
     if public_key is None:
         return "none"
     return "revoked" if public_key == REVOKED else public_key[:12]
-
-
-def _message_fields(text: str) -> dict[str, Any]:
-    """The object on stdin. A name may come only once: readers disagree on repeated names, and a signature must not."""
-    import json
-
-    def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise CommandError(f"expected every name once, but {max(names, key=names.count)!r} comes twice")
-        return fields
-
-    try:
-        fields = json.loads(text, object_pairs_hook=unique_names)
-    except ValueError as error:
-        raise CommandError(f"expected a message as JSON on stdin, but {error}") from None
-    if not isinstance(fields, dict):
-        raise CommandError(f"expected a message as a JSON object on stdin, but {text.strip()[:40]!r} came")
-    return fields

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starter import completion
-from starter.command import AsJson, Who, Why, emit, open_database, open_to_read, out
+from starter.acting import to_act
+from starter.command import AsJson, Who, Why, emit, open_to_read, out
 
 if TYPE_CHECKING:
     from schema.messages.observatory import AnomalyRecord
@@ -62,7 +63,8 @@ def anomaly_close(
     """
     from activities.anomalies import close_anomaly
 
-    cycle = close_anomaly(open_database(), anomaly_id, who, why, datetime.now(UTC))
+    database, who = to_act(who)
+    cycle = close_anomaly(database, anomaly_id, who, why, datetime.now(UTC))
     out.print(f"{anomaly_id} is closed; the ledger has an entry")
     if cycle:
         out.print(f"the cycle on it goes on; `nautilus cycle act {cycle} abort --why ...` ends it")

@@ -7,6 +7,7 @@ import typer
 
 from schema import wire
 from starter import completion
+from starter.acting import own_key
 from starter.command import AsJson, Columns, CommandError, Who, Why, answer, answer_rows, ask, out, run, status_of
 
 if TYPE_CHECKING:
@@ -77,12 +78,17 @@ def cycle_act(
     seconds: Annotated[float | None, typer.Option(help="For extend: by how many seconds.")] = None,
     exposure: Annotated[float | None, typer.Option(help="For widen: the share of tasks to take part.")] = None,
 ) -> None:
-    """Steer a cycle: pause, resume, extend, abort, veto, promote or widen."""
+    """Steer a cycle: pause, resume, extend, abort, veto, promote or widen.
+
+    The act is signed with the key in the file that NAUTILUS_PERSON_KEY names, where it names one.
+    """
     from starter.client import NautilusClient
+
+    who, key = own_key(who)
 
     async def steer() -> None:
         await _status(_workflow(cycle))
-        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds, exposure)
+        await (await NautilusClient.connect()).act(_workflow(cycle), act.value, who, why, seconds, exposure, key)
 
     run(steer())
     out.print(f"{act.value}: done, and in the ledger")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schema.messages.door import PLATFORM_SCOPES, Scope
+from starter.acting import to_act
 from starter.command import (
     AsJson,
     Columns,
@@ -115,7 +116,7 @@ def key_create(
         raise CommandError("expected either --platform or --agent; a key is of one holder")
     if agent and scope:
         raise CommandError("expected no --scope with --agent: an agent's key is good for `agents` alone")
-    database, now = open_database(), datetime.now(UTC)
+    (database, who), now = to_act(who), datetime.now(UTC)
     if agent:
         key, text = door_keys.create_agent_key(database, agent, who, now)
     else:
@@ -152,5 +153,6 @@ def key_revoke(key_id: str, who: Who, why: Why) -> None:
     """End a key: within two seconds it opens nothing."""
     from activities import door_keys
 
-    key = door_keys.revoke(open_database(), key_id, who, why, datetime.now(UTC))
+    database, who = to_act(who)
+    key = door_keys.revoke(database, key_id, who, why, datetime.now(UTC))
     out.print(f"key {key_id} of {key.holder} is revoked; within two seconds it opens nothing")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starter import completion
+from starter.acting import to_act
 from starter.command import (
     AsJson,
     Columns,
@@ -164,7 +165,8 @@ def drop(
     """Give up a dead letter, so that what is parked behind it goes on without it."""
     from activities import events
 
-    if not events.drop(open_database(), subscriber, sequence, who, why, datetime.now(UTC)):
+    database, who = to_act(who)
+    if not events.drop(database, subscriber, sequence, who, why, datetime.now(UTC)):
         raise CommandError(
             f"expected a dead letter, but {sequence} of {subscriber} is not one; see `nautilus events dead`"
         )

@@ -78,15 +78,26 @@ def _values(entry: "LedgerEntry", record: "Sequence[LedgerEntry]") -> tuple[Any,
 
 @app.command("verify", epilog="Example: nautilus ledger verify")
 def ledger_verify(as_json: AsJson = False) -> None:
-    """Recompute the whole chain; exit code 1 where it is broken."""
-    from activities import ledger
+    """Recompute the whole chain, and check who signed what; exit code 1 where something does not hold."""
+    from activities import ledger, people
+    from starter.acting import differing
 
-    count, head, broken = ledger.verify(open_database())
+    database = open_database()
+    count, head, broken = ledger.verify(database)
+    unproved = [] if broken else people.unproved(database)
+    difference = None if broken else differing(database)
+    if difference is not None:
+        unproved.append(difference)
+    is_ok = broken is None and not unproved
     if as_json:
-        emit({"entries": count, "head": head, "ok": broken is None, "broken": broken})
-        raise typer.Exit(0 if broken is None else 1)
+        emit({"entries": count, "head": head, "ok": is_ok, "broken": broken, "unproved": unproved})
+        raise typer.Exit(0 if is_ok else 1)
     if broken is not None:
         raise CommandError(broken)
+    for line in unproved:
+        out.print(line)
+    if unproved:
+        raise CommandError(f"the chain of {count} entries is unbroken, but {len(unproved)} of its acts are not proved")
     out.print(f"{count} entries, unbroken; head {head}")
 
 

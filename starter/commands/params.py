@@ -11,6 +11,7 @@ from schema.messages.base import format_value, is_long
 from schema.parameter_roles import role_of
 from schema.wire import EVERYTHING
 from starter import completion
+from starter.acting import to_act
 from starter.command import (
     AsJson,
     Columns,
@@ -148,7 +149,8 @@ def params_rollback(key: Key, why: Why, who: Who) -> None:
     from activities import parameters
 
     _state(key)
-    result = parameters.roll_back_by_hand(open_database(), key, who, why, datetime.now(UTC))
+    database, who = to_act(who)
+    result = parameters.roll_back_by_hand(database, key, who, why, datetime.now(UTC))
     if not result.swapped:
         raise CommandError(result.reason)
     out.print(f"{key} is {format_value(_state(key).value)} again (version {result.version}); the ledger has an entry")
@@ -161,7 +163,8 @@ def params_freeze(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
 
     if key != EVERYTHING:
         _state(key)
-    if not parameters.freeze(open_database(), key, who, why, datetime.now(UTC)):
+    database, who = to_act(who)
+    if not parameters.freeze(database, key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something that is not frozen, but {key} is")
     out.print(f"{'everything' if key == EVERYTHING else key} is frozen; `nautilus params thaw` ends it")
 
@@ -171,7 +174,8 @@ def params_thaw(why: Why, who: Who, key: Scope = EVERYTHING) -> None:
     """End a freeze."""
     from activities import parameters
 
-    if not parameters.thaw(open_database(), key, who, why, datetime.now(UTC)):
+    database, who = to_act(who)
+    if not parameters.thaw(database, key, who, why, datetime.now(UTC)):
         raise CommandError(f"expected something frozen, but {key} is not")
     out.print(f"{'everything' if key == EVERYTHING else key} is free again")
 
