@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up fortnight test test-doors check format lint types contracts replay lock clean size wheels
+.PHONY: help setup setup-dev demo up fortnight load test test-doors check format lint types contracts replay lock clean size wheels
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -32,6 +32,9 @@ up: setup ## the embedded platform: server, web UI, worker, agents
 
 fortnight: setup ## the article's two weeks, simulated, beside the article's own figures: some minutes
 	@$(BIN)/python -m benchmarks.fortnight $(ARGS)
+
+load: setup-dev ## 1,000 open cycles, a million outcomes, CPU per cycle and at rest: a quarter of an hour
+	@$(BIN)/python -m benchmarks.load $(ARGS)
 
 test: setup-dev ## every test
 	@$(BIN)/python -m pytest $(ARGS)

@@ -80,7 +80,7 @@ async def play(temporal: Client, home: Path, tasks: int) -> dict[str, Any]:
     """One cycle from the anomaly to the promotion, over N tasks."""
     declared = platform_in(home)
     subject = the_anomaly(datetime.now(UTC), Counts(tasks=1, successes=0)).subject
-    rules = {"max_tasks": MAX_TASKS, "minimum_tasks": smaller_arm(f"{subject}#1", tasks), "experiment_window_s": 600.0}
+    rules = {"max_tasks": MAX_TASKS, "minimum_tasks": smaller_arm(f"{subject}#1", tasks), "experiment_window_s": 7_200.0}
     platform = declared.model_copy(update={"cycle": declared.cycle.model_copy(update=rules)})
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
     try:
