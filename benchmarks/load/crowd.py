@@ -40,7 +40,8 @@ AGENTS = ("ada", "bob", "cyd", "dee")
 # What a worker takes without cycles is measured with so many of them: by then it has loaded everything.
 WARM = 100
 # A worker leaves this often, and another one joins soon.
-LEAVE_EVERY_S, JOIN_AFTER_S = 8.0, 1.0
+LEAVE_EVERY_S, JOIN_AFTER_S = 5.0, 1.0
+STARTED = "worker.started"
 # While no worker runs, agents signal to every tenth cycle.
 SIGNALLED = 10
 # A cycle that was cached by a dead worker waits for 10 s; with a hundred at a time and two cores, for some of those.
@@ -70,18 +71,18 @@ class Workers:
         self._stage = stage
         self._environment = stage.environment(address)
         self._random = Random(SEED)
-        self._started = 0
+        self._all: list[Child] = []
         self.running: list[Child] = []
         self.left = Counter[signal.Signals]()
 
     def join(self) -> Child:
-        child = Child(["worker.py"], self._environment, self._stage.home / f"worker-{self._started}.log")
-        self._started += 1
+        child = Child(["worker.py"], self._environment, self._stage.home / f"worker-{len(self._all)}.log")
+        self._all.append(child)
         self.running.append(child)
         return child
 
     async def come_and_go(self) -> None:
-        """One leaves, and another joins, until this is cancelled; the others go on meanwhile."""
+        """One leaves, and another joins, until this is cancelled; the next one leaves when that one serves."""
         while True:
             await asyncio.sleep(LEAVE_EVERY_S)
             leaving = self.running.pop(self._random.randrange(len(self.running)))
@@ -91,11 +92,19 @@ class Workers:
             await asyncio.sleep(JOIN_AFTER_S)
             self.join()
             await asyncio.to_thread(leaving.process.wait)
+            await self.serving()
+
+    async def serving(self) -> None:
+        """Wait until all that have joined serve."""
+        for child in self.running:
+            while STARTED not in child.log.read_text():
+                await asyncio.sleep(RETRY_S)
 
     def kill_all(self) -> None:
-        for child in self.running:
+        """All at once, and those that are about to leave."""
+        for child in self._all:
             child.process.send_signal(signal.SIGKILL)
-        for child in self.running:
+        for child in self._all:
             child.process.wait()
         self.running = []
 
@@ -253,6 +262,7 @@ async def _played(players: list[Player], workers: Workers, phases: Phases) -> No
     """Have agents play all cycles, a hundred at a time, while workers come and go."""
     while len(workers.running) < WORKERS:
         workers.join()
+    await workers.serving()
     coming = asyncio.create_task(workers.come_and_go())
     began = time.monotonic()
     await _at_once([lambda player=player: player.play(phases) for player in players])  # type: ignore[misc]
