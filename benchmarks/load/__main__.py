@@ -1,6 +1,6 @@
 """Measures what a platform bears: 1,000 open cycles, a million outcomes, its own cost, and its cost at rest.
 
-    python -m benchmarks.load [--json] [--quick] [--only idle,ratio,million,crowd] [--idle-s 180]
+    python -m benchmarks.load [--json] [--quick] [--only idle,ratio,million,crowd] [--idle-s 180] [--cycles 1000]
 
 In turn, each on an embedded server with a database file: `idle`, what `nautilus up` takes at 15,000 outcomes an hour;
 `ratio`, the CPU of a cycle over that of a bare workflow; `million`, an experiment over 1,000,000 outcomes; `crowd`,
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small version of everything: some two minutes")
     parser.add_argument("--only", default=",".join(PARTS), help="some of the parts, separated by commas")
     parser.add_argument("--idle-s", type=float, help="seconds to measure the platform at rest for")
+    parser.add_argument("--cycles", type=int, help="how many cycles are open at once")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(PARTS):
@@ -112,6 +113,8 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     if arguments.idle_s is not None:
         size = size._replace(idle_s=arguments.idle_s)
+    if arguments.cycles is not None:
+        size = size._replace(cycles=arguments.cycles)
 
     began = time.monotonic()
     reports, failures = asyncio.run(measure(size, parts))
