@@ -39,6 +39,7 @@ class Experiment(BaseModel):
 
 async def measure(client: Client, home: Path, tasks: int) -> tuple[Experiment, Experiment]:
     """A small experiment and a large one. Raises RuntimeError where one does not end in a promotion."""
+    home.mkdir()
     return await _play(client, home / "small", SMALL), await _play(client, home / "large", tasks)
 
 
