@@ -13,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from schema.display import one_line
 from schema.messages.platform import Platform
 from schema.messages.references import mismatches
+from schema.mistakes import LONGEST_LINE
 from schema.pace import TRIAL, Pace
 from schema.settings import Settings
 from schema.toml_lines import lines_by_path
@@ -32,7 +34,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.key else self.message
+        return one_line(f"{self.key}: {self.message}" if self.key else self.message, LONGEST_LINE)
 
 
 class DeclarationError(ValueError):
@@ -84,6 +86,10 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         position = re.search(r"at line (\d+)", str(error))
         line = int(position[1]) if position else text.count("\n") + 1
         raise DeclarationError(path, [Problem(line, "", f"expected TOML, but {error}")]) from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DeclarationError(path, [Problem(None, "", f"expected TOML, but {error}")]) from None
+    except RecursionError:
+        raise DeclarationError(path, [Problem(None, "", "expected TOML that is nested less deeply")]) from None
 
 
 def _validated(content: Mapping[str, Any]) -> Platform:

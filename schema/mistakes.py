@@ -9,10 +9,14 @@ import re
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from .display import one_line
+
 # A value of several kinds (`messages.base.Value`) reports each kind that it is not, under these names.
 KINDS = ("bool", "int", "float", "str")
 # A line is read in a terminal and kept in a history: what came may be long, and have a mistake in every field.
 MOST_SHOWN, LONGEST_SHOWN = 3, 60
+# The whole line; with three mistakes that can be mended it is far below this.
+LONGEST_LINE = 1_000
 # To read a mistake takes 10 us and some kB: a body of some MB may have 500,000, which nobody wrote by mistake.
 MOST_READ = 10_000
 
@@ -45,12 +49,14 @@ def in_one_line(error: ValidationError) -> str:
     shown = lines[:MOST_SHOWN]
     if len(lines) > MOST_SHOWN:
         shown.append(f"and {len(lines) - MOST_SHOWN} more")
-    return " ".join("; ".join(shown).split())
+    return one_line("; ".join(shown), LONGEST_LINE)
 
 
 def _field(detail: ErrorDetails) -> str:
+    """The path of a field, whose names the sender chooses: a terminal could obey them."""
     path = detail["loc"][:-1] if _is_of_several_kinds(detail) else detail["loc"]
-    return ".".join(str(part) or "''" for part in path)  # a field may have the empty name
+    # A field may have the empty name, and a name of white space alone.
+    return ".".join(one_line(str(part), LONGEST_SHOWN) or repr(str(part)[:LONGEST_SHOWN]) for part in path)
 
 
 def _is_of_several_kinds(detail: ErrorDetails) -> bool:

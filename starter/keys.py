@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -77,7 +78,7 @@ def read(path: Path) -> AgentKey:
         raise KeyFileError(f"{path}: expected a line '# nautilus agent NAME', but there is none")
     try:
         secret = serialization.load_pem_private_key(text.encode(), None)
-    except (ValueError, TypeError) as error:  # TypeError: it wants a password
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it wants a password
         raise KeyFileError(f"{path}: expected an unencrypted private key in PEM, but {error}") from None
     if not isinstance(secret, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: expected an Ed25519 key, but {type(secret).__name__} came")

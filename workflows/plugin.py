@@ -30,7 +30,8 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from schema.mistakes import Unreadable, in_one_line, wrong_number
+from schema.display import one_line
+from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, Unreadable, in_one_line, wrong_number
 from workflows.log_context import LogContext
 from workflows.shared_code import share_code
 
@@ -55,7 +56,12 @@ class OneLineConverter(PydanticPayloadConverter):
         except KeyError:
             encodings = ", ".join(encoding.decode() for encoding in self.converters)
             received = [payload.metadata.get("encoding", b"none").decode(errors="replace") for payload in payloads]
-            raise Unreadable(f"expected one of the encodings {encodings}, but {', '.join(received)} came") from None
+            came = one_line(", ".join(received), LONGEST_SHOWN)
+            raise Unreadable(f"expected one of the encodings {encodings}, but {came} came") from None
+        except (RuntimeError, ValueError) as error:
+            # What a converter cannot read in its own encoding; a RuntimeError is the SDK's around the reason.
+            reason = one_line(str(error.__cause__ or error), LONGEST_LINE)
+            raise Unreadable(f"expected a payload in the encoding that it names, but {reason}") from None
         for value, hint in zip(values, type_hints or (), strict=False):
             # Null and bytes have encodings of their own, which no model validates.
             if inspect.isclass(hint) and issubclass(hint, BaseModel) and not isinstance(value, hint):

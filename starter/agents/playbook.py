@@ -151,7 +151,7 @@ def read(path: Path = SHIPPED, extended: Playbook | None = None) -> Playbook:
         symptoms = _File.model_validate(tomllib.loads(text)).symptoms
     except ValidationError as error:
         raise DeclarationError(path, _problems(text, error)) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of text, of TOML, of a number without end
         raise DeclarationError(path, [Problem(None, "", f"expected a playbook in TOML, but {error}")]) from None
 
     known = extended.symptoms if extended else {}

@@ -35,7 +35,7 @@ SCOPES = {
     "/mcp": Scope.AGENTS,
 }
 # Without a key: whether the door works, and what it takes.
-OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 # What the page of the routes is made of.
 PAGE = "/docs/"
 # As long as a revoked key may still open the door.
