@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, BindParameter, LargeBinary, SelectBase, bindparam, delete
+from sqlalchemy import JSON, BindParameter, LargeBinary, Select, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
@@ -163,13 +163,13 @@ def _stored(session: Session, keys: Iterable[Key]) -> dict[Key, Mapping[str, Any
 
 
 @cache
-def _stored_query() -> SelectBase:
+def _stored_query() -> Select[Any]:
     """Built once, as each outcome that comes alone would pay for it."""
     table = RollupRow.__table__.c  # type: ignore[attr-defined]
     columns = [table[name] for name in ("start", "task_type", *MERGED)]
     starts: BindParameter[Any] = bindparam("starts", expanding=True)
     task_types: BindParameter[Any] = bindparam("task_types", expanding=True)
-    query: SelectBase = select(*columns).where(table.start.in_(starts), table.task_type.in_(task_types))
+    query: Select[Any] = select(*columns).where(table.start.in_(starts), table.task_type.in_(task_types))
     return query
 
 

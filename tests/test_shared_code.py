@@ -19,7 +19,7 @@ def fresh() -> Iterator[None]:
     before = import_module(NAME)
     yield
     sys.modules[NAME] = before
-    rules.rates = before
+    vars(rules)["rates"] = before
 
 
 def _anew() -> ModuleType:
