@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, exists, func
 from sqlmodel import Session, col, select
 from temporalio import activity
 from temporalio.client import Client
@@ -42,6 +42,13 @@ POLL_S = 0.25
 WORK_S = 20.0
 HEARTBEAT_S = 1.0
 log = structlog.get_logger()
+# What a subscriber has read up to, the newest event, and whether anything is undelivered. Nearly every poll asks this
+# and no more, so it is built once.
+POSITION = select(
+    CursorRow.sequence,
+    select(func.max(EventRow.sequence)).scalar_subquery(),
+    exists().where(col(UndeliveredRow.subscriber) == CursorRow.subscriber),
+).where(CursorRow.subscriber == bindparam("subscriber"))
 
 
 async def start_bus(client: Client, database: Database, platform: Platform) -> None:
@@ -90,6 +97,8 @@ class EventActivities:
         """
         if subscriber not in self._subscriptions:
             return None
+        if await asyncio.to_thread(self._is_idle, subscriber):
+            raise _ask_again(f"waiting for events for {subscriber}", self._poll_s)
         clock = _Clock()
         chains = await asyncio.to_thread(self._next, subscriber, clock.now)
         if chains:
@@ -140,6 +149,15 @@ class EventActivities:
         # One transaction for all results: a commit takes longer than many a delivery.
         results = [task.result() for task in done]
         return await asyncio.to_thread(self._record, subscriber, results, clock.now)
+
+    def _is_idle(self, subscriber: str) -> bool:
+        """Whether nothing is undelivered, and no event is new."""
+        with self._database.reading() as session:
+            position = session.execute(POSITION, {"subscriber": subscriber}).first()
+        if position is None:
+            return False
+        has_read, newest, is_waited_for = position
+        return not is_waited_for and has_read >= (newest or 0)
 
     def _next(self, subscriber: str, now: datetime, busy: frozenset[str] = frozenset()) -> list[list[Event]]:
         """Chains of events that are due, one for each subject that is not busy, up to CONCURRENCY subjects in all."""
@@ -229,8 +247,7 @@ class EventActivities:
             line += f"; {len(retried)} subjects are tried again, {dead} wait for a person; lately: {failed[0].error}"
             due_s = min(((row.due_at - now).total_seconds() for row in retried), default=self._poll_s)
             wait_s = max(0.1, min(self._poll_s, due_s))
-        delay = timedelta(seconds=wait_s)
-        return ApplicationError(line, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
+        return _ask_again(line, wait_s)
 
     def _latest_failed(self, subscriber: str) -> Sequence[UndeliveredRow]:
         """The first undelivered event of each subject where that has failed, the latest failure first."""
@@ -238,6 +255,12 @@ class EventActivities:
         latest = failed_heads.order_by(col(UndeliveredRow.failed_at).desc()).limit(10 * BATCH)
         with self._database.reading() as session:
             return session.exec(latest).all()
+
+
+def _ask_again(line: str, wait_s: float) -> ApplicationError:
+    """What is raised in order to be retried after so long; the line says what is waited for."""
+    delay = timedelta(seconds=wait_s)
+    return ApplicationError(line, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN)
 
 
 def _undelivered_events(session: Session, subscriber: str, subjects: Collection[str]) -> list[Event]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, LargeBinary, Select, bindparam, delete
+from sqlalchemy import JSON, BindParameter, LargeBinary, Select, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
@@ -167,8 +167,10 @@ def _stored_query() -> Select[Any]:
     """Built once, as each outcome that comes alone would pay for it."""
     table = RollupRow.__table__.c  # type: ignore[attr-defined]
     columns = [table[name] for name in ("start", "task_type", *MERGED)]
-    starts, task_types = bindparam("starts", expanding=True), bindparam("task_types", expanding=True)
-    return select(*columns).where(table.start.in_(starts), table.task_type.in_(task_types))
+    starts: BindParameter[Any] = bindparam("starts", expanding=True)
+    task_types: BindParameter[Any] = bindparam("task_types", expanding=True)
+    query: Select[Any] = select(*columns).where(table.start.in_(starts), table.task_type.in_(task_types))
+    return query
 
 
 def _merged_sketches(group: Sequence[TaskOutcome], stored: Mapping[str, Any]) -> dict[str, bytes]:

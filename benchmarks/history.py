@@ -53,6 +53,8 @@ LONGER_S = 2.0
 TASKS_BEFORE, FIRST_OLD = 300, 1_000_000
 BATCH = 2_000
 CYCLE_TIMEOUT_S = 600.0
+# A million tasks take minutes, and on a busy machine an hour.
+LONGEST_S = 7_200.0
 
 
 def smaller_arm(experiment_id: str, tasks: int) -> int:
@@ -80,7 +82,8 @@ async def play(temporal: Client, home: Path, tasks: int) -> dict[str, Any]:
     """One cycle from the anomaly to the promotion, over N tasks."""
     declared = platform_in(home)
     subject = the_anomaly(datetime.now(UTC), Counts(tasks=1, successes=0)).subject
-    rules = {"max_tasks": MAX_TASKS, "minimum_tasks": smaller_arm(f"{subject}#1", tasks), "experiment_window_s": 600.0}
+    minimum_tasks = smaller_arm(f"{subject}#1", tasks)
+    rules = {"max_tasks": MAX_TASKS, "minimum_tasks": minimum_tasks, "experiment_window_s": LONGEST_S}
     platform = declared.model_copy(update={"cycle": declared.cycle.model_copy(update=rules)})
     database = Database(f"sqlite:///{home / 'nautilus.db'}")
     try:

@@ -17,6 +17,7 @@ import apprise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event as sqlalchemy_event
 from sqlmodel import Session, select
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -127,6 +128,20 @@ class Bus:
     def states(self) -> dict[str, DeliveryState]:
         by_sequence = {event.sequence: event.key.partition(":")[2] for event in outbox(self.database)}
         return {by_sequence[late.sequence]: late.state for late in undelivered(self.database)}
+
+
+async def test_a_poll_that_finds_nothing_asks_the_database_once(lite: Database) -> None:
+    bus = Bus(lite)
+    bus.announce("a1")
+    await bus.run()
+    selects: list[str] = []
+    sqlalchemy_event.listen(lite.engine, "before_cursor_execute", lambda *given: selects.append(given[2]))
+
+    waits_for = await bus.run(after_s=2)
+
+    assert waits_for == f"waiting for events for {HOOK}"
+    assert sum(statement.startswith("SELECT") for statement in selects) == 1
+    assert bus.reader.took == ["a1"]
 
 
 # --- Order, retries, dead letters -------------------------------------------------------------------------------------

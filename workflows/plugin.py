@@ -33,6 +33,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from schema.display import one_line
 from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, Unreadable, in_one_line, wrong_number
 from workflows.log_context import LogContext
+from workflows.shared_code import share_code
 
 # Loaded once per process and not once per workflow. `rules` stays policed: it decides, so it must be deterministic.
 PASS_THROUGH = (
@@ -135,6 +136,7 @@ class _SafeMessageInterceptor(Interceptor):
 def _runner(runner: WorkflowRunner | None) -> WorkflowRunner:
     if runner is not None and not isinstance(runner, SandboxedWorkflowRunner):
         return runner
+    share_code()
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
     return SandboxedWorkflowRunner(restrictions=restrictions)
 
