@@ -33,13 +33,11 @@ up: setup ## the embedded platform: server, web UI, worker, agents
 fortnight: setup ## the article's two weeks, simulated, beside the article's own figures: some minutes
 	@$(BIN)/python -m benchmarks.fortnight $(ARGS)
 
-<<<<<<< HEAD
 chaos: setup-dev ## faults at random over whole cycles: about 15 minutes (full disks need root)
 	@$(BIN)/python -m benchmarks.chaos $(ARGS)
-=======
+
 load: setup-dev ## 1,000 open cycles, a million outcomes, CPU per cycle and at rest: a quarter of an hour
 	@$(BIN)/python -m benchmarks.load $(ARGS)
->>>>>>> 4a6d67d982e08609fc4588ddf4884ab64cd49109
 
 fuzz: setup-dev ## hostile messages: 100,000 in process, 2,000 through each real door
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)

@@ -30,6 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from rules import elevation as rules
 from schema import wire
+from schema.codec import key_id_of
 from schema.connection import is_missing
 from schema.messages.platform import ElevationRules, JobClass, JobId, Platform, ScheduleDeclaration
 from schema.messages.schedules import Elevation, JobRequest, JobState
@@ -233,7 +234,7 @@ async def find(client: Client, job_id: str) -> StoredSchedule | None:
         # Another version may have written values that this one rejects: the schedule counts as somebody else's.
         with suppress(ValidationError):
             (state,) = await client.data_converter.decode([memo], [JobState])
-    return StoredSchedule(description, _facts(description.schedule, request, memo), state)
+    return StoredSchedule(description, await _facts(client, description.schedule, request, memo), state)
 
 
 async def settle(
@@ -248,7 +249,7 @@ async def settle(
     encoded = await client.data_converter.encode([request, state])
     if stored is not None:
         schedule.state = _with_pause_kept(schedule, stored.description.schedule.state)
-    change = _change(job_id, _facts(schedule, *encoded), stored)
+    change = _change(job_id, await _facts(client, schedule, *encoded), stored)
     if change is None:
         return []
     if not dry_run:
@@ -296,7 +297,7 @@ def _with_pause_kept(schedule: Schedule, current: ScheduleState) -> ScheduleStat
     return current if current.paused else replace(current, note=schedule.state.note)
 
 
-def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
+async def _facts(client: Client, schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, str]:
     """The texts by which a wanted schedule is compared with the stored one, and shown to people."""
     action = schedule.action
     spec = schedule.spec
@@ -315,14 +316,20 @@ def _facts(schedule: Schedule, request: Payload | None, memo: Any) -> dict[str, 
         "overlap": schedule.policy.overlap.name.lower(),
         "catch-up": str(schedule.policy.catchup_window),
         "note": schedule.state.note or "",
-        "input": _text_of(request),
-        "declared": _text_of(memo),
+        # So that switching encryption on, or another key, reaches what is stored already.
+        "encrypted with": (key_id_of(request) if request else None) or "nothing",
+        "input": await _text_of(client, request),
+        "declared": await _text_of(client, memo),
     }
 
 
-def _text_of(payload: Any) -> str:
+async def _text_of(client: Client, payload: Any) -> str:
     """Somebody else's schedule may have a memo of another kind: it declares nothing that we can read."""
-    return payload.data.decode(errors="replace") if isinstance(payload, Payload) else ""
+    if not isinstance(payload, Payload):
+        return ""
+    codec = client.data_converter.payload_codec
+    (plain,) = await codec.decode([payload]) if codec else [payload]
+    return plain.data.decode(errors="replace")
 
 
 def schedule_of(job: Job, request: JobRequest, state: JobState) -> Schedule:

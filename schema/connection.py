@@ -1,30 +1,42 @@
 """How our processes reach Temporal: by the SDK's own configuration (temporal.toml and TEMPORAL_* variables)."""
 
+from dataclasses import replace
 from typing import Any
 
 from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError, RPCStatusCode
 
-from schema import wire
+from schema import codec, wire
 
 # In the SDK's error where nothing listens.
 UNREACHABLE = "ConnectError"
-# What its core says of a connection that fails, in words for a person.
+# What its core says of a connection that fails, in words for a person; the first that it says is the reason.
 REASONS = {
     "dns error": "its name cannot be looked up",
     "InvalidContentType": "what listens there speaks no TLS, which TEMPORAL_TLS or an API key asks for",
+    "NotValidForName": "its certificate is for another name, see TEMPORAL_TLS_SERVER_NAME",
     "InvalidCertificate": "its certificate is not trusted, see TEMPORAL_TLS_SERVER_CA_CERT_PATH and _SERVER_NAME",
-    # With TLS 1.3, a client certificate that is missing or refused looks the same.
+    "KeyMismatch": "TEMPORAL_TLS_CLIENT_KEY_PATH is not the key of TEMPORAL_TLS_CLIENT_CERT_PATH",
+    "code: Unauthenticated": "it does not accept this client, see TEMPORAL_API_KEY",
+    "code: PermissionDenied": "this client may not, see TEMPORAL_API_KEY and TEMPORAL_NAMESPACE",
+    # With TLS 1.3, a client certificate that is missing or refused looks the same; how it ends is a matter of chance.
     "transport error": "what listens there ends the connection, see TEMPORAL_TLS and TEMPORAL_TLS_CLIENT_CERT_PATH",
+    "connection closed": "what listens there ends the connection, see TEMPORAL_TLS and TEMPORAL_TLS_CLIENT_CERT_PATH",
 }
 
 
 async def connect(address: str = "", **options: Any) -> Client:
     """A client of the configured server, or of the one at `address`; `options` are those of `Client.connect`.
 
-    The namespace is ours unless the configuration names another. Raises ConnectionError where no server answers.
+    The namespace is ours unless the configuration names another. It reads and writes our messages, with the codec keys
+    of this process, unless a plugin of the options does. Raises ConnectionError where no server answers or lets us in,
+    and KeysError.
     """
+    if "plugins" not in options:
+        options["data_converter"] = data_converter()
     config = ClientConfig.load_client_connect_config()
     if address and config.get("target_host") != address:
         config = {"target_host": address}
@@ -38,6 +50,11 @@ async def connect(address: str = "", **options: Any) -> Client:
             raise
         expected = f"expected a Temporal server at {config['target_host']}, but none answers{why}"
         raise ConnectionError(f"{expected}; run `nautilus up` or set TEMPORAL_ADDRESS") from None
+
+
+def data_converter() -> DataConverter:
+    """Our messages as JSON, under the codec keys of this process. Raises KeysError."""
+    return replace(pydantic_data_converter, payload_codec=codec.Codec(codec.configured()))
 
 
 def is_missing(error: BaseException) -> bool:

@@ -16,8 +16,8 @@ class Settings(BaseModel):
     one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. `build_id`
     names the release that a worker runs; without one, the hash of its code does. `metrics_address` is where a worker
     serves the SDK's metrics; empty: nowhere. `health_address` is where a worker or the built-in agents answer a probe.
-    `task_slots` is how many users' tasks a worker does at once; without it, one for each processor of the machine. An
-    empty variable is ignored.
+    `task_slots` is how many users' tasks a worker does at once; without it, one for each processor of the machine.
+    `codec_keys_file` has the keys that encrypt what Temporal keeps. An empty variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -32,6 +32,7 @@ class Settings(BaseModel):
     task_slots: int | None = Field(default=None, gt=0)
     metrics_address: str = ""
     health_address: str = ""
+    codec_keys_file: Path | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -50,6 +51,7 @@ class Settings(BaseModel):
         fields = type(self).model_fields
         own = {name: "" if value == fields[name].default else str(value) for name, value in self}
         own |= {"home": str(self.home.resolve()), "platform": str(self.platform.resolve())}
-        if self.playbook is not None:
-            own["playbook"] = str(self.playbook.resolve())
+        for name, file in (("playbook", self.playbook), ("codec_keys_file", self.codec_keys_file)):
+            if file is not None:
+                own[name] = str(file.resolve())
         return {f"NAUTILUS_{name.upper()}": value for name, value in (own | {"database_url": self.database}).items()}

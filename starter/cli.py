@@ -79,6 +79,7 @@ COMMANDS = {
         "door",
         "The door: parameters, outcomes, traces and agents over HTTP, for all who reach no database and no Temporal.",
     ),
+    "codec": Entry("codec", "Codec keys, which encrypt what Temporal keeps, and the server that shows it to people."),
     "metrics": Entry(
         "metrics",
         "Serve metrics for Prometheus until Ctrl-C: cycles, verdicts, backlog, snapshots, health, ledger.",

@@ -32,7 +32,6 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
@@ -157,7 +156,7 @@ class NautilusClient:
                 from starter import keys  # and cryptography with it, which a client that does not sign need not load
 
             signers = (keys.read(Path(file)),)
-        return cls(await connection.connect(data_converter=pydantic_data_converter), wire.TASK_QUEUE, *signers)
+        return cls(await connection.connect(), wire.TASK_QUEUE, *signers)
 
     async def meta_tasks(self, phase: Phase) -> list[Listed]:
         """The running cycles in this phase, oldest first."""

@@ -44,7 +44,8 @@ async def replays(client: Client, workflows: Sequence[type], task_queue: str) ->
     with ThreadPoolExecutor(thread_name_prefix="replay") as threads:
         # Without a log of its own: the core would dump what does not replay, and its state, to standard error.
         quiet = Runtime(telemetry=TelemetryConfig(logging=None))
-        replayer = Replayer(workflows=workflows, plugins=[plugin()], workflow_task_executor=threads, runtime=quiet)
+        plugins = [plugin(only_reads=True)]
+        replayer = Replayer(workflows=workflows, plugins=plugins, workflow_task_executor=threads, runtime=quiet)
         async with replayer.workflow_replay_iterator(_running(client, task_queue)) as results:
             async for result in results:
                 yield Replay(result.history.workflow_id, _in_one_line(result.replay_failure))

@@ -93,14 +93,14 @@ async def dev_server(
 
 
 @asynccontextmanager
-async def lasting_server(home: Path, port: int, ui_port: int) -> AsyncIterator[Server]:
+async def lasting_server(home: Path, port: int, ui_port: int, options: Sequence[str] = ()) -> AsyncIterator[Server]:
     """The same, on its file, started again whenever it ends by itself, as it does where its disk is full.
 
     Raises ServerError where it does not start at first; later it is tried again for as long as the context lasts.
     """
     _expect_free(port, ui_port)
     started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
-    arguments = [*_arguments(port, ui_port), "--db-filename", str(home / "temporal.db")]
+    arguments = [*_arguments(port, ui_port), *options, "--db-filename", str(home / "temporal.db")]
     keeping = asyncio.create_task(_keep_running(arguments, _at(port, ui_port), home / "temporal.log", started))
     try:
         waiting: list[asyncio.Future[Any]] = [started, keeping]

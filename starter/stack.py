@@ -27,7 +27,7 @@ from activities.deliveries import mistakes
 from activities.event_bus import start_bus
 from activities.parameters import declare_parameters
 from rules.identity import REVOKED
-from schema import connection
+from schema import codec, connection
 from schema.declaration import declared_platform
 from schema.messages.platform import Platform
 from schema.messages.simulation import ResearchService
@@ -54,7 +54,8 @@ RESTART_PAUSE_S = 1.0
 class Ports:
     """Where the embedded server listens; `embedded` uses it even where another server is configured.
 
-    Without `metrics` nothing serves the platform's own: they are a process more.
+    Without `metrics` nothing serves the platform's own: they are a process more. Where codec keys are configured, the
+    web UI and the `temporal` command have decrypted on `codec` what they show.
     """
 
     server: int = 7233
@@ -62,6 +63,7 @@ class Ports:
     embedded: bool = False
     door: int = 8484
     metrics: int | None = None
+    codec: int = 8585
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         stack.enter_context(_alone(settings.home))
         # Each process would take the one address; `up` itself sees to them.
         environment = settings.variables() | {health.VARIABLE: ""}
-        for name, port in (("door", ports.door), ("metrics", ports.metrics)):
+        encrypts = bool(codec.configured().keys)
+        listening = {"door": ports.door, "metrics": ports.metrics, "codec": ports.codec if encrypts else None}
+        for name, port in listening.items():
             if port is not None and not is_free(port):
                 expected = f"expected a free port for the {name}, but something listens on {port}"
                 raise ServerError(f"{expected}; see --{name}-port")
@@ -112,7 +116,9 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         if service is not None:
             # First, because it takes longest.
             environment[RESEARCH_URL] = await stack.enter_async_context(_research_service(service, settings.home))
-        server = await stack.enter_async_context(_server(settings.home, ports))
+        if encrypts:
+            environment["TEMPORAL_CODEC_ENDPOINT"] = f"http://127.0.0.1:{ports.codec}"  # of the `temporal` command
+        server = await stack.enter_async_context(_server(settings.home, ports, environment))
         client = await connect(server)
         if check_replay:
             await _check_replay(client, settings.home)
@@ -127,7 +133,7 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         if service is not None:
             await _answering(environment[RESEARCH_URL], settings.home / "research-service.log")
         environment["NAUTILUS_DOOR_URL"] = f"http://127.0.0.1:{ports.door}"
-        for name, command in _commands(platform, ports).items():
+        for name, command in _commands(platform, ports, encrypts).items():
             task = asyncio.create_task(_supervise(name, command, environment, settings.home / f"{name}.log"))
             stack.push_async_callback(_stopped, task)
         yield Stack(
@@ -142,13 +148,15 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
 
 
 @asynccontextmanager
-async def _server(home: Path, ports: Ports) -> AsyncIterator[Server]:
+async def _server(home: Path, ports: Ports, environment: Mapping[str, str]) -> AsyncIterator[Server]:
     named = ClientConfig.load_client_connect_config().get("target_host")
     if named and not ports.embedded:
         await _expect(named)
         yield Server(named, "")
         return
-    async with lasting_server(home, ports.server, ports.web_ui) as server:
+    endpoint = environment.get("TEMPORAL_CODEC_ENDPOINT")
+    options = ("--ui-codec-endpoint", endpoint) if endpoint else ()
+    async with lasting_server(home, ports.server, ports.web_ui, options) as server:
         await retain(await connection.connect(server.address))
         yield server
 
@@ -157,7 +165,9 @@ async def _expect(address: str) -> None:
     """Raise ServerError where the configured server is away; a terminal may still name that of an earlier `up`."""
     try:
         await connection.connect(address)
-    except ConnectionError:
+    except ConnectionError as error:
+        if "none answers;" not in str(error):  # it says why
+            raise
         expected = (
             f"expected the Temporal server that TEMPORAL_ADDRESS or temporal.toml names, but none answers at {address}"
         )
@@ -201,13 +211,16 @@ async def _declare(client: Client, database: Database, platform: Platform, home:
     return Declared(upgrade, changes)
 
 
-def _commands(platform: Platform, ports: Ports) -> dict[str, list[str]]:
+def _commands(platform: Platform, ports: Ports, encrypts: bool) -> dict[str, list[str]]:
     """The processes that run beside the server, by the name of their log: arguments of this interpreter."""
     commands = {
         "worker": ["-m", "starter", "worker"],
         "door": ["-m", "starter", "door", "--port", str(ports.door)],
         "agents": ["-m", "starter", "agent", "run", "--every-s", f"{agents_every_s(platform):g}"],
     }
+    if encrypts:
+        origins = [f"--origin=http://{host}:{ports.web_ui}" for host in ("127.0.0.1", "localhost")]
+        commands["codec"] = ["-m", "starter", "codec", "serve", "--port", str(ports.codec), *origins]
     if ports.metrics is not None:
         commands["metrics"] = ["-m", "starter", "metrics", "--port", str(ports.metrics)]
     if platform.traffic is not None:

@@ -30,7 +30,7 @@ from activities.events import emit, subscribe
 from activities.parameters import declare_parameters, freeze
 from activities.schema_version import versions
 from rules.subscriptions import CYCLES, KEYS
-from schema import wire
+from schema import codec, wire
 from schema.declaration import declared_platform
 from schema.messages.events import BudgetExceeded
 from schema.messages.ledger import EntryKind
@@ -48,8 +48,10 @@ from starter.stack import Ports, connect, register_own, running
 from tests.builders import TIMEOUT, event_data
 from tests.conftest import unless_gone
 from tests.databases import url_of
+from tests.encrypted import key_file, line
 from tests.serving import serving
 from tests.test_start import called
+from tests.tls import Authority
 
 DECLARATION = """
 [[task_types]]
@@ -201,6 +203,46 @@ async def test_a_declaration_with_a_mistake(sqlite: Settings) -> None:
     sqlite.platform.write_text(DECLARATION.replace("float", "flaot"))
 
     is_at(State.PROBLEM, await found(Site(sqlite), "declaration"), "platform.toml:7", mend="`nautilus check`")
+
+
+async def test_codec_keys_that_others_can_read(
+    sqlite: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = key_file(tmp_path, line("2026-11"), line("2026-10"))
+    monkeypatch.setenv(codec.FILE, str(file))
+    is_at(State.OK, await found(Site(sqlite), "encryption"), "on: 2026-11 encrypts, 2026-10 only decrypts", mend="")
+
+    file.chmod(0o644)
+    is_at(State.PROBLEM, await found(Site(sqlite), "encryption"), "its mode is 644", mend="`chmod 600`")
+
+
+async def test_a_private_key_of_tls_that_others_can_read(
+    sqlite: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = Authority(tmp_path, "authority").certificate("client")
+    monkeypatch.setenv("TEMPORAL_TLS_CLIENT_CERT_PATH", str(certificate))
+    monkeypatch.setenv("TEMPORAL_TLS_CLIENT_KEY_PATH", str(key))
+    is_at(State.OK, await found(Site(sqlite), "tls"), "TLS, with a client certificate", mend="")
+
+    key.chmod(0o640)
+    is_at(State.WARNING, await found(Site(sqlite), "tls"), "its mode is 640", mend=f"`chmod 600 {key}`")
+
+
+async def test_a_codec_key_that_running_workflows_wait_for(
+    sqlite: Settings, temporal: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.service_client.config.target_host)
+    monkeypatch.setenv(codec.KEYS, line("gone"))
+    encrypting = await connect(Server(temporal.service_client.config.target_host, ""))
+    await encrypting.start_workflow("Nobody", "a secret", id="waits-for-a-key", task_queue="nobody")
+    try:
+        is_at(State.OK, await found(Site(sqlite), "codec keys"), "gone", mend="")
+        monkeypatch.setenv(codec.KEYS, line("another"))
+        finding = await found(Site(sqlite), "codec keys")
+    finally:
+        await encrypting.get_workflow_handle("waits-for-a-key").terminate("the test is over")
+
+    is_at(State.PROBLEM, finding, "'gone' (waits-for-a-key)", mend="bring the keys back, in NAUTILUS_CODEC_KEYS_FILE")
 
 
 async def test_a_playbook_with_a_mistake(sqlite: Settings, tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from schema.codec import ENCODING, CannotDecrypt, Codec, configured, key_id_of
 from schema.display import one_line
 from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, Unreadable, in_one_line, wrong_number
+from workflows.encrypted import KeysAreThere
 from workflows.log_context import LogContext
 from workflows.shared_code import share_code
 
@@ -54,8 +56,11 @@ class OneLineConverter(PydanticPayloadConverter):
         except ValidationError as error:
             raise Unreadable(in_one_line(error)) from None
         except KeyError:
+            if (key_id := next(filter(None, map(key_id_of, payloads)), None)) is not None:
+                expected = "expected a message that can be decrypted"
+                raise Unreadable(f"{expected}, but codec key {key_id!r} is not there, or it was changed") from None
             encodings = ", ".join(encoding.decode() for encoding in self.converters)
-            received = [payload.metadata.get("encoding", b"none").decode(errors="replace") for payload in payloads]
+            received = [payload.metadata.get(ENCODING, b"none").decode(errors="replace") for payload in payloads]
             came = one_line(", ".join(received), LONGEST_SHOWN)
             raise Unreadable(f"expected one of the encodings {encodings}, but {came} came") from None
         except (RuntimeError, ValueError) as error:
@@ -80,9 +85,22 @@ class OneLineFailures(DefaultFailureConverter):
             exception = ApplicationError(wrong_number(given), type=Unreadable.__name__, non_retryable=True)
         if isinstance(exception.__cause__, Unreadable):  # the SDK's "Failed decoding arguments"
             exception = ApplicationError(str(exception.__cause__), type=Unreadable.__name__, non_retryable=True)
+        if isinstance(exception, ApplicationError) and exception.type == Unreadable.__name__:
+            exception = exception.with_traceback(None)
         super().to_failure(exception, payload_converter, failure)
-        if failure.application_failure_info.type == Unreadable.__name__:
-            failure.stack_trace = ""
+
+
+class EncryptedFailures(OneLineFailures):
+    """Puts a failure's message and traceback where the codec encrypts them; its type stays readable."""
+
+    def __init__(self) -> None:
+        super().__init__(encode_common_attributes=True)
+
+    def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
+        if isinstance(exception, CannotDecrypt):  # for whoever lacks the key; it names keys and holds nothing else
+            OneLineFailures().to_failure(exception, payload_converter, failure)
+        else:
+            super().to_failure(exception, payload_converter, failure)
 
 
 class _SafeMessages(WorkflowInboundInterceptor):
@@ -133,21 +151,29 @@ class _SafeMessageInterceptor(Interceptor):
         return _SafeMessages
 
 
-def _runner(runner: WorkflowRunner | None) -> WorkflowRunner:
-    if runner is not None and not isinstance(runner, SandboxedWorkflowRunner):
-        return runner
-    share_code()
-    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
-    return SandboxedWorkflowRunner(restrictions=restrictions)
+def plugin(only_reads: bool = False) -> SimplePlugin:
+    """The plugin, with the codec keys of this process; give it to the client, the worker takes it from there.
 
+    Where it `only_reads`, as a replayer does, failures are not encrypted: this process shows them. Raises KeysError.
+    """
+    keyring = configured()
+    encrypts = keyring.encrypts_with is not None and not only_reads
 
-def plugin() -> SimplePlugin:
-    """The plugin; give it to the client, the worker takes it from there."""
+    def runner(given: WorkflowRunner | None) -> WorkflowRunner:
+        if given is not None and not isinstance(given, SandboxedWorkflowRunner):
+            return given
+        share_code()
+        restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
+        return KeysAreThere(SandboxedWorkflowRunner(restrictions=restrictions), keyring)
+
     return SimplePlugin(
         "nautilus.ImprovementPlatform",
         data_converter=replace(
-            pydantic_data_converter, payload_converter_class=OneLineConverter, failure_converter_class=OneLineFailures
+            pydantic_data_converter,
+            payload_converter_class=OneLineConverter,
+            payload_codec=Codec(keyring, of_worker=True),
+            failure_converter_class=EncryptedFailures if encrypts else OneLineFailures,
         ),
         interceptors=[_SafeMessageInterceptor(), LogContext()],
-        workflow_runner=_runner,
+        workflow_runner=runner,
     )

@@ -138,6 +138,44 @@ def _key_files(site: Site) -> list[Path]:
     return sorted(keys.path_of(site.settings.home, "any").parent.glob("*.pem"))
 
 
+def encryption(site: Site) -> Judgement:
+    """The codec keys can be used, where there are any, and nobody else can read their file."""
+    from schema.codec import FILE, KEYS, KeysError, configured
+
+    try:
+        keyring = configured()
+    except KeysError as error:
+        mend = f"`chmod 600` the file that {FILE} names" if "chmod" in str(error) else f"correct {FILE} or {KEYS}"
+        return problem(str(error), mend)
+    if not keyring.keys:
+        return ok("off: Temporal keeps everything in plain", "`nautilus codec keygen` would make a key")
+    others = [key_id for key_id in keyring.keys if key_id != keyring.encrypts_with]
+    decrypt = f"{', '.join(others)} only decrypts" if others else "no other key"
+    if keyring.encrypts_with is None:
+        return ok(f"off, and ready: {decrypt}", "`nautilus codec rotate` would switch it on")
+    return ok(f"on: {keyring.encrypts_with} encrypts, {decrypt}")
+
+
+def tls_files(site: Site) -> Judgement:
+    """The files of Temporal's TLS can be read, the private key by its owner alone."""
+    from temporalio.envconfig import ClientConfigProfile
+
+    try:
+        profile = ClientConfigProfile.load()
+    except RuntimeError as error:
+        return problem(str(error), "correct temporal.toml, or unset TEMPORAL_PROFILE or TEMPORAL_CONFIG_FILE")
+    if profile.tls is None or profile.tls.disabled:
+        return ok("no TLS is configured" + ("; an API key is" if profile.api_key else ""))
+    tls = profile.tls
+    for file in (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
+            return problem(f"{file} cannot be read", "correct temporal.toml or the TEMPORAL_TLS_ variables")
+    key = tls.client_private_key
+    if isinstance(key, Path) and (mode := key.stat().st_mode & 0o777) & 0o077:
+        return warning(f"{key} is a private key that others can read: its mode is {mode:o}", f"`chmod 600 {key}`")
+    return ok(f"TLS, {'with' if tls.client_cert else 'without'} a client certificate")
+
+
 def door(site: Site) -> Judgement:
     """The door answers, with a configuration that is not stale."""
     url = site.environment.get(DOOR_URL, "").rstrip("/")

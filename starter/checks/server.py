@@ -50,6 +50,26 @@ async def temporal(site: Site) -> Judgement:
     return ok(versions)
 
 
+async def codec_keys(site: Site) -> Judgement:
+    """There is every codec key that running workflows were started with."""
+    from schema.codec import FILE, configured, key_id_of
+
+    client = await site.client()
+    keyring = configured()
+    started_with: dict[str, str] = {}
+    async for execution in client.list_workflows("ExecutionStatus='Running'", limit=MOST_CYCLES):
+        handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+        async for event in handle.fetch_history_events(page_size=1):
+            for payload in event.workflow_execution_started_event_attributes.input.payloads:
+                if (key_id := key_id_of(payload)) is not None:
+                    started_with.setdefault(key_id, execution.id)
+            break
+    if missing := [key_id for key_id in started_with if key_id not in keyring.keys]:
+        which = ", ".join(f"{key_id!r} ({started_with[key_id]})" for key_id in missing[:SHOWN])
+        return problem(f"workflows wait for codec keys that are not here: {which}", f"bring the keys back, in {FILE}")
+    return ok(f"those of running workflows are here: {', '.join(started_with) or 'none is needed'}")
+
+
 async def namespace(site: Site) -> Judgement:
     """The namespace exists, and keeps the pages of finished cycles long enough."""
     from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -239,7 +259,8 @@ def _fails(description: "WorkflowExecutionDescription") -> bool:
 
 
 def _roll_back(client: "Client", workflow_id: str) -> str:
-    return f"roll the last deploy of workers back; why: {_see(client, workflow_id)}"
+    mend = "roll the last deploy of workers back, or give them the codec key that they lack"
+    return f"{mend}; why: {_see(client, workflow_id)}"
 
 
 def _see(client: "Client", workflow_id: str) -> str:

@@ -125,14 +125,13 @@ def _open(url: str) -> "Readable":
 
 
 async def _connected() -> "Client | Away":
-    from temporalio.contrib.pydantic import pydantic_data_converter
     from temporalio.service import RPCError
 
     from schema import connection
 
     try:
         async with asyncio.timeout(CONNECT_S):
-            return await connection.connect(data_converter=pydantic_data_converter)
+            return await connection.connect()
     except TimeoutError:
         return Away("temporal", f"expected an answer of the Temporal server within {CONNECT_S} s, but none came")
     except (RPCError, RuntimeError, OSError, ValueError) as error:  # an address or a certificate that cannot be used

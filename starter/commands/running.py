@@ -55,6 +55,9 @@ def up(
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the platform's metrics for Prometheus; default: none.")
     ] = None,
+    codec_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the codec server, where codec keys are configured.")
+    ] = 8585,
     pace: Annotated[
         Pace | None, typer.Option(help="Instead of that of platform.toml; at trial a cycle takes minutes.")
     ] = None,
@@ -68,7 +71,7 @@ def up(
 
     async def serve() -> None:
         settings = Settings(pace=pace) if pace else Settings()
-        ports = Ports(port, ui_port, door=door_port, metrics=metrics_port)
+        ports = Ports(port, ui_port, door=door_port, metrics=metrics_port, codec=codec_port)
         async with running(settings, ports, check_replay) as stack:
             # The database's URL may hold a password, and the person who set it has it.
             _print_exports(stack.environment, without="NAUTILUS_DATABASE_URL")

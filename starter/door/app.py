@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.database import Database
 from activities.door_keys import keys_in_force
@@ -67,7 +66,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
             recorder = stack.enter_context(Recorder(store, close_s=CLOSE_S))
             app.state.door = Door(database, platform, keys, resolver, recorder, writer)
             # Lazy: a door whose Temporal is away is open to platforms. And without keys: agents sign on their side.
-            temporal = await connection.connect(lazy=True, data_converter=pydantic_data_converter)
+            temporal = await connection.connect(lazy=True)
             app.state.tools = mcp_app(NautilusClient(temporal), account_reader(database), _agent, platform.door.hosts)
             await stack.enter_async_context(app.state.tools.run())
             log.info("door.opened", parameters=len(platform.parameters))
