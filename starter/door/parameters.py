@@ -22,8 +22,8 @@ from schema.messages.base import Identifier, Value
 from schema.messages.door import DoorKey, Scope
 from schema.messages.experiment import Assignment, Configuration, Variant
 from schema.mistakes import in_one_line
-from starter.door.bodies import described
-from starter.door.problems import refusals
+from starter.door.bodies import described, refuse_crowded
+from starter.door.problems import Problem, refusals
 from starter.door.state import Door, door_of
 from starter.platform.resolver import Evaluation, assignment_of
 
@@ -141,8 +141,13 @@ class _Unreadable(ValueError):
 
 
 async def _context(request: Request) -> EvaluationContext:
+    body = await request.body()
     try:
-        return EvaluationBody.model_validate_json(await request.body()).context
+        refuse_crowded(body)
+    except Problem as crowded:
+        raise _Unreadable("INVALID_CONTEXT", crowded.detail) from None
+    try:
+        return EvaluationBody.model_validate_json(body).context
     except ValidationError as error:
         is_json = error.errors(include_url=False)[0]["type"] != "json_invalid"
         raise _Unreadable("INVALID_CONTEXT" if is_json else "PARSE_ERROR", in_one_line(error)) from None
