@@ -21,6 +21,9 @@ LONGEST_LINE = 1_000
 # To read a mistake takes 10 us and some kB: a body of some MB may have 500,000, which nobody wrote by mistake.
 MOST_READ = 10_000
 
+# The type of the error for a name of a message that nothing takes.
+UNKNOWN = "unknown"
+
 
 class Unreadable(ValueError):
     """What came is not the message that was expected; the text is one line."""
