@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rules import flagd
-from schema.messages.base import Identifier, Value
+from schema.messages.base import Identifier, Value, one_line
 from schema.messages.door import DoorKey, Scope
 from schema.messages.experiment import Assignment, Configuration, Variant
-from schema.mistakes import in_one_line
+from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, in_one_line
 from starter.door.bodies import described, refuse_crowded
 from starter.door.problems import Problem, refusals
 from starter.door.state import Door, door_of
@@ -154,7 +154,7 @@ async def _context(request: Request) -> EvaluationContext:
 
 
 def _failure(status: int, code: str, line: str, key: str | None = None) -> Response:
-    failure = EvaluationFailure(key=key, errorCode=code, errorDetails=line)
+    failure = EvaluationFailure(key=key, errorCode=code, errorDetails=one_line(line, LONGEST_LINE))
     return JSONResponse(failure.model_dump(exclude_none=True), status)
 
 
@@ -162,7 +162,7 @@ def _missing(door: Door, key: str) -> str:
     """Why there is no such flag: a door may be open before the first worker has declared the file's parameters."""
     if key in {parameter.key for parameter in door.platform.parameters}:
         return f"expected a parameter in force, but {key} is only in the file: `nautilus up` declares it when it starts"
-    return f"expected a declared parameter, but {key} came"
+    return f"expected a declared parameter, but {key[:LONGEST_SHOWN]} came"
 
 
 def _evaluated(key: str, evaluation: Evaluation) -> dict[str, Any]:
