@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from activities import door_keys
+from activities.agents import register_agent
 from activities.database import Database
 from activities.parameters import declare_parameters
 from schema.messages.door import PLATFORM_SCOPES
@@ -45,7 +46,7 @@ def test_a_body_of_mistakes_costs_the_door_less_than_a_second(database: Database
     content = SLOW[name].encode()
     with door(database) as caller:
         began = process_time()
-        refused = caller.client.post("/v1/outcomes", content=content)
+        refused = caller.client.post("/v1/outcomes", content=content, timeout=60)
         took_s = process_time() - began
 
     assert refused.status_code == 422
@@ -72,7 +73,7 @@ def test_the_largest_honest_batch_is_none_of_them() -> None:
 )
 def test_a_crowded_evaluation_is_refused_as_ofrep_has_it(database: Database, content: bytes) -> None:
     with door(database) as caller:
-        refused = caller.client.post("/ofrep/v1/evaluate/flags", content=content)
+        refused = caller.client.post("/ofrep/v1/evaluate/flags", content=content, timeout=60)
 
     assert refused.status_code == 400
     assert refused.json()["errorCode"] == "INVALID_CONTEXT"
@@ -113,6 +114,24 @@ def test_what_is_refused_is_written_nowhere(database: Database) -> None:
 
     assert [response.status_code for response in refused] == [422] * 6 + [400]
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"null", b"[]", b'{"jsonrpc":"2.0"}', b'{"jsonrpc":"2.0","id":[],"method":1}', b"\xff", b"[" * 100_000],
+)
+def test_what_is_no_json_rpc_is_refused_by_mcp_in_one_line(database: Database, content: bytes) -> None:
+    register_agent(database, "ada", "team", NOW)
+    _, key = door_keys.create_agent_key(database, "ada", "ada", NOW)
+    headers = {"X-API-Key": key, "Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    with serving(application(database, builders.platform())) as url:
+        refused = httpx.post(f"{url}/mcp", content=content, headers=headers, timeout=60)
+
+    line = refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    assert len(line) <= 1_000
+    assert line.isprintable()
+    assert "pydantic" not in line
 
 
 async def test_a_key_has_so_many_requests_under_way_and_no_more(database: Database) -> None:
