@@ -1,6 +1,6 @@
 # Every command a person or CI needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up fortnight fuzz test test-doors check format lint types contracts replay lock clean size wheels
+.PHONY: help setup setup-dev demo up fortnight test test-postgres test-doors check format lint types contracts replay lock clean size wheels audit fuzz
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -18,7 +18,7 @@ RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt pyproject.toml 2>/dev/nul
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements-dev.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(RUN_STAMP) ## build .venv from the hash-locked run-time requirements (about 0.7 GB)
 
@@ -36,8 +36,11 @@ fortnight: setup ## the article's two weeks, simulated, beside the article's own
 fuzz: setup-dev ## hostile messages: 100,000 in process, 2,000 through each real door
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
-test: setup-dev ## every test
+test: setup-dev ## every test, on SQLite; the rules of the stores on PostgreSQL, too
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-postgres: setup-dev ## every test that takes a database, on a private PostgreSQL server
+	@$(BIN)/python -m pytest --database postgresql $(ARGS)
 
 # The packages of npm are kept beside those of PyPI; a lock file would pin what other people's platforms do not.
 test-doors: setup-dev ## the doors from outside: stock SDKs of npm and PyPI, some minutes (needs node and npm)
@@ -47,7 +50,7 @@ test-doors: setup-dev ## the doors from outside: stock SDKs of npm and PyPI, som
 	  { tail -n 3 npm.log >&2; echo "expected npm to install tests/doors/package.json, but it failed; see $(VENV)/doors/npm.log" >&2; exit 1; }
 	@$(BIN)/python -m pytest -n 0 tests/doors/test_doors.py tests/doors/test_examples.py $(ARGS)
 
-check: setup-dev lint types contracts test size ## format, lint, types, import contracts, tests, replay
+check: setup-dev lint types contracts test size audit ## format, lint, types, import contracts, tests, replay, audit
 
 format: setup-dev ## rewrite the code in its format
 	@$(BIN)/ruff format $(ALL) && $(BIN)/ruff check --fix $(ALL)
@@ -66,6 +69,10 @@ replay: setup-dev ## replay the recorded histories only
 
 size: setup-dev ## code lines, and whether a file or a function is too long to read
 	@$(BIN)/python -m benchmarks.size
+
+# Last in `make check`: where no advisories can be reached, the line that says so is the one that is seen.
+audit: setup-dev ## dependencies with known vulnerabilities (ARGS=--strict: fail where that cannot be found out), and secrets in files
+	@$(BIN)/python -m benchmarks.audit $(ARGS)
 
 wheels: setup ## the two small wheels, for agents and for platforms elsewhere, into dist/
 	@$(BIN)/python -m starter.wheels.build

@@ -42,6 +42,7 @@ from schema import connection, wire
 from schema.declaration import declared_platform
 from schema.messages.platform import Platform
 from schema.settings import Settings
+from starter import health
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from starter.preflight import expect_replay
@@ -174,6 +175,7 @@ async def run(settings: Settings, check_replay: bool = False) -> None:
         async with (
             worker(client, database, platform, settings),
             task_worker(client, database, platform, runner, resolver),
+            health.answering(settings.health_address),  # last: who answers takes work
         ):
             log.info("worker.started", task_queue=wire.TASK_QUEUE, build_id=settings.build_id or code_id())
             await stopping.wait()

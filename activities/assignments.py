@@ -25,6 +25,10 @@ from schema.tables.observatory import OutcomeRow
 READ_AT_A_TIME = 5_000
 # An assignment whose task has not ended.
 PENDING = (col(AssignmentRow.success).is_(None), ~col(AssignmentRow.excluded))
+# Built once, as each outcome that comes alone would pay for it.
+RUNNING_IDS = select(ExperimentRow.experiment_id).where(
+    col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
+)
 
 
 class _ArmKey(NamedTuple):
@@ -216,10 +220,7 @@ def recorded_outcomes(session: Session, task_ids: Collection[str]) -> dict[str, 
 
 def finish_assignments(session: Session, outcomes: Mapping[str, TaskOutcome]) -> dict[str, str]:
     """Count how assigned tasks went; returns their arms by task id. A task that was counted as lost stays lost."""
-    running = select(ExperimentRow.experiment_id).where(
-        col(ExperimentRow.closed_at).is_(None), col(ExperimentRow.opened_at).is_not(None)
-    )
-    running_ids = session.exec(running).all()
+    running_ids = session.exec(RUNNING_IDS).all()
     if not running_ids:
         return {}
 

@@ -65,10 +65,15 @@ def existing(url: str) -> Database:
     parsed = make_url(url)
     if parsed.drivername == "sqlite":
         existing_file(parsed.database)
+    return connected(url)
+
+
+def connected(url: str) -> Database:
+    """The database at `url`, which may be yet to be made; raises ValueError where there is no driver for it."""
     try:
         return Database(url)
     except ImportError as error:
-        raise ValueError(f"expected a driver for {parsed.drivername}, but {error}") from None
+        raise ValueError(f"expected a driver for {make_url(url).drivername}, but {error}") from None
 
 
 def _postgresql_engine(url: URL) -> Engine:

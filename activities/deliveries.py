@@ -27,7 +27,7 @@ from rules.notices import notice
 from rules.subscriptions import CYCLES, KEYS
 from schema import wire
 from schema.connection import is_missing
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.cycle import CycleRequest, workflow_id
 from schema.messages.events import AnomalyDetected, read
 from schema.messages.outbox import Event

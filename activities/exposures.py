@@ -19,6 +19,9 @@ from schema.messages.experiment import IN_FORCE, Assignment, RunningExperiment, 
 from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded
 from schema.tables.experiment import AssignmentRow, ExperimentRow
 
+# Built once, as each outcome that comes alone would pay for it.
+OPEN = select(ExperimentRow).where(col(ExperimentRow.opened_at).is_not(None), col(ExperimentRow.closed_at).is_(None))
+
 
 class _Open(NamedTuple):
     """An experiment that is open. Where it is held or its parameter is frozen, it `exposes` no task at the moment."""
@@ -124,9 +127,8 @@ def _compare(
 
 
 def _open_experiments(session: Session) -> list[_Open]:
-    is_open = (col(ExperimentRow.opened_at).is_not(None), col(ExperimentRow.closed_at).is_(None))
     experiments = []
-    for row in session.exec(select(ExperimentRow).where(*is_open)).all():
+    for row in session.exec(OPEN).all():
         running = RunningExperiment.model_validate(row.design | {"exposure": row.exposure})
         arm = assigner(running.experiment_id, running.exposure, running.treatment_share)
         exposes = row.exposing and frozen(session, row.parameter) is None

@@ -30,6 +30,8 @@ EXPIRED_AT_A_TIME = 20_000
 FORGOTTEN_AT_A_TIME = 500
 # Long enough to compare with the same season of last year.
 ROLLUP_RETENTION = timedelta(days=400)
+# Built once, as each outcome that comes alone would pay for it.
+EXPIRED_BEFORE = select(RetentionRow.before).where(RetentionRow.subject == OutcomeRow.__tablename__)
 
 
 class Recorded(NamedTuple):
@@ -56,8 +58,7 @@ def record_each(session: Session, outcomes: Sequence[TaskOutcome], interval_s: i
     """
     # One order for all writers: the roll-ups before the arms of experiments.
     lock(session, "rollup")
-    subject = OutcomeRow.__tablename__
-    expired_before = session.exec(select(RetentionRow.before).where(RetentionRow.subject == subject)).first()
+    expired_before = session.exec(EXPIRED_BEFORE).first()
 
     first_reports: dict[str, TaskOutcome] = {}
     for outcome in outcomes:

@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 
 from activities.reason_text import NOT_MEASURED, failures
 from rules.rates import wilson
-from schema.messages.base import format_value, one_line
+from schema.display import one_line
+from schema.messages.base import format_value
 from schema.messages.ledger import EntryKind
 from schema.messages.observatory import Anomaly, Counts
 from schema.messages.report import ExperimentRecord, IssueState, RecordedChange, Report

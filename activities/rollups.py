@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, LargeBinary, delete
+from sqlalchemy import JSON, LargeBinary, Select, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
@@ -158,10 +158,17 @@ def _by_cell(
 def _stored(session: Session, keys: Iterable[Key]) -> dict[Key, Mapping[str, Any]]:
     """The packed sketches and the reasons, by name, of the roll-ups that are there."""
     starts, task_types = zip(*keys, strict=True)
+    wanted = {"starts": set(starts), "task_types": set(task_types)}
+    return {(row["start"], row["task_type"]): dict(row) for row in session.execute(_stored_query(), wanted).mappings()}
+
+
+@cache
+def _stored_query() -> Select[Any]:
+    """Built once, as each outcome that comes alone would pay for it."""
     table = RollupRow.__table__.c  # type: ignore[attr-defined]
     columns = [table[name] for name in ("start", "task_type", *MERGED)]
-    query = select(*columns).where(table.start.in_(set(starts)), table.task_type.in_(set(task_types)))
-    return {(row["start"], row["task_type"]): dict(row) for row in session.execute(query).mappings()}
+    starts, task_types = bindparam("starts", expanding=True), bindparam("task_types", expanding=True)
+    return select(*columns).where(table.start.in_(starts), table.task_type.in_(task_types))
 
 
 def _merged_sketches(group: Sequence[TaskOutcome], stored: Mapping[str, Any]) -> dict[str, bytes]:

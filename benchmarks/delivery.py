@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -38,7 +38,7 @@ from schema.messages.events import MetaTaskOpened
 from schema.wire import EventType
 from starter.stack import connect
 
-SECRET_ENV, SECRET = "NAUTILUS_BENCHMARK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET_ENV, SECRET = "NAUTILUS_BENCHMARK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # pragma: allowlist secret
 # Long enough for a busy machine: a late response would be a failure that was not planned.
 TIMEOUT_S = 2.0
 # Events of one transaction; several, because a change often announces more than one.
@@ -64,7 +64,7 @@ class Receiver:
         return len(self._ids)
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator["Receiver"]:
+    async def listening(self) -> AsyncIterator[Self]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
         async with server:

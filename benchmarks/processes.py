@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -49,10 +50,21 @@ def child_with(arguments: str) -> int:
 
 
 class Processes:
-    """Worker and agents as an operator starts them, by name; a killed one is started again by the same command."""
+    """Processes as an operator starts them, by name; a killed one is started again by the same command.
 
-    def __init__(self, server: Server, logs: Path) -> None:
+    `commands` are arguments of this interpreter by name; without any, those of worker and agents.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        logs: Path,
+        commands: Mapping[str, Sequence[str]] = COMMANDS,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._logs = logs
+        self._commands = commands
+        self._environment = dict(environment or {})
         self._server = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": wire.NAMESPACE}
         self._home: dict[str, str] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -66,19 +78,31 @@ class Processes:
         }
 
     def start(self, name: str) -> None:
-        environment = os.environ | self._server | self._home
+        environment = os.environ | self._server | self._home | self._environment
         with self.log(name).open("ab") as sink:
             self._running[name] = subprocess.Popen(
-                [sys.executable, *COMMANDS[name]], cwd=ROOT, env=environment, stdout=sink, stderr=sink
+                [sys.executable, *self._commands[name]], cwd=ROOT, env=environment, stdout=sink, stderr=sink
             )
 
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str) -> bool:
+        """Kill a process (SIGKILL); False where it had ended by itself."""
         process = self._running.pop(name)
         process.kill()
-        process.wait()
+        return process.wait() == -signal.SIGKILL
+
+    def start_ended(self) -> list[str]:
+        """Start again what has ended by itself, as `up` does; the names."""
+        ended = [name for name, process in self._running.items() if process.poll() is not None]
+        for name in ended:
+            self.start(name)
+        return ended
+
+    def name_of(self, pid: int) -> str | None:
+        """The name of the running process with this id."""
+        return next((name for name, process in self._running.items() if process.pid == pid), None)
 
     def kill_all(self) -> None:
         for name in list(self._running):

@@ -10,7 +10,7 @@ Governor (snapshot of weights, quorum, late-quorum extension).
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.market import Agent
 from schema.messages.platform import CycleRules, Risk
 from schema.messages.proposals import Ballot, Choice, Decline, Tally, Voter

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import chain, zip_longest
 
-from schema.messages.base import format_value, one_line
+from schema.display import one_line
+from schema.messages.base import format_value
 from schema.messages.cycle import LONGEST_LINE, MOST_LINES, CycleState, Dossier
 from schema.messages.diagnosis import Contrast, ParameterChange, PastEnding, ReasonCount, StandsOut
 from schema.messages.experiment import Decision
@@ -59,7 +60,7 @@ def _lines(texts: Iterable[str]) -> tuple[str, ...]:
 def _line(text: str) -> str:
     line = one_line(text, LONGEST_LINE)
     while len(json.dumps(line, ensure_ascii=False).encode()) > LONGEST_LINE_BYTES:
-        line = one_line(line, len(line) - 1)
+        line = f"{line[:-2]}…"
     return line
 
 

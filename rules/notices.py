@@ -1,6 +1,7 @@
 """Notices: what a person reads of an event. The same event always reads the same."""
 
-from schema.messages.base import Message, format_value, one_line
+from schema.display import one_line
+from schema.messages.base import Message, format_value
 from schema.messages.cycle import Dossier
 from schema.messages.events import (
     AnomalyDetected,

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rules.outcomes import contradiction
+from schema.display import one_line
 from schema.failure_kinds import FailureKind
-from schema.messages.base import GREATEST_INTEGER, LATEST, one_line
+from schema.messages.base import GREATEST_INTEGER, LATEST
 from schema.messages.observatory import LONGEST_ATTRIBUTE, MOST, detail_of, reason_of
 from schema.messages.platform import Platform
 from schema.messages.reports import OutcomeReport

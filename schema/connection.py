@@ -10,6 +10,14 @@ from schema import wire
 
 # In the SDK's error where nothing listens.
 UNREACHABLE = "ConnectError"
+# What its core says of a connection that fails, in words for a person.
+REASONS = {
+    "dns error": "its name cannot be looked up",
+    "InvalidContentType": "what listens there speaks no TLS, which TEMPORAL_TLS or an API key asks for",
+    "InvalidCertificate": "its certificate is not trusted, see TEMPORAL_TLS_SERVER_CA_CERT_PATH and _SERVER_NAME",
+    # With TLS 1.3, a client certificate that is missing or refused looks the same.
+    "transport error": "what listens there ends the connection, see TEMPORAL_TLS and TEMPORAL_TLS_CLIENT_CERT_PATH",
+}
 
 
 async def connect(address: str = "", **options: Any) -> Client:
@@ -25,9 +33,10 @@ async def connect(address: str = "", **options: Any) -> Client:
     try:
         return await Client.connect(**config, **options)
     except RuntimeError as error:
-        if UNREACHABLE not in str(error):
+        why = next((f": {said}" for reason, said in REASONS.items() if reason in str(error)), "")
+        if UNREACHABLE not in str(error) and not why:
             raise
-        expected = f"expected a Temporal server at {config['target_host']}, but none answers"
+        expected = f"expected a Temporal server at {config['target_host']}, but none answers{why}"
         raise ConnectionError(f"{expected}; run `nautilus up` or set TEMPORAL_ADDRESS") from None
 
 

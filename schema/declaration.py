@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.platform import Platform
 from schema.messages.references import mismatches
 from schema.mistakes import LONGEST_LINE

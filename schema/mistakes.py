@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from .messages.base import one_line
+from .display import one_line
 
 # A value of several kinds (`messages.base.Value`) reports each kind that it is not, under these names.
 KINDS = ("bool", "int", "float", "str")

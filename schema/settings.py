@@ -15,7 +15,8 @@ class Settings(BaseModel):
     `pace` overrides that of the file at `platform`; `research_url` is where research tasks get their passages; without
     one, from the corpus of this machine. `playbook` extends the one that ships with the built-in agents. `build_id`
     names the release that a worker runs; without one, the hash of its code does. `metrics_address` is where a worker
-    serves the SDK's metrics; empty: nowhere. An empty variable is ignored.
+    serves the SDK's metrics; empty: nowhere. `health_address` is where a worker or the built-in agents answer a probe.
+    An empty variable is ignored.
     """
 
     home: Path = Path(".nautilus")
@@ -28,6 +29,7 @@ class Settings(BaseModel):
     event_poll_s: float = Field(default=2.0, gt=0)
     resolver_refresh_s: float = Field(default=5.0, gt=0)
     metrics_address: str = ""
+    health_address: str = ""
 
     @model_validator(mode="before")
     @classmethod

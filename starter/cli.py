@@ -7,6 +7,7 @@ second of CPU to import, and neither `--help` nor a completion should wait for i
 
 import gc
 import os
+import re
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from starter.command import CommandError, err
+from starter.command import OPENED, CommandError, err
 
 
 class Entry(NamedTuple):
@@ -45,6 +46,10 @@ COMMANDS = {
     "up": Entry(
         "running",
         "Run the platform: Temporal (embedded, unless one is configured), worker, agents, door, declared traffic.",
+    ),
+    "apply": Entry(
+        "running",
+        "Bring Temporal and the database to this release and to platform.toml, and start nothing; idempotent.",
     ),
     "worker": Entry("running", "Run a worker; the same as `python worker.py`."),
     "health": Entry(
@@ -136,13 +141,14 @@ def nautilus() -> None:
 def main(*arguments: str) -> None:
     """Run a command, that of the process unless one is given; what a person can fix is one line and exit code 1."""
     try:
-        app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
+        with OPENED:
+            app(arguments or None, prog_name=PROGRAM)  # and not `python -m starter`, which no shell completes
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if (line := _fixable(error)) is None:
             raise
-        err.print(f"nautilus: {' '.join(line.split())}", style="red", soft_wrap=True)
+        err.print(f"nautilus: {' '.join(line.split())}", style="red")
         sys.exit(1)
 
 
@@ -203,7 +209,9 @@ def _fixable_elsewhere(error: Exception) -> str | None:
         case Refused() | ServerError():
             return str(error)
         case SQLAlchemyError() | SqliteError() if "no such table" in str(error) or "UndefinedTable" in str(error):
-            return "expected the platform's tables, but the database has none; run `nautilus up` first"
+            return (
+                "expected the platform's tables, but the database has none; run `nautilus up` or `nautilus apply` first"
+            )
         case SQLAlchemyError() | SqliteError() if "no such column" in str(error) or "UndefinedColumn" in str(error):
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}; see `nautilus db check`"
         case SQLAlchemyError() | SqliteError():
@@ -212,5 +220,17 @@ def _fixable_elsewhere(error: Exception) -> str | None:
         case RPCError() | RuntimeError() if UNREACHABLE in str(error):
             return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"
         case RPCError() | RuntimeError():
-            return f"Temporal: {error}"
+            return _said_by_temporal(str(error))
     return None
+
+
+def _said_by_temporal(error: str) -> str:
+    """An error of the server's in one line, without the SDK's dump around it."""
+    if missing := re.search(r"Namespace (\S+) (is|was) not found", error):
+        return (
+            f"expected the namespace {missing[1]} on the Temporal server, but there is none; "
+            "run `nautilus apply` or set TEMPORAL_NAMESPACE"
+        )
+    if status := re.search(r'Status \{ code: (?P<code>\w+), message: "(?P<message>[^"]*)"', error):
+        return f"Temporal: {status['code']}: {status['message']}"
+    return f"Temporal: {error}"

@@ -6,14 +6,15 @@ import re
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 from schema import wire
+from starter.terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 S = TypeVar("S")
+# What a command has opened; `main` closes it at the command's end.
+OPENED = ExitStack()
 # What stands in each column of a table, by the column's name.
 Columns = dict[str, Callable[[T], object]]
 KINDS = {"cycle": wire.IMPROVEMENT_CYCLE, "task": wire.MARKET_TASK}
@@ -35,9 +38,8 @@ NO_DATA = 3
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 # A thousand weeks: older than any platform, and within what dates can hold.
 LONGEST = timedelta(weeks=1_000)
-# Agents and people write what is shown here; nothing of it is markup, and no `:x:` in a name is a picture.
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+out = Terminal()
+err = Terminal(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -75,8 +77,14 @@ def new_table(name: str, *others: str) -> "Table":
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document. Flushed here, where a closed pipe is an error that we handle, and not at the exit."""
-    print(json.dumps(_plain(document), ensure_ascii=False), flush=True)  # noqa: T201
+    """Print one JSON document. Flushed here, where a closed pipe is an error that we handle, and not at the exit.
+
+    It may be read in a terminal: what one would obey is escaped, as JSON does with the first 32 characters alone.
+    """
+    text = json.dumps(_plain(document), ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    print(text, flush=True)  # noqa: T201
 
 
 def _plain(document: Any) -> Any:
@@ -107,7 +115,7 @@ def answer_rows(as_json: bool, rows: Sequence[T], columns: Columns[T], none: str
         table = new_table(*columns)
         for row in rows:
             table.add_row(*(str(cell(row)) for cell in columns.values()))
-        out.print(table if rows else none, soft_wrap=not rows)
+        out.print(table if rows else none)
 
     answer(as_json, rows, print_table)
 
@@ -235,8 +243,8 @@ def open_to_read() -> "Readable":
 
 
 def open_database() -> "Database":
-    """The database that exists."""
+    """The database that exists; it is closed at the end of the command."""
     from activities.database import existing
     from schema.settings import Settings
 
-    return existing(Settings().database)
+    return OPENED.enter_context(closing(existing(Settings().database)))

@@ -21,8 +21,6 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from activities import ledger
@@ -44,6 +42,7 @@ from starter.faults import ACTS, Fault, platform_of
 from starter.narration import Narration
 from starter.server import free_port
 from starter.stack import RESEARCH_URL, Ports, Stack, running
+from starter.terminal import Terminal
 from workflows.page import percent
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,7 +67,7 @@ class DemoResult:
     result: CycleResult
 
 
-async def demo(console: Console, keep: Callable[[Stack], Any] | None, fault: Fault = Fault.LIMIT) -> DemoResult:
+async def demo(console: Terminal, keep: Callable[[Stack], Any] | None, fault: Fault = Fault.LIMIT) -> DemoResult:
     """Run the story of a fault; `console` shows it as it happens. With `keep`, everything runs on until that returns.
 
     Raises DemoError where it does not come to an end; then its folder stays, with the log of every process.
@@ -83,7 +82,7 @@ async def demo(console: Console, keep: Callable[[Stack], Any] | None, fault: Fau
     return result
 
 
-async def _story(console: Console, home: Path, keep: Callable[[Stack], Any] | None, fault: Fault) -> DemoResult:
+async def _story(console: Terminal, home: Path, keep: Callable[[Stack], Any] | None, fault: Fault) -> DemoResult:
     """The story itself, with everything that it takes running in the folder `home`."""
     started_at = monotonic()
     narration = Narration(console)
@@ -316,7 +315,7 @@ def page_url(web_ui: str, workflow_id: str, run_id: str) -> str:
     return f"{web_ui}/namespaces/{wire.NAMESPACE}/workflows/{quote(workflow_id, safe='')}/{run_id}/history"
 
 
-def _show_end(console: Console, demo: DemoResult) -> None:
+def _show_end(console: Terminal, demo: DemoResult) -> None:
     summary = demo.summary
     title = f"{summary['outcome']} in {summary['seconds']:g} s"
     good = "rated well" if _well_rated(demo.result.status) else "success"
@@ -326,7 +325,7 @@ def _show_end(console: Console, demo: DemoResult) -> None:
     rates.add_row("after the promotion", *_cells(Counts(**summary["after"])))
     console.print(rates)
     console.print(_facts(demo))
-    console.print(f"page: {summary['web_ui']}", soft_wrap=True, highlight=False)
+    console.print(f"page: {summary['web_ui']}", soft_wrap=True)
 
 
 def _facts(demo: DemoResult) -> Table:
@@ -335,7 +334,7 @@ def _facts(demo: DemoResult) -> Table:
     facts = Table(show_header=False)
     if summary["parameter"]:
         before, after = format_value(summary["from"]), format_value(summary["to"])
-        facts.add_row("change", escape(f"{summary['parameter']} {before} -> {after}"))
+        facts.add_row("change", f"{summary['parameter']} {before} -> {after}")
     for name, key in (("old value", "control"), ("new value", "treatment")):
         share, interval = _cells(Counts(**summary[key]))
         facts.add_row(f"tasks with the {name}", f"{share} (95 %: {interval})")
@@ -344,7 +343,7 @@ def _facts(demo: DemoResult) -> Table:
         low, high = reading.interval
         facts.add_row("effect", f"{reading.effect:+.0%} (always-valid interval {low:+.0%} to {high:+.0%})")
     for ballot in demo.result.status.ballots.values():
-        facts.add_row(f"vote of {ballot.agent_id}", escape(f"{ballot.choice.value}: {ballot.reason}"))
+        facts.add_row(f"vote of {ballot.agent_id}", f"{ballot.choice.value}: {ballot.reason}")
     facts.add_row("decision", summary["decision"]["reason"])
     facts.add_row("history", f"{summary['history_events']} events")
     facts.add_row("ledger", f"{summary['ledger']['entries']} entries, verified, head {summary['ledger']['head'][:16]}")

@@ -19,7 +19,8 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import ValidationError
 
 from schema import wire
-from schema.messages.base import AgentMessage, one_line
+from schema.display import one_line
+from schema.messages.base import AgentMessage
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.tasks import Heartbeat, WorkResult

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from schema.display import visible
+from starter.terminal import Terminal
 
 # Long enough not to flood a log, short enough that the work does not look dead.
 LINE_EVERY_S = 10.0
@@ -19,7 +21,7 @@ LINE_EVERY_S = 10.0
 class Narration:
     """Shows on `console` what happens and what is waited for."""
 
-    def __init__(self, console: Console, line_every_s: float = LINE_EVERY_S) -> None:
+    def __init__(self, console: Terminal, line_every_s: float = LINE_EVERY_S) -> None:
         self.console = console
         self._line_every_s = line_every_s
         self._started_at = monotonic()
@@ -30,7 +32,7 @@ class Narration:
         self._last_line_at = monotonic()
         if not self.console.is_terminal:
             text = f"[{self._last_line_at - self._started_at:5.0f} s] {text}"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
@@ -38,8 +40,8 @@ class Narration:
         if self.console.is_terminal:
             columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
             with Progress(*columns, console=self.console, transient=True) as progress:
-                shown = progress.add_task(text)
-                yield lambda new_text: progress.update(shown, description=new_text)
+                shown = progress.add_task(visible(text))
+                yield lambda new_text: progress.update(shown, description=visible(new_text))
             return
         waited_for = [text]
         over = threading.Event()

@@ -21,7 +21,8 @@ from activities.reason_text import NOT_MEASURED
 from activities.report_text import compared, escalated, headline, issue_counts, lasted
 from rules.rates import wilson
 from rules.texts import difference
-from schema.messages.base import Value, format_value, one_line
+from schema.display import one_line
+from schema.messages.base import Value, format_value
 from schema.messages.experiment import ExperimentDesign
 from schema.messages.observatory import Counts, Interval
 from schema.messages.report import ExperimentRecord, Report

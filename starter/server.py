@@ -9,7 +9,7 @@ import random
 import shutil
 import socket
 import sysconfig
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,11 +18,7 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
-from temporalio.api.operatorservice.v1 import (
-    AddSearchAttributesRequest,
-    ListSearchAttributesRequest,
-    ListSearchAttributesResponse,
-)
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     RegisterNamespaceRequest,
@@ -36,6 +32,8 @@ from schema import wire
 # A finished cycle's page stays readable for a quarter; the dev server's default is a day.
 RETENTION = timedelta(days=90)
 START_TIMEOUT_S = 30.0
+# How a server answers those who may not, or says that it does no such thing.
+NOT_PERMITTED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNIMPLEMENTED)
 
 
 class ServerError(RuntimeError):
@@ -140,23 +138,38 @@ async def retain(client: Client) -> None:
 
 
 async def prepare(client: Client) -> None:
-    """Make our namespace, its retention and the search attributes exist; idempotent."""
+    """Make our namespace, its retention and the search attributes exist; idempotent.
+
+    Raises ServerError where one is missing and these credentials may not make it, as on Temporal Cloud.
+    """
+    name = client.namespace
     try:
-        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=name))
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-        await _register_namespace(client)
-    listed = await _search_attributes(client)
-    missing = {
-        name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-        for name in wire.SEARCH_ATTRIBUTES
-        if name not in listed.custom_attributes
-    }
+        create = f"`temporal operator namespace create --namespace {name} --retention {RETENTION.days}d`"
+        with _permitted(f"the namespace {name}", create):
+            await _register_namespace(client)
+        await _known(client)
+    missing = await missing_search_attributes(client)
     if missing:
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
-        )
+        with _permitted(f"the search attributes {', '.join(missing)} in {name}", creation_of(missing, name)):
+            await _add_search_attributes(client, missing)
+
+
+@contextlib.contextmanager
+def _permitted(what: str, create: str) -> Iterator[None]:
+    """Turn the refusal to make something into what an administrator has to do."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status not in NOT_PERMITTED:
+            raise
+        raise ServerError(
+            f"expected {what}, which nobody has made, and these credentials may not ({error.message}); an "
+            f"administrator does: {create}, or the pages of Temporal Cloud"
+        ) from None
 
 
 async def _register_namespace(client: Client) -> None:
@@ -167,16 +180,42 @@ async def _register_namespace(client: Client) -> None:
     )
 
 
-async def _search_attributes(client: Client) -> ListSearchAttributesResponse:
-    """The search attributes, once every part of the server knows the namespace: some seconds after it was made."""
+async def _known(client: Client) -> None:
+    """Return once every part of the server knows the namespace: some seconds after it was made."""
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while True:
         try:
             await client.count_workflows()
-            return await client.operator_service.list_search_attributes(
-                ListSearchAttributesRequest(namespace=client.namespace)
-            )
+            return
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND or asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(0.5)
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """Those of ours that the namespace lacks.
+
+    A query by each is asked, and no list: Temporal Cloud and stricter clusters show the list to nobody.
+    """
+    missing = []
+    for name in wire.SEARCH_ATTRIBUTES:
+        try:
+            await client.count_workflows(f"{name}='none'")
+        except RPCError as error:
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT:
+                raise
+            missing.append(name)
+    return missing
+
+
+async def _add_search_attributes(client: Client, names: Sequence[str]) -> None:
+    types = dict.fromkeys(names, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+    request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=types)
+    await client.operator_service.add_search_attributes(request)
+
+
+def creation_of(search_attributes: Sequence[str], namespace: str) -> str:
+    """The command by which a person makes them on a cluster."""
+    names = " ".join(f"--name {name} --type Keyword" for name in search_attributes)
+    return f"`temporal operator search-attribute create --namespace {namespace} {names}`"

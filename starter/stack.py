@@ -10,10 +10,11 @@ import fcntl
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from temporalio.client import Client
@@ -21,7 +22,7 @@ from temporalio.envconfig import ClientConfig
 
 from activities import cron, identity
 from activities.agents import register_agent
-from activities.database import Database, migrate
+from activities.database import Database, Upgrade, connected, migrate
 from activities.deliveries import mistakes
 from activities.event_bus import start_bus
 from activities.parameters import declare_parameters
@@ -32,7 +33,7 @@ from schema.messages.platform import Platform
 from schema.messages.simulation import ResearchService
 from schema.pace import Pace
 from schema.settings import Settings
-from starter import keys
+from starter import health, keys
 from starter.agents.playbook import playbook
 from starter.agents.roster import ROSTER
 from starter.preflight import expect_replay
@@ -76,6 +77,13 @@ class Stack:
     resolver_refresh_s: float
 
 
+class Declared(NamedTuple):
+    """What was changed until database and server were as declared."""
+
+    database: Upgrade
+    schedules: list[cron.ScheduleChange]
+
+
 async def connect(server: Server) -> Client:
     """A client of our namespace on `server`, with namespace and search attributes in place."""
     client = await connection.connect(server.address, plugins=[plugin()])
@@ -94,7 +102,8 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
     settings.home.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(settings.home))
-        environment = settings.variables()
+        # Each process would take the one address; `up` itself sees to them.
+        environment = settings.variables() | {health.VARIABLE: ""}
         for name, port in (("door", ports.door), ("metrics", ports.metrics)):
             if port is not None and not is_free(port):
                 expected = f"expected a free port for the {name}, but something listens on {port}"
@@ -109,7 +118,7 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
             await _check_replay(client, settings.home)
         environment["TEMPORAL_ADDRESS"] = server.address
         environment["TEMPORAL_NAMESPACE"] = client.namespace
-        database = Database(settings.database)
+        database = connected(settings.database)
         stack.callback(database.close)
         playbook(settings.playbook)  # a mistake in it is for the person at this terminal
         await _declare(client, database, platform, settings.home)
@@ -162,7 +171,23 @@ async def _check_replay(client: Client, home: Path) -> None:
     await expect_replay(client, WORKFLOWS)
 
 
-async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> None:
+async def apply(settings: Settings, check_replay: bool) -> Declared:
+    """What `running` does before it starts a process, and no more: for a platform whose processes others start.
+
+    The server is the one that the SDK's configuration names. Raises DoesNotReplay before anything is changed.
+    """
+    platform = declared_platform(settings)
+    playbook(settings.playbook)
+    client = await connection.connect(plugins=[plugin()])
+    await prepare(client)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    if check_replay:
+        await _check_replay(client, settings.home)
+    with closing(connected(settings.database)) as database:
+        return await _declare(client, database, platform, settings.home)
+
+
+async def _declare(client: Client, database: Database, platform: Platform, home: Path) -> Declared:
     """Bring the database and the server to what is declared; idempotent."""
     upgrade = await asyncio.to_thread(migrate, database)
     if upgrade.before not in (None, upgrade.after):
@@ -170,8 +195,9 @@ async def _declare(client: Client, database: Database, platform: Platform, home:
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     register_own(database, home, now)
-    await cron.apply(client, cron.jobs(platform))
+    changes = await cron.apply(client, cron.jobs(platform))
     await start_bus(client, database, platform)
+    return Declared(upgrade, changes)
 
 
 def _commands(platform: Platform, ports: Ports) -> dict[str, list[str]]:

@@ -2,25 +2,24 @@
 
 import fcntl
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import URL, delete
-from sqlmodel import SQLModel
+from sqlalchemy import delete
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.database import Database, migrate
+from activities.database import Database
 from activities.task_types.corpus import open_corpus
 from schema import wire
 from schema.tables.events import EventRow
 from starter.server import dev_server, free_port, prepare
-from tests.postgres import private_server
 from workflows.plugin import plugin
+
+pytest_plugins = ["tests.databases"]
 
 os.environ.pop("TEMPORAL_ADDRESS", None)
 
@@ -31,14 +30,6 @@ SERVER_OPTIONS = (
     "--dynamic-config-value",
     'history.workflowIdReuseMinimalInterval="0s"',
 )
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    migrate(database)
-    yield database
-    database.close()
 
 
 @pytest.fixture(scope="session")
@@ -88,44 +79,3 @@ def corpus_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         open_corpus(folder, lambda *_: None)
     return folder
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database with the newest schema and nothing in it, to be copied."""
-    path = tmp_path_factory.mktemp("migrated") / "nautilus.db"
-    database = Database(f"sqlite:///{path}")
-    migrate(database)
-    database.close()
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[URL]:
-    """The URL of a migrated database on a private PostgreSQL server."""
-    with private_server() as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_database(postgres: URL) -> Iterator[Database]:
-    """The PostgreSQL database, emptied: making one for each test would take half a second each."""
-    database = Database(postgres.render_as_string(hide_password=False))
-    with database.engine.begin() as connection:
-        for table in reversed(SQLModel.metadata.sorted_tables):
-            connection.execute(table.delete())
-    yield database
-    database.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def either_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "postgresql":
-        yield request.getfixturevalue("postgres_database")
-        return
-    path = tmp_path / "store" / "nautilus.db"
-    path.parent.mkdir()
-    shutil.copy(request.getfixturevalue("migrated_file"), path)
-    database = Database(f"sqlite:///{path}")
-    yield database
-    database.close()

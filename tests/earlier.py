@@ -4,39 +4,16 @@ A database of the first release has the schema that is written down beside this 
 on by the migrations up to its version.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
-import pytest
 from alembic import command
 from alembic.config import Config
 
 from activities.database import Database
 from activities.schema_version import MIGRATIONS, versions
-from tests.postgres import on_server
 
 FIRST, NEWEST = versions()[0], versions()[-1]
 SCRIPTS = {"sqlite": "first_schema.sql", "postgresql": "first_schema_postgresql.sql"}
-fresh = count(1)
-
-
-@contextmanager
-def empty_database(request: pytest.FixtureRequest, dialect: str, folder: Path) -> Iterator[Database]:
-    """A database without a schema, of its own: the shared ones have the newest."""
-    if dialect == "sqlite":
-        database = Database(f"sqlite:///{folder / f'earlier-{next(fresh)}.db'}")
-        yield database
-        database.close()
-        return
-    server = request.getfixturevalue("postgres")
-    name = f"earlier_{next(fresh)}"
-    on_server(server, f"CREATE DATABASE {name}")
-    database = Database(server.set(database=name).render_as_string(hide_password=False))
-    yield database
-    database.close()
-    on_server(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def carry_to(database: Database, version: str) -> None:

@@ -107,9 +107,10 @@ def start(*arguments: str, home: Path, **environment: str) -> "subprocess.Popen[
     )
 
 
+NOWHERE = {"NAUTILUS_HOME": "/nowhere", "NAUTILUS_DATABASE_URL": ""}
 MISTAKES = {
     "no server": (("cycle", "show", "x"), {}, "expected a Temporal server"),
-    "no database": (("ledger", "list"), {"NAUTILUS_HOME": "/nowhere"}, "expected a database at /nowhere"),
+    "no database": (("ledger", "list"), NOWHERE, "expected a database at /nowhere"),
     "a database without tables": (
         ("agent", "list"),
         {"NAUTILUS_DATABASE_URL": "sqlite:///EMPTY"},
@@ -185,16 +186,16 @@ CONFLICTING: list[dict[str, Any]] = [
 ]
 
 
-def imported(home: Path) -> set[str]:
+def imported(database: Database) -> set[str]:
     """The tasks of `line` whose outcomes are recorded."""
-    database = Database(f"sqlite:///{home / 'nautilus.db'}")
     with database.reading() as session:
         found = set(session.exec(select(OutcomeRow.task_id)).all())
-    database.close()
     return {task_id for task_id in found if not task_id.startswith("t-")}
 
 
-def test_an_import_says_what_was_new_known_and_conflicting(nautilus: Callable[..., Said], home: Path) -> None:
+def test_an_import_says_what_was_new_known_and_conflicting(
+    nautilus: Callable[..., Said], home: Path, database: Database
+) -> None:
     file = home / "outcomes.jsonl"
     repeated = [line("a"), line("a", duration_s=59.0), line("b", failure="error"), line("b", failure="error")]
     file.write_text("\n".join([*repeated, line("c")]))
@@ -209,11 +210,11 @@ def test_an_import_says_what_was_new_known_and_conflicting(nautilus: Callable[..
         0,
         "5 outcomes: 4 known already, 1 conflicting with what is recorded, which stands\n",
     )
-    assert imported(home) == {"a", "b", "c"}
+    assert imported(database) == {"a", "b", "c"}
 
 
 def test_an_import_takes_why_tasks_failed_and_a_file_without_that_as_before(
-    nautilus: Callable[..., Said], home: Path
+    nautilus: Callable[..., Said], home: Path, database: Database
 ) -> None:
     file = home / "outcomes.jsonl"
     why = {"failure": "error", "reason": "rate_limited", "detail": "429: slow down"}
@@ -227,22 +228,20 @@ def test_an_import_takes_why_tasks_failed_and_a_file_without_that_as_before(
 
     assert (json.loads(first)["new"], json.loads(again)["known"]) == (2, 2)
     assert json.loads(conflicts)["conflicting"] == len(CONFLICTING)
-    database = Database(f"sqlite:///{home / 'nautilus.db'}")
     with database.reading() as session:
         rows = {row.task_id: row for row in session.exec(select(OutcomeRow)) if not row.task_id.startswith("t-")}
         day = datetime(2026, 11, 2, tzinfo=UTC)
         counted = failures_by_reason(session, day, day + timedelta(days=1))
-    database.close()
     assert rows["why"].model_dump(include=set(why_and_where)) == why_and_where
     assert (rows["plain"].reason, rows["plain"].detail, rows["plain"].attributes) == ("", "", {})
     assert counted == {"research_synthesis": {"error": 1, "rate_limited": 1}}
 
 
-def test_an_import_does_not_bring_back_what_has_expired(nautilus: Callable[..., Said], home: Path) -> None:
-    database = Database(f"sqlite:///{home / 'nautilus.db'}")
+def test_an_import_does_not_bring_back_what_has_expired(
+    nautilus: Callable[..., Said], home: Path, database: Database
+) -> None:
     with database.transaction() as session:
         session.add(RetentionRow(subject=OutcomeRow.__tablename__, before=NOVEMBER))
-    database.close()
     file = home / "outcomes.jsonl"
     old = line("old", started_at="2026-11-01T08:00:00Z", finished_at="2026-11-01T08:01:00Z")
     file.write_text("\n".join([old, line("new")]))
@@ -250,7 +249,7 @@ def test_an_import_does_not_bring_back_what_has_expired(nautilus: Callable[..., 
     _, said, _ = nautilus("outcomes", "import", str(file))
 
     assert said == "2 outcomes: 1 new, 1 older than what is kept\n"
-    assert imported(home) == {"new"}
+    assert imported(database) == {"new"}
 
 
 def test_an_import_reads_what_editors_write(nautilus: Callable[..., Said], home: Path) -> None:
@@ -306,7 +305,7 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
 
 @pytest.mark.parametrize(("bad", "says"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_is_named_and_nothing_is_imported(
-    nautilus: Callable[..., Said], home: Path, bad: str | bytes, says: str
+    nautilus: Callable[..., Said], home: Path, bad: str | bytes, says: str, database: Database
 ) -> None:
     file = home / "outcomes.jsonl"
     bad = bad.encode() if isinstance(bad, str) else bad
@@ -321,10 +320,12 @@ def test_a_bad_line_is_named_and_nothing_is_imported(
     assert about_the_file == (
         f"nautilus: {file}: expected an outcome in every line, but one line does not hold one; nothing was taken"
     )
-    assert imported(home) == set()
+    assert imported(database) == set()
 
 
-def test_all_bad_lines_are_counted_and_twenty_are_shown(nautilus: Callable[..., Said], home: Path) -> None:
+def test_all_bad_lines_are_counted_and_twenty_are_shown(
+    nautilus: Callable[..., Said], home: Path, database: Database
+) -> None:
     file = home / "outcomes.jsonl"
     file.write_text("\n".join([line("good"), *["{}"] * 30]))
 
@@ -334,7 +335,7 @@ def test_all_bad_lines_are_counted_and_twenty_are_shown(nautilus: Callable[..., 
     assert code == 1
     assert [text.split(": ")[0] for text in shown] == [f"{file}:{number}" for number in range(2, 22)]
     assert "but 30 lines do not hold one, of which the first 20 are above; nothing was taken" in last
-    assert imported(home) == set()
+    assert imported(database) == set()
 
 
 DROP = [(NOVEMBER + timedelta(hours=hour), 100 + hour * 7 % 11 - 40 * (hour >= 300)) for hour in range(400)]

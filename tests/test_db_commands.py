@@ -2,11 +2,9 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,18 +21,17 @@ from schema.tables.observatory import RetentionRow
 from starter.cli import main
 from starter.server import free_port
 from tests.builders import NOW
-from tests.earlier import FIRST, NEWEST, carry_to, empty_database
+from tests.databases import url_of
+from tests.earlier import FIRST, NEWEST, carry_to
 from tests.test_cli import DECLARATION, ROOT, settings, start
 
 Said = tuple[int, str, str]
 LATER = f"{int(NEWEST) + 1:04}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """A database without a schema."""
-    with empty_database(request, request.param, tmp_path) as database:
-        yield database
+@pytest.fixture
+def database(either_empty_database: Database) -> Database:
+    return either_empty_database
 
 
 @pytest.fixture
@@ -56,10 +53,6 @@ def nautilus(
         return code, *capsys.readouterr()
 
     return run
-
-
-def url_of(database: Database) -> str:
-    return database.url.render_as_string(hide_password=False)
 
 
 def mark(database: Database, version: str) -> None:
@@ -164,12 +157,9 @@ def test_a_database_that_is_newer_than_the_release_is_refused_in_one_line_and_le
     assert version_of(database).version == LATER
 
 
-def test_up_refuses_a_database_that_is_newer_in_one_line(tmp_path: Path, migrated_file: Path) -> None:
-    (tmp_path / "nautilus.db").write_bytes(migrated_file.read_bytes())
+def test_up_refuses_a_database_that_is_newer_in_one_line(tmp_path: Path, either_database: Database) -> None:
     (tmp_path / "platform.toml").write_text(DECLARATION)
-    with closing(sqlite3.connect(tmp_path / "nautilus.db")) as connection:
-        connection.execute(f"UPDATE alembic_version SET version_num = '{LATER}'")
-        connection.commit()
+    mark(either_database, LATER)
 
     ports = [str(free_port()) for _ in range(3)]
     up = start(
@@ -181,6 +171,7 @@ def test_up_refuses_a_database_that_is_newer_in_one_line(tmp_path: Path, migrate
     assert complaint.splitlines()[-1].startswith("nautilus: expected the database's schema to be version")
     assert "newer than this release" in complaint
     assert "Traceback" not in complaint
+    mark(either_database, NEWEST)
 
 
 def test_a_worker_is_not_started_on_an_older_schema(database: Database) -> None:

@@ -262,6 +262,7 @@ def test_every_mistake_says_what_was_expected_in_our_grammar(tmp_path: Path, was
         '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = inf',
         '[[schedules]]\nid = "metrics_snapshot"\nevery_s = 5\nbudget_s = true',
         '[[webhooks]]\nname = "a"\nurl = "ftp://x/"\nsecret_env = "S"',
+        # pragma: allowlist nextline secret
         '[[webhooks]]\nname = "a"\nurl = "https://x/"\nsecret_env = "whsec_MfKQ9r8G"',  # the secret itself
         '[[webhooks]]\nname = "a"\nurl = "https://x/"\nsecret_env = "S"\nevents = ["anomaly.detcted"]',
         '[[notifications]]\nname = "a"\nurl_env = "tgram://token/chat"',

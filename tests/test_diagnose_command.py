@@ -93,7 +93,10 @@ def nautilus(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return run
 
 
-def test_a_person_sees_what_an_agent_sees_in_80_columns(nautilus: Callable[..., Answer]) -> None:
+def test_a_person_sees_what_an_agent_sees_in_80_columns(
+    nautilus: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # as in a terminal: in a pipe a line is never broken
     code, shown, _ = nautilus("diagnose", SUBJECT)
 
     assert code == 0

@@ -121,7 +121,7 @@ def test_the_newest_different_messages_are_the_examples(database: Database) -> N
 
 
 def test_an_example_is_redacted_before_it_is_cut_and_is_one_line(database: Database) -> None:
-    secret = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
+    secret = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"  # pragma: allowlist secret
     detail = f"{'x ' * 95}\n{secret} and so on {'y ' * 50}"
 
     (reason,) = diagnosed(database, failed(1, "e", detail)).reasons

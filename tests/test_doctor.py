@@ -148,7 +148,9 @@ async def test_without_anything_each_check_still_speaks_and_no_traceback_comes(t
     assert list(findings) == list(CHECKS)
     assert problems == {"declaration", "folder", "database", "temporal"}
     assert findings["ledger"]["found"] == "not checked: it needs `database`"
-    assert findings["workers"]["mend"] == "mend `temporal`, then `nautilus doctor` again"
+    assert findings["workers"]["mend"] == "fix what `temporal` reports, then `nautilus doctor` again"
+    # The label before each is "to mend: ".
+    assert not [finding for finding in findings.values() if finding["mend"].startswith("mend")]
 
 
 @pytest.mark.parametrize("line", sorted(set(ADVICE)))
@@ -300,7 +302,7 @@ async def test_a_database_that_cannot_be_read(sqlite: Settings, content: bytes |
     site = Site(sqlite)
 
     is_at(State.PROBLEM, await found(site, "database"), mend="restore a backup")
-    is_at(State.WARNING, await found(site, "ledger"), "not checked", mend="mend `database`")
+    is_at(State.WARNING, await found(site, "ledger"), "not checked", mend="fix what `database` reports")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +488,7 @@ async def test_a_server_that_does_not_answer(sqlite: Settings, monkeypatch: pyte
     site = Site(sqlite)
 
     is_at(State.PROBLEM, await found(site, "temporal"), "none answers", mend="`nautilus up`")
-    is_at(State.WARNING, await found(site, "cycles"), "not checked", mend="mend `temporal`")
+    is_at(State.WARNING, await found(site, "cycles"), "not checked", mend="fix what `temporal` reports")
 
 
 async def do(mend: str) -> None:

@@ -148,6 +148,17 @@ def test_a_refusal_says_whether_no_key_came_or_one_that_opens_nothing(database: 
     assert "but one came that is unknown or revoked" in wrong.json()["detail"]
 
 
+def test_a_browser_at_the_door_gets_the_page_of_its_routes_whatever_stands_before_it(database: Database) -> None:
+    with door(database) as caller:
+        front = httpx.get(f"{caller.url}/", headers={"Host": "elsewhere.example"})
+        page = httpx.get(f"{caller.url}/", follow_redirects=True)
+        posted = httpx.post(f"{caller.url}/", content=b"{}")
+
+    assert (front.status_code, front.headers["location"]) == (307, "docs")
+    assert (page.status_code, page.url.path) == (200, "/docs")
+    assert posted.status_code == 405
+
+
 def test_nobody_is_sent_elsewhere_with_a_key(database: Database) -> None:
     with door(database) as caller:
         statuses = {caller.client.post(f"{path}/").status_code for _, path, _ in ROUTES[1:]}

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import functools
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -56,6 +55,7 @@ from schema.wire import EventType
 from starter.server import dev_server, free_port
 from tests import builders, events_page
 from tests.builders import NOW
+from tests.databases import NewDatabase
 from worker import activities, worker
 from workflows.event_bus import EventBus
 from workflows.plugin import plugin
@@ -67,24 +67,9 @@ TYPE = EventType.META_TASK_OPENED
 HOOK = "webhook:audit"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "postgresql":
-        yield request.getfixturevalue("postgres_database")
-        return
-    shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "nautilus.db")
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    yield database
-    database.close()
-
-
 @pytest.fixture
-def lite(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
-    """SQLite only, for what does not hang on the store."""
-    shutil.copy(migrated_file, tmp_path / "lite.db")
-    database = Database(f"sqlite:///{tmp_path / 'lite.db'}")
-    yield database
-    database.close()
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def platform(url: str = "http://127.0.0.1:1/", retry_for_s: float = 60, timeout_s: float = 0.5) -> Platform:
@@ -178,7 +163,7 @@ async def test_a_subject_that_fails_holds_up_its_own_events_and_no_others(databa
     assert bus.states() == {}
 
 
-async def test_what_is_announced_between_looking_and_taking_comes_once(lite: Database) -> None:
+async def test_what_is_announced_between_looking_and_taking_comes_once(usual_database: Database) -> None:
     class Meanwhile(Database):
         """Another process announces an event just before we write for the first time."""
 
@@ -189,9 +174,9 @@ async def test_what_is_announced_between_looking_and_taking_comes_once(lite: Dat
             with super().transaction() as session:
                 yield session
 
-    bus = Bus(lite)
+    bus = Bus(usual_database)
     bus.announce("a1")
-    busy, late = Meanwhile(lite.url.render_as_string(hide_password=False)), ["a2"]
+    busy, late = Meanwhile(usual_database.url.render_as_string(hide_password=False)), ["a2"]
     bus.activities = EventActivities(busy, platform(), bus.reader.open)
 
     for attempt in range(3):
@@ -201,8 +186,8 @@ async def test_what_is_announced_between_looking_and_taking_comes_once(lite: Dat
     assert bus.reader.took == ["a1", "a2"]
 
 
-async def test_a_retry_waits_for_its_time(lite: Database) -> None:
-    bus = Bus(lite)
+async def test_a_retry_waits_for_its_time(usual_database: Database) -> None:
+    bus = Bus(usual_database)
     bus.reader.refuses["a"] = Later("in a minute", after_s=50)
     bus.announce("a1")
     await bus.run()
@@ -236,8 +221,8 @@ async def test_after_the_declared_time_an_event_is_a_dead_letter_and_the_later_o
     assert "0 subjects are tried again, 1 wait for a person" in said
 
 
-async def test_what_will_never_be_taken_is_a_dead_letter_at_once(lite: Database) -> None:
-    bus = Bus(lite)
+async def test_what_will_never_be_taken_is_a_dead_letter_at_once(usual_database: Database) -> None:
+    bus = Bus(usual_database)
     bus.reader.refuses["a"] = Undeliverable("404")
     bus.announce("a1", "b1")
 
@@ -300,8 +285,8 @@ async def test_an_attempt_that_is_cut_off_is_made_again_and_nothing_is_lost(data
     assert bus.states() == {}
 
 
-async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite: Database) -> None:
-    bus, other = Bus(lite), Bus(lite)
+async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(usual_database: Database) -> None:
+    bus, other = Bus(usual_database), Bus(usual_database)
     bus.announce("a1")
 
     async def overtaken(_event: Event) -> None:
@@ -312,7 +297,7 @@ async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite
     async def slow(_subscriber: str) -> AsyncIterator[Deliver]:
         yield overtaken
 
-    bus.activities = EventActivities(lite, platform(), slow)
+    bus.activities = EventActivities(usual_database, platform(), slow)
 
     await bus.run()
 
@@ -320,8 +305,8 @@ async def test_an_attempt_that_was_given_up_for_dead_moves_nothing_any_more(lite
     assert bus.states() == {}
 
 
-async def test_a_slow_delivery_delays_no_other_subject(lite: Database) -> None:
-    bus = Bus(lite)
+async def test_a_slow_delivery_delays_no_other_subject(usual_database: Database) -> None:
+    bus = Bus(usual_database)
     bus.announce("b1", "a1", "b2")
     bus.reader.hangs = asyncio.Event()
 
@@ -335,17 +320,17 @@ async def test_a_slow_delivery_delays_no_other_subject(lite: Database) -> None:
 
 
 async def test_a_subscriber_that_takes_nothing_fills_a_bounded_table(
-    lite: Database, monkeypatch: pytest.MonkeyPatch
+    usual_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_bus, "BATCH", 5)
     monkeypatch.setattr(event_bus, "BACKLOG", 20)
-    bus = Bus(lite)
+    bus = Bus(usual_database)
     bus.announce(*(f"{subject}{number:02}" for number in range(10) for subject in "abcdef"))
     bus.reader.refuses = {subject: Later("down") for subject in "abcdef"}
 
     for attempt in range(10):
         await bus.run(attempt)
-    assert 15 <= len(undelivered(lite)) <= 20
+    assert 15 <= len(undelivered(usual_database)) <= 20
 
     bus.reader.refuses.clear()
     await bus.run(50)
@@ -358,12 +343,9 @@ async def test_a_subscriber_that_takes_nothing_fills_a_bounded_table(
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=15))
 def test_whatever_fails_however_often_everything_arrives_in_order(
-    migrated_file: Path, tmp_path_factory: pytest.TempPathFactory, happens: list[tuple[str, int]]
+    new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory, happens: list[tuple[str, int]]
 ) -> None:
-    path = tmp_path_factory.mktemp("order") / "nautilus.db"
-    shutil.copy(migrated_file, path)
-    database = Database(f"sqlite:///{path}")
-    bus = Bus(database, platform(retry_for_s=1e6))
+    took: list[str] = []
     left = {f"{subject}{number:02}": failures for number, (subject, failures) in enumerate(happens)}
 
     async def fails(event: Event) -> None:
@@ -371,13 +353,14 @@ def test_whatever_fails_however_often_everything_arrives_in_order(
         if left[key]:
             left[key] -= 1
             raise Later("again")
-        bus.reader.took.append(key)
+        took.append(key)
 
     @asynccontextmanager
     async def opened(_subscriber: str) -> AsyncIterator[Deliver]:
         yield fails
 
-    async def play() -> None:
+    async def play(database: Database) -> None:
+        bus = Bus(database, platform(retry_for_s=1e6))
         bus.activities = EventActivities(database, platform(retry_for_s=1e6), opened)
         for number, key in enumerate(left):
             bus.announce(key)
@@ -385,24 +368,24 @@ def test_whatever_fails_however_often_everything_arrives_in_order(
                 await bus.run(number)
         for attempt in range(200):
             await bus.run(1_000 * (attempt + 1))
-            if len(bus.reader.took) == len(left):
+            if len(took) == len(left):
                 return
 
-    asyncio.run(play())
-    database.close()
+    with new_database(tmp_path_factory.mktemp("order")) as database:
+        asyncio.run(play(database))
 
-    assert len(bus.reader.took) == len(left)
+    assert len(took) == len(left)
     for subject in "abc":
-        assert [k for k in bus.reader.took if k[0] == subject] == [k for k in left if k[0] == subject]
+        assert [k for k in took if k[0] == subject] == [k for k in left if k[0] == subject]
 
 
-async def test_an_event_that_was_rolled_back_is_never_delivered(lite: Database) -> None:
+async def test_an_event_that_was_rolled_back_is_never_delivered(usual_database: Database) -> None:
     def fail() -> None:
-        with lite.transaction() as session:
+        with usual_database.transaction() as session:
             emit(session, MetaTaskOpened(cycle_id="a1"), "a", "a1", NOW)
             raise ZeroDivisionError
 
-    bus = Bus(lite)
+    bus = Bus(usual_database)
     with pytest.raises(ZeroDivisionError):
         fail()
 
@@ -414,12 +397,12 @@ async def test_an_event_that_was_rolled_back_is_never_delivered(lite: Database) 
 # --- Who gets what ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_new_subscriber_hears_what_happens_from_now_on_and_cycles_everything(lite: Database) -> None:
+async def test_a_new_subscriber_hears_what_happens_from_now_on_and_cycles_everything(usual_database: Database) -> None:
     detected = AnomalyDetected(anomaly=builders.anomaly(), attempt=1)
-    with lite.transaction() as session:
+    with usual_database.transaction() as session:
         emit(session, detected, "s", "before", NOW)
-    bus = Bus(lite)
-    with lite.transaction() as session:
+    bus = Bus(usual_database)
+    with usual_database.transaction() as session:
         emit(session, detected, "s", "after", NOW)
 
     await bus.run()
@@ -430,10 +413,10 @@ async def test_a_new_subscriber_hears_what_happens_from_now_on_and_cycles_everyt
 
 
 async def test_a_subscriber_that_nobody_declares_ends_and_one_that_comes_back_goes_on_where_it_was(
-    lite: Database,
+    usual_database: Database,
 ) -> None:
-    bus = Bus(lite)
-    declared, bus.activities = bus.activities, EventActivities(lite, builders.platform(), bus.reader.open)
+    bus = Bus(usual_database)
+    declared, bus.activities = bus.activities, EventActivities(usual_database, builders.platform(), bus.reader.open)
     bus.announce("a1")
 
     assert await bus.run() is None
@@ -443,14 +426,14 @@ async def test_a_subscriber_that_nobody_declares_ends_and_one_that_comes_back_go
     assert bus.reader.took == ["a1"]
 
 
-async def test_events_for_others_move_the_cursor_and_are_not_handed_over(lite: Database) -> None:
-    bus = Bus(lite)
+async def test_events_for_others_move_the_cursor_and_are_not_handed_over(usual_database: Database) -> None:
+    bus = Bus(usual_database)
     bus.announce("a1", "a2")
 
     await bus.run(subscriber=CYCLES)
 
     assert bus.reader.took == []
-    with lite.reading() as session:
+    with usual_database.reading() as session:
         assert session.exec(select(CursorRow.sequence).where(CursorRow.subscriber == CYCLES)).one() == 2
 
 
@@ -574,6 +557,7 @@ async def test_a_webhook_gets_a_signed_event_and_a_forged_one_is_noticed() -> No
         declared = platform(receiver.url)
         async with deliveries(declared).open(HOOK) as deliver:
             await deliver(happened(TYPE))
+        # pragma: allowlist nextline secret
         async with deliveries(declared, SECRET="whsec_" + base64.b64encode(b"another secret of 24 byte").decode()).open(
             HOOK
         ) as deliver:
@@ -627,6 +611,7 @@ WRONG_SECRETS = [
             ("whsec_%", "SECRET", "what follows whsec_ is not base64"),
             ("plainsecret!!", "SECRET", "text without whsec_ came"),
             ("whsk_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
+            # pragma: allowlist nextline secret
             ("xwhsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "SECRET", "text without whsec_ came"),
             ("whsec_C2FVsBQIhrscChlQIMV-b5sSYspob7oD", "SECRET", "what follows whsec_ is not base64"),  # url-safe
             ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7o", "SECRET", "what follows whsec_ is not base64"),  # cut off
@@ -648,18 +633,18 @@ WRONG_SECRETS = [
 
 @pytest.mark.parametrize(("subscriber", "secrets", "says"), WRONG_SECRETS)
 async def test_a_wrong_secret_shows_in_one_line_without_it_and_nobodys_events_are_lost(
-    lite: Database, subscriber: str, secrets: dict[str, str], says: str
+    usual_database: Database, subscriber: str, secrets: dict[str, str], says: str
 ) -> None:
-    bus = Bus(lite)
-    bus.activities = EventActivities(lite, platform(), deliveries(platform(), **secrets).open)
-    events.subscribe(lite, subscriber)
-    with lite.transaction() as session:
+    bus = Bus(usual_database)
+    bus.activities = EventActivities(usual_database, platform(), deliveries(platform(), **secrets).open)
+    events.subscribe(usual_database, subscriber)
+    with usual_database.transaction() as session:
         emit(session, ReportPublished(title="t", text="x"), "night", "n1", NOW)
 
     waits_for = await bus.run(1, subscriber)
 
-    [letter] = undelivered(lite)
-    [status] = [status for status in events.subscribers(lite, platform()) if status.subscriber == subscriber]
+    [letter] = undelivered(usual_database)
+    [status] = [status for status in events.subscribers(usual_database, platform()) if status.subscriber == subscriber]
     assert (letter.state, letter.error, status.retrying) == (DeliveryState.RETRYING, status.error, 1)
     assert says in status.error
     assert "hunter2" not in status.error
@@ -667,18 +652,18 @@ async def test_a_wrong_secret_shows_in_one_line_without_it_and_nobodys_events_ar
     assert says in mistakes(platform(), secrets)[subscriber]
 
 
-async def test_what_waited_for_a_secret_is_delivered_once_it_is_right(lite: Database) -> None:
-    bus = Bus(lite)
-    bus.activities = EventActivities(lite, platform(), deliveries(platform(), SECRET="whsec_%").open)
+async def test_what_waited_for_a_secret_is_delivered_once_it_is_right(usual_database: Database) -> None:
+    bus = Bus(usual_database)
+    bus.activities = EventActivities(usual_database, platform(), deliveries(platform(), SECRET="whsec_%").open)
     bus.announce("a1", "a2", "b1")
     await bus.run(1)
     waiting = bus.states()
-    bus.activities = EventActivities(lite, platform(), bus.reader.open)
+    bus.activities = EventActivities(usual_database, platform(), bus.reader.open)
     await bus.run(60)
 
     assert waiting == {"a1": DeliveryState.RETRYING, "a2": DeliveryState.PARKED, "b1": DeliveryState.RETRYING}
     assert sorted(bus.reader.took) == ["a1", "a2", "b1"]
-    assert undelivered(lite) == []
+    assert undelivered(usual_database) == []
 
 
 def test_right_secrets_are_no_mistake() -> None:
@@ -686,19 +671,19 @@ def test_right_secrets_are_no_mistake() -> None:
 
 
 async def test_a_dispatcher_that_is_cut_off_again_and_again_loses_nothing_on_the_way_to_a_bad_receiver(
-    lite: Database,
+    usual_database: Database,
 ) -> None:
     # `python -m benchmarks.delivery` does the same at size, with a process that is killed.
     happening = names(120, 10)
     async with Receiver(slow_s=0.6).listening() as receiver:
         declared = platform(receiver.url, retry_for_s=1e6, timeout_s=0.3)
-        events.subscribe(lite, HOOK)
-        with lite.transaction() as session:
+        events.subscribe(usual_database, HOOK)
+        with usual_database.transaction() as session:
             for subject, key in happening:
                 emit(session, MetaTaskOpened(cycle_id=key), subject, key, NOW)
         started = datetime.now(UTC)
         for attempt in range(200):
-            bus = EventActivities(lite, declared, deliveries(declared).open)
+            bus = EventActivities(usual_database, declared, deliveries(declared).open)
             environment = ActivityEnvironment()
             # Each attempt an hour later, so that the test does not wait for what it is not about.
             later = started + timedelta(hours=attempt)
@@ -707,7 +692,7 @@ async def test_a_dispatcher_that_is_cut_off_again_and_again_loses_nothing_on_the
             done, _ = await asyncio.wait([running], timeout=0.1 if attempt < 5 else None)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            if done and receiver.arrived == len(happening) and not undelivered(lite):
+            if done and receiver.arrived == len(happening) and not undelivered(usual_database):
                 break
 
     report = judged(receiver, happening)
@@ -831,7 +816,7 @@ async def test_apprise_carries_a_notice_and_says_why_it_could_not() -> None:
     assert said["/bad"]
 
 
-async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_else(lite: Database) -> None:
+async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_else(usual_database: Database) -> None:
     both = (Notification(name="ops", url_env="OPS"), Notification(name="boss", url_env="BOSS"))
     declared = builders.platform(notifications=both)
     request = TaskRequest(task_id="t-1", task_type="research_synthesis", notify="boss")
@@ -844,13 +829,13 @@ async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_e
 
         yield tell
 
-    bus = Bus(lite, declared)
-    bus.activities = EventActivities(lite, declared, opened)
+    bus = Bus(usual_database, declared)
+    bus.activities = EventActivities(usual_database, declared, opened)
     for subscriber in told:
-        events.subscribe(lite, subscriber)
-    TaskActivities(lite, declared).open_task(TaskOpening(request=request, run_id="r", at=NOW))
+        events.subscribe(usual_database, subscriber)
+    TaskActivities(usual_database, declared).open_task(TaskOpening(request=request, run_id="r", at=NOW))
     done = {"request": request, "ending": "done", "reason": "done", "started_at": NOW, "at": NOW, "summary": "in short"}
-    with lite.transaction() as session:
+    with usual_database.transaction() as session:
         settle(session, Settlement.model_validate(done | {"details": {"report": "a claim [1]\n\n[1] a source"}}), 3_600)
     for subscriber in told:
         await bus.run(1, subscriber)
@@ -862,32 +847,32 @@ async def test_a_finished_tasks_report_goes_in_full_to_who_asked_and_to_nobody_e
 
 
 async def test_the_workflow_delivers_and_ends_once_nobody_declares_its_subscriber(
-    temporal: Client, lite: Database, task_queue: str, monkeypatch: pytest.MonkeyPatch
+    temporal: Client, usual_database: Database, task_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", SECRET)
     quick = Settings(event_poll_s=0.1)
     async with Receiver(failing=0).listening() as receiver:
         declared = platform(receiver.url)
-        events.subscribe(lite, HOOK)
-        async with worker(temporal, lite, declared, quick, task_queue):
+        events.subscribe(usual_database, HOOK)
+        async with worker(temporal, usual_database, declared, quick, task_queue):
             handle = await temporal.start_workflow(
                 wire.EVENT_BUS, HOOK, id=f"bus:{task_queue}", task_queue=task_queue, result_type=type(None)
             )
-            with lite.transaction() as session:
+            with usual_database.transaction() as session:
                 emit(session, MetaTaskOpened(cycle_id="c"), "s", "1", NOW)
             async with asyncio.timeout(20):
                 while not receiver.taken:
                     await asyncio.sleep(0.01)
-        async with worker(temporal, lite, builders.platform(), quick, task_queue):
+        async with worker(temporal, usual_database, builders.platform(), quick, task_queue):
             await asyncio.wait_for(handle.result(), 30)
 
     assert receiver.taken == {"s": ["meta_task.opened:1"]}
 
 
 async def test_a_dispatcher_whose_history_grows_long_continues_as_new_and_loses_nothing(
-    lite: Database, tmp_path: Path, task_queue: str
+    usual_database: Database, tmp_path: Path, task_queue: str
 ) -> None:
-    bus = Bus(lite)
+    bus = Bus(usual_database)
     total = 30
 
     @activity.defn(name="deliver")
@@ -909,7 +894,7 @@ async def test_a_dispatcher_whose_history_grows_long_continues_as_new_and_loses_
         first = await client.get_workflow_handle("bus", run_id=handle.first_execution_run_id).describe()
 
     assert bus.reader.took == [f"a{number:02}" for number in range(total)]
-    assert undelivered(lite) == []
+    assert undelivered(usual_database) == []
     assert first.status is WorkflowExecutionStatus.CONTINUED_AS_NEW
 
 

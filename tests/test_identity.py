@@ -475,11 +475,9 @@ def test_a_bad_key_file_is_one_line(tmp_path: Path, content: bytes | None, mode:
 # ---- the register of keys
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest) -> Database:
-    name = "database" if request.param == "sqlite" else "postgres_database"
-    store: Database = request.getfixturevalue(name)
-    return store
+@pytest.fixture
+def store(either_database: Database) -> Database:
+    return either_database
 
 
 def in_force(database: Database) -> dict[str, str]:

@@ -483,7 +483,7 @@ async def test_a_refusal_says_in_one_line_what_was_expected_and_nothing_of_the_w
     assert [refusal.stack_trace for refusal in refusals.values()] == [""] * len(sent)
     assert all(refusal.message.startswith("expected ") for refusal in refusals.values())
     assert refusals[wire.HEARTBEAT].message == "expected an update that there is, but heartbeat came"
-    assert refusals["\x1b[2J"].message == "expected an update that there is, but \ufffd[2J came"
+    assert refusals["\x1b[2J"].message == "expected an update that there is, but \\x1b[2J came"
     assert str(unanswered.value) == "expected status or receipts, but status came"
 
 

@@ -1,6 +1,5 @@
 """The market's books: whatever happens, in whatever order and however often, they balance and nothing is paid twice."""
 
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +30,7 @@ from schema.tables.market import AwardRow, FillRow, StandingRow, TaskRow, Transf
 from schema.tables.observatory import OutcomeRow
 from tests import builders
 from tests.builders import NOW
+from tests.databases import NewDatabase
 
 AGENTS = ("ann", "bea", "cyd")
 steps = st.lists(
@@ -126,10 +126,9 @@ class Play:
 @settings(max_examples=25, deadline=None)
 @given(path=steps)
 def test_the_books_balance_and_nothing_is_paid_or_recorded_twice(
-    migrated_file: Path, path: list[tuple[str, int, TaskEnding, bool]]
+    new_database: NewDatabase, path: list[tuple[str, int, TaskEnding, bool]]
 ) -> None:
-    with TemporaryDirectory() as folder:
-        database = Database(f"sqlite:///{shutil.copy(migrated_file, folder)}")
+    with TemporaryDirectory() as folder, new_database(Path(folder)) as database:
         for agent in AGENTS:
             register_agent(database, agent, f"op-{agent}", NOW)
         play = Play(database)
@@ -146,7 +145,6 @@ def test_the_books_balance_and_nothing_is_paid_or_recorded_twice(
             awarded = {award.cycle_id for award in session.exec(select(AwardRow)).all()}
             fills = session.exec(select(FillRow)).all()
             open_ = session.exec(select(TaskRow).where(TaskRow.ended_at == None)).all()  # noqa: E711
-        database.close()
 
     assert sum(balances.values()) == 0
     assert all(t.amount > 0 and t.debit != t.credit for t in transfers)

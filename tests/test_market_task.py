@@ -413,7 +413,7 @@ async def test_who_asks_for_a_failed_task_reads_why_without_the_credentials_in_i
 async def test_a_message_that_is_cut_does_not_end_with_half_a_key(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
-    keys = "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "sk_live_4eC39HqLyjW"
+    keys = "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "sk_live_4eC39HqLyjW"  # pragma: allowlist secret
     # The detail is cut in the first key, the reason in the second.
     summary = ("a " * 243 + keys[0]).ljust(1_980, ".") + " " + keys[1]
     async with market(temporal, database, task_queue, tmp_path, built_in=False) as stage:

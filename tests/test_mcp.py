@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -72,6 +73,7 @@ NAMES = {
     *("vote", "hand_in_result", "read_standing", "read_cycle"),
 }
 OUTCOMES = 90
+VERSION = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
 CLAIM = "a third of the tasks is cut off at the limit"
 PROPOSAL: dict[str, Any] = {
     "parameter": builders.TIMEOUT,
@@ -486,7 +488,10 @@ async def test_a_stock_client_lists_the_tools_over_http(on_stage: Any) -> None:
         for mode in ("auto", "legacy"):
             async with stock_client(stage.url, door_key("ada"), mode=mode) as client:
                 tools = (await client.list_tools()).tools
+                server = client.server_info
 
+            assert server is not None
+            assert (server.name, server.version) == ("nautilus", VERSION)
             assert {tool.name for tool in tools} == NAMES
             signed = {tool.name for tool in tools if "signature" in tool.input_schema["properties"]}
             assert signed == {"bid", "propose", "vote", "hand_in_result"}

@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import shutil
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,18 +62,8 @@ MAX_TASKS = 2_000
 
 
 @pytest.fixture
-def lite(migrated_file: Path, tmp_path: Path) -> Iterator[Database]:
-    """What agents make of a memory does not depend on where it is kept."""
-    shutil.copy(migrated_file, tmp_path / "nautilus.db")
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    yield database
-    database.close()
-
-
-@pytest.fixture(params=["lite", "postgres_database"])
-def database(request: pytest.FixtureRequest) -> Database:
-    found: Database = request.getfixturevalue(request.param)
-    return found
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def platform(*more: Parameter) -> Platform:
@@ -392,8 +380,8 @@ def test_what_fixed_one_task_type_is_recalled_first_on_another_that_fails_for_th
     assert recalled[0].claim.change.goes_like(Change.of("build.cooldown_ms", 100.0, 300.0, role_of(PAUSES[1])))
 
 
-def test_a_parameter_that_is_declared_no_more_has_no_role(lite: Database) -> None:
-    world = World(lite, 1, *PAUSES)
+def test_a_parameter_that_is_declared_no_more_has_no_role(usual_database: Database) -> None:
+    world = World(usual_database, 1, *PAUSES)
     try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
     world.platform = platform()
     world.night()
@@ -402,10 +390,10 @@ def test_a_parameter_that_is_declared_no_more_has_no_role(lite: Database) -> Non
     assert (pattern.claim.change.parameter, pattern.claim.change.role) == ("ask.gap", "")
 
 
-def test_outcomes_that_have_expired_leave_the_kind_and_no_reason(lite: Database) -> None:
-    world = World(lite, 1, *PAUSES)
+def test_outcomes_that_have_expired_leave_the_kind_and_no_reason(usual_database: Database) -> None:
+    world = World(usual_database, 1, *PAUSES)
     try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
-    with lite.transaction() as session:
+    with usual_database.transaction() as session:
         session.execute(delete(OutcomeRow))
     world.night()
 
@@ -413,8 +401,8 @@ def test_outcomes_that_have_expired_leave_the_kind_and_no_reason(lite: Database)
     assert (pattern.claim.symptom.failure, pattern.claim.symptom.reason) == ("error", "")
 
 
-def test_a_cycle_on_a_proposal_recalls_what_is_known_of_the_tasks_it_touches(lite: Database) -> None:
-    world = World(lite, 1, *PAUSES)
+def test_a_cycle_on_a_proposal_recalls_what_is_known_of_the_tasks_it_touches(usual_database: Database) -> None:
+    world = World(usual_database, 1, *PAUSES)
     try_out(world, rate_limited(world, "ask"), "ask.gap", 8.0, Ending.PROMOTED)
     world.night()
     rate_limited(world, "build")
@@ -429,9 +417,9 @@ def test_a_cycle_on_a_proposal_recalls_what_is_known_of_the_tasks_it_touches(lit
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_what_made_tasks_faster_is_learned_as_what_fixed_success_is(lite: Database, named: bool) -> None:
+def test_what_made_tasks_faster_is_learned_as_what_fixed_success_is(usual_database: Database, named: bool) -> None:
     both = builders.parameter(key="all.workers", unit="", default=8.0, minimum=1.0, task_types=("ask", "build"))
-    world = World(lite, 1, both)
+    world = World(usual_database, 1, both)
     for task_type in ("ask", "build"):
         world.record(task_type, 2 * DAY, 100, duration_s=1.0)
     counts = world.record("ask", timedelta(seconds=100), 100, duration_s=30.0)  # slow, and nothing fails
@@ -483,8 +471,8 @@ def test_what_an_earlier_release_remembered_goes_on_and_what_it_learned_for_noth
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_with_memory_a_good_change_is_found_in_fewer_attempts(lite: Database, seed: int) -> None:
-    world = World(lite, seed)
+def test_with_memory_a_good_change_is_found_in_fewer_attempts(usual_database: Database, seed: int) -> None:
+    world = World(usual_database, seed)
 
     attempts = [[p.parameter for p in until_promoted(world, name, nights=True)] for name in TYPES]
 
@@ -492,8 +480,8 @@ def test_with_memory_a_good_change_is_found_in_fewer_attempts(lite: Database, se
     assert attempts == [["ask.idle_s", "ask.timeout_s"], ["build.timeout_s"], ["check.timeout_s"]]
 
 
-def test_without_memory_every_task_type_costs_the_same_detour(lite: Database) -> None:
-    world = World(lite)
+def test_without_memory_every_task_type_costs_the_same_detour(usual_database: Database) -> None:
+    world = World(usual_database)
 
     attempts = [len(until_promoted(world, name)) for name in TYPES[:2]]
 
@@ -501,8 +489,10 @@ def test_without_memory_every_task_type_costs_the_same_detour(lite: Database) ->
 
 
 @pytest.mark.parametrize("remembers", [False, True])
-def test_a_refuted_change_is_not_proposed_again_under_another_subject(lite: Database, remembers: bool) -> None:
-    world = World(lite)
+def test_a_refuted_change_is_not_proposed_again_under_another_subject(
+    usual_database: Database, remembers: bool
+) -> None:
+    world = World(usual_database)
     until_promoted(world, "ask")
     if remembers:
         world.night()
@@ -514,9 +504,9 @@ def test_a_refuted_change_is_not_proposed_again_under_another_subject(lite: Data
     assert proposed == {f"ask.{LIMIT}"} or not remembers
 
 
-def remembering_world(lite: Database) -> tuple[World, CycleRequest, Proposal]:
+def remembering_world(usual_database: Database) -> tuple[World, CycleRequest, Proposal]:
     """A change was learned on one task type, and is proposed for another."""
-    world = World(lite)
+    world = World(usual_database)
     until_promoted(world, "ask")
     world.night()
     request, _ = world.fall_ill("build")
@@ -525,8 +515,8 @@ def remembering_world(lite: Database) -> tuple[World, CycleRequest, Proposal]:
     return world, request, proposal
 
 
-def test_a_proposal_cites_what_mended_the_like_and_voters_say_that_they_remember(lite: Database) -> None:
-    world, request, proposal = remembering_world(lite)
+def test_a_proposal_cites_what_mended_the_like_and_voters_say_that_they_remember(usual_database: Database) -> None:
+    world, request, proposal = remembering_world(usual_database)
 
     voting = world.case(request, Phase.VOTING, proposal)
     ballots = [agent.ballot(voting) for agent in ROSTER[1:]]
@@ -540,8 +530,8 @@ def test_a_proposal_cites_what_mended_the_like_and_voters_say_that_they_remember
     assert all("I remember that raising ask.timeout_s" in ballot.reason for ballot in approved)
 
 
-def test_what_the_memory_does_not_hold_cannot_be_cited(lite: Database) -> None:
-    world, request, proposal = remembering_world(lite)
+def test_what_the_memory_does_not_hold_cannot_be_cited(usual_database: Database) -> None:
+    world, request, proposal = remembering_world(usual_database)
     boast = Evidence(claim="it always helps", figures={"times_mended": 7})
     forged = proposal.model_copy(update={"evidence": (*proposal.evidence[:-1], boast)})
 
@@ -550,8 +540,8 @@ def test_what_the_memory_does_not_hold_cannot_be_cited(lite: Database) -> None:
     assert {ballot.choice for ballot in ballots} == {Choice.REJECT}
 
 
-def test_voters_reject_what_was_refuted_for_the_same_symptom(lite: Database) -> None:
-    world = World(lite)
+def test_voters_reject_what_was_refuted_for_the_same_symptom(usual_database: Database) -> None:
+    world = World(usual_database)
     decoy = until_promoted(world, "ask")[0]
     world.night()
     request, _ = world.fall_ill("ask", named=False)
@@ -566,11 +556,11 @@ def test_voters_reject_what_was_refuted_for_the_same_symptom(lite: Database) -> 
     assert all("I remember that raising ask.idle_s" in ballot.reason for ballot in ballots)
 
 
-def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: Database) -> None:
+def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(usual_database: Database) -> None:
     passages = builders.parameter(
         key="ask.passages", kind=ParameterKind.INTEGER, unit="", default=32, minimum=8, maximum=200, task_types=("ask",)
     )
-    world = World(lite, 1, passages)
+    world = World(usual_database, 1, passages)
     request, _ = world.fall_ill("ask")
     rate = world.case(request).baseline.rate
     assert rate is not None
@@ -592,7 +582,7 @@ def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: 
     assert choices(proposal) == {Choice.REJECT}  # nothing speaks for such a trial
     world.now += HOUR
     end_cycle(world, design, proposal.model_copy(update={"agent_id": "argo"}), reading, Ending.PROMOTED, "s")
-    ConsolidationActivities(lite, world.platform).consolidate(world.now)
+    ConsolidationActivities(usual_database, world.platform).consolidate(world.now)
     assert choices(proposal) == {Choice.APPROVE}
 
 
@@ -600,11 +590,11 @@ def test_a_change_that_no_record_explains_is_judged_by_what_it_did_before(lite: 
 
 
 async def test_a_night_is_a_workflow_that_reports_what_it_did(
-    temporal: Client, lite: Database, task_queue: str
+    temporal: Client, usual_database: Database, task_queue: str
 ) -> None:
-    world = World(lite)
+    world = World(usual_database)
     world.work("ask", 60, "hand-1", 5.0)
-    async with worker(temporal, lite, world.platform, Settings(), task_queue):
+    async with worker(temporal, usual_database, world.platform, Settings(), task_queue):
         report: JobReport = await temporal.execute_workflow(
             wire.CONSOLIDATION,
             JobRequest(job_id="consolidation", budget_s=120),
@@ -612,7 +602,7 @@ async def test_a_night_is_a_workflow_that_reports_what_it_did(
             task_queue=task_queue,
             result_type=JobReport,
         )
-    with lite.reading() as session:
+    with usual_database.reading() as session:
         kept = session.exec(select(func.count()).select_from(OutcomeRow)).one()
 
     assert (report.done, report.left) == (("learn", "report", "expire"), ())
@@ -620,9 +610,9 @@ async def test_a_night_is_a_workflow_that_reports_what_it_did(
 
 
 def test_a_person_reads_what_the_night_taught_and_what_it_rests_on(
-    lite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    usual_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(lite)
+    world = World(usual_database)
     until_promoted(world, "ask")
     monkeypatch.setenv("NAUTILUS_HOME", str(tmp_path))
 

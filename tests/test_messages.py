@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
 from activities.agents import register_agent
-from activities.database import Database, migrate
+from activities.database import Database
 from activities.parameters import declare_parameters
 from activities.recording import record_outcomes
 from schema import wire
@@ -33,6 +34,7 @@ from starter.client import NautilusClient, Refused
 from starter.server import binary
 from tests import builders
 from tests.conftest import stop
+from tests.databases import NewDatabase
 from tests.test_improvement_cycle import AGENTS, Stage, limited, on_stage  # noqa: F401  (a fixture)
 from worker import worker
 from workflows.improvement_cycle import ImprovementCycle
@@ -106,10 +108,17 @@ def ready(database: Database, **windows: float) -> tuple[Any, CycleRequest]:
 
 
 @pytest.fixture(scope="module")
-async def stage(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+async def stage(
+    temporal: Client, new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stage]:
     """One cycle for all the tests that send it something bad: they find it running and leave it so."""
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('messages') / 'nautilus.db'}")
-    migrate(database)
+    with new_database(tmp_path_factory.mktemp("messages")) as database:
+        async with staged(temporal, database) as stage:
+            yield stage
+
+
+@asynccontextmanager
+async def staged(temporal: Client, database: Database) -> AsyncIterator[Stage]:
     platform, request = ready(database, bid_window_s=3_600, proposal_window_s=3_600, voting_window_s=3_600)
     async with worker(temporal, database, platform, Settings(), "messages"):
         cycle = "cycle:messages"
@@ -119,7 +128,6 @@ async def stage(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> A
         await stage.client.place_bid(cycle, builders.bid("ada", price=1))
         yield stage
         await stop(temporal, cycle)
-    database.close()
 
 
 async def at(stage: Stage, phase: Phase) -> None:

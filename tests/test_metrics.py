@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -268,8 +267,7 @@ def command(home: Path, port: int) -> subprocess.Popen[str]:
     )
 
 
-def test_the_command_serves_the_metrics_until_it_is_stopped(tmp_path: Path, migrated_file: Path) -> None:
-    shutil.copy(migrated_file, tmp_path / "nautilus.db")
+def test_the_command_serves_the_metrics_until_it_is_stopped(tmp_path: Path, database: Database) -> None:
     port = free_port()
     with command(tmp_path, port) as process:
         assert process.stderr is not None
@@ -285,8 +283,7 @@ def test_the_command_serves_the_metrics_until_it_is_stopped(tmp_path: Path, migr
     assert code == 143
 
 
-def test_the_command_says_in_one_line_that_its_port_is_taken(tmp_path: Path, migrated_file: Path) -> None:
-    shutil.copy(migrated_file, tmp_path / "nautilus.db")
+def test_the_command_says_in_one_line_that_its_port_is_taken(tmp_path: Path, database: Database) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

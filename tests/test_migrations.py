@@ -1,8 +1,6 @@
 """Every earlier schema, filled as its release filled it, becomes today's: nothing is lost, and the platform goes on."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlmodel import func, select
@@ -34,7 +32,7 @@ from schema.tables.observatory import AnomalyRow, OutcomeRow
 from schema.tables.proposals import ProposalRow
 from tests import builders, earlier_rows
 from tests.builders import NOW, TIMEOUT
-from tests.earlier import NEWEST, carry_to, empty_database
+from tests.earlier import NEWEST, carry_to
 from tests.earlier_rows import INTERVAL_S, OLD_ENTRY, PROMPT, Rows, as_of, rows_of, upgraded
 from tests.test_store import assert_rolled_up, differences
 
@@ -53,19 +51,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return rows
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    with empty_database(request, request.param, tmp_path) as database:
-        yield database
-
-
 def test_the_life_that_is_carried_on_leaves_rows_in_every_table_and_every_version_is_undone(rows: Rows) -> None:
     assert {table for table, those in rows.items() if not those} == set()
     assert set(earlier_rows.STEPS) == set(versions()[1:])
 
 
 @pytest.mark.parametrize("version", versions())
-def test_an_upgrade_keeps_every_row_and_today_s_code_goes_on_with_it(empty: Database, rows: Rows, version: str) -> None:
+def test_an_upgrade_keeps_every_row_and_today_s_code_goes_on_with_it(
+    either_empty_database: Database, rows: Rows, version: str
+) -> None:
+    empty = either_empty_database
     carry_to(empty, version)
     earlier_rows.fill(empty, as_of(rows, version))
 

@@ -4,9 +4,8 @@ import io
 import re
 import time
 
-from rich.console import Console
-
 from starter.narration import Narration
+from starter.terminal import Terminal
 
 
 def lines_of(written: io.StringIO) -> list[str]:
@@ -15,7 +14,7 @@ def lines_of(written: io.StringIO) -> list[str]:
 
 def test_without_a_terminal_every_step_is_a_line_with_its_second() -> None:
     written = io.StringIO()
-    narration = Narration(Console(file=written, width=40))
+    narration = Narration(Terminal(file=written, width=40))
 
     narration.report("a step that is longer than forty columns stays one line [bold]")
 
@@ -25,7 +24,7 @@ def test_without_a_terminal_every_step_is_a_line_with_its_second() -> None:
 
 def test_a_silence_is_broken_by_what_is_waited_for_last() -> None:
     written = io.StringIO()
-    narration = Narration(Console(file=written), line_every_s=0.2)
+    narration = Narration(Terminal(file=written), line_every_s=0.2)
 
     with narration.waiting("the first") as show:
         show("the second")
@@ -37,7 +36,7 @@ def test_a_silence_is_broken_by_what_is_waited_for_last() -> None:
 
 def test_what_is_said_breaks_the_silence_too() -> None:
     written = io.StringIO()
-    narration = Narration(Console(file=written), line_every_s=30)
+    narration = Narration(Terminal(file=written), line_every_s=30)
 
     with narration.waiting("nothing is due yet"):
         narration.report("a step")
@@ -47,7 +46,7 @@ def test_what_is_said_breaks_the_silence_too() -> None:
 
 def test_on_a_terminal_nothing_of_the_waiting_stays() -> None:
     written = io.StringIO()
-    narration = Narration(Console(file=written, force_terminal=True, color_system=None, width=80))
+    narration = Narration(Terminal(file=written, force_terminal=True, color_system=None, width=80))
 
     with narration.waiting("[/not markup] is waited for") as show:
         show("[/and] this too")

@@ -4,6 +4,7 @@ import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from starter.client import NautilusClient
 from starter.server import binary
 from tests import builders
 from tests.conftest import stop
+from tests.databases import NewDatabase
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import code_id, worker
 
@@ -134,11 +136,15 @@ async def accepted(stage: Stage, **changes: object) -> None:
 
 @pytest.fixture(scope="module")
 async def platforms(
-    temporal: Client, tmp_path_factory: pytest.TempPathFactory, migrated_file: Path
+    temporal: Client, tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase
 ) -> AsyncIterator[Platforms]:
-    file = tmp_path_factory.mktemp("page") / "nautilus.db"
-    file.write_bytes(migrated_file.read_bytes())
-    database = Database(f"sqlite:///{file}")
+    with new_database(tmp_path_factory.mktemp("page")) as database:
+        async with platforms_on(temporal, database) as platforms:
+            yield platforms
+
+
+@asynccontextmanager
+async def platforms_on(temporal: Client, database: Database) -> AsyncIterator[Platforms]:
     rules = builders.rules(bid_window_s=600, proposal_window_s=600, voting_window_s=600, approval_window_s=600)
     # Of medium risk, so that an experiment has an exposure that can be widened.
     parameters = (builders.parameter(risk=Risk.MEDIUM),)
@@ -156,7 +162,6 @@ async def platforms(
         yield Platforms(NautilusClient(temporal), database, platform)
         async for execution in temporal.list_workflows("ExecutionStatus='Running' AND TaskQueue='nautilus'"):
             await stop(temporal, execution.id)
-    database.close()
 
 
 @pytest.mark.parametrize("line", LINES, ids=[f"{number}-{line[9:50]}" for number, line in enumerate(LINES)])

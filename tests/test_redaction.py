@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from rules.redaction import REMOVED, redacted
 
+# pragma: allowlist nextline secret
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7\nq8Zr\n-----END RSA PRIVATE KEY-----"
+# pragma: allowlist nextline secret
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 CREDENTIALS = {  # the text: what of it must be gone
     "a bearer token": ("401 for Authorization: Bearer abc.def-123", "abc.def-123"),
@@ -20,9 +22,9 @@ CREDENTIALS = {  # the text: what of it must be gone
     "a header with a scheme of its own": ("{'authorization': 'Key hunter2'}", "hunter2"),
     "a cookie": ("cookie: sid=hunter2; theme=dark", "hunter2"),
     "a password": ("login failed: password=hunter2, user=ada", "hunter2"),
-    "a password in quotes": ('{"password": "hunter two", "user": "ada"}', "hunter two"),
+    "a password in quotes": ('{"password": "hunter two", "user": "ada"}', "hunter two"),  # pragma: allowlist secret
     "a password in escaped quotes": (r"body {\"password\": \"hunter2\"}", "hunter2"),
-    "a password in single quotes": ("{'db_password': 'hunter, two'}", "hunter, two"),
+    "a password in single quotes": ("{'db_password': 'hunter, two'}", "hunter, two"),  # pragma: allowlist secret
     "a variable": ("DB_PASS=hunter2 is wrong", "hunter2"),
     "a name in camel case": ("dbPassword: hunter2", "hunter2"),
     "a client's secret": ("client_secret=hunter2&grant=x", "hunter2"),
@@ -31,21 +33,21 @@ CREDENTIALS = {  # the text: what of it must be gone
     "an API key": ("x-api-key: hunter2", "hunter2"),
     "an API key without a separator": ("apikey=hunter2", "hunter2"),
     "a signature in a URL": ("https://b.example/x?sv=2&sig=hun%2Fter2", "hun%2Fter2"),
-    "a connection string": ("postgresql://ada:hunter2@db:5432/x refused", "hunter2"),
+    "a connection string": ("postgresql://ada:hunter2@db:5432/x refused", "hunter2"),  # pragma: allowlist secret
     "a password with an at sign": ("redis://:hunt@er2@cache/0", "hunt@er2"),
     "a URL with a token as its user": ("https://hunter2@github.com/x.git", "hunter2"),
     "a JSON web token": (f"expired {JWT}", "eyJ"),
     "a PEM block": (f"bad key {PEM} here", "MIIE"),
     "a PEM block that was cut off": (PEM[:60], "MIIE"),
-    "an AWS key": ("AKIAIOSFODNN7EXAMPLE is disabled", "AKIAIOSFODNN7"),
+    "an AWS key": ("AKIAIOSFODNN7EXAMPLE is disabled", "AKIAIOSFODNN7"),  # pragma: allowlist secret
     "an AWS secret": ("signed with wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "K7MDENG"),
-    "a GitHub token": ("remote: ghp_16C7e42F292c6912E7710c838347Ae178B4a", "ghp_16"),
+    "a GitHub token": ("remote: ghp_16C7e42F292c6912E7710c838347Ae178B4a", "ghp_16"),  # pragma: allowlist secret
     "a fine-grained GitHub token": ("github_pat_11ABCDEFG0aaaaaaaaaaaa_bbbbbbbb", "11ABC"),
-    "a Slack token": ("xoxb-2345678901-abcdefghij", "xoxb"),
-    "a Slack webhook": ("post to https://hooks.slack.com/services/T00/B00/xyz", "T00"),
+    "a Slack token": ("xoxb-2345678901-abcdefghij", "xoxb"),  # pragma: allowlist secret
+    "a Slack webhook": ("post to https://hooks.slack.com/services/T00/B00/xyz", "T00"),  # pragma: allowlist secret
     "an OpenAI key": ("Incorrect API key provided: sk-proj-abcdefGHIJKL1234.", "sk-proj"),
     "a Stripe key": ("sk_live_4eC39HqLyjW", "4eC39"),
-    "a Google key": ("AIzaSyA-1234567890abcdefghijklmnopqrs", "AIza"),
+    "a Google key": ("AIzaSyA-1234567890abcdefghijklmnopqrs", "AIza"),  # pragma: allowlist secret
     "a password after an option": ("psql --password hunter2 failed", "hunter2"),
     "a token after an option": ("login --token abc12345", "abc12345"),
     "an API key after an option": ("--api-key k3y-abc", "k3y-abc"),
@@ -53,13 +55,14 @@ CREDENTIALS = {  # the text: what of it must be gone
     "a quoted password in a sentence": ("Login failed for user sa with pwd 'Tr0ub4dor'", "Tr0ub4dor"),
     "a long number": ("token 1234567890 expired", "1234567890"),
     "an API key in a sentence": ("api key abcd1234efgh5678 refused", "abcd1234"),
+    # pragma: allowlist nextline secret
     "an API key of an unknown make": ("Incorrect API key provided: abc123def.", "abc123def"),
     "a bearer token after a colon": ("Bearer: abcdef12345678", "abcdef"),
     "a user of curl": ("curl -u admin:s3cr3t https://x.example/z", "s3cr3t"),
     "a quoted user of curl": ("curl --user 'admin:correct horse' x", "horse"),
     "a password of sshpass": ("sshpass -p hunter ssh host", "hunter"),
     "a connection string that was cut off": ("could not connect to postgresql://ada:hunt", "hunt"),
-    "a key glued to another": ("AKIAABCDEFGHIJKLMNOPeyJabcde.x", "eyJ"),
+    "a key glued to another": ("AKIAABCDEFGHIJKLMNOPeyJabcde.x", "eyJ"),  # pragma: allowlist secret
     "a password that looks like the name of an object": ("--password my-app-db-7", "my-app"),
     "hexadecimal": ("nonce 9f86d081884c7d659a2feaa0c55ad015", "9f86d081"),
 }
@@ -140,6 +143,7 @@ def test_what_a_reader_needs_stays(text: str) -> None:
 
 def test_what_stands_beside_a_credential_stays() -> None:
     assert redacted("password=hunter2, user=ada") == f"password={REMOVED}, user=ada"
+    # pragma: allowlist nextline secret
     assert redacted("postgresql://ada:hunter2@db:5432/x refused") == f"postgresql://{REMOVED}@db:5432/x refused"
 
 

@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
-from sqlmodel import select
+from sqlmodel import select, update
 
-from activities.database import Database, migrate
+from activities.database import Database
 from activities.parameters import roll_back_by_hand
 from activities.report import ReportActivities, report
 from activities.report_text import lasted, text
 from schema.messages.ledger import EntryKind
 from schema.messages.report import Issue, IssueState, Report
 from schema.tables.events import EventRow
+from schema.tables.ledger import LedgerRow
 from schema.tables.observatory import RollupRow
 from schema.wire import EventType
 from starter.cli import main
@@ -31,6 +32,7 @@ from starter.report_page import page
 from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.conftest import prune_outbox
+from tests.databases import NewDatabase, copy_of, url_of
 from tests.fortnight import BEGIN, PLATFORM, RESEARCH, SILENT, Fortnight
 
 END = BEGIN + timedelta(days=14)
@@ -38,12 +40,10 @@ HOSTILE = "<script>fetch('https://evil.example')</script><b onclick=x>\u202eזד
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('fortnight') / 'nautilus.db'}")
-    migrate(database)
-    Fortnight(database)
-    yield database
-    database.close()
+def lived(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with new_database(tmp_path_factory.mktemp("fortnight")) as database:
+        Fortnight(database)
+        yield database
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def facts(lived: Database) -> Report:
     return report(lived, PLATFORM, BEGIN, END)
 
 
-def copy(lived: Database, folder: Path) -> Database:
-    with lived.engine.connect() as connection:
-        connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql(f"VACUUM INTO '{folder / 'copy.db'}'")
-    return Database(f"sqlite:///{folder / 'copy.db'}")
+@pytest.fixture
+def own(lived: Database, tmp_path: Path) -> Iterator[Database]:
+    """A copy that a test may change."""
+    with copy_of(lived, tmp_path) as copy:
+        yield copy
 
 
 def hostile(facts: Report) -> Report:
@@ -258,11 +258,9 @@ def test_the_spans_that_are_compared_are_said_as_exactly_as_they_are_long(
     assert f"the start is 08 Nov 00:00 to 10 Nov 00:00, the end {says}\n" in told
 
 
-def test_a_fix_that_a_person_takes_back_is_no_fix(lived: Database, facts: Report, tmp_path: Path) -> None:
-    database = copy(lived, tmp_path)
-    roll_back_by_hand(database, f"{RESEARCH}.timeout_s", "olga", "too slow", END)
-    taken_back = report(database, PLATFORM, BEGIN, END + timedelta(seconds=1))
-    database.close()
+def test_a_fix_that_a_person_takes_back_is_no_fix(own: Database, facts: Report) -> None:
+    roll_back_by_hand(own, f"{RESEARCH}.timeout_s", "olga", "too slow", END)
+    taken_back = report(own, PLATFORM, BEGIN, END + timedelta(seconds=1))
 
     assert taken_back.issue_states[IssueState.FIXED] == facts.issue_states[IssueState.FIXED] - 1
     assert taken_back.issue_states[IssueState.TAKEN_BACK] == 1
@@ -289,6 +287,7 @@ def test_a_report_reads_no_raw_outcomes_and_as_much_for_a_year_as_for_a_fortnigh
     assert counts[0] == counts[1] < 150
 
 
+@pytest.mark.sqlite_run(reason="it compares both databases")
 def test_both_databases_tell_the_same(lived: Database, postgres_database: Database) -> None:
     Fortnight(postgres_database, hours=36)
     until = BEGIN + timedelta(hours=36)
@@ -306,14 +305,12 @@ def test_both_databases_tell_the_same(lived: Database, postgres_database: Databa
 
 @pytest.mark.parametrize("body", ['{"kind":"abort"}', "{", ""])
 def test_a_broken_chain_is_said_to_be_broken_and_the_rest_is_still_told(
-    lived: Database, facts: Report, tmp_path: Path, body: str
+    own: Database, facts: Report, body: str
 ) -> None:
-    database = copy(lived, tmp_path)
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE ledger SET body = ?", (body,))
+    with own.transaction() as session:
+        session.execute(update(LedgerRow).values(body=body))
 
-    broken = report(database, PLATFORM, BEGIN, END)
-    database.close()
+    broken = report(own, PLATFORM, BEGIN, END)
 
     assert broken.before == facts.before
     assert "ledger: 35 entries of 35; entry 1 (" in text(broken)
@@ -381,19 +378,15 @@ def test_the_report_of_a_night_is_published_once(lived: Database) -> None:
     assert published.data["title"] == "Nautilus, 2026-11-22"
 
 
-def test_a_pruned_outbox_changes_no_report_and_announces_none_again(
-    lived: Database, facts: Report, tmp_path: Path
-) -> None:
-    pruned = copy(lived, tmp_path)
-    activities = ReportActivities(pruned, PLATFORM)
+def test_a_pruned_outbox_changes_no_report_and_announces_none_again(own: Database, facts: Report) -> None:
+    activities = ReportActivities(own, PLATFORM)
     told = activities.publish(END)
-    prune_outbox(pruned)
+    prune_outbox(own)
 
     assert activities.publish(END + timedelta(minutes=5)) == told
-    assert report(pruned, PLATFORM, BEGIN, END) == facts
-    with pruned.reading() as session:
+    assert report(own, PLATFORM, BEGIN, END) == facts
+    with own.reading() as session:
         assert session.exec(select(EventRow)).all() == []
-    pruned.close()
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -401,21 +394,17 @@ def test_a_pruned_outbox_changes_no_report_and_announces_none_again(
 
 @pytest.fixture
 def nautilus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     declared = "".join(f'[[task_types]]\nname = "{declared.name}"\n' for declared in PLATFORM.task_types)
     (tmp_path / "platform.toml").write_text(declared)
-    url = f"sqlite:///{tmp_path / 'now.db'}"
-    database = Database(url)
-    migrate(database)
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     with database.transaction() as session:
         session.add(RollupRow(start=an_hour_ago, task_type=RESEARCH, tasks=10, successes=9, duration_sum_s=600.0))
-    database.close()
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setenv("NAUTILUS_PLATFORM", str(tmp_path / "platform.toml"))
-        monkeypatch.setenv("NAUTILUS_DATABASE_URL", url)
+        monkeypatch.setenv("NAUTILUS_DATABASE_URL", url_of(database))
         monkeypatch.setattr(sys, "argv", ["nautilus", "report", *arguments])
         with pytest.raises(SystemExit) as left:
             main()

@@ -1,12 +1,9 @@
 """Roll-ups on real databases: they say what the outcomes say, in any order, once, and outlive them."""
 
 import math
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,15 +48,9 @@ positive = st.floats(1e-6, 1e6)
 values = st.lists(positive | st.just(0.0), min_size=1, max_size=60)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "postgresql":
-        yield request.getfixturevalue("postgres_database")
-        return
-    shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "nautilus.db")
-    database = Database(f"sqlite:///{tmp_path / 'nautilus.db'}")
-    yield database
-    database.close()
+@pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def platform(**changes: Any) -> Platform:

@@ -307,11 +307,8 @@ async def test_schedules_follow_the_health_down_and_back_and_say_why(client: Cli
     assert found[0].data["health"] < 40 < 60 < found[1].data["health"]
 
 
-@pytest.mark.parametrize("store", ["database", "postgres_database"])
-def test_an_elevation_is_announced_once_and_lasts_from_snapshot_to_snapshot(
-    request: pytest.FixtureRequest, store: str
-) -> None:
-    database: Database = request.getfixturevalue(store)
+def test_an_elevation_is_announced_once_and_lasts_from_snapshot_to_snapshot(either_database: Database) -> None:
+    database = either_database
     low = builders.platform(elevation=LOW_AND_HIGH)
     now = datetime.now(UTC)
     take_snapshot(database, low, False, now)

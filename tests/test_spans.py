@@ -19,6 +19,7 @@ from schema.messages.reports import OutcomeReport, Resolved
 from schema.messages.spans import SpanMapping
 from tests import builders
 
+# pragma: allowlist nextline secret
 TRACE, SPAN, PARENT = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "00f067aa0ba902b7"
 ENDED_NS = (builders.NOW - EPOCH) // timedelta(microseconds=1) * 1_000
 OPERATION, AGENT, TOOL = "gen_ai.operation.name", "gen_ai.agent.name", "gen_ai.tool.name"

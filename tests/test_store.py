@@ -1,14 +1,13 @@
 """The store: the same promises on SQLite and on PostgreSQL, under repetition, concurrency and crashes."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -23,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy import MetaData, Table, event, func, text, update
+from sqlalchemy import MetaData, Table, event, func, inspect, text, update
 from sqlmodel import Session, SQLModel, col, select
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -76,6 +75,8 @@ from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.builders import NOW, TIMEOUT
+from tests.earlier import FIRST, carry_to
+from tests.earlier_rows import fill
 from tests.postgres import on_server
 
 INTERVAL_S = 60
@@ -142,19 +143,17 @@ def test_the_migrated_schema_is_the_models_schema(database: Database) -> None:
     assert differences(database) == []
 
 
-def test_a_database_of_the_first_release_is_recognised_and_keeps_what_it_holds(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
-        connection.execute("INSERT INTO retention VALUES ('outcome', '2026-11-01 00:00:00.000000')")
-        connection.commit()
-    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+def test_a_database_of_the_first_release_is_recognised_and_keeps_what_it_holds(
+    either_empty_database: Database,
+) -> None:
+    carry_to(either_empty_database, FIRST)
+    fill(either_empty_database, {"retention": [{"subject": "outcome", "before": NOW}]})
 
-    migrate(database)
+    migrate(either_empty_database)
 
-    assert differences(database) == []
-    with database.reading() as session:
-        assert session.get(RetentionRow, "outcome") is not None
-    database.close()
+    assert differences(either_empty_database) == []
+    with either_empty_database.reading() as session:
+        assert session.get_one(RetentionRow, "outcome").before == NOW
 
 
 def test_roll_ups_from_before_count_their_failures_by_kind(database: Database) -> None:
@@ -180,12 +179,13 @@ def test_roll_ups_from_before_count_their_failures_by_kind(database: Database) -
     assert rows == {"failing": {"timeout": 2, "error": 10, "lost": 1, "rate_limited": 1}, "sound": {}}
 
 
-def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: Path) -> None:
+def test_what_an_earlier_release_stored_is_there_under_today_s_names(either_empty_database: Database) -> None:
+    database = either_empty_database
     proposal = builders.proposal("ada").model_dump(mode="json")
     proposal["way_back"] = proposal.pop("rollback_plan")
     anomaly = builders.anomaly(metric="dear_share")
     state = {"alarm": Alarm(anomaly=anomaly, cause=0.05, healthy={}).model_dump(mode="json")}
-    body, at = anomaly.model_dump_json(), "2026-11-02 10:00:00.000000"
+    body, at = anomaly.model_dump(mode="json"), datetime(2026, 11, 2, 10, tzinfo=UTC)
     reading = builders.reading()
     announced = {
         "experiment.concluded:c#1": {"experiment_id": "c#1", "reading": reading.model_dump(mode="json")},
@@ -194,22 +194,18 @@ def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: P
     }
     states = {anomaly.subject: state, "success_rate:platform": {}}
     rows = {
-        "agent": ("ada", "op", at, 0.5, 1, 1, 0, 1, 2.5, None, None),
-        "proposal": ("c#1", "p", "ada", at, json.dumps(proposal)),
+        "agent": ("ada", "op", at, 0.5, 1, 1, False, True, 2.5, None, None),
+        "proposal": ("c#1", "p", "ada", at, proposal),
         "anomaly": (anomaly.anomaly_id, anomaly.subject, at, None, body),
         "meta_task": ("c#1", "r", anomaly.subject, 1, "w", "run", anomaly.anomaly_id, at, None, None),
-        "snapshot": (at, None, "{}", json.dumps(states)),
+        "snapshot": (at, None, {}, states),
         "task": ("t-1", "monte_carlo", "", "run", at, None, None, None, None),
     }
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
-        for table, row in rows.items():
-            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-        for number, (key, data) in enumerate(announced.items(), 1):
-            event = (number, key, key.partition(":")[0], "s", at, json.dumps(data))
-            connection.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?)", event)
-        connection.commit()
-    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+    carry_to(database, FIRST)
+    fill(database, {table: [in_columns(database, table, row)] for table, row in rows.items()})
+    for number, (key, data) in enumerate(announced.items(), 1):
+        event = (number, key, key.partition(":")[0], "s", at, data)
+        fill(database, {"event": [in_columns(database, "event", event)]})
 
     migrate(database)
 
@@ -231,22 +227,22 @@ def test_what_an_earlier_release_stored_is_there_under_today_s_names(tmp_path: P
     assert carried is not None
     assert (carried.anomaly.metric, carried.anomaly.anomaly_id) == ("high_cost_share", alarm.anomaly_id)
     assert set(detector) == {alarm.subject, "success_rate:platform"}
-    database.close()
 
 
-def test_patterns_that_no_decision_reads_are_gone_after_an_upgrade(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.executescript((Path(__file__).parent / "first_schema.sql").read_text(encoding="utf-8"))
-        for kind in ("remedy", "weekly_low", "skill"):
-            connection.execute("INSERT INTO memory VALUES (?, ?, ?)", (kind, kind, "{}"))
-        connection.commit()
-    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+def in_columns(database: Database, table: str, row: tuple[Any, ...]) -> dict[str, Any]:
+    names = [column["name"] for column in inspect(database.engine).get_columns(table)]
+    return dict(zip(names, row, strict=True))
 
-    migrate(database)
 
-    with database.reading() as session:
+def test_patterns_that_no_decision_reads_are_gone_after_an_upgrade(either_empty_database: Database) -> None:
+    carry_to(either_empty_database, FIRST)
+    kinds = ("remedy", "weekly_low", "skill")
+    fill(either_empty_database, {"memory": [{"pattern_id": kind, "kind": kind, "body": {}} for kind in kinds]})
+
+    migrate(either_empty_database)
+
+    with either_empty_database.reading() as session:
         assert session.exec(select(MemoryRow.kind)).all() == ["remedy"]
-    database.close()
 
 
 def test_an_entry_that_was_written_under_an_earlier_name_is_read_and_its_chain_holds(database: Database) -> None:

@@ -256,6 +256,7 @@ def test_json_and_protobuf_are_the_same_spans() -> None:
     for body, _ in server.bodies:
         content = as_json(body)
         (written,) = _json_spans(content)
+        # pragma: allowlist nextline secret
         written |= {"fieldOfALaterVersion": {"a": 1}, "links": [{"traceId": "5b8efff798038103d269b633813fc60c"}]}
         assert isinstance(written["startTimeUnixNano"], str)
         assert read(json.dumps(content).encode(), "Application/JSON; charset=utf-8", "", MOST_BYTES) == read(
@@ -273,7 +274,7 @@ def test_the_protocol_s_own_example_is_read() -> None:
                         "scope": {"name": "my.library", "version": "1.0.0", "attributes": []},
                         "spans": [
                             {
-                                "traceId": "5B8EFFF798038103D269B633813FC60C",
+                                "traceId": "5B8EFFF798038103D269B633813FC60C",  # pragma: allowlist secret
                                 "spanId": "EEE19B7EC3C1B174",
                                 "parentSpanId": "EEE19B7EC3C1B173",
                                 "name": "I'm a server span",
@@ -443,6 +444,7 @@ def test_the_answer_is_in_the_format_of_the_request() -> None:
 
 WITHIN = ["key", "value", "stringValue", "intValue"]
 VALUES = st.recursive(
+    # pragma: allowlist nextline secret
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("5b8efff798038103"),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["key", "value", "stringValue"]), inner)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import experiment_audit, ledger
 from activities.assignments import record_assignments
-from activities.database import Database, migrate
+from activities.database import Database
 from activities.experiment import ExperimentActivities, release
 from activities.guardrails import guardrails
 from activities.parameters import configuration, declare_parameters, freeze, roll_back_by_hand, thaw
@@ -477,9 +476,7 @@ def test_an_experiment_whose_turn_comes_too_late_does_not_begin(
     assert configuration(database, builders.platform()).experiments == ()
 
 
-def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'g.db'}")
-    migrate(database)
+def test_guardrails_come_from_what_the_platform_measures(database: Database) -> None:
     with database.transaction() as session:
         outcomes = [
             builders.outcome(f"t{n}", n % 10 > 0, NOW - timedelta(minutes=n), duration_s=float(n), quality=n / 100)
@@ -490,7 +487,6 @@ def test_guardrails_come_from_what_the_platform_measures(tmp_path: Path) -> None
         rules = ObservatoryRules(interval_s=60)
         aimed = guardrails(session, ["research_synthesis"], NOW, rules, {"research_synthesis": FAST})
         by_ratings = guardrails(session, ["research_synthesis"], NOW, rules, {"research_synthesis": POOR})
-    database.close()
 
     assert [g.kind for g in found] == [GuardrailKind.FAST, GuardrailKind.WELL_RATED]  # nothing costs anything here
     assert aimed[:2] == found

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from datetime import UTC, datetime, timedelta
 from email import message_from_string
@@ -307,7 +308,10 @@ async def test_a_language_model_gets_its_tools_from_the_wheel_alone(
     async with mcp.client.Client(stdio_client(command)) as client:
         tools = {tool.name for tool in (await client.list_tools()).tools}
         answer = await client.call_tool("find_work", {})
+        server = client.server_info
 
+    assert server is not None
+    assert server.version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tools >= {"find_work", "bid", "propose", "vote"}
     (content,) = answer.content
     assert isinstance(content, TextContent)

@@ -21,7 +21,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.identity import IdentityActivities
 
 from schema import wire
-from schema.messages.base import AgentMessage, Numbered, one_line
+from schema.display import one_line
+from schema.messages.base import AgentMessage, Numbered
 from schema.messages.cycle import CycleState
 from schema.messages.market import Bid
 from schema.messages.story import Act, Receipt

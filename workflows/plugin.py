@@ -31,7 +31,7 @@ from temporalio.worker import (
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from schema import wire
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, UNKNOWN, Unreadable, in_one_line, wrong_number
 from workflows.log_context import LogContext
 

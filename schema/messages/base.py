@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
+from ..display import visible
+
 # JSON carries no greater integer exactly (RFC 7493), and canonical JSON refuses it.
 GREATEST_INTEGER = 2**53 - 1
 # The most characters of one value: a proposal with it travels in a history, where Temporal warns at 256 kB.
@@ -37,7 +39,7 @@ def format_value(value: Value | None) -> str:
     if value is None:
         return "?"
     if isinstance(value, str):
-        return _beginning(value) if is_long(value) else value
+        return _beginning(value) if is_long(value) else visible(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -51,16 +53,9 @@ def is_long(value: Value) -> bool:
     return isinstance(value, str) and (len(value) > SHOWN_OF_VALUE or "\n" in value)
 
 
-def _beginning(text: str, write: Callable[[str], str] = str) -> str:
+def _beginning(text: str, write: Callable[[str], str] = visible) -> str:
     line = " ".join(text[:SHOWN_OF_VALUE].split())
     return f"{write(line)}… ({len(text):,} characters)"
-
-
-def one_line(untrusted: str, longest: int) -> str:
-    """Untrusted text on one line, without control characters, which a messenger could obey."""
-    printable = "".join(char if char.isprintable() or char.isspace() else "\ufffd" for char in untrusted)
-    line = " ".join(printable.split())
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 # Wide enough for every real clock, and narrow enough that a window before or after them does not overflow.

@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rules import bounds
 from rules.redaction import redacted
-from schema.messages.base import Value, format_value, one_line
+from schema.display import one_line
+from schema.messages.base import Value, format_value
 from schema.messages.platform import ParameterKind, ParameterState
 from schema.messages.proposals import Choice, Evidence
 from schema.mistakes import in_one_line

@@ -28,7 +28,7 @@ from typing import Any
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import infer_model
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.cycle import Phase
 from schema.messages.market import Bid
 from schema.messages.proposals import Ballot, Choice, Decline, Proposal

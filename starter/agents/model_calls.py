@@ -23,7 +23,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 from rules.redaction import redacted
-from schema.messages.base import one_line
+from schema.display import one_line
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer", bound=BaseModel)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from inspect import isawaitable
 from typing import NamedTuple
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from starter.checks.site import Away, Site
 
 # What agents, people and servers write may be in a finding: each is one line, for terminals and logs.
@@ -70,9 +70,11 @@ async def _judged(site: Site, check: Check) -> Judgement:
             return await judged if isawaitable(judged) else judged
     except Away as away:
         # Its own check has the reason.
-        return warning(f"not checked: it needs `{away.check}`", f"mend `{away.check}`, then `nautilus doctor` again")
+        return warning(
+            f"not checked: it needs `{away.check}`", f"fix what `{away.check}` reports, then `nautilus doctor` again"
+        )
     except TimeoutError:
         return warning(f"not checked: no answer within {PATIENCE_S:g} s", "`nautilus doctor` again, with less load")
     except Exception as error:  # noqa: BLE001  (no check may hide the others)
         line = f"not checked: {type(error).__name__}: {error}"
-        return warning(line, "mend what else is wrong, then `nautilus doctor` again")
+        return warning(line, "fix what else is wrong, then `nautilus doctor` again")

@@ -77,7 +77,7 @@ def snapshot(site: Site) -> Judgement:
     since = last or condition.first_entry_at(readable)
     which = f"the last snapshot is of {last:%Y-%m-%d %H:%M:%S} UTC" if last else "there is no snapshot yet"
     if since is not None and site.now() - since > 2 * every + LATE:
-        mend = "mend `schedules`, `paused`, `runs` and `workers`: each says how"
+        mend = "fix what `schedules`, `paused`, `runs` and `workers` report: each says how"
         return problem(f"{which}, expected one every {every.total_seconds():g} s", mend)
     return ok(f"{which}; one every {every.total_seconds():g} s")
 
@@ -103,7 +103,7 @@ def dead_letters(site: Site) -> Judgement:
     letters = condition.dead_letters(site.readable())
     if letters:
         which = ", ".join(f"{subscriber} {count}" for subscriber, count in letters.items())
-        mend = "`nautilus events dead` says why; mend the receiver, then `nautilus events redrive --all`"
+        mend = "`nautilus events dead` says why; fix the receiver, then `nautilus events redrive --all`"
         return problem(f"dead letters: {which}", mend)
     return ok("none")
 
@@ -124,7 +124,7 @@ def deliveries(site: Site) -> Judgement:
         if backlog.oldest is not None and site.now() - backlog.oldest > LONGEST_WAIT:
             slow.append(f"{subscriber} {backlog.events} since {backlog.oldest:%Y-%m-%d %H:%M} UTC")
     if slow:
-        mend = "`nautilus events list` says what fails; mend `workers`, `event bus` or the receiver"
+        mend = "`nautilus events list` says what fails; fix `workers`, `event bus` or the receiver"
         return warning(f"events wait: {', '.join(slow)}", mend)
     return ok(f"{waiting} events are on their way")
 
@@ -157,7 +157,10 @@ def parameters(site: Site) -> Judgement:
     declared = site.platform().parameters
     for parameter in declared:
         if parameter.key not in in_force:
-            return problem(f"{parameter.key} is declared, but not in the database", "`nautilus up` declares it")
+            return problem(
+                f"{parameter.key} is declared, but not in the database",
+                "`nautilus apply` (or `nautilus up`) declares it",
+            )
         stored, _ = in_force[parameter.key]
         if (refusal := parameter.refusal(stored)) is not None:
             mend = f"`nautilus params rollback {parameter.key} --why ...`, or correct its bounds in platform.toml"

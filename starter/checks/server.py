@@ -67,7 +67,7 @@ async def namespace(site: Site) -> Judgement:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
         create = f"`temporal operator namespace create --namespace {name} --retention {days}d`"
-        return problem(f"there is no namespace {name}", f"`nautilus up`, or {create}, or correct TEMPORAL_NAMESPACE")
+        return problem(f"there is no namespace {name}", f"`nautilus apply`, or {create}, or correct TEMPORAL_NAMESPACE")
     kept = described.config.workflow_execution_retention_ttl.ToTimedelta()
     if kept < RETENTION:
         mend = f"`temporal operator namespace update --namespace {name} --retention {days}d`"
@@ -77,16 +77,12 @@ async def namespace(site: Site) -> Judgement:
 
 async def search_attributes(site: Site) -> Judgement:
     """The search attributes are registered: without them no cycle starts."""
-    from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+    from starter.server import creation_of, missing_search_attributes
 
     client = await site.client()
-    request = ListSearchAttributesRequest(namespace=client.namespace)
-    listed = await client.operator_service.list_search_attributes(request)
-    missing = [name for name in wire.SEARCH_ATTRIBUTES if name not in listed.custom_attributes]
+    missing = await missing_search_attributes(client)
     if missing:
-        names = " ".join(f"--name {name} --type Keyword" for name in missing)
-        create = "`temporal operator search-attribute create"
-        mend = f"{create} --namespace {client.namespace} {names}`, or `nautilus up`"
+        mend = f"{creation_of(missing, client.namespace)}, or `nautilus apply`"
         return problem(f"not registered: {', '.join(missing)}", mend)
     return ok(f"all {len(wire.SEARCH_ATTRIBUTES)} are registered")
 
@@ -154,7 +150,9 @@ async def runs(site: Site) -> Judgement:
     described = await _schedules(site)
     if late := [job_id for job_id, description in described.items() if _is_late(description, site.now())]:
         trigger = f"`temporal schedule trigger --schedule-id {late[0]} --namespace {client.namespace}`"
-        mend = f"mend `temporal` and `workers`; {trigger} runs it now; the server's log says what holds it up"
+        mend = (
+            f"fix what `temporal` and `workers` report; {trigger} runs it now; the server's log says what holds it up"
+        )
         return problem(f"no run for two intervals: {', '.join(late)}", mend)
     failed = [job_id for job_id, description in described.items() if await _last_failed(client, description)]
     if failed:
@@ -267,7 +265,7 @@ async def cycles(site: Site) -> Judgement:
         mend = f"{see}; then `nautilus cycle act {shlex.quote(overdue[0])} abort --why ...`, or `extend --seconds ...`"
         return problem(f"past their deadline: {_first(overdue)}", mend)
     if silent := [cycle for cycle, is_late in zip(ids, late, strict=True) if is_late is None]:
-        return warning(f"no answer from {_first(silent)}", "mend `workers`, then `nautilus doctor` again")
+        return warning(f"no answer from {_first(silent)}", "fix what `workers` reports, then `nautilus doctor` again")
     return ok(f"{len(ids)} run, none is overdue")
 
 

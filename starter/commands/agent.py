@@ -75,7 +75,7 @@ def agent_run(
     if name is not None:
         raise CommandError("expected --model with --agent: the six built-in agents have names of their own")
     from schema.settings import Settings
-    from starter import keys
+    from starter import health, keys
     from starter.agents import run_agents
     from starter.agents.roster import roster
     from starter.client import NautilusClient
@@ -84,9 +84,17 @@ def agent_run(
     agents = roster(settings.playbook)
 
     async def serve() -> None:
-        # `up` makes and registers these keys; a key made here would not be registered.
-        agent_keys = [keys.read(keys.path_of(settings.home, agent.agent_id)) for agent in agents]
-        await run_agents(await NautilusClient.connect(*agent_keys), agents, every_s, task_queue=wire.AGENTS_QUEUE)
+        # A key made here would not be registered.
+        paths = [keys.path_of(settings.home, agent.agent_id) for agent in agents]
+        if missing := [path for path in paths if not path.exists()]:
+            raise CommandError(
+                f"expected the keys of the built-in agents, but there is no {missing[0]}; set NAUTILUS_HOME to "
+                "where they are, or `nautilus apply` makes and registers them"
+            )
+        agent_keys = [keys.read(path) for path in paths]
+        client = await NautilusClient.connect(*agent_keys)
+        async with health.answering(settings.health_address):
+            await run_agents(client, agents, every_s, task_queue=wire.AGENTS_QUEUE)
 
     run(serve(), "agents")
 

@@ -44,7 +44,7 @@ def _show(record: "AnomalyRecord") -> None:
     anomaly = record.anomaly
     state = f"closed {record.closed_at:%Y-%m-%d %H:%M}" if record.closed_at else "open"
     # An id is too long for a column.
-    out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}", soft_wrap=True)
+    out.print(f"{anomaly.anomaly_id}  detected {anomaly.detected_at:%Y-%m-%d %H:%M}, {state}")
     out.print(f"  {anomaly.reason}")
     if anomaly.escalation and not record.closed_at:
         out.print(f"  a person is needed: {anomaly.escalation}")
@@ -63,6 +63,6 @@ def anomaly_close(
     from activities.anomalies import close_anomaly
 
     cycle = close_anomaly(open_database(), anomaly_id, who, why, datetime.now(UTC))
-    out.print(f"{anomaly_id} is closed; the ledger has an entry", soft_wrap=True)
+    out.print(f"{anomaly_id} is closed; the ledger has an entry")
     if cycle:
-        out.print(f"the cycle on it goes on; `nautilus cycle act {cycle} abort --why ...` ends it", soft_wrap=True)
+        out.print(f"the cycle on it goes on; `nautilus cycle act {cycle} abort --why ...` ends it")

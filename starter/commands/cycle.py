@@ -44,7 +44,7 @@ def cycle_show(cycle: Cycle, as_json: AsJson = False) -> None:
     from workflows.page import render
 
     status = run(_status(_workflow(cycle)))
-    answer(as_json, status, lambda: out.print(Markdown(render(status))))
+    answer(as_json, status, lambda: out.print(Markdown(render(status), hyperlinks=False)))
 
 
 async def _status(cycle: str) -> "CycleStatus":
@@ -98,7 +98,7 @@ def cycle_watch(cycle: Cycle) -> None:
         lines_shown = 0
         first = await _status(_workflow(cycle))
         if first.phase is Phase.ENDED:
-            out.print("\n".join(first.story))
+            out.print(*first.story, sep="\n")
             return
         async for status in (await NautilusClient.connect()).follow(_workflow(cycle)):
             for line in status.story[lines_shown:]:

@@ -23,8 +23,8 @@ def db_check(as_json: AsJson = False) -> None:
     """Whether the schema is the one that this release expects, and what to do; exit code 1 where it is not."""
     from activities.database import version_of
 
-    with closing(open_database()) as database:
-        found = version_of(database)
+    database = open_database()
+    found = version_of(database)
     if as_json:
         # The URL as SQLAlchemy prints it: without the password.
         emit({"database": str(database.url), "ok": found.mistake is None, "mistake": found.mistake, **found._asdict()})
@@ -73,8 +73,7 @@ def db_backup(
     from schema.settings import Settings
     from starter.backup import back_up
 
-    with closing(open_database()) as database:
-        url = database.url
+    url = open_database().url
     if url.drivername != "sqlite":
         raise CommandError(f"expected a SQLite database, but {url} is another kind; `pg_dump` copies it")
     names = back_up(Settings().home, Path(str(url.database)), folder)

@@ -86,7 +86,8 @@ def init(
     trial = "nautilus up --pace trial"
     if draft.sets_windows(drafted):
         trial += "    # the file's [observatory] and [cycle] override the trial pace: comment them out for a trial"
-    out.print(NEXT_STEPS.format(file=file, trial=trial, outcomes=outcomes or "outcomes.jsonl"), soft_wrap=True)
+    steps = NEXT_STEPS.format(file=file, trial=trial, outcomes=outcomes or "outcomes.jsonl")
+    out.print(*steps.split("\n"), sep="\n", soft_wrap=True)
 
 
 def _raise_if_unwritable(file: Path, force: bool) -> None:

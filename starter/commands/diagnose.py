@@ -111,26 +111,29 @@ def _show(subject: str, seen: "Diagnosis", platform: "Platform", reason: str) ->
         _others([other for other in seen.task_types if other is not facts]),
     )
     for section in sections:
-        for part in section:
+        for number, part in enumerate(section):
+            if number == 0:
+                out.print()
             out.print(part)
     if seen.left_out:
-        out.print(f"\nleft out, because it would not fit a message: {'; '.join(seen.left_out)}")
+        out.print()
+        out.print(f"left out, because it would not fit a message: {'; '.join(seen.left_out)}")
 
 
 def _reasons(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     from rich.padding import Padding
 
-    from schema.messages.base import one_line
+    from schema.display import one_line
 
     read = facts.good.tasks + facts.bad.tasks
     if not facts.reasons:
         failures = sum(facts.failures.values())
         if failures:
-            yield f"\n{failures:,} failures, whose reasons are not among these facts"
+            yield f"{failures:,} failures, whose reasons are not among these facts"
         else:
-            yield "\nno failure is recorded"
+            yield "no failure is recorded"
         return
-    yield "\nFailures by reason"
+    yield "Failures by reason"
     table = new_table("reason", "since", "share", "before", "share")
     for reason in facts.reasons:
         share_since = _share(reason.since, read)
@@ -151,9 +154,9 @@ def _contrasts(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
     others = [contrast for contrast in facts.contrasts if not contrast.stands_out]
     shown = standing_out or others[:MOST_UNREMARKABLE]
     if not shown:
-        yield "\nnothing to compare tasks by: no attribute, agent or hour has enough tasks of two kinds"
+        yield "nothing to compare tasks by: no attribute, agent or hour has enough tasks of two kinds"
         return
-    yield "\nWhat stands out (share of good tasks, points, 95 % for all together)"
+    yield "What stands out (share of good tasks, points, 95 % for all together)"
     if not standing_out:
         yield f"nothing does, of {len(others)} compared; the strongest:"
     table = new_table("attribute", "value", "good", "the others", "difference")
@@ -165,7 +168,7 @@ def _contrasts(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
 
 
 def _cells(contrast: "Contrast") -> Sequence[str]:
-    from schema.messages.base import one_line
+    from schema.display import one_line
 
     low, high = contrast.interval
     difference = f"{100 * contrast.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -187,7 +190,7 @@ def _figures(facts: "TaskTypeDiagnosis") -> "Iterator[object]":
         yield "-" if figures.mean_quality is None else f"{figures.mean_quality:.3f} of {figures.rated:,}"
         yield "-" if figures.mean_cost is None else f"{figures.mean_cost:.4g}"
 
-    yield "\nFigures of the newest tasks"
+    yield "Figures of the newest tasks"
     table = new_table("tasks", "number", "median", "p95", "mean quality", "mean cost")
     for name, figures in (("good", facts.good), ("bad", facts.bad), ("before", facts.usual)):
         table.add_row(name, *cells(figures))
@@ -200,9 +203,9 @@ def _parameters(task_type: str, seen: "Diagnosis", platform: "Platform") -> "Ite
 
     touching = [declared for declared in platform.parameters if task_type in declared.task_types]
     if not touching:
-        yield "\nno parameter touches these tasks"
+        yield "no parameter touches these tasks"
         return
-    yield "\nParameters of these tasks"
+    yield "Parameters of these tasks"
     in_force = {state.declaration.key: state.value for state in seen.parameters}
     # A parameter is in force once `nautilus up` has seen its declaration, or is one of those that did not fit.
     without = "left out" if BULKIEST in seen.left_out else "not yet in force"
@@ -214,16 +217,17 @@ def _parameters(task_type: str, seen: "Diagnosis", platform: "Platform") -> "Ite
 
 
 def _value(value: "Value | None") -> str:
-    from schema.messages.base import format_value, one_line
+    from schema.display import one_line
+    from schema.messages.base import format_value
 
     return one_line(format_value(value), LONGEST_VALUE)
 
 
 def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
     if not changes:
-        yield "\nno parameter was changed in the last four weeks"
+        yield "no parameter was changed in the last four weeks"
         return
-    yield "\nChanges of the last four weeks, newest first"
+    yield "Changes of the last four weeks, newest first"
     table = new_table("parameter", "at (UTC)", "change", "by")
     for change in changes[:MOST_CHANGES]:
         values = _value(change.value)
@@ -238,9 +242,9 @@ def _changes(changes: "Sequence[ParameterChange]") -> "Iterator[object]":
 
 def _endings(endings: "Sequence[PastEnding]") -> "Iterator[object]":
     if not endings:
-        yield "\nno cycle on this subject has ended"
+        yield "no cycle on this subject has ended"
         return
-    yield "\nEarlier cycles on this subject, newest first"
+    yield "Earlier cycles on this subject, newest first"
     table = new_table("attempt", "ending", "proposed", "effect")
     for ending in endings[:MOST_ENDINGS]:
         proposed = "-"
@@ -254,12 +258,12 @@ def _endings(endings: "Sequence[PastEnding]") -> "Iterator[object]":
 def _memory(seen: "Diagnosis") -> "Iterator[object]":
     from rich.padding import Padding
 
-    from schema.messages.base import one_line
+    from schema.display import one_line
 
     if not seen.memory:
-        yield "\nnothing is remembered of the like"
+        yield "nothing is remembered of the like"
         return
-    yield "\nWhat is remembered of the like, nearest first"
+    yield "What is remembered of the like, nearest first"
     for pattern in seen.memory[:MOST_MEMORIES]:
         yield Padding(f"{pattern.state.value}: {one_line(pattern.text, 300)}", INDENTED)
 
@@ -267,7 +271,7 @@ def _memory(seen: "Diagnosis") -> "Iterator[object]":
 def _others(others: "Sequence[TaskTypeDiagnosis]") -> "Iterator[object]":
     if not others:
         return
-    yield "\nOther task types, those that fail most first"
+    yield "Other task types, those that fail most first"
     table = new_table("task type", "good since", "good before", "most frequent reason")
     others = sorted(others, key=lambda facts: facts.counts.successes - facts.counts.tasks)
     for facts in others[:MOST_OTHER_TYPES]:

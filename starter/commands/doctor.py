@@ -61,4 +61,4 @@ def _show(finding: "Finding") -> None:
     mend = f"; to mend: {finding.mend}" if finding.mend and finding.state != "ok" else ""
     note = f"; {finding.mend}" if finding.mend and finding.state == "ok" else ""
     line = f"{finding.state.value:<8} {finding.name:<18} {finding.found}{mend}{note}"
-    out.print(line, style=None if finding.state == "ok" else STYLES[finding.state], soft_wrap=True)
+    out.print(line, style=None if finding.state == "ok" else STYLES[finding.state])

@@ -101,7 +101,7 @@ def tail(
 def _show(events: "Sequence[Event]") -> None:
     for event in events:
         line = f"{event.sequence:>6}  {event.at:%Y-%m-%d %H:%M:%S}  {event.type.value:<22} {event.subject}"
-        out.print(line, soft_wrap=True)
+        out.print(line)
 
 
 @app.command(epilog="Example: nautilus events dead --all")
@@ -123,8 +123,8 @@ def dead(
         return f"{where}  {letter.state.value}{since}{tried}"
 
     # Lines, because what is copied into `redrive` and `drop` must stay whole in the narrowest terminal.
-    lines = "\n".join(line(letter) for letter in letters)
-    answer(as_json, letters, lambda: out.print(lines or "no dead letters", soft_wrap=True))
+    lines = [line(letter) for letter in letters]
+    answer(as_json, letters, lambda: out.print(*(lines or ["no dead letters"]), sep="\n"))
 
 
 @app.command(epilog="Example: nautilus events redrive cycles --all")
@@ -168,4 +168,4 @@ def drop(
         raise CommandError(
             f"expected a dead letter, but {sequence} of {subscriber} is not one; see `nautilus events dead`"
         )
-    out.print(f"{subscriber} will not receive event {sequence}; the ledger has an entry", soft_wrap=True)
+    out.print(f"{subscriber} will not receive event {sequence}; the ledger has an entry")

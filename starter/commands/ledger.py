@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from schema.messages.base import format_value, one_line
+from schema.display import one_line
+from schema.messages.base import format_value
 from starter.command import AsJson, Columns, CommandError, answer_rows, emit, open_database, open_to_read, out
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def ledger_show(
         return
     answer_entries([entry])
     for name, value in entry.body.items():
-        out.print(f"{name:>20}  {_shown(name, value)}", soft_wrap=True)
+        out.print(f"{name:>20}  {_shown(name, value)}")
     before, after = _values(entry, reading.entries(readable, subject=entry.subject))
     for line in difference(before, after):
-        out.print(line, soft_wrap=True)
+        out.print(line)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -86,7 +87,7 @@ def ledger_verify(as_json: AsJson = False) -> None:
         raise typer.Exit(0 if broken is None else 1)
     if broken is not None:
         raise CommandError(broken)
-    out.print(f"{count} entries, unbroken; head {head}", soft_wrap=True)
+    out.print(f"{count} entries, unbroken; head {head}")
 
 
 def _what(entry: "LedgerEntry") -> str:

@@ -52,9 +52,9 @@ def _show(snapshot: "Snapshot") -> None:
     score = "unknown" if snapshot.health is None else f"{snapshot.health:.0f} of 100"
     out.print(f"health {score} at {snapshot.at:%Y-%m-%d %H:%M:%S} UTC: {snapshot.reason}")
     for need in snapshot.escalations:
-        out.print(f"a person is needed: {need}", soft_wrap=True)
+        out.print(f"a person is needed: {need}")
     if snapshot.health is None:
-        out.print(_next_snapshot(), soft_wrap=True)
+        out.print(_next_snapshot())
 
     table = new_table("task type", "/h", "success", "mean s", "p95 s", "quality", "cost", "fill", "agents")
     for name, counts in sorted(snapshot.task_types.items()):
@@ -65,7 +65,7 @@ def _show(snapshot: "Snapshot") -> None:
 
     for name, reasons in snapshot.reasons.items():
         shares, behind = failures(reasons, snapshot.task_types[name].tasks)
-        out.print(f"{name} failed: {shares} ({behind})", soft_wrap=True)
+        out.print(f"{name} failed: {shares} ({behind})")
 
 
 def _cells(snapshot: "Snapshot", counts: "Counts", measures: "Measures") -> Iterator[str]:
@@ -155,7 +155,7 @@ def detect(
     result = _judged(file, read)
     if read.repeated:
         why = "the last of each counts; does a local hour come twice?"
-        err.print(f"rows with the timestamp of another one: {read.repeated}; {why}", soft_wrap=True)
+        err.print(f"rows with the timestamp of another one: {read.repeated}; {why}")
     if as_json:
         alarms = [_as_written(alarm, read) for alarm in result.alarms]
         emit({"alarms": alarms, "rows": result.rows, "judged": result.judged})
@@ -183,7 +183,7 @@ def _show_alarms(result: "Judged", read: "_Read") -> None:
     else:
         out.print("no alarm" if result.judged else "nothing was judged")
     early = "; the others came before it was known what is normal" if result.judged < result.rows else ""
-    out.print(f"judged {result.judged:,} of {result.rows:,} rows with data{early}", soft_wrap=True)
+    out.print(f"judged {result.judged:,} of {result.rows:,} rows with data{early}")
 
 
 @dataclass

@@ -63,7 +63,7 @@ def outcomes_import(
         "older than what is kept": recorded.too_old,
     }
     counts = ", ".join(f"{count:,} {fate}" for fate, count in count_by_fate.items() if count)
-    out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}", soft_wrap=True)
+    out.print(f"{len(outcomes):,} outcomes: {counts or 'the file holds none'}")
 
 
 def _all_outcomes(file: Path, declared: Collection[str], show: Callable[[str], None]) -> "list[TaskOutcome]":
@@ -107,7 +107,7 @@ def read_outcomes(file: Path, declared: Collection[str] | None = None) -> "Itera
         except ValueError as mistake:
             bad_lines += 1
             if bad_lines <= MOST_BAD_LINES:
-                err.print(f"{file}:{number}: {mistake}", soft_wrap=True)
+                err.print(f"{file}:{number}: {mistake}")
         else:
             yield outcome, size
 

@@ -54,7 +54,7 @@ def params_list(as_json: AsJson = False) -> None:
     answer_rows(as_json, rows, columns, "no parameter is declared")
     if not as_json:
         for freeze in freezes.values():
-            out.print(_formatted(freeze), soft_wrap=True)
+            out.print(_formatted(freeze))
 
 
 @app.command("show", epilog="Example: nautilus params show research_synthesis.timeout_s")
@@ -68,7 +68,7 @@ def params_show(
 
     state = _state(key)
     if whole:
-        answer(as_json, state.value, lambda: out.print(state.value, soft_wrap=True))
+        answer(as_json, state.value, lambda: out.print(*str(state.value).split("\n"), sep="\n", soft_wrap=True))
         return
 
     readable = open_to_read()
@@ -80,7 +80,7 @@ def params_show(
     _show(state, readable)
     freeze = _freeze_of(key, freezes)
     if freeze is not None:
-        out.print(_formatted(freeze), soft_wrap=True)
+        out.print(_formatted(freeze))
     answer_entries(record)
 
 
@@ -91,14 +91,14 @@ def _show(state: "ParameterState", readable: "Readable") -> None:
 
     declared = state.declaration
     value = f"{format_value(state.value)} {declared.unit}".rstrip()
-    out.print(f"{declared.key} = {value} (version {state.version})  {declared.description}", soft_wrap=True)
+    out.print(f"{declared.key} = {value} (version {state.version})  {declared.description}")
     kind = f"{declared.kind} ({declared.bounds})"
     touches = ", ".join(declared.task_types)
-    out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}", soft_wrap=True)
+    out.print(f"{kind}, role {role_of(declared)}, {declared.risk} risk, of {touches}")
     if is_long(state.value):
-        out.print(f"`nautilus params show {declared.key} --whole` prints all of it", soft_wrap=True)
+        out.print(f"`nautilus params show {declared.key} --whole` prints all of it")
         for line in difference(reading.previous_value(readable, declared.key), state.value):
-            out.print(line, soft_wrap=True)
+            out.print(line)
 
 
 @app.command("export", epilog="Example: nautilus params export --flagd flags.json --watch")
@@ -133,7 +133,7 @@ def params_export(
         print(flags_file.as_text(configuration), end="", flush=True)  # noqa: T201 - for a program, whatever its width
         return
     is_new = flags_file.write(flagd, configuration)
-    out.print(f"{len(configuration.values)} flags are in {flagd}{'' if is_new else ', as before'}", soft_wrap=True)
+    out.print(f"{len(configuration.values)} flags are in {flagd}{'' if is_new else ', as before'}")
 
 
 Scope = Annotated[

@@ -31,6 +31,6 @@ def report(
     if html is not None:
         html.write_text(page(facts), encoding="utf-8")
     in_words = text(facts) if html is None else f"the report is in {html}"
-    answer(as_json, facts, lambda: out.print(in_words, soft_wrap=True))
+    answer(as_json, facts, lambda: out.print(*in_words.split("\n"), sep="\n"))
     if facts.after is None:
         raise typer.Exit(NO_DATA)

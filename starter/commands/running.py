@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from schema.pace import Pace
-from starter.command import AsJson, CommandError, emit, err, run
+from starter.command import AsJson, CommandError, answer, emit, err, out, run
 from starter.faults import Fault
+from starter.terminal import Terminal
 
 app = typer.Typer()
 
@@ -29,8 +30,6 @@ def demo(
     """Run the whole story on this machine: a falling success rate, a fix that agents find, a promotion."""
     import asyncio
 
-    from rich.console import Console
-
     from starter import demo as story  # slow to import; no other command should wait for it
 
     async def wait(stack: Any) -> None:
@@ -40,7 +39,7 @@ def demo(
 
     try:
         at_end = wait if keep else None
-        result = run(story.demo(Console(stderr=as_json), at_end, fault))
+        result = run(story.demo(Terminal(stderr=as_json), at_end, fault))
     except story.DemoError as error:
         raise CommandError(str(error)) from None
     if as_json:
@@ -80,6 +79,29 @@ def up(
             await asyncio.Event().wait()
 
     run(serve(), "up")
+
+
+@app.command(epilog="Example: nautilus apply")
+def apply(as_json: AsJson = False, check_replay: Annotated[bool, CHECK_REPLAY] = True) -> None:
+    """Bring Temporal and the database to this release and to platform.toml, and start nothing; idempotent.
+
+    All that `up` does first: namespace, search attributes, the database's schema, parameters, the keys of the built-in
+    agents, schedules, dispatchers. For a platform whose processes somebody else starts, as on a cluster.
+    """
+    from schema.settings import Settings
+    from starter.stack import apply as applied
+
+    declared = run(applied(Settings(), check_replay))
+
+    def in_words() -> None:
+        before, after, _ = declared.database
+        schema = f"schema {after}" if before == after else f"schema {before or 'none'} -> {after}"
+        out.print("\n".join([schema, *map(str, declared.schedules)]), soft_wrap=True)
+        out.print("Temporal and the database are as declared", soft_wrap=True)
+
+    before, after, copy = declared.database
+    schema = {"from": before, "to": after, "copy": None if copy is None else str(copy)}
+    answer(as_json, {"database": schema, "schedules": declared.schedules}, in_words)
 
 
 def _print_exports(environment: Mapping[str, str], without: str | None = None) -> None:

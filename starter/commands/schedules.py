@@ -29,7 +29,7 @@ def apply(
     changes = ask(lambda client: cron.apply(client.temporal, wanted, dry_run))
     nothing = f"nothing to do: {len(wanted)} schedules are as declared"
     lines = [f"{'would ' if dry_run else ''}{change}" for change in changes]
-    answer(as_json, changes, lambda: out.print("\n".join(lines) or nothing, soft_wrap=True))
+    answer(as_json, changes, lambda: out.print(*(lines or [nothing]), sep="\n"))
 
 
 @app.command("list", epilog="Example: nautilus schedules list")
@@ -49,7 +49,7 @@ def show_all(as_json: AsJson = False) -> None:
     answer_rows(as_json, jobs, columns, "there is no schedule; `nautilus schedules apply` creates them")
     if not as_json:
         for job in jobs:
-            out.print(f"{job.id}: {job.note}", soft_wrap=True)
+            out.print(f"{job.id}: {job.note}")
 
 
 def _state(job: "ScheduledJob") -> str:

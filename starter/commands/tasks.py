@@ -105,7 +105,7 @@ def _submit_one(request: "TaskRequest", wait: bool, as_json: bool) -> None:
     if as_json:
         emit({"task_id": request.task_id, "new": new, "status": status})
     elif status is None:
-        out.print(f"{request.task_id} {'is submitted' if new else 'was submitted before'}", soft_wrap=True)
+        out.print(f"{request.task_id} {'is submitted' if new else 'was submitted before'}")
     else:
         _print(status)
     if status is not None and (status.settlement is None or status.settlement.ending is not TaskEnding.DONE):
@@ -125,7 +125,7 @@ def _submit_file(file: Path, options: dict[str, Any], at_once: int, as_json: boo
     else:
         out.print(f"{lines} tasks, {submission.new} of them new")
     for number in sorted(refused)[:REFUSALS_SHOWN]:
-        err.print(f"{file}:{number}: {refused[number]}", soft_wrap=True)
+        err.print(f"{file}:{number}: {refused[number]}")
     if refused:
         raise CommandError(f"expected tasks that are new or the same, but {len(refused)} of {lines} were refused")
 
@@ -354,7 +354,7 @@ def _workflow(task_id: str) -> str:
 
 
 def _print(status: "TaskStatus") -> None:
-    out.print(f"{status.request.task_id}  {status.request.task_type}  {status.phase.value}", soft_wrap=True)
+    out.print(f"{status.request.task_id}  {status.request.task_type}  {status.phase.value}")
     for line in status.story:
         out.print(f"  {line}")
     settlement = status.settlement

@@ -13,8 +13,8 @@ from time import monotonic
 import structlog
 from anyio.to_thread import run_sync
 from limits import RateLimitItem, RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -37,7 +37,7 @@ SCOPES = {
     "/mcp": Scope.AGENTS,
 }
 # Without a key: whether the door works, and what it takes.
-OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 # What the page of the routes is made of.
 PAGE = "/docs/"
 # As long as a revoked key may still open the door.
@@ -147,7 +147,7 @@ class Access:
         key = await self._keys.matching(text)
         if key is None:
             client = connection.get("client") or ("", 0)
-            self._count(self._wrong_keys, f"wrong:{client[0]}")
+            await self._count(self._wrong_keys, f"wrong:{client[0]}")
             came = "one came that is unknown or revoked" if text else "none came"
             raise Problem(
                 HTTPStatus.UNAUTHORIZED,
@@ -160,12 +160,12 @@ class Access:
             raise Problem(
                 HTTPStatus.FORBIDDEN, f"expected a key with the scope {needed}, but {key.key_id} has {scopes}"
             )
-        self._count(self._rates[Scope.AGENTS in key.scopes], key.key_id)
+        await self._count(self._rates[Scope.AGENTS in key.scopes], key.key_id)
         return key
 
-    def _count(self, rate: RateLimitItem, name: str) -> None:
+    async def _count(self, rate: RateLimitItem, name: str) -> None:
         """Count a request. Raises Problem where there were too many in this second."""
-        if not self._limiter.hit(rate, name):
+        if not await self._limiter.hit(rate, name):
             raise Problem(
                 HTTPStatus.TOO_MANY_REQUESTS, f"expected at most {rate.amount} requests a second, but more came", 1
             )

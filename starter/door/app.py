@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -88,6 +88,7 @@ def application(database: Database, platform: Platform, refresh_s: float = 5.0) 
     app.include_router(parameters.router)
     app.include_router(outcomes.router)
     app.router.routes.append(Route("/mcp", Tools(), include_in_schema=False))
+    app.add_api_route("/", front, include_in_schema=False)
     app.add_api_route("/health", health, tags=["operation"], response_model_exclude_none=True)
     app.add_api_route("/ready", ready, tags=["operation"], responses={503: {"model": State}})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
@@ -105,6 +106,14 @@ def _agent(request: Request) -> str:
     """The agent that a request's key speaks for; the access check has let in no other key."""
     key: DoorKey = request.state.key
     return key.holder
+
+
+async def front() -> Response:
+    """Whoever opens the door in a browser gets the page of its routes.
+
+    A relative address: behind a proxy an absolute one would name another scheme, host or path.
+    """
+    return RedirectResponse(PAGE.strip("/"))
 
 
 async def health() -> State:

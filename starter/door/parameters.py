@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rules import flagd
-from schema.messages.base import Identifier, Value, one_line
+from schema.display import one_line
+from schema.messages.base import Identifier, Value
 from schema.messages.door import DoorKey, Scope
 from schema.messages.experiment import Assignment, Configuration, Variant
 from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, in_one_line

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.mistakes import LONGEST_LINE
 from starter.door import traces
 

@@ -28,7 +28,7 @@ from temporalio.service import RPCError
 
 from schema import wire
 from schema.connection import UNREACHABLE
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.cycle import OPEN_PHASES, CycleStatus, Phase
 from schema.messages.market import Agent
 from schema.messages.market import Bid as BidMessage

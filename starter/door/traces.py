@@ -24,7 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from rules.spans import AttributeValue, Span, SpanEvent, SpanStatus
-from schema.messages.base import one_line
+from schema.display import one_line
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 # What a sender compresses with; zlib tells the two apart by their first bytes.

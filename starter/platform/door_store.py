@@ -13,7 +13,7 @@ from typing import NamedTuple, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from schema.messages.base import one_line
+from schema.display import one_line
 from schema.messages.experiment import Assignment, Configuration
 from schema.messages.observatory import Fate, TaskOutcome
 from schema.messages.reports import Exposure, Recorded
