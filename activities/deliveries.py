@@ -27,7 +27,7 @@ from rules.notices import notice
 from rules.subscriptions import CYCLES, KEYS
 from schema import wire
 from schema.connection import is_missing
-from schema.display import markdown
+from schema.display import markdown, one_line
 from schema.messages.cycle import CycleRequest, workflow_id
 from schema.messages.events import AnomalyDetected, read
 from schema.messages.outbox import Event
@@ -51,6 +51,8 @@ TRANSIENT = frozenset({408, 425, 429})
 # Reading the body of a response only keeps the connection alive; nothing in it is used.
 RESPONSE_BYTES = 65_536
 NOTIFICATION_TIMEOUT_S = 20
+# Of what went wrong, kept with the event for a person to read.
+LONGEST_REASON = 300
 # Thousands of workflows may have to be signalled within the time of one delivery.
 SIGNALS_AT_ONCE = 32
 
@@ -201,7 +203,9 @@ async def _posted(http: "AsyncClient", declared: Webhook, body: str, headers: Ma
     except TimeoutError:
         raise Later(f"expected an answer within {declared.timeout_s:g} s, but none came") from None
     except httpx.TransportError as error:
-        raise Later(f"expected an answer, but {type(error).__name__} came: {error}") from None
+        # It quotes what the receiver sent.
+        reason = one_line(str(error), LONGEST_REASON)
+        raise Later(f"expected an answer, but {type(error).__name__} came: {reason}") from None
     return response
 
 

@@ -5,6 +5,7 @@ instead.
 """
 
 import re
+from collections.abc import Iterator
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -19,6 +20,9 @@ MOST_SHOWN, LONGEST_SHOWN = 3, 60
 LONGEST_LINE = 1_000
 # To read a mistake takes 10 us and some kB: a body of some MB may have 500,000, which nobody wrote by mistake.
 MOST_READ = 10_000
+
+# The type of the error for a name of a message that nothing takes.
+UNKNOWN = "unknown"
 
 
 class Unreadable(ValueError):
@@ -92,5 +96,33 @@ def mistake(detail: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+    """The beginning of a value, as Python writes it; never all of it first: a list may have a million items."""
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > LONGEST_SHOWN:
+            return f"{text[: LONGEST_SHOWN - 3]}..."
+    return text
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """The text of a value, piece by piece."""
+    match value:
+        case list():
+            yield "["
+            for number, item in enumerate(value):
+                yield ", " if number else ""
+                yield from _pieces(item)
+            yield "]"
+        case dict():
+            yield "{"
+            for number, (name, item) in enumerate(value.items()):
+                yield f"{', ' if number else ''}{_beginning(name)!r}: "
+                yield from _pieces(item)
+            yield "}"
+        case _:
+            yield repr(_beginning(value))
+
+
+def _beginning(value: object) -> object:
+    return value[: LONGEST_SHOWN + 1] if isinstance(value, str | bytes) else value

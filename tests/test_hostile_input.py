@@ -65,12 +65,12 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
     "a field's name that a terminal would obey": (
         "message Act",
         json.dumps(ACT | {"\x1b[2J\x1b]0;owned\x07": 1}).encode(),
-        "\ufffd[2J\ufffd]0;owned\ufffd: expected no such field, but 1 came",
+        "\\x1b[2J\\x1b]0;owned\\x07: expected no such field, but 1 came",
     ),
     "a field's name that turns the text around": (
         "message Act",
         json.dumps(ACT | {"\u202egnp.exe": 1}).encode(),
-        "\ufffdgnp.exe: expected no such field, but 1 came",
+        "\\u202egnp.exe: expected no such field, but 1 came",
     ),
     "an encoding that nobody knows, of three hundred characters": (
         "payload",
@@ -106,6 +106,21 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         "file platform.toml",
         b"x" * 100_000 + b" = 1",
         f"/input:1: {'x' * 300}",
+    ),
+    "a count of thousands of digits in a file of rates": (
+        "file series.csv",
+        b"timestamp,successes,total\n2026-11-01T00:00:00Z,5,0." + b"3" * 5_000,
+        f"/input:2: expected whole numbers, 0 <= successes <= total, but 5 of 0.{'3' * 98} came",
+    ),
+    "a header of thousands of characters in a file of a series": (
+        "file series.csv",
+        b"x" * 5_000,
+        f"expected timestamp,value or timestamp,successes,total, but {'x' * 100!r} came",
+    ),
+    "a field's name of thousands of characters in a file of outcomes": (
+        "file outcomes.jsonl",
+        json.dumps(json.loads(samples.outcome().model_dump_json()) | {"x" * 5_000: 1}).encode(),
+        "/input: expected an outcome in every line, but one line does not hold one; nothing was taken",
     ),
     "a whole number of thousands of digits in a playbook": (
         "file playbook.toml",

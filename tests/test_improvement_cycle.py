@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from sqlmodel import select
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.api.failure.v1 import Failure
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from activities import ledger, reading
 from activities.accounts import balance
@@ -30,6 +32,7 @@ from schema.messages.cycle import CycleRequest, CycleResult, Ending, Phase, work
 from schema.messages.ledger import EntryKind
 from schema.messages.platform import Mode, Parameter, ParameterKind, Platform, TaskTypeDeclaration
 from schema.messages.proposals import Choice, Evidence
+from schema.messages.story import Act
 from schema.settings import Settings
 from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow, TransferRow
@@ -452,6 +455,36 @@ async def test_what_cannot_be_taken_is_refused_with_a_reason(on_stage) -> None: 
             await stage.client.submit_proposal(stage.cycle, builders.proposal("bob"))
         await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
         await stage.result()
+
+
+async def test_a_refusal_says_in_one_line_what_was_expected_and_nothing_of_the_worker_s_code(on_stage) -> None:  # type: ignore[no-untyped-def]
+    async with on_stage(bid_window_s=60) as stage:
+        await stage.reach(Phase.BIDDING)
+        handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+        sent = {
+            wire.PLACE_BID: builders.bid("mallory"),
+            wire.CAST_BALLOT: "no ballot",
+            wire.RESUME: Act(message_id="r", who="olga", why="go on"),
+            wire.HEARTBEAT: builders.bid("ada"),
+            "\x1b[2J": 1,
+        }
+        refusals: dict[str, Failure] = {}
+        for name, message in sent.items():
+            with pytest.raises(WorkflowUpdateFailedError) as refused:
+                await handle.execute_update(name, message)
+            assert isinstance(refused.value.cause, ApplicationError)
+            assert refused.value.cause.failure is not None
+            refusals[name] = refused.value.cause.failure
+        with pytest.raises(WorkflowQueryFailedError) as unanswered:
+            await handle.query("status\n", 7)
+        await stage.client.act(stage.cycle, wire.ABORT, "olga", "enough")
+        await stage.result()
+
+    assert [refusal.stack_trace for refusal in refusals.values()] == [""] * len(sent)
+    assert all(refusal.message.startswith("expected ") for refusal in refusals.values())
+    assert refusals[wire.HEARTBEAT].message == "expected an update that there is, but heartbeat came"
+    assert refusals["\x1b[2J"].message == "expected an update that there is, but \\x1b[2J came"
+    assert str(unanswered.value) == "expected status or receipts, but status came"
 
 
 async def test_signals_are_taken_and_leave_receipts(on_stage) -> None:  # type: ignore[no-untyped-def]

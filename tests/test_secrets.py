@@ -82,7 +82,8 @@ class Site:
 
     async def decrypted_histories(self) -> bytes:
         """Every payload of every workflow, as whoever has the codec key reads it."""
-        ring, found = codec.configured(), []
+        ring = codec.configured()
+        found: list[Payload] = []
         async for execution in self.client.list_workflows():
             history = await self.client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history()
             for event in history.events:

@@ -21,12 +21,13 @@ with workflow.unsafe.imports_passed_through():
     from activities.identity import IdentityActivities
 
 from schema import wire
+from schema.display import one_line
 from schema.messages.base import AgentMessage, Numbered
 from schema.messages.cycle import CycleState
 from schema.messages.market import Bid
 from schema.messages.story import Receipt
 from schema.messages.tasks import TaskState
-from schema.mistakes import in_one_line, wrong_number
+from schema.mistakes import LONGEST_SHOWN, UNKNOWN, in_one_line, wrong_number
 from workflows import receipts
 from workflows.calls import call
 
@@ -74,6 +75,10 @@ def message_handlers(name: str, message_type: type[AgentMessage], description: s
         await self._receive_signal(name, message_type, raw)
 
     return update, signal
+
+
+def _shown(name: str) -> str:
+    return one_line(name, LONGEST_SHOWN) or "an empty name"
 
 
 class Intake:
@@ -135,6 +140,19 @@ class Intake:
     @workflow.signal(dynamic=True, description="Every other signal is refused and counted.")
     async def unknown_signal(self, name: str, arguments: Sequence[RawValue]) -> None:
         self.refuse_signal(name, "expected a signal that agents send; what people do are updates")
+
+    @workflow.update(dynamic=True, description="Every other update is refused.")
+    async def unknown_update(self, name: str, arguments: Sequence[RawValue]) -> None:
+        self.refuse_update(name, arguments)
+
+    @unknown_update.validator
+    def refuse_update(self, name: str, arguments: Sequence[RawValue]) -> None:
+        """The SDK would answer with its own code and the paths of this machine."""
+        raise ApplicationError(f"expected an update that there is, but {_shown(name)} came", type=UNKNOWN)
+
+    @workflow.query(dynamic=True, description="Every other query is refused.")
+    def unknown_query(self, name: str, arguments: Sequence[RawValue]) -> None:
+        raise ApplicationError(f"expected {wire.STATUS} or {wire.RECEIPTS}, but {_shown(name)} came", type=UNKNOWN)
 
     @workflow.query(name=wire.RECEIPTS, description="What became of each message, by its id; the latest ones.")
     def receipts(self) -> list[Receipt]:

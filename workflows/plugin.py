@@ -30,9 +30,10 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from schema import wire
 from schema.codec import ENCODING, CannotDecrypt, Codec, configured, key_id_of
 from schema.display import one_line
-from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, Unreadable, in_one_line, wrong_number
+from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, UNKNOWN, Unreadable, in_one_line, wrong_number
 from workflows.encrypted import KeysAreThere
 from workflows.log_context import LogContext
 from workflows.shared_code import share_code
@@ -43,6 +44,15 @@ PASS_THROUGH = (
     *("cryptography", "rfc8785"),
 )
 
+# The types of our errors that refuse a message, each with the name of the message. Their senders need no names of files
+# on the worker's machine.
+REFUSALS = frozenset(
+    {
+        *(Unreadable.__name__, UNKNOWN, wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT, wire.DECLINE),
+        *(wire.HEARTBEAT, wire.SUBMIT_RESULT),
+        *(wire.PAUSE, wire.RESUME, wire.ABORT, wire.VETO, wire.EXTEND, wire.PROMOTE, wire.WIDEN),
+    }
+)
 # Python's error for a workflow that was started with another number of arguments.
 MISCALLED = re.compile(r"__init__\(\) (missing|takes .* but (?P<given>\d+))")
 
@@ -85,9 +95,9 @@ class OneLineFailures(DefaultFailureConverter):
             exception = ApplicationError(wrong_number(given), type=Unreadable.__name__, non_retryable=True)
         if isinstance(exception.__cause__, Unreadable):  # the SDK's "Failed decoding arguments"
             exception = ApplicationError(str(exception.__cause__), type=Unreadable.__name__, non_retryable=True)
-        if isinstance(exception, ApplicationError) and exception.type == Unreadable.__name__:
-            exception = exception.with_traceback(None)
         super().to_failure(exception, payload_converter, failure)
+        if failure.application_failure_info.type in REFUSALS:
+            failure.stack_trace = ""
 
 
 class EncryptedFailures(OneLineFailures):
@@ -118,8 +128,8 @@ class _SafeMessages(WorkflowInboundInterceptor):
         return await super().execute_workflow(input)
 
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
-        # Every update of ours takes one message.
-        if len(input.args) != 1:
+        # Every update of ours takes one message. Of any other, the SDK gives the handler its name too.
+        if workflow.get_update_handler(input.update) is not None and len(input.args) != 1:
             _refuse_arguments(input.update, input.args)
         super().handle_update_validator(input)
 

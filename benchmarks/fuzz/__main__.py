@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz [--json] [--quick] [--seed 1] [--messages 100000] [--through-a-door 2000] [--only PART]
 
-A part is `in-process` or the name of a door. A row has what was sent, and how it was answered; the last three columns
+A part is `in-process` or `doors`. A row has what was sent, and how it was answered; the last three columns
 must be 0. Progress goes to standard error.
 """
 
@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 
+from benchmarks.fuzz.doors import through_doors
 from benchmarks.fuzz.inprocess import in_process
 from benchmarks.fuzz.tally import Tally
 from benchmarks.output import note, own_stdout, print_table
 
 QUICK_SHARE = 0.02
-IN_PROCESS = "in-process"
+IN_PROCESS, DOORS = "in-process", "doors"
 COLUMNS = ("target", "sent", "accepted", "refused", "crashed", "stalled", "written", "unclear", "slowest_s")
 
 
@@ -26,6 +27,8 @@ def rows(messages: int, through_a_door: int, dice: int, only: str) -> Iterator[T
     """Every row, as it is done."""
     if only in ("", IN_PROCESS):
         yield from in_process(messages, dice)
+    if only in ("", DOORS):
+        yield from through_doors(through_a_door, dice)
 
 
 def main() -> None:

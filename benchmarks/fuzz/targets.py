@@ -278,7 +278,7 @@ def _otlp(content_type: str, encoding: str, content: bytes) -> object:
     return traces.respond(reported.rejected, content_type)
 
 
-def _protobuf() -> bytes:
+def protobuf() -> bytes:
     document = samples.export()
     for resource in document["resourceSpans"]:
         for scope in resource["scopeSpans"]:
@@ -340,9 +340,9 @@ def all_targets() -> Iterator[Target]:
     yield _of_json("MCP calls", _call, *tool_calls, refusals=(Unreadable, Refused, ValueError, RecursionError))
 
     yield _of_json("OTLP JSON", partial(_otlp, traces.JSON, ""), samples.export(), refusals=(traces.BodyRefused,))
-    protobuf = _protobuf()
-    yield Target("OTLP protobuf", partial(_otlp, traces.PROTOBUF, ""), (traces.BodyRefused,), [protobuf], spoil_bytes)
-    packed = [gzip.compress(protobuf, mtime=0)]
+    exported = protobuf()
+    yield Target("OTLP protobuf", partial(_otlp, traces.PROTOBUF, ""), (traces.BodyRefused,), [exported], spoil_bytes)
+    packed = [gzip.compress(exported, mtime=0)]
     yield Target("OTLP gzip", partial(_otlp, traces.PROTOBUF, "gzip"), (traces.BodyRefused,), packed, spoil_gzip)
 
     lines = "\n".join(samples.outcome(f"task-{n}").model_dump_json() for n in range(3)).encode()

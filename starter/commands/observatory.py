@@ -136,7 +136,7 @@ def _detected(cells: Iterator[list[str]], read: "_Read", watch: Callable[..., An
         case ["timestamp", "successes", "total"]:
             return detect_rates(read.rows(cells, 3, _counts), watch)
         case header:
-            came = f"{','.join(header)!r} came"
+            came = f"{','.join(header)[:100]!r} came"
             raise CommandError(f"{read.file}:1: expected timestamp,value or timestamp,successes,total, but {came}")
 
 
@@ -239,5 +239,6 @@ def _counts(at: datetime, *cells: str) -> tuple[datetime, int, int]:
     if math.isnan(successes) or math.isnan(tasks):
         return at, 0, 0
     if not (successes.is_integer() and tasks.is_integer() and 0 <= successes <= tasks):
-        raise ValueError(f"expected whole numbers, 0 <= successes <= total, but {' of '.join(cells)} came")
+        came = " of ".join(cell[:100] for cell in cells)
+        raise ValueError(f"expected whole numbers, 0 <= successes <= total, but {came} came")
     return at, int(successes), int(tasks)

@@ -139,7 +139,7 @@ def _outcome(line: str, declared: Collection[str] | None, now: datetime) -> "Tas
     except ValidationError as error:
         raise ValueError(in_one_line(error)) from None
     if unknown := json.loads(line).keys() - TaskOutcome.model_fields.keys():
-        raise ValueError(f"expected the fields of an outcome, but {min(unknown)!r} came")
+        raise ValueError(f"expected the fields of an outcome, but {min(unknown)[:100]!r} came")
     if declared is not None and outcome.task_type not in declared:
         raise ValueError(f"expected a declared task type ({', '.join(sorted(declared))}), but {outcome.task_type} came")
     if (reason := contradiction(outcome, now)) is not None:

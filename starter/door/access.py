@@ -4,7 +4,9 @@ It stands before the application, so that nothing of a request is read or parsed
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from time import monotonic
 
@@ -49,6 +51,8 @@ KEYS_PATIENCE_S = 0.5
 FIRST_KEYS_PATIENCE_S = 10.0
 # Wrong keys from one address: a client that has a typing mistake sends few, and nobody guesses 256 bits.
 WRONG_KEYS_PER_S = 10
+# Requests of one key that are under way, each with a body in memory: a platform's processes have a few each.
+MOST_UNDER_WAY = 100
 # A body that comes more slowly than this occupies memory for no good reason.
 BODY_TIMEOUT_S = 30.0
 
@@ -107,6 +111,7 @@ class Access:
             False: RateLimitItemPerSecond(rules.platform_requests_per_s),
         }
         self._wrong_keys = RateLimitItemPerSecond(WRONG_KEYS_PER_S)
+        self._under_way = Counter[str]()
 
     async def __call__(self, connection: Connection, receive: Receive, send: Send) -> None:
         if connection["type"] == "http" and connection["method"] == "HEAD":
@@ -117,12 +122,24 @@ class Access:
             return
         try:
             key = await self._admitted(connection)
-            connection.setdefault("state", {})["key"] = key
-            body = await self._body(Headers(scope=connection), receive)
+            with self._counted(key.key_id):
+                connection.setdefault("state", {})["key"] = key
+                body = await self._body(Headers(scope=connection), receive)
+                await self._app(connection, _replayed(body, receive), send)
         except Problem as refused:
             await refused.response(connection)(connection, receive, send)
-            return
-        await self._app(connection, _replayed(body, receive), send)
+
+    @contextmanager
+    def _counted(self, key_id: str) -> Iterator[None]:
+        """Count a request as long as it is under way. Raises Problem where the key has too many."""
+        if self._under_way[key_id] >= MOST_UNDER_WAY:
+            expected = f"expected at most {MOST_UNDER_WAY} requests of a key at once"
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, f"{expected}, but more came", 1)
+        self._under_way[key_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key_id] -= 1
 
     async def _admitted(self, connection: Connection) -> DoorKey:
         """The key of a request that may go on. Raises Problem."""

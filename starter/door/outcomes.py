@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,7 +46,7 @@ class OutcomeBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    outcomes: Annotated[list[OutcomeReport], Field(min_length=1, max_length=MOST_AT_ONCE)]
+    outcomes: Annotated[list[OutcomeReport], Field(min_length=1, max_length=MOST_AT_ONCE), FailFast()]
 
 
 class ExposureBatch(BaseModel):
@@ -54,7 +54,7 @@ class ExposureBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    exposures: Annotated[list[Exposure], Field(min_length=1, max_length=MOST_AT_ONCE)]
+    exposures: Annotated[list[Exposure], Field(min_length=1, max_length=MOST_AT_ONCE), FailFast()]
 
 
 @router.post(

@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rules import flagd
+from schema.display import one_line
 from schema.messages.base import Identifier, Value
 from schema.messages.door import DoorKey, Scope
 from schema.messages.experiment import Assignment, Configuration, Variant
-from schema.mistakes import in_one_line
-from starter.door.bodies import described
-from starter.door.problems import refusals
+from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, in_one_line
+from starter.door.bodies import described, refuse_crowded
+from starter.door.problems import Problem, refusals
 from starter.door.state import Door, door_of
 from starter.platform.resolver import Evaluation, assignment_of
 
@@ -141,15 +142,20 @@ class _Unreadable(ValueError):
 
 
 async def _context(request: Request) -> EvaluationContext:
+    body = await request.body()
     try:
-        return EvaluationBody.model_validate_json(await request.body()).context
+        refuse_crowded(body)
+    except Problem as crowded:
+        raise _Unreadable("INVALID_CONTEXT", crowded.detail) from None
+    try:
+        return EvaluationBody.model_validate_json(body).context
     except ValidationError as error:
         is_json = error.errors(include_url=False)[0]["type"] != "json_invalid"
         raise _Unreadable("INVALID_CONTEXT" if is_json else "PARSE_ERROR", in_one_line(error)) from None
 
 
 def _failure(status: int, code: str, line: str, key: str | None = None) -> Response:
-    failure = EvaluationFailure(key=key, errorCode=code, errorDetails=line)
+    failure = EvaluationFailure(key=key, errorCode=code, errorDetails=one_line(line, LONGEST_LINE))
     return JSONResponse(failure.model_dump(exclude_none=True), status)
 
 
@@ -157,7 +163,7 @@ def _missing(door: Door, key: str) -> str:
     """Why there is no such flag: a door may be open before the first worker has declared the file's parameters."""
     if key in {parameter.key for parameter in door.platform.parameters}:
         return f"expected a parameter in force, but {key} is only in the file: `nautilus up` declares it when it starts"
-    return f"expected a declared parameter, but {key} came"
+    return f"expected a declared parameter, but {key[:LONGEST_SHOWN]} came"
 
 
 def _evaluated(key: str, evaluation: Evaluation) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from schema.display import one_line
+from schema.mistakes import LONGEST_LINE
 from starter.door import traces
 
 MEDIA_TYPE = "application/problem+json"
@@ -55,7 +57,7 @@ class Problem(Exception):
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """The response that refuses."""
-    details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=" ".join(detail.split()))
+    details = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=one_line(detail, LONGEST_LINE))
     return JSONResponse(details.model_dump(), status, headers, MEDIA_TYPE)
 
 

@@ -5,6 +5,7 @@ the signature that it came with. It never has an agent's secret. Whatever goes w
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from temporalio.client import (
     WorkflowFailureError,
     WorkflowQueryFailedError,
@@ -27,12 +28,14 @@ from temporalio.service import RPCError
 
 from schema import wire
 from schema.connection import UNREACHABLE
+from schema.display import one_line
 from schema.messages.cycle import OPEN_PHASES, CycleStatus, Phase
 from schema.messages.market import Agent
 from schema.messages.market import Bid as BidMessage
 from schema.messages.proposals import Ballot, Decline, Proposal
 from schema.messages.story import Receipt
 from schema.messages.tasks import Heartbeat, TaskPhase, TaskStatus, WorkResult
+from schema.mistakes import LONGEST_LINE
 from starter import agent_tools
 from starter.agent_tools import FindWork, ReadCycle, ReadDiagnostics, ReadStanding, Writing, server_of, text_of
 from starter.client import NautilusClient, Refused
@@ -47,6 +50,7 @@ LOOK_AGAIN_S = 0.2
 # What a message and its diagnosis are made of is far below this.
 LARGEST_BODY_BYTES = 512_000
 Status = CycleStatus | TaskStatus
+NOT_JSON_RPC = "expected a message of JSON-RPC 2.0 (jsonrpc, id, method, params), but something else came"
 HERE = ("127.0.0.1", "localhost", "[::1]")
 ANYWHERE = "*"
 
@@ -254,7 +258,7 @@ class McpApp:
             line = f"expected a name of this door, but {host} came; `hosts` under [door] in platform.toml adds one"
             await PlainTextResponse(line, 421)(scope, receive, send)
             return
-        await self._sessions.handle_request(scope, receive, send)
+        await self._sessions.handle_request(scope, receive, _refusing_in_one_line(send))
 
     def _is_our_name(self, host: str) -> bool:
         """As the SDK decides it, which refuses in words that name neither the host nor what to do."""
@@ -265,6 +269,37 @@ class McpApp:
     def run(self) -> AbstractAsyncContextManager[None]:
         """Must be entered before the first request; leaving it ends what is under way."""
         return self._sessions.run()
+
+
+def _refusing_in_one_line(send: Send) -> Send:
+    """Sends what the SDK answers, but of its refusals one line: it quotes pydantic's report, which has many."""
+    started: Message | None = None
+
+    async def sent(message: Message) -> None:
+        nonlocal started
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            started = message  # its length is that of the line
+            return
+        if started is not None:
+            message = dict(message) | {"body": _one_line_of(message.get("body", b""))}
+            MutableHeaders(raw=started["headers"])["content-length"] = str(len(message["body"]))
+            await send(started)
+            started = None
+        await send(message)
+
+    return sent
+
+
+def _one_line_of(body: bytes) -> bytes:
+    """An error of JSON-RPC with a message of one line; anything else as it is."""
+    try:
+        document = json.loads(body)
+        said = str(document["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        return body
+    line = NOT_JSON_RPC if said.startswith("Validation error") else one_line(said, LONGEST_LINE)
+    document["error"]["message"] = line
+    return json.dumps(document).encode()
 
 
 def mcp_app(

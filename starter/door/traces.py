@@ -34,6 +34,8 @@ EITHER_HEADER = zlib.MAX_WBITS | 32
 MOST_SPANS = 20_000
 # An empty event too, and the SDK keeps at most 128 of a span.
 MOST_EVENTS = 200_000
+# An attribute of OTLP's JSON has two in 36 bytes at least; a million empty lists take a second to make.
+BYTES_PER_BRACKET, FEW_BRACKETS = 12, 50_000
 IDS = ("traceId", "spanId", "parentSpanId")
 LONGEST_MESSAGE = 500
 STATUSES = {status.value: status for status in SpanStatus}
@@ -132,6 +134,9 @@ def _decoded(body: bytes, media_type: str) -> ExportTraceServiceRequest:
 
 def _standard_json(body: bytes) -> dict[str, Any]:
     """A request as protobuf's own JSON has it: with ids in base64. Raises ValueError."""
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets > max(FEW_BRACKETS, len(body) // BYTES_PER_BRACKET):
+        raise ValueError(f"expected spans with attributes, but {brackets:,} opening brackets came")
     content = json.loads(body)
     if not isinstance(content, dict):
         raise ValueError(f"expected an object, but a {type(content).__name__} came")
