@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -172,8 +173,8 @@ async def test_the_manifests_processes_become_a_platform_in_which_the_doctor_fin
     for pod, seconds in took.items():
         name = pod.partition("-")[0]
         assert seconds < pods()[f"nautilus-{name}"]["terminationGracePeriodSeconds"], took
-    # Of a platform that stops, SIGTERM is no failure; the runtimes of some report it as 128 + 15.
-    assert {process.returncode for process in machine.running.values()} <= {0, 143}
+    # A worker ends by itself, our other commands as shells report a signal, and the door's server by the signal itself.
+    assert {process.returncode for process in machine.running.values()} <= {0, 128 + signal.SIGTERM, -signal.SIGTERM}
 
 
 # ---- the image
