@@ -29,7 +29,9 @@ from activities.recording import record_outcomes
 from activities.task_types.research_synthesis import ResearchQuestion
 from schema import wire
 from schema.tables.observatory import AnomalyRow
+from starter import completion
 from starter.cli import COMMANDS, app, load
+from starter.command import OPENED
 from starter.commands import tasks
 from starter.server import free_port
 from tests import builders
@@ -309,11 +311,20 @@ COMPLETED: dict[tuple[str, ...], list[str]] = {
 }
 
 
+@pytest.mark.sqlite_run(reason="to load SQLAlchemy may alone take the second that a completion has")
 @pytest.mark.parametrize(("words", "offered"), COMPLETED.items(), ids=map(" ".join, COMPLETED))
 def test_a_shell_completes_commands_options_and_what_the_platform_knows(
     home: Path, words: tuple[str, ...], offered: list[str]
 ) -> None:
     assert completed(home, *words) == offered
+
+
+@pytest.mark.usefixtures("home")
+def test_the_names_that_a_shell_offers_are_those_of_either_database() -> None:
+    with OPENED:
+        names = [completion.anomalies(""), completion.experiments(""), completion.agents(""), completion.memories("")]
+
+    assert names == [[ANOMALY.anomaly_id], [EXPERIMENT], [AGENT], [MEMORY]]
 
 
 async def test_a_shell_completes_cycles_and_tasks(temporal: Client, home: Path) -> None:
