@@ -110,10 +110,13 @@ async def forged(temporal: Client, database: Database, task_queue: str, tmp_path
     declared = declared.model_copy(update={"parameters": (*declared.parameters, PROMPT)})
     (tmp_path / "platform.toml").write_text(as_toml(declared))
     now = datetime.now(UTC)
-    failure = {"failure": FailureKind.TIMEOUT, "reason": "timed_out"}
+    failure: dict[str, Any] = {"failure": FailureKind.TIMEOUT, "reason": "timed_out"}
     outcomes = []
     for number, text in enumerate(TEXTS.values()):
-        detail = {"detail": text[:400].replace("\x00", ""), "attributes": {"model": text[:60].replace("\x00", "")}}
+        detail: dict[str, Any] = {
+            "detail": text[:400].replace("\x00", ""),
+            "attributes": {"model": text[:60].replace("\x00", "")},
+        }
         outcomes.append(builders.outcome(f"t-{number}", at=now - timedelta(seconds=30), **failure, **detail))
     async with worker(temporal, database, declared, Settings(), task_queue):
         stage = await open_cycle(temporal, database, declared, task_queue)
