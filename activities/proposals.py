@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from sqlalchemy import delete
+from sqlmodel import col
 from temporalio import activity
 
 from activities.agents import roster
@@ -24,17 +26,26 @@ class ProposalActivities:
 
     @activity.defn
     def open_vote(self, cycle_id: str, proposal: Proposal, at: datetime) -> Electorate:
-        """Record the proposal and freeze who may vote with which weight; a retry reads the frozen electorate back."""
+        """Record the proposal and freeze who may vote with which weight; a retry reads the frozen one back."""
         with self._database.transaction() as session:
             voters = _voters(roster(session), proposal)
             electorate = Electorate(
                 proposal_id=proposal.proposal_id, opened_at=at, voters=voters, abstentions_count=False
             )
             row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
-            if not insert_new(session, ElectorateRow, [row], returning="cycle_id"):
-                return Electorate.model_validate(session.get_one(ElectorateRow, cycle_id).body)
-            session.add(_row_of(proposal, cycle_id, at))
-            emit(session, ProposalSubmitted(proposal=proposal), cycle_id, cycle_id, at)
+            if insert_new(session, ElectorateRow, [row], returning="cycle_id"):
+                session.add(_row_of(proposal, cycle_id, at))
+                emit(session, ProposalSubmitted(proposal=proposal), cycle_id, cycle_id, at)
+                return electorate
+            earlier = Electorate.model_validate(session.get_one(ElectorateRow, cycle_id).body)
+            if earlier.proposal_id == proposal.proposal_id:
+                return earlier
+            # A cycle that was set back has come to another proposal: what was voted on before counts no more.
+            session.merge(ElectorateRow(**row))
+            session.merge(_row_of(proposal, cycle_id, at))
+            session.execute(delete(BallotRow).where(col(BallotRow.cycle_id) == cycle_id))
+            again = f"{cycle_id}:{proposal.proposal_id}"
+            emit(session, ProposalSubmitted(proposal=proposal), cycle_id, again, at)
         return electorate
 
     @activity.defn
