@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from sqlmodel import select
+from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 
 from activities import door_keys
