@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import delete
 from sqlmodel import col
@@ -32,7 +33,7 @@ class ProposalActivities:
             electorate = Electorate(
                 proposal_id=proposal.proposal_id, opened_at=at, voters=voters, abstentions_count=False
             )
-            row = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
+            row: dict[str, Any] = {"cycle_id": cycle_id, "opened_at": at, "body": electorate.model_dump(mode="json")}
             if insert_new(session, ElectorateRow, [row], returning="cycle_id"):
                 session.add(_row_of(proposal, cycle_id, at))
                 emit(session, ProposalSubmitted(proposal=proposal), cycle_id, cycle_id, at)

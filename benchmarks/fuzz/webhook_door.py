@@ -140,7 +140,7 @@ async def _deliver(deliver: Deliver, number: int, tally: Tally) -> None:
         key=f"fuzz-{number}",
         type=EventType.ANOMALY_CLOSED,
         subject="fuzz",
-        at="2026-11-30T00:00:00Z",  # type: ignore[arg-type]
+        at="2026-11-30T00:00:00Z",
         data=data,
         sequence=number,
     )
