@@ -297,7 +297,7 @@ def test_numbers_that_32_bits_do_not_hold_are_stored_and_counted_on_from(databas
 
     with database.reading() as session:
         cursor = session.get_one(CursorRow, "webhook:audit")
-        entries = session.exec(select(LedgerRow.sequence).order_by(LedgerRow.sequence)).all()
+        entries = session.exec(select(LedgerRow.sequence).order_by(col(LedgerRow.sequence))).all()
         read_up_to = session.exec(select(ConsolidationRow.ledger_sequence)).one()
         amount = session.exec(select(TransferRow.amount)).one()
     assert (cursor.sequence, read_up_to, amount) == (beyond, beyond, beyond)
