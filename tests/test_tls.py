@@ -99,7 +99,7 @@ async def test_a_profile_of_temporal_toml_reaches_it_and_carries_the_api_key(
 
 
 def test_a_header_is_searched_for_as_the_rfc_encodes_it() -> None:
-    assert hpack("no-cache").hex() == "a8eb10649cbf"  # RFC 7541, C.4.2; pragma: allowlist secret
+    assert hpack("no-cache").hex() == "a8eb10649cbf"  # pragma: allowlist secret (RFC 7541, C.4.2)
 
 
 async def test_an_api_key_arrives_as_a_bearer_token(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
