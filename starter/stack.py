@@ -107,11 +107,7 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
         # Each process would take the one address; `up` itself sees to them.
         environment = settings.variables() | {health.VARIABLE: ""}
         encrypts = bool(codec.configured().keys)
-        listening = {"door": ports.door, "metrics": ports.metrics, "codec": ports.codec if encrypts else None}
-        for name, port in listening.items():
-            if port is not None and not is_free(port):
-                expected = f"expected a free port for the {name}, but something listens on {port}"
-                raise ServerError(f"{expected}; see --{name}-port")
+        _expect_free({"door": ports.door, "metrics": ports.metrics, "codec": ports.codec if encrypts else None})
         service = platform.simulation.research_service
         if service is not None:
             # First, because it takes longest.
@@ -145,6 +141,13 @@ async def running(settings: Settings, ports: Ports, check_replay: bool = False) 
             mistakes=delivery_mistakes,
             resolver_refresh_s=settings.resolver_refresh_s,
         )
+
+
+def _expect_free(ports: Mapping[str, int | None]) -> None:
+    for name, port in ports.items():
+        if port is not None and not is_free(port):
+            expected = f"expected a free port for the {name}, but something listens on {port}"
+            raise ServerError(f"{expected}; see --{name}-port")
 
 
 @asynccontextmanager
