@@ -16,9 +16,8 @@ from sqlmodel import Session, col, select
 from activities.database import SIGNER, Database, Signer, lock
 from activities.reading import entries as entries
 from rules import chain
-from rules.acts import SIGNED
 from schema.canonical import canonical
-from schema.messages.ledger import EntryKind
+from schema.messages.ledger import SIGNED, EntryKind
 from schema.tables.ledger import LedgerRow
 
 # Fields that were renamed after entries had been written: the chain keeps what was written.

@@ -11,11 +11,9 @@ from typing import Any
 from rules import identity
 from schema.canonical import canonical
 from schema.messages.cycle import RecordedAct
-from schema.messages.ledger import EntryKind
+from schema.messages.ledger import SIGNED, EntryKind
 from schema.messages.people import People
 
-# The name, in an entry's body, of the signature over the entry.
-SIGNED = "signed"
 # What only people do. The first key of an agent is not among it: the platform registers its own agents.
 BY_PEOPLE = {
     EntryKind.PARAMETER_FROZEN,

@@ -44,6 +44,21 @@ EXTEND = "extend"
 PROMOTE = "promote"
 WIDEN = "widen"
 
+# The updates that a cycle takes
+UPDATES_OF_CYCLE = (
+    PLACE_BID,
+    SUBMIT_PROPOSAL,
+    CAST_BALLOT,
+    DECLINE,
+    PAUSE,
+    RESUME,
+    ABORT,
+    VETO,
+    EXTEND,
+    PROMOTE,
+    WIDEN,
+)
+
 # What a person may freeze: a parameter, or everything
 EVERYTHING = "*"
 
@@ -66,6 +81,7 @@ TYPE_REGISTRATION = "TypeRegistration"
 TASKS_QUEUE = "nautilus-tasks"
 HEARTBEAT = "heartbeat"
 SUBMIT_RESULT = "submit_result"
+UPDATES_OF_TASK = (PLACE_BID, HEARTBEAT, SUBMIT_RESULT)
 
 
 class EventType(StrEnum):

@@ -155,9 +155,10 @@ def test_what_is_no_batch_is_refused_in_one_line(database: Database, content: by
 
 MANY = [
     # Where the mistakes are, and what the refusal says instead of reading them all.
-    ({"attributes": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 16 items, but 50,000 came"),
-    ({"resolved": {f"A{n}": [] for n in range(50_000)}}, "a dictionary of at most 64 items, but 50,000 came"),
-    ({f"a{n}": 1 for n in range(50_000)}, "expected OutcomeBatch, but 50,000 mistakes came"),
+    ({"attributes": {f"A{n}": [] for n in range(50_000)}}, "at most 128 fields in an object, but 50,000 came"),
+    ({"attributes": {f"A{n}": [] for n in range(100)}}, "a dictionary of at most 16 items, but 100 came"),
+    ({"resolved": {f"A{n}": [] for n in range(100)}}, "a dictionary of at most 64 items, but 100 came"),
+    ({f"a{n}": 1 for n in range(50_000)}, "at most 128 fields in an object, but 50,013 came"),
 ]
 
 

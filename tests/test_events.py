@@ -130,12 +130,12 @@ class Bus:
         return {by_sequence[late.sequence]: late.state for late in undelivered(self.database)}
 
 
-async def test_a_poll_that_finds_nothing_asks_the_database_once(lite: Database) -> None:
-    bus = Bus(lite)
+async def test_a_poll_that_finds_nothing_asks_the_database_once(database: Database) -> None:
+    bus = Bus(database)
     bus.announce("a1")
     await bus.run()
     selects: list[str] = []
-    sqlalchemy_event.listen(lite.engine, "before_cursor_execute", lambda *given: selects.append(given[2]))
+    sqlalchemy_event.listen(database.engine, "before_cursor_execute", lambda *given: selects.append(given[2]))
 
     waits_for = await bus.run(after_s=2)
 

@@ -482,8 +482,9 @@ async def test_a_refusal_says_in_one_line_what_was_expected_and_nothing_of_the_w
 
     assert [refusal.stack_trace for refusal in refusals.values()] == [""] * len(sent)
     assert all(refusal.message.startswith("expected ") for refusal in refusals.values())
-    assert refusals[wire.HEARTBEAT].message == "expected an update that there is, but heartbeat came"
-    assert refusals["\x1b[2J"].message == "expected an update that there is, but \\x1b[2J came"
+    known = "place_bid, submit_proposal, cast_ballot, decline, pause, resume, abort, veto, extend, promote, widen"
+    assert refusals[wire.HEARTBEAT].message == f"expected {known}, but heartbeat came"
+    assert refusals["\x1b[2J"].message == f"expected {known}, but \\x1b[2J came"
     assert str(unanswered.value) == "expected status or receipts, but status came"
 
 

@@ -111,7 +111,7 @@ LOADS: dict[str, set[str]] = {
     "experiment list": set(),
     "memory list": set(),
     f"memory show {MEMORY}": set(),
-    "ledger verify": {"sqlalchemy"},
+    "ledger verify": {"cryptography", "sqlalchemy"},  # it checks signatures
 }
 SHOW_LOADED = """
 import json, sys

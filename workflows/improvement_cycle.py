@@ -46,6 +46,7 @@ class ImprovementCycle(Steering):
     """Detect, open a meta-task, await bids, collect a proposal, wait for votes, experiment, promote, watch."""
 
     _state: CycleState
+    _updates = wire.UPDATES_OF_CYCLE
 
     @workflow.init
     def __init__(self, request: CycleRequest, carried: CycleState | None = None) -> None:

@@ -87,6 +87,8 @@ class Intake:
     _state: CycleState | TaskState
     # Why it cannot begin; the plugin lets it run only where this is None.
     start_error: str | None = None
+    # The names of the updates that it takes.
+    _updates: tuple[str, ...]
 
     def __init__(self) -> None:
         self._nudges = 0
@@ -148,7 +150,7 @@ class Intake:
     @unknown_update.validator
     def refuse_update(self, name: str, arguments: Sequence[RawValue]) -> None:
         """The SDK would answer with its own code and the paths of this machine."""
-        raise ApplicationError(f"expected an update that there is, but {_shown(name)} came", type=UNKNOWN)
+        raise ApplicationError(f"expected {', '.join(self._updates)}, but {_shown(name)} came", type=UNKNOWN)
 
     @workflow.query(dynamic=True, description="Every other query is refused.")
     def unknown_query(self, name: str, arguments: Sequence[RawValue]) -> None:

@@ -79,6 +79,7 @@ class MarketTask(Shell):
     """Open, await bids, award, execute, check, settle."""
 
     _state: TaskState
+    _updates = wire.UPDATES_OF_TASK
 
     @workflow.init
     def __init__(self, request: TaskRequest, carried: TaskState | None = None) -> None:

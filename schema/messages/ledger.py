@@ -5,6 +5,9 @@ from typing import Any
 
 from .base import Instant, Message, Value
 
+# The name, in an entry's body, of a person's signature over the entry.
+SIGNED = "signed"
+
 
 class EntryKind(StrEnum):
     EXPERIMENT_DESIGNED = "experiment.designed"
