@@ -15,14 +15,13 @@ from activities import agents, anomalies, door_keys, identity, ledger, parameter
 from activities.database import Database
 from activities.events import emit
 from activities.market import MarketActivities
-from rules import acts
 from rules.detection import Detection
 from schema import wire
 from schema.messages.cycle import RecordedAct
 from schema.messages.door import Scope
 from schema.messages.events import ParameterPromoted
 from schema.messages.experiment import Promotion
-from schema.messages.ledger import EntryKind
+from schema.messages.ledger import SIGNED, EntryKind
 from schema.messages.people import People, Person
 from schema.messages.platform import Platform
 from schema.tables.events import UndeliveredRow
@@ -133,8 +132,8 @@ def test_an_act_at_the_command_line_is_signed_and_proved(
     entry = ledger.entries(store)[-1]
 
     assert (code, entry.kind) == (0, kind), complaint
-    assert entry.body[acts.SIGNED]["person"] == "olga"
-    assert entry.body[acts.SIGNED]["public_key"] == OLGA.public
+    assert entry.body[SIGNED]["person"] == "olga"
+    assert entry.body[SIGNED]["public_key"] == OLGA.public
     assert entry.body.get("who", "olga") == "olga"
     assert nautilus("ledger", "verify")[0] == 0
 
@@ -184,7 +183,7 @@ def test_the_acts_that_follow_another_are_signed_too(nautilus: Callable[..., Sai
     dropped = nautilus("events", "drop", "s", "1", *WHY)
 
     assert (thawed[0], revoked[0], dropped[0]) == (0, 0, 0), (thawed, revoked, dropped)
-    assert all(acts.SIGNED in entry.body for entry in ledger.entries(store)[-5:])
+    assert all(SIGNED in entry.body for entry in ledger.entries(store)[-5:])
     assert nautilus("ledger", "verify")[0] == 0
 
 
@@ -212,7 +211,7 @@ def test_where_nobody_asks_for_signatures_nothing_is_signed(
     parameters.freeze(database, TIMEOUT, "anybody", "a release", NOW)
 
     assert people.unproved(database) == []
-    assert acts.SIGNED not in ledger.entries(database)[-1].body
+    assert SIGNED not in ledger.entries(database)[-1].body
 
 
 # ---- what somebody wrote into the database

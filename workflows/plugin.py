@@ -50,7 +50,7 @@ REFUSALS = frozenset(
     {
         *(Unreadable.__name__, UNKNOWN, wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT, wire.DECLINE),
         *(wire.HEARTBEAT, wire.SUBMIT_RESULT),
-        *(wire.PAUSE, wire.RESUME, wire.ABORT, wire.VETO, wire.EXTEND, wire.PROMOTE, wire.WIDEN),
+        *wire.ACTS_OF_PEOPLE,
     }
 )
 # Python's error for a workflow that was started with another number of arguments.

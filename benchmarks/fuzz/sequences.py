@@ -26,7 +26,7 @@ WORKFLOW, RUN = "cycle:success_rate:research_synthesis", "run-2"
 KINDS = (wire.PLACE_BID, wire.SUBMIT_PROPOSAL, wire.CAST_BALLOT, wire.DECLINE)
 WANTED = {Phase.PROPOSING: wire.SUBMIT_PROPOSAL, Phase.VOTING: wire.CAST_BALLOT}
 PHASES = (Phase.BIDDING, Phase.PROPOSING, Phase.VOTING, Phase.EXPERIMENT, Phase.ENDED)
-ACTS = (wire.PAUSE, wire.RESUME, wire.ABORT, wire.VETO, wire.EXTEND, wire.PROMOTE, wire.WIDEN)
+ACTS = wire.ACTS_OF_PEOPLE
 # In the market, and without a vote; one more has a key and is in neither.
 MEMBERS, STRANGER = samples.AGENTS[:5], samples.AGENTS[5]
 LONGEST_SEQUENCE = 12

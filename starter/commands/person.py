@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="People and their keys.", epilog="Example: nautilus person list")
 
 # What people do to a cycle.
-KINDS = (wire.PAUSE, wire.RESUME, wire.EXTEND, wire.ABORT, wire.VETO, wire.PROMOTE, wire.WIDEN)
+KINDS = wire.ACTS_OF_PEOPLE
 
 
 @app.command("keygen", epilog="Example: nautilus person keygen olga --out olga.pem")
