@@ -44,20 +44,10 @@ EXTEND = "extend"
 PROMOTE = "promote"
 WIDEN = "widen"
 
+ACTS_OF_PEOPLE = (PAUSE, RESUME, ABORT, VETO, EXTEND, PROMOTE, WIDEN)
+
 # The updates that a cycle takes
-UPDATES_OF_CYCLE = (
-    PLACE_BID,
-    SUBMIT_PROPOSAL,
-    CAST_BALLOT,
-    DECLINE,
-    PAUSE,
-    RESUME,
-    ABORT,
-    VETO,
-    EXTEND,
-    PROMOTE,
-    WIDEN,
-)
+UPDATES_OF_CYCLE = (PLACE_BID, SUBMIT_PROPOSAL, CAST_BALLOT, DECLINE, *ACTS_OF_PEOPLE)
 
 # What a person may freeze: a parameter, or everything
 EVERYTHING = "*"
