@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -222,27 +223,31 @@ def forge_freeze(store: Database) -> None:
 
 
 def forge_thaw(store: Database) -> None:
-    parameters.thaw(signing(store, OLGA), wire.EVERYTHING, "olga", "a release", NOW + timedelta(hours=1))
+    with signing(store, OLGA) as signed:
+        parameters.thaw(signed, wire.EVERYTHING, "olga", "a release", NOW + timedelta(hours=1))
 
 
-def signing(store: Database, key: Any) -> Database:
-    return Database(store.url.render_as_string(hide_password=False), key.sign_entry)
+def signing(store: Database, key: Any) -> closing[Database]:
+    return closing(Database(store.url.render_as_string(hide_password=False), key.sign_entry))
 
 
 def copied(store: Database) -> None:
     """A true entry of olga's, with its signature, once more under another time."""
-    parameters.freeze(signing(store, OLGA), TIMEOUT, "olga", "a release", NOW)
+    with signing(store, OLGA) as signed:
+        parameters.freeze(signed, TIMEOUT, "olga", "a release", NOW)
     with store.transaction() as session:
         body = json.loads(ledger.entries(store)[-1].model_dump_json())["body"]
         ledger.append(session, EntryKind.PARAMETER_FROZEN, "another key", TIMEOUT, NOW, body)
 
 
 def as_another(store: Database) -> None:
-    parameters.freeze(signing(store, PIET), TIMEOUT, "olga", "a release", NOW)
+    with signing(store, PIET) as signed:
+        parameters.freeze(signed, TIMEOUT, "olga", "a release", NOW)
 
 
 def by_nobody(store: Database) -> None:
-    parameters.freeze(signing(store, key_of("mallory")), TIMEOUT, "mallory", "a release", NOW)
+    with signing(store, key_of("mallory")) as signed:
+        parameters.freeze(signed, TIMEOUT, "mallory", "a release", NOW)
 
 
 def by_hand(store: Database) -> None:
@@ -311,10 +316,12 @@ def test_what_was_not_signed_by_the_person_is_reported(
 
 def test_an_act_is_judged_by_who_was_declared_when_it_was_done(store: Database) -> None:
     only_piet = People(signed=True, people=DECLARED.people[1:])
-    parameters.freeze(signing(store, OLGA), TIMEOUT, "olga", "a release", NOW)
+    with signing(store, OLGA) as signed:
+        parameters.freeze(signed, TIMEOUT, "olga", "a release", NOW)
     people.declare(store, platform_of(only_piet), NOW)
     before = people.unproved(store)
-    parameters.thaw(signing(store, OLGA), TIMEOUT, "olga", "released", NOW)
+    with signing(store, OLGA) as signed:
+        parameters.thaw(signed, TIMEOUT, "olga", "released", NOW)
 
     assert before == []
     assert [line.partition(": ")[2] for line in people.unproved(store)] == [
