@@ -59,8 +59,11 @@ def everything() -> str:
     return " ".join(TEXTS.values())
 
 
-def faults(shown: str) -> list[str]:
-    """What a person could be deceived by in a text that was shown; line ends are allowed. Empty is good."""
+def faults(shown: str, deepest: int = DEEPEST) -> list[str]:
+    """What a person could be deceived by in a text that was shown; line ends are allowed. Empty is good.
+
+    `deepest` is the most spaces that an entry of ours begins with there.
+    """
     found = set()
     marks = 0
     for character in shown.replace("\n", ""):
@@ -71,6 +74,6 @@ def faults(shown: str) -> list[str]:
             found.add("marks are piled up")
     for line in shown.split("\n"):
         # What goes on from the line before is indented by more.
-        if line.lstrip(" ").startswith(FORGED) and len(line) - len(line.lstrip(" ")) <= DEEPEST:
+        if line.lstrip(" ").startswith(FORGED) and len(line) - len(line.lstrip(" ")) <= deepest:
             found.add(f"a line begins with {line[:60]!r}")
     return sorted(found)

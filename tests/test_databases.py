@@ -18,6 +18,7 @@ ABOUT_SQLITE = {
     "test_cli.py": "an empty file that is a database without tables",
     "test_databases.py": "this table",
     "test_db_commands.py": "the copy before an upgrade, and the backup, are of a SQLite file",
+    "record_tasks.py": "records histories once, and is no test",
     "test_migrations.py": "keeps the rows with which either database is filled",
 }
 

@@ -22,14 +22,13 @@ SANDBOXED = """
 import asyncio, sys
 from pathlib import Path
 from temporalio import workflow
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 import worker
 from workflows.market_task import MarketTask
-from workflows.plugin import _runner
+from workflows.plugin import sandbox
 
 async def run():
     worker.keep_bytecode(Path(sys.argv[1]))
-    _runner(SandboxedWorkflowRunner()).prepare_workflow(workflow._Definition.must_from_class(MarketTask))
+    sandbox().prepare_workflow(workflow._Definition.must_from_class(MarketTask))
 
 asyncio.run(run())
 """

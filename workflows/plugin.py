@@ -161,6 +161,12 @@ class _SafeMessageInterceptor(Interceptor):
         return _SafeMessages
 
 
+def sandbox() -> SandboxedWorkflowRunner:
+    """Runs each workflow with modules of its own, but for those that are passed through, and with shared code."""
+    share_code()
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH))
+
+
 def plugin(only_reads: bool = False) -> SimplePlugin:
     """The plugin, with the codec keys of this process; give it to the client, the worker takes it from there.
 
@@ -172,9 +178,7 @@ def plugin(only_reads: bool = False) -> SimplePlugin:
     def runner(given: WorkflowRunner | None) -> WorkflowRunner:
         if given is not None and not isinstance(given, SandboxedWorkflowRunner):
             return given
-        share_code()
-        restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH)
-        return KeysAreThere(SandboxedWorkflowRunner(restrictions=restrictions), keyring)
+        return KeysAreThere(sandbox(), keyring)
 
     return SimplePlugin(
         "nautilus.ImprovementPlatform",
