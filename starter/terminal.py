@@ -15,6 +15,7 @@ from schema.display import visible
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
+    from rich.markdown import Markdown
 
 # How far the rest of a long line is indented, more than its beginning.
 GOES_ON = 4
@@ -50,11 +51,30 @@ class _Line:
 
     def __rich_console__(self, console: Console, options: "ConsoleOptions") -> "RenderResult":
         text = console.render_str(self._line)
-        indent = len(self._line) - len(self._line.lstrip(" ")) + GOES_ON
-        if text.cell_len <= options.max_width or options.max_width < indent + NARROWEST:
-            yield text
-            return
-        first, *others = text.wrap(console, options.max_width - indent, overflow="fold")
-        yield first
-        for other in others:
-            yield Text(" " * indent).append_text(other)
+        yield from _indented(text, len(self._line) - len(self._line.lstrip(" ")), console, options)
+
+
+def _indented(text: Text, indent: int, console: Console, options: "ConsoleOptions") -> "RenderResult":
+    """A text whose rest, where it is too long for one line, goes on further in than the `indent` it begins with."""
+    indent += GOES_ON
+    if text.cell_len <= options.max_width or options.max_width < indent + NARROWEST:
+        yield text
+        return
+    first, *others = text.wrap(console, options.max_width - indent, overflow="fold")
+    yield first
+    for other in others:
+        yield Text(" " * indent).append_text(other)
+
+
+def page(markdown: str) -> "Markdown":
+    """A page as `workflows.page` writes it, whose paragraphs and items go on indented where they are long."""
+    from rich.markdown import Markdown, Paragraph
+
+    class Indented(Paragraph):
+        def __rich_console__(self, console: Console, options: "ConsoleOptions") -> "RenderResult":
+            yield from _indented(self.text, 0, console, options)
+
+    class Page(Markdown):
+        elements = Markdown.elements | {"paragraph_open": Indented}
+
+    return Page(markdown, hyperlinks=False)

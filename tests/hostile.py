@@ -59,11 +59,8 @@ def everything() -> str:
     return " ".join(TEXTS.values())
 
 
-def faults(shown: str, deepest: int = DEEPEST) -> list[str]:
-    """What a person could be deceived by in a text that was shown; line ends are allowed. Empty is good.
-
-    `deepest` is the most spaces that an entry of ours begins with there.
-    """
+def faults(shown: str) -> list[str]:
+    """What a person could be deceived by in a text that was shown; line ends are allowed. Empty is good."""
     found = set()
     marks = 0
     for character in shown.replace("\n", ""):
@@ -74,6 +71,6 @@ def faults(shown: str, deepest: int = DEEPEST) -> list[str]:
             found.add("marks are piled up")
     for line in shown.split("\n"):
         # What goes on from the line before is indented by more.
-        if line.lstrip(" ").startswith(FORGED) and len(line) - len(line.lstrip(" ")) <= deepest:
+        if line.lstrip(" ").startswith(FORGED) and len(line) - len(line.lstrip(" ")) <= DEEPEST:
             found.add(f"a line begins with {line[:60]!r}")
     return sorted(found)

@@ -16,7 +16,7 @@ from schema.messages.base import format_value
 from schema.messages.outbox import Event
 from schema.wire import EventType
 from starter.command import new_table
-from starter.terminal import Terminal
+from starter.terminal import Terminal, page
 from tests import builders
 from tests.hostile import FORGED, TEXTS, faults
 
@@ -72,6 +72,17 @@ def printed(width: int, *objects: object, is_terminal: bool = True, **options: A
     terminal = Terminal(file=written, width=width, force_terminal=is_terminal, color_system=None)
     terminal.print(*objects, **options)
     return written.getvalue().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("before", ["", "* ", "1. "], ids=["a paragraph", "an item", "a numbered item"])
+@pytest.mark.parametrize("width", range(40, 60))
+def test_what_goes_on_in_a_page_begins_nowhere_as_a_line_of_ours_would(before: str, width: int) -> None:
+    lines = printed(width, page(f"{before}so it begins {FORGED} {FORGED} {FORGED} {FORGED} {FORGED} {FORGED} {FORGED}"))
+
+    assert " ".join(" ".join(lines).split()).endswith("so it begins" + f" {FORGED}" * 7)
+    assert len([line for line in lines if line]) > 1
+    assert faults("\n".join(lines)) == []
+    assert max(map(len, lines)) <= width
 
 
 @hostile

@@ -38,7 +38,7 @@ from starter.cli import COMMANDS, load, main
 from tests import builders
 from tests.browser import browser, chromium
 from tests.conftest import stop
-from tests.hostile import DEEPEST, FORGED, LONG, TEXTS, faults
+from tests.hostile import FORGED, LONG, TEXTS, faults
 from tests.record_histories import open_cycle
 from tests.test_improvement_cycle import AGENTS
 from worker import worker
@@ -221,9 +221,7 @@ async def test_no_command_shows_what_a_terminal_obeys_or_a_line_of_another(
         allowed = ("marks are piled up",) if "--json" in arguments else ()
         shown = await asyncio.to_thread(output, arguments, capsys)
         has_shown += shown
-        # Where an item of a page goes on, it is indented as far as its bullet takes it; nothing of ours begins there.
-        deepest = 2 if arguments[0] == "cycle" else DEEPEST
-        problems += [f"{' '.join(arguments)}: {fault}" for fault in faults(shown, deepest) if fault not in allowed]
+        problems += [f"{' '.join(arguments)}: {fault}" for fault in faults(shown) if fault not in allowed]
         if terminal == "1" and not {"--whole", "--json"} & set(arguments):
             longest = max((cell_len(line) for line in shown.splitlines()), default=0)
             if longest > WIDTH:

@@ -40,12 +40,11 @@ def cycle_list(
 @app.command("show", epilog="Example: nautilus cycle show success_rate:research_synthesis")
 def cycle_show(cycle: Cycle, as_json: AsJson = False) -> None:
     """Where a cycle stands, or how it ended."""
-    from rich.markdown import Markdown
-
+    from starter.terminal import page
     from workflows.page import render
 
     status = run(_status(_workflow(cycle)))
-    answer(as_json, status, lambda: out.print(Markdown(render(status), hyperlinks=False)))
+    answer(as_json, status, lambda: out.print(page(render(status))))
 
 
 async def _status(cycle: str) -> "CycleStatus":
