@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starter.command import AsJson, Columns, CommandError, answer_rows, err, log_beside, out
+from starter.command import AsJson, Columns, CommandError, answer_rows, err, out
 
 if TYPE_CHECKING:
     from schema.codec import Keyring
@@ -105,11 +105,9 @@ def serve(
     NAUTILUS_CODEC_TOKEN is the token that callers send (`Authorization: Bearer ...`); without one only this machine is
     answered.
     """
-    import uvicorn
-
     from schema.codec import KEYS, configured
+    from starter import listening
     from starter.codec_server import application
-    from starter.commands.door import _listening
 
     keyring = configured()
     if not keyring.keys:
@@ -117,21 +115,7 @@ def serve(
     token = _token(host)
     origins = origin or [f"http://{name}:{UI_PORT}" for name in ("127.0.0.1", "localhost")]
     served = application(keyring, [one.rstrip("/") for one in origins], token)
-    listening = _listening(host, port)
-    log_beside("codec")
-    config = uvicorn.Config(
-        served,
-        host,
-        port,
-        access_log=False,
-        log_level="warning",
-        log_config=None,  # its lines are lines like all others
-        server_header=False,
-        ws="none",
-    )
-    if err.is_terminal:
-        err.print(f"the codec is at http://{host}:{port}, for {', '.join(origins)}; Ctrl-C closes it", soft_wrap=True)
-    uvicorn.Server(config).run([listening])
+    listening.serve("codec", served, host, port, f"the codec is at http://{host}:{port}, for {', '.join(origins)}")
 
 
 def _token(host: str) -> str:

@@ -17,14 +17,11 @@ from starter.command import (
     answer,
     answer_rows,
     err,
-    log_beside,
     open_database,
     out,
 )
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from schema.messages.door import DoorKey
 
 PORT = 8484
@@ -55,48 +52,19 @@ def door(
 
 
 def _serve(host: str, port: int) -> None:
-    import uvicorn
-
     from activities.database import expect_newest
     from schema.declaration import declared_platform
     from schema.settings import Settings
     from starter.door.app import application
+    from starter.listening import serve
 
     # Writers work in threads beside the loop that answers; at the default, each may keep it waiting for 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = Settings()
     database = expect_newest(open_database())
     served = application(database, declared_platform(settings), settings.resolver_refresh_s)
-    listening = _listening(host, port)
-    log_beside("door")
-    config = uvicorn.Config(
-        served,
-        host,
-        port,
-        access_log=False,
-        log_level="warning",
-        log_config=None,  # its lines are lines like all others
-        timeout_graceful_shutdown=GRACE_S,
-        server_header=False,
-        ws="none",  # a WebSocket would not pass the access check
-        date_header=False,
-    )
-    if err.is_terminal:
-        opened = f"the door is open at http://{host}:{port}; its routes are at /docs; Ctrl-C closes it"
-        err.print(opened, soft_wrap=True)
-    uvicorn.Server(config).run([listening])
-
-
-def _listening(host: str, port: int) -> "socket":
-    """A socket that listens there. Raises CommandError: nobody may read that a door is open which is not."""
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = str(error.strerror).partition(" (")[0]  # the rest says the address again
-        raise CommandError(f"expected to listen on {host}:{port}, but {why}; see --host and --port") from None
+    opened = f"the door is open at http://{host}:{port}; its routes are at /docs"
+    serve("door", served, host, port, opened, timeout_graceful_shutdown=GRACE_S, date_header=False)
 
 
 @keys.command("create", epilog="Example: nautilus door key create --platform web --scope parameters --scope outcomes")
