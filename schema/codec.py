@@ -108,7 +108,7 @@ class Codec(PayloadCodec, WithSerializationContext):
     """Encrypts and decrypts by a keyring.
 
     A worker's hands to a workflow what it cannot decrypt, because anybody can send that, and it must not hold the
-    workflow up: `workflows.encrypted` decides what becomes of it. What activities take and return it never hands over.
+    workflow up: `workflows.guard` decides what becomes of it. What activities take and return it never hands over.
     """
 
     def __init__(self, keyring: Keyring, of_worker: bool = False) -> None:

@@ -55,6 +55,8 @@ EVERYTHING = "*"
 # Queries
 STATUS = "status"
 RECEIPTS = "receipts"
+# How a query fails that came between an event and the workflow's turn at it; the next one is answered
+ASK_AGAIN = "the workflow has yet to see its newest events: ask again"
 
 # Search attributes, all keywords
 METRIC = "NautilusMetric"

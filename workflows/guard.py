@@ -1,0 +1,143 @@
+"""What is kept from a workflow, because what it made of it could not be replayed.
+
+**What it cannot decrypt.** Whatever it was started with, and every signal, is history: what one worker refuses for want
+of a key, another would take, and the workflow would not replay. So the workflow's task fails, and is tried again until
+a worker has the key. An update that is refused leaves no history. What was changed, or claims a key that it is not
+encrypted with, can be decrypted by nobody: it is refused like everything that cannot be read.
+
+Where no key is configured at all, a signal is refused as well: a platform that does not encrypt must not be held up by
+whoever sends it noise.
+
+**Events whose task has not started.** A query that had to wait for a worker is handed the history up to now. It may end
+with a timer that has fired and whose task is still to come: then the SDK (1.35) tells the workflow of the timer at the
+time of the task before. The workflow finds its deadline ahead and starts another timer, and that goes out with the task
+to come, though no replay would start it. So such a query fails and asks to be repeated, which makes the SDK forget all
+that it has replayed. Our clients repeat it by themselves. Where more queries had waited, the SDK forgets these and the
+task, too: the server hands the task out once more after ten seconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from temporalio.api.common.v1 import Payload
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.client import Interceptor, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
+from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
+from temporalio.workflow import Info
+
+from schema import wire
+from schema.codec import Keyring
+
+# A query that is asked again waits for the workflow's task, so it is rare that the second one fails.
+ATTEMPTS = 3
+# Two kinds of an activation's jobs, which the SDK mixes with no others
+QUERY, EVICTION = "query_workflow", "remove_from_cache"
+
+
+class Guard(WorkflowRunner):
+    """Runs workflows as `runner` does, and keeps from them what they could not replay."""
+
+    def __init__(self, runner: WorkflowRunner, keyring: Keyring) -> None:
+        self._runner = runner
+        self._keyring = keyring
+
+    def prepare_workflow(self, defn: Any) -> None:
+        self._runner.prepare_workflow(defn)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        return _Guarded(self._runner.create_instance(det), self._keyring)
+
+    def set_worker_level_failure_exception_types(self, types: Sequence[type[BaseException]]) -> None:
+        self._runner.set_worker_level_failure_exception_types(types)
+
+
+class _Seen(NamedTuple):
+    """How far in its history a workflow is: the last event, and the size and the time at the start of the last task."""
+
+    events: int
+    size: int
+    at_ns: int
+
+    @classmethod
+    def at(cls, act: WorkflowActivation) -> "_Seen":
+        return cls(act.history_length, act.history_size_bytes, act.timestamp.ToNanoseconds())
+
+    def has_no_task_since(self, before: "_Seen") -> bool:
+        """Whether there are events since, and no task has started: its start moves the time, and the size.
+
+        The time alone may stand still, where the server's clock is set back; the time-skipping server tells no size.
+        """
+        return self.events > before.events > 0 and self[1:] == before[1:] and self.size > 0
+
+
+class _Guarded(WorkflowInstance):
+    def __init__(self, instance: WorkflowInstance, keyring: Keyring) -> None:
+        self._instance = instance
+        self._keyring = keyring
+        self._seen = _Seen(0, 0, 0)
+        self._missed_events = False
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        """Raises CannotDecrypt, which fails the task and never the workflow."""
+        kinds = {job.WhichOneof("variant") for job in act.jobs}
+        before, self._seen = self._seen, _Seen.at(act)
+        if kinds != {QUERY} and self._seen.has_no_task_since(before):
+            self._missed_events = True
+            return _done()
+        if self._missed_events and EVICTION not in kinds:
+            return _ask_again()
+        for payload in self._of_history(act):
+            self._keyring.expect_key_of(payload)
+        return self._instance.activate(act)
+
+    def _of_history(self, act: WorkflowActivation) -> Iterator[Payload]:
+        """What the workflow must be able to read; what activities return is decrypted by now."""
+        for job in act.jobs:
+            yield from job.initialize_workflow.arguments
+            if self._keyring.keys:
+                yield from job.signal_workflow.input
+
+    def get_serialization_context(self, command_info: Any) -> Any:
+        return self._instance.get_serialization_context(command_info)
+
+    def get_external_store_context(self, command_info: Any) -> Any:
+        return self._instance.get_external_store_context(command_info)
+
+    def get_info(self) -> Info:
+        return self._instance.get_info()
+
+    def get_thread_id(self) -> int | None:
+        return self._instance.get_thread_id()
+
+
+def _done() -> WorkflowActivationCompletion:
+    completion = WorkflowActivationCompletion()
+    completion.successful.SetInParent()
+    return completion
+
+
+def _ask_again() -> WorkflowActivationCompletion:
+    completion = WorkflowActivationCompletion()
+    completion.failed.failure.message = wire.ASK_AGAIN
+    completion.failed.failure.application_failure_info.type = "AskAgain"
+    return completion
+
+
+class AsksAgain(Interceptor):
+    """Repeats the queries of a client that came too early."""
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        return _AsksAgain(next)
+
+
+class _AsksAgain(OutboundInterceptor):
+    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+        """Raises WorkflowQueryFailedError, with `wire.ASK_AGAIN` where every attempt came too early."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await super().query_workflow(input)
+            except WorkflowQueryFailedError as error:
+                if error.message != wire.ASK_AGAIN:
+                    raise
+        return await super().query_workflow(input)
