@@ -9,9 +9,11 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.fuzz import samples, sequences
 from benchmarks.fuzz.targets import LONGEST_LINE, Target, all_targets, check_line
+from schema.mistakes import MOST_READ, in_one_line
 
 TARGETS = {target.name: target for target in all_targets()}
 few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -158,6 +160,13 @@ def test_a_refusal_is_never_longer_than_a_page() -> None:
 
     assert line is not None
     assert len(line) <= LONGEST_LINE
+
+
+def test_more_mistakes_than_anybody_makes_are_counted_and_not_read() -> None:
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(list[int]).validate_python(["x"] * (MOST_READ + 1))
+
+    assert in_one_line(refused.value) == "expected list[int], but 10,001 mistakes came"
 
 
 def test_a_line_is_checked_for_what_no_person_should_read() -> None:

@@ -4,9 +4,9 @@
 
 In turn, each on an embedded server with a database file: `idle`, what `nautilus up` takes at 15,000 outcomes an hour;
 `ratio`, the CPU of a cycle over that of a bare workflow; `million`, an experiment over 1,000,000 outcomes; `crowd`,
-1,000 cycles, a hundred driven at a time on four workers that join and leave, and are all killed. About fifteen minutes
-on two free cores. CPU and memory are those of the product's own processes, from /proc, so this runs on Linux. A bound
-that is not reached is one line on standard error, and exit code 1. Progress goes to standard error.
+1,000 cycles, a hundred driven at a time on four workers that join and leave, and are all killed. CPU and memory are
+those of the product's own processes, from /proc, so this runs on Linux. A bound that is not reached is one line on
+standard error, and exit code 1. Progress goes to standard error.
 """
 
 import argparse
