@@ -3,7 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    QueryWorkflowInput,
+    WorkflowQueryFailedError,
+)
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig
@@ -26,6 +32,27 @@ REASONS = {
     "transport error": "what listens there ends the connection, see TEMPORAL_TLS and TEMPORAL_TLS_CLIENT_CERT_PATH",
     "connection closed": "what listens there ends the connection, see TEMPORAL_TLS and TEMPORAL_TLS_CLIENT_CERT_PATH",
 }
+# A query that is asked again waits for the workflow's task, so it is rare that the second one fails.
+ATTEMPTS = 3
+
+
+class AsksAgain(Interceptor):
+    """Repeats a client's queries that came too early."""
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        return _AsksAgain(next)
+
+
+class _AsksAgain(OutboundInterceptor):
+    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+        """Raises WorkflowQueryFailedError, with `wire.ASK_AGAIN` where every attempt came too early."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await super().query_workflow(input)
+            except WorkflowQueryFailedError as error:
+                if error.message != wire.ASK_AGAIN:
+                    raise
+        return await super().query_workflow(input)
 
 
 async def connect(address: str = "", **options: Any) -> Client:
@@ -37,6 +64,7 @@ async def connect(address: str = "", **options: Any) -> Client:
     """
     if "plugins" not in options:
         options["data_converter"] = data_converter()
+    options["interceptors"] = [*options.get("interceptors", ()), AsksAgain()]
     config = ClientConfig.load_client_connect_config()
     if address and config.get("target_host") != address:
         config = {"target_host": address}

@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.database import Database
 from activities.task_types.corpus import open_corpus
-from schema import wire
+from schema import connection
 from schema.tables.events import EventRow
 from starter.server import dev_server, free_port, prepare
 from workflows.plugin import plugin
@@ -36,7 +36,7 @@ SERVER_OPTIONS = (
 async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
     home = tmp_path_factory.mktemp("temporal")
     async with dev_server(home, free_port(), free_port(), database_file=False, options=SERVER_OPTIONS) as server:
-        client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
+        client = await connection.connect(server.address, plugins=[plugin()])
         await prepare(client)
         yield client
 

@@ -6,6 +6,7 @@ The server keeps its state in a file, which is searched for what was said.
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.database import Database
-from schema import codec, wire
+from schema import codec, connection, wire
 from schema.messages.cycle import CycleResult, Ending, Phase
 from schema.messages.proposals import Choice, Evidence
 from schema.settings import Settings
@@ -122,10 +123,11 @@ async def proposes_and_votes(stage: Stage) -> None:
         await stage.client.cast_ballot(stage.cycle, ballot)
 
 
-async def a_whole_cycle(platform: Installation) -> tuple[str, CycleResult]:
-    """A cycle from bids to a promotion, with acts of a person."""
+async def a_whole_cycle(server: Server, platform: Installation) -> tuple[str, CycleResult]:
+    """A cycle from bids to a promotion, with acts of a person; all that is sent comes as from agents and the door."""
+    outside = replace(platform, client=await connection.connect(server.address))
     async with platform.release():
-        stage = await platform.opens("whole")
+        stage = await outside.opens("whole")
         await stage.reach(Phase.BIDDING)
         await stage.client.act(stage.cycle, wire.EXTEND, PERSON, PERSON_REASON, seconds=1.0)
         await proposes_and_votes(stage)
@@ -137,7 +139,7 @@ async def test_nothing_that_is_said_in_a_cycle_is_readable_in_its_history_or_in_
     server: Server, database: Database, tmp_path: Path, keys: Keys
 ) -> None:
     keys.are(NEW)
-    cycle, result = await a_whole_cycle(await installation(server, database))
+    cycle, result = await a_whole_cycle(server, await installation(server, database))
 
     raw, written = await raw_history(server, cycle), file_bytes(tmp_path)
     payloads = await payloads_of(server, cycle)
@@ -159,7 +161,7 @@ async def test_nothing_that_is_said_in_a_cycle_is_readable_in_its_history_or_in_
 async def test_without_encryption_the_same_search_finds_everything(
     server: Server, database: Database, tmp_path: Path
 ) -> None:
-    cycle, _ = await a_whole_cycle(await installation(server, database))
+    cycle, _ = await a_whole_cycle(server, await installation(server, database))
 
     raw, written = await raw_history(server, cycle), file_bytes(tmp_path)
     assert [word for word in SAID if word.encode() not in raw] == []

@@ -12,8 +12,8 @@ whoever sends it noise.
 with a timer that has fired and whose task is still to come: then the SDK (1.35) tells the workflow of the timer at the
 time of the task before. The workflow finds its deadline ahead and starts another timer, and that goes out with the task
 to come, though no replay would start it. So such a query fails and asks to be repeated, which makes the SDK forget all
-that it has replayed. Our clients repeat it by themselves. Where more queries had waited, the SDK forgets these and the
-task, too: the server hands the task out once more after ten seconds.
+that it has replayed. Our clients repeat it (`schema.connection`). Where more queries had waited, the SDK forgets these
+and the task, too: the server hands the task out once more after ten seconds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +22,12 @@ from typing import Any, NamedTuple
 from temporalio.api.common.v1 import Payload
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
-from temporalio.client import Interceptor, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.workflow import Info
 
 from schema import wire
 from schema.codec import Keyring
 
-# A query that is asked again waits for the workflow's task, so it is rare that the second one fails.
-ATTEMPTS = 3
 # Two kinds of an activation's jobs, which the SDK mixes with no others
 QUERY, EVICTION = "query_workflow", "remove_from_cache"
 
@@ -122,22 +119,3 @@ def _ask_again() -> WorkflowActivationCompletion:
     completion.failed.failure.message = wire.ASK_AGAIN
     completion.failed.failure.application_failure_info.type = "AskAgain"
     return completion
-
-
-class AsksAgain(Interceptor):
-    """Repeats the queries of a client that came too early."""
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _AsksAgain(next)
-
-
-class _AsksAgain(OutboundInterceptor):
-    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-        """Raises WorkflowQueryFailedError, with `wire.ASK_AGAIN` where every attempt came too early."""
-        for _ in range(ATTEMPTS - 1):
-            try:
-                return await super().query_workflow(input)
-            except WorkflowQueryFailedError as error:
-                if error.message != wire.ASK_AGAIN:
-                    raise
-        return await super().query_workflow(input)

@@ -34,7 +34,7 @@ from schema import wire
 from schema.codec import ENCODING, CannotDecrypt, Codec, configured, key_id_of
 from schema.display import one_line
 from schema.mistakes import LONGEST_LINE, LONGEST_SHOWN, UNKNOWN, Unreadable, in_one_line, wrong_number
-from workflows.guard import AsksAgain, Guard
+from workflows.guard import Guard
 from workflows.log_context import LogContext
 from workflows.shared_code import share_code
 
@@ -188,6 +188,6 @@ def plugin(only_reads: bool = False) -> SimplePlugin:
             payload_codec=Codec(keyring, of_worker=True),
             failure_converter_class=EncryptedFailures if encrypts else OneLineFailures,
         ),
-        interceptors=[_SafeMessageInterceptor(), LogContext(), AsksAgain()],
+        interceptors=[_SafeMessageInterceptor(), LogContext()],
         workflow_runner=runner,
     )
