@@ -34,7 +34,7 @@ def read(message: type[M], body: str) -> M:
 
     try:
         content = json.loads(body, object_hook=renamed)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = body  # damaged: validation raises
     return message.model_validate(content)
 

@@ -74,6 +74,16 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
         json.dumps(ACT | {"\u202egnp.exe": 1}).encode(),
         "\\u202egnp.exe: expected no such field, but 1 came",
     ),
+    "a number that JSON does not have, deep in what a task is about": (
+        "message TaskRequest",
+        b'{"task_id": "t-1", "task_type": "monte_carlo", "payload": {"paths": [1, {"seed": -Infinity}]}}',
+        "payload: expected numbers that JSON has, but -inf came",
+    ),
+    "lists in lists without end in an entry of the ledger": (
+        "ledger body",
+        b'{"message_id":' + b"[" * 100_000,
+        "expected a JSON object (Proposal), but ",
+    ),
     "an encoding that nobody knows, of three hundred characters": (
         "payload",
         b"",

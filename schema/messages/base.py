@@ -7,6 +7,7 @@ and have a default; enums are closed; nothing here imports a table.
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -80,9 +81,19 @@ Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-
 LARGEST_OBJECT_BYTES = 100_000
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
     """What JSON can carry: pydantic reads NaN here too, and would write null, which is another content."""
-    size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, float) and not isfinite(item):
+            raise ValueError(f"expected numbers that JSON has, but {item} came")
+        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ())
+    return value
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    size = len(json.dumps(value, ensure_ascii=False).encode())
     if size > LARGEST_OBJECT_BYTES:
         raise ValueError(f"expected an object of at most {LARGEST_OBJECT_BYTES} bytes of JSON, but {size} came")
     return value
@@ -99,7 +110,9 @@ def of_at_most(most: int) -> BeforeValidator:
     return BeforeValidator(refuse_longer)
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(_plain)]
+# Of any size; one that is stored is a JsonObject.
+Payload = Annotated[dict[str, Any], AfterValidator(_finite)]
+JsonObject = Annotated[Payload, AfterValidator(_small)]
 
 
 class Message(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from ..failure_kinds import FailureKind
-from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Reason, Text
+from .base import AgentMessage, Identifier, Instant, JsonObject, Message, Name, Payload, Reason, Text
 from .market import Agent, Award, Bid
 from .observatory import Attributes, Detail
 from .story import StoryState
@@ -23,7 +23,7 @@ class TaskRequest(Message):
     # Shorter than other names, because the workflow's id and the accounts' references are made from it.
     task_id: Annotated[Identifier, StringConstraints(max_length=180)]
     task_type: Name
-    payload: dict[str, Any] = Field(default_factory=dict)
+    payload: Payload = Field(default_factory=dict)
     requester: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=120)] = ""
     notify: Annotated[str, StringConstraints(max_length=500)] = ""
     price: int | None = Field(default=None, ge=0, le=1_000_000)
