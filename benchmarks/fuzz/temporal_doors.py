@@ -151,19 +151,20 @@ async def updates(stage: Stage, count: int, dice: int) -> Tally:
     async def send(_: int) -> None:
         name, arguments = sender.message(names)
         workflow = sender.workflow()
-        answer = await stage.temporal.workflow_service.update_workflow_execution(
-            UpdateWorkflowExecutionRequest(
-                namespace=wire.NAMESPACE,
-                workflow_execution=WorkflowExecution(workflow_id=workflow),
-                wait_policy=WaitPolicy(
-                    lifecycle_stage=UpdateWorkflowExecutionLifecycleStage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
-                ),
-                request=Request(
-                    meta=Meta(update_id=str(uuid4()), identity="fuzz"),
-                    input=Input(name=name, args=Payloads(payloads=arguments)),
-                ),
-            )
+        request = UpdateWorkflowExecutionRequest(
+            namespace=wire.NAMESPACE,
+            workflow_execution=WorkflowExecution(workflow_id=workflow),
+            wait_policy=WaitPolicy(
+                lifecycle_stage=UpdateWorkflowExecutionLifecycleStage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
+            ),
+            request=Request(
+                meta=Meta(update_id=str(uuid4()), identity="fuzz"),
+                input=Input(name=name, args=Payloads(payloads=arguments)),
+            ),
         )
+        answer = await stage.temporal.workflow_service.update_workflow_execution(request)
+        while not answer.HasField("outcome"):  # the server waits for so long only; asked again, it goes on waiting
+            answer = await stage.temporal.workflow_service.update_workflow_execution(request)
         if answer.outcome.HasField("failure"):
             sender.refuse(_line(answer.outcome.failure))
             return
