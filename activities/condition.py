@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from activities.reading import Readable, instant
-from rules import chain
+from rules import acts, chain
 from rules.identity import REVOKED
 from rules.subscriptions import Subscription
+from schema.messages.ledger import EntryKind
+from schema.messages.people import People
 from schema.wire import EventType
 
 PAGE = 1_000
@@ -108,21 +110,38 @@ def verify_newest(readable: Readable, count: int) -> Verified:
 
 
 def verify_all(readable: Readable) -> Verified:
-    """Recompute the whole ledger, page by page."""
+    """Recompute the whole ledger."""
     verified = 0
 
-    def entries() -> Iterator[dict[str, Any]]:
+    def counted() -> Iterator[dict[str, Any]]:
         nonlocal verified
-        statement = "SELECT * FROM ledger WHERE sequence > :after ORDER BY sequence LIMIT :page"
-        page = readable.rows(statement, after=0, page=PAGE)
-        while page:
-            for entry in page:
-                verified += 1
-                yield entry
-            page = readable.rows(statement, after=page[-1]["sequence"], page=PAGE)
+        for entry in _entries(readable):
+            verified += 1
+            yield entry
 
-    broken = chain.first_break(entries())
+    broken = chain.first_break(counted())
     return Verified(verified, broken)
+
+
+def _entries(readable: Readable) -> Iterator[dict[str, Any]]:
+    """The whole ledger, page by page."""
+    statement = "SELECT * FROM ledger WHERE sequence > :after ORDER BY sequence LIMIT :page"
+    page = readable.rows(statement, after=0, page=PAGE)
+    while page:
+        yield from page
+        page = readable.rows(statement, after=page[-1]["sequence"], page=PAGE)
+
+
+def unproved_acts(readable: Readable) -> list[str]:
+    """A line for each act in the ledger that is not proved to be of the person whom it names."""
+    return list(acts.unproved(_entries(readable)))
+
+
+def declared_people(readable: Readable) -> People:
+    """Who may act, as the ledger last has it; nobody where it has nothing."""
+    statement = "SELECT body FROM ledger WHERE kind = :kind ORDER BY sequence DESC LIMIT 1"
+    rows = readable.rows(statement, kind=EntryKind.PEOPLE_DECLARED.value)
+    return People.model_validate_json(rows[0]["body"]) if rows else People()
 
 
 def agent_keys(readable: Readable) -> dict[str, str]:

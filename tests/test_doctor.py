@@ -24,7 +24,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities import condition, cron, ledger
+from activities import condition, cron, ledger, people
 from activities.database import Database
 from activities.events import emit, subscribe
 from activities.parameters import declare_parameters, freeze
@@ -50,6 +50,8 @@ from tests.conftest import unless_gone
 from tests.databases import url_of
 from tests.encrypted import key_file, line
 from tests.serving import serving
+from tests.test_signed_acts import DECLARED as DECLARED_PEOPLE
+from tests.test_signed_ledger import in_toml
 from tests.test_start import called
 from tests.tls import Authority
 
@@ -437,6 +439,23 @@ async def test_a_ledger_that_somebody_changed(new_site: NewSite, either_database
     change(either_database, "UPDATE ledger SET subject = 'another' WHERE sequence = 2")
 
     is_at(State.PROBLEM, await found(new_site(full=full), "ledger"), "entry 2", mend="restore a backup")
+
+
+async def test_an_act_that_its_person_did_not_sign(new_site: NewSite, either_database: Database) -> None:
+    site = new_site(full=True)
+    assert "not asked for" in (await found(site, "signed acts")).found
+    site.settings.platform.write_text(in_toml(DECLARED_PEOPLE))
+
+    declared_otherwise = await found(site, "signed acts")
+    people.declare(either_database, site.platform(), datetime.now(UTC))
+    of_nobody_yet = await found(site, "signed acts")
+    freeze(either_database, TIMEOUT, "olga", "a release", datetime.now(UTC))
+
+    is_at(State.PROBLEM, declared_otherwise, "declares other people", mend="`nautilus apply`")
+    assert of_nobody_yet.state is State.OK
+    unsigned = await found(site, "signed acts")
+    is_at(State.PROBLEM, unsigned, "did them: 1; entry", "expected a signature", mend="`nautilus ledger verify`")
+    assert "--full" in (await found(new_site(), "signed acts")).found
 
 
 def test_the_newest_entries_are_verified_from_the_one_before_them(either_database: Database) -> None:

@@ -104,7 +104,7 @@ class Stage:
     async def state(self) -> list[str]:
         """What the cycle and the task hold that messages could change."""
         cycle, task = await self.client.status(self.cycle), await self.client.task_status(self.task)
-        unchanging = {"receipts", "refused", "unread", "story", "current_keys"}
+        unchanging = {"receipts", "refused", "unread", "story", "current_keys", "current_people"}
         return [status.model_dump_json(exclude=unchanging) for status in (cycle, task)]
 
 

@@ -52,8 +52,16 @@ class Sender:
         self.rng = Random(f"{name} {dice}")
         self.acts = 0
 
-    async def send_all(self, count: int, send: Callable[[int], Coroutine[Any, Any, None]]) -> Tally:
-        """Send so many, some at once, and count as written what they changed."""
+    async def send_all(
+        self,
+        count: int,
+        send: Callable[[int], Coroutine[Any, Any, None]],
+        become: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> Tally:
+        """Send so many, some at once, and count as written what they changed.
+
+        Where no message is answered, `become` counts what became of them.
+        """
         before = await self.stage.state(), self.stage.rows()
         left = iter(range(count))
 
@@ -62,6 +70,8 @@ class Sender:
                 await self._timed(number, send)
 
         await asyncio.gather(*(sender() for _ in range(SENDERS)))
+        if become is not None:
+            await become()
         if self.acts:
             await self._undo_the_acts()
         await self._compare(*before)
@@ -201,19 +211,23 @@ async def signals(stage: Stage, count: int, dice: int) -> Tally:
         )
         sender.tally.accepted += 1
 
-    tally = await sender.send_all(count, send)
-    refused = (await stage.client.status(stage.cycle)).refused + (await stage.client.task_status(stage.task)).refused
-    for workflow in (stage.cycle, stage.task):
-        for receipt in await stage.client.receipts(workflow):
-            if receipt.accepted:
-                tally.written += 1
-                tally.example(f"a signal was accepted: {receipt}")
-            elif receipt.reason:
-                _check(tally, receipt.reason)
-    # Delivered, and refused by the workflow: what is neither nudges it or makes it read the keys.
-    counted = min(tally.accepted, refused)
-    tally.accepted, tally.refused = tally.accepted - counted, tally.refused + counted
-    return tally
+    async def become() -> None:
+        tally = sender.tally
+        cycle, task = await stage.client.status(stage.cycle), await stage.client.task_status(stage.task)
+        # Delivered, and refused by the workflow: what is neither nudges it or makes it read the keys.
+        counted = min(tally.accepted, cycle.refused + task.refused)
+        tally.accepted, tally.refused = tally.accepted - counted, tally.refused + counted
+        for workflow in (stage.cycle, stage.task):
+            for receipt in await stage.client.receipts(workflow):
+                if receipt.accepted and receipt.kind in PEOPLE:
+                    sender.acts += 1
+                elif receipt.accepted:
+                    tally.written += 1
+                    tally.example(f"a signal was accepted: {receipt}")
+                elif receipt.reason:
+                    _check(tally, receipt.reason)
+
+    return await sender.send_all(count, send, become)
 
 
 async def queries(stage: Stage, count: int, dice: int) -> Tally:

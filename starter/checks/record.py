@@ -142,6 +142,26 @@ def ledger(site: Site) -> Judgement:
     return ok(f"{entries} entries ({which}), unbroken")
 
 
+def signed_acts(site: Site) -> Judgement:
+    """What people did is signed by them, where that is asked for."""
+    from activities import condition, people
+
+    readable = site.readable()
+    in_file, in_ledger = people.declared(site.platform()), condition.declared_people(readable)
+    if not (in_file.signed or in_ledger.signed):
+        return ok("not asked for (signed_acts): whoever reaches Temporal or the database acts under any name")
+    if in_file != in_ledger:
+        found = f"{site.settings.platform} declares other people, or another signed_acts, than the ledger has"
+        return problem(found, "`nautilus apply` declares them, if the file is right; find out who changed it if not")
+    if not site.full:
+        return ok("asked for; --full checks every signature")
+    unproved = condition.unproved_acts(readable)
+    if unproved:
+        mend = "`nautilus ledger verify` lists them; ask who is named, and find out who can write to the database"
+        return problem(f"acts without proof of who did them: {len(unproved)}; {unproved[0]}", mend)
+    return ok("every act is signed by the person whom it names")
+
+
 def parameters(site: Site) -> Judgement:
     """Every declared parameter is in force, with a value within its bounds."""
     from activities import reading

@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "deliveries": record.deliveries,
     "dead letters": record.dead_letters,
     "ledger": record.ledger,
+    "signed acts": record.signed_acts,
     "parameters": record.parameters,
     "freezes": record.freezes,
     "key files": files.key_files,
