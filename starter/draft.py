@@ -398,6 +398,9 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
         "# How long everything waits: production (hours, a baseline of a week) or trial (minutes, to see a cycle).",
         f'pace = "{pace}"',
         "",
+        "# To have what people do signed: `nautilus person keygen NAME`, paste the lines that it prints, and then",
+        "# signed_acts = true",
+        "",
         "# Kinds of task, one table each; timeout_parameter is the limit that tasks are cut off at.",
         "# OpenTelemetry: spans of the agent or tool of that name are its tasks; [[task_types.spans]] maps others.",
     ]
