@@ -60,7 +60,8 @@ class ProposalActivities:
             ]
             insert_new(session, BallotRow, rows, returning="agent_id")
             decided = decision(proposal_id=record.proposal_id, tally=record.tally)
-            emit(session, decided, record.cycle_id, record.cycle_id, record.at)
+            # By proposal: a cycle that was set back may come to a second vote.
+            emit(session, decided, record.cycle_id, f"{record.cycle_id}:{record.proposal_id}", record.at)
 
 
 def _row_of(proposal: Proposal, cycle_id: str, at: datetime) -> ProposalRow:

@@ -32,6 +32,7 @@ from schema.messages.ledger import EntryKind
 from schema.messages.platform import Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
+from schema.tables.events import EventRow
 from schema.tables.experiment import ExperimentRow, ParameterRow, TaskTypeLockRow
 from schema.tables.market import AgentRow
 from starter import preflight
@@ -311,7 +312,9 @@ async def test_another_change_is_not_promoted_by_the_experiment_that_was_registe
         locks = session.exec(select(TaskTypeLockRow)).all()
         in_force = session.get_one(ParameterRow, builders.TIMEOUT).value
         [experiment] = session.exec(select(ExperimentRow)).all()
+        told = session.exec(select(EventRow).where(EventRow.type == wire.EventType.PROPOSAL_ACCEPTED)).all()
 
+    assert len({event.data["proposal_id"] for event in told}) == len(told) == 2
     assert ending(result) is Ending.INVALID
     assert "is registered for research_synthesis.timeout_s 90 -> 180, but 90 -> 150 came" in result.status.reason
     assert (locks, in_force, experiment.design["treatment"]) == ([], 90.0, 180.0)
