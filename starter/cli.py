@@ -9,13 +9,16 @@ import gc
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
+from schema.display import visible
 from starter.command import OPENED, CommandError, err
 
 
@@ -112,6 +115,16 @@ def load(name: str) -> Any:
     return command
 
 
+@contextmanager
+def _shown_as_text() -> Iterator[None]:
+    """Let what Typer refuses be shown as nothing but text: it repeats what was typed, or pasted."""
+    try:
+        yield
+    except TyperException as error:
+        error.message = "\n".join(map(visible, error.message.split("\n")))
+        raise
+
+
 class _Commands(TyperGroup):
     """Lists the table above, and loads the command that is called."""
 
@@ -123,6 +136,14 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
         return name, load(name) if name and listed else None, rest
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _shown_as_text():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _shown_as_text():
+            return super().invoke(ctx)
 
     def _main_shell_completion(self, ctx_args: Any, prog_name: str, complete_var: str | None = None) -> None:
         if COMPLETING in os.environ:
@@ -186,6 +207,8 @@ def _fixable(error: Exception) -> str | None:
             return str(error)
         case RecursionError():
             return "expected data that is nested less deeply"
+        case OverflowError() if "too large to convert" in str(error):  # of SQLite
+            return f"expected a number of at most {2**63 - 1}"
         case ConnectionError(errno=None):  # our own, and no broken pipe
             return str(error)
         case FileNotFoundError():

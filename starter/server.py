@@ -36,6 +36,9 @@ RETENTION = timedelta(days=90)
 START_TIMEOUT_S = 30.0
 # A server that dies at once would otherwise be started hundreds of times a minute.
 RESTART_PAUSE_S = 1.0
+# An update of more than a payload (2 MB) fails the workflow's task, because the SDK sends it back with the answer: for
+# half a minute nobody reaches the workflow. Under this setting the server refuses it.
+UPDATES_SETTING, MOST_UPDATE_BYTES = "history.maxInFlightUpdatePayloads", 1_900_000
 log = structlog.get_logger()
 # How a server answers those who may not, or says that it does no such thing.
 NOT_PERMITTED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNIMPLEMENTED)
@@ -169,6 +172,7 @@ def _arguments(port: int, ui_port: int) -> list[str]:
     arguments += ["--namespace", wire.NAMESPACE, "--log-level", "warn"]
     for name in wire.SEARCH_ATTRIBUTES:
         arguments += ["--search-attribute", f"{name}=Keyword"]
+    arguments += ["--dynamic-config-value", f"{UPDATES_SETTING}={MOST_UPDATE_BYTES}"]
     return arguments
 
 

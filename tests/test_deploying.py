@@ -21,6 +21,7 @@ from starter.door.access import OPEN
 from starter.door.app import CLOSE_S
 from starter.health import VARIABLE
 from starter.logs import FORMAT
+from starter.server import MOST_UPDATE_BYTES, UPDATES_SETTING
 from tests.deployments import (
     COMPOSE,
     FOLDER,
@@ -281,6 +282,12 @@ def test_the_declaration_is_valid_and_the_same_in_both(tmp_path: Path) -> None:
 
     assert text == (FOLDER / "platform.toml").read_text()
     assert declared_platform(Settings(platform=FOLDER / "platform.toml")).parameters
+
+
+def test_a_server_of_one_s_own_refuses_the_same_updates_as_the_embedded_one() -> None:
+    settings = yaml.safe_load((FOLDER / "temporal-dynamic-config.yaml").read_text())
+
+    assert settings[UPDATES_SETTING] == [{"value": MOST_UPDATE_BYTES}]
 
 
 def test_prometheus_scrapes_the_jobs_of_the_alert_rules() -> None:

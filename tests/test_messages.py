@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from temporalio.api.common.v1 import Payload, Payloads, WorkflowExecution
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
+from temporalio.api.update.v1 import Input, Meta, Request
+from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.agents import register_agent
 from activities.database import Database
@@ -432,6 +437,28 @@ async def test_an_unknown_update_says_which_are_known(stage: Stage) -> None:
     assert isinstance(refused.value.cause, ApplicationError)
     assert "cast_ballot" in refused.value.cause.message
     assert "\n" not in refused.value.cause.message
+
+
+async def test_an_update_that_fits_into_no_payload_is_refused_and_holds_nothing_up(stage: Stage) -> None:
+    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+    large = Payload(metadata={"encoding": b"json/plain"}, data=b'"' + b"x" * 2_500_000 + b'"')
+    request = UpdateWorkflowExecutionRequest(
+        namespace=wire.NAMESPACE,
+        workflow_execution=WorkflowExecution(workflow_id=stage.cycle),
+        request=Request(
+            meta=Meta(update_id="large", identity="test"),
+            input=Input(name=wire.PLACE_BID, args=Payloads(payloads=[large])),
+        ),
+    )
+
+    with pytest.raises(RPCError, match="limit on total payload size") as refused:
+        await stage.client.temporal.workflow_service.update_workflow_execution(request)
+    with pytest.raises(WorkflowUpdateFailedError):  # the next one is answered
+        await handle.execute_update(wire.PLACE_BID, {"message_id": "small"})
+    events = [event.event_type async for event in handle.fetch_history_events()]
+
+    assert refused.value.status is RPCStatusCode.RESOURCE_EXHAUSTED
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED not in events
 
 
 async def test_the_client_is_refused_with_the_same_line(stage: Stage) -> None:
