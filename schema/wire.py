@@ -55,8 +55,9 @@ EVERYTHING = "*"
 # Queries
 STATUS = "status"
 RECEIPTS = "receipts"
-# How a query fails that came between an event and the workflow's turn at it; the next one is answered
-ASK_AGAIN = "the workflow has yet to see its newest events: ask again"
+# How a query fails that came between an event and the workflow's turn at it; the next one is answered. A workflow that
+# was terminated in between has no next turn.
+ASK_AGAIN = "the workflow has yet to see its newest events: ask again, unless it was terminated"
 
 # Search attributes, all keywords
 METRIC = "NautilusMetric"

@@ -104,6 +104,7 @@ COMMANDS = {
 }
 # Shells ask for completions with this variable, and Typer names it after the program.
 PROGRAM, COMPLETING = "nautilus", "_NAUTILUS_COMPLETE"
+TOO_LARGE = f"expected a number of at most {2**63 - 1}"
 
 
 def load(name: str) -> Any:
@@ -208,7 +209,7 @@ def _fixable(error: Exception) -> str | None:
         case RecursionError():
             return "expected data that is nested less deeply"
         case OverflowError() if "too large to convert" in str(error):  # of SQLite
-            return f"expected a number of at most {2**63 - 1}"
+            return TOO_LARGE
         case ConnectionError(errno=None):  # our own, and no broken pipe
             return str(error)
         case FileNotFoundError():
@@ -224,6 +225,7 @@ def _fixable_elsewhere(error: Exception) -> str | None:
     from sqlite3 import Error as SqliteError
 
     from sqlalchemy.exc import SQLAlchemyError
+    from temporalio.client import WorkflowQueryFailedError
     from temporalio.service import RPCError
 
     from schema.connection import UNREACHABLE
@@ -237,10 +239,14 @@ def _fixable_elsewhere(error: Exception) -> str | None:
             return (
                 "expected the platform's tables, but the database has none; run `nautilus up` or `nautilus apply` first"
             )
+        case SQLAlchemyError() if "NumericValueOutOfRange" in str(error):
+            return TOO_LARGE
         case SQLAlchemyError() | SqliteError() if "no such column" in str(error) or "UndefinedColumn" in str(error):
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}; see `nautilus db check`"
         case SQLAlchemyError() | SqliteError():
             return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
+        case WorkflowQueryFailedError():
+            return f"expected the workflow to answer, but {error}"
         # The SDK raises a bare RuntimeError where it cannot connect, or cannot use an address or a certificate.
         case RPCError() | RuntimeError() if UNREACHABLE in str(error):
             return "expected a Temporal server, but none answers; run `nautilus up` or set TEMPORAL_ADDRESS"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 from sqlmodel import select
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowQueryFailedError
 
 from activities.agents import register_agent
 from activities.anomalies import announce, close_anomaly
@@ -32,7 +32,7 @@ from schema.messages.experiment import Promotion
 from schema.tables.events import EventRow, UndeliveredRow
 from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow, SnapshotRow
 from schema.wire import EventType
-from starter.cli import main
+from starter.cli import _fixable, main
 from starter.server import free_port
 from tests import builders
 from tests.builders import NOW, TIMEOUT
@@ -144,6 +144,16 @@ MISTAKES = {
     "a subscriber that is none": (("events", "redrive", "nope", "--all"), {}, "expected a subscriber (cycles"),
     "no word on what to redrive": (("events", "redrive"), {}, "expected exactly one of --subject and --all"),
     "no file": (("outcomes", "import", "/nowhere"), {}, "expected a file of outcomes"),
+    "a number beyond 64 bits": (
+        ("ledger", "show", "9" * 30),
+        {},
+        "expected a",
+    ),  # on PostgreSQL an entry, which has numerics
+    "as many entries": (
+        ("ledger", "list", "--latest", "9" * 30),
+        {},
+        "expected a number of at most 922337203685477580",
+    ),
 }
 
 
@@ -490,6 +500,26 @@ def test_a_usage_error_is_exit_code_2(nautilus: Callable[..., Said], arguments: 
 
     assert (code, printed) == (2, "")
     assert "Usage: " in complaint
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"), [("\u202egnp.exe", "\\u202egnp.exe"), ("\x1b[2J", "\\x1b[2J"), ("\udcff", "\\udcff")]
+)
+@pytest.mark.parametrize("before", [(), ("events", "list")])
+def test_what_was_typed_is_repeated_as_text(
+    nautilus: Callable[..., Said], before: tuple[str, ...], typed: str, shown: str
+) -> None:
+    code, _, complaint = nautilus(*before, typed)
+
+    assert code == 2
+    assert shown in complaint
+    assert typed not in complaint
+
+
+def test_a_workflow_that_does_not_answer_is_one_line() -> None:
+    line = _fixable(WorkflowQueryFailedError(wire.ASK_AGAIN))
+
+    assert line == f"expected the workflow to answer, but {wire.ASK_AGAIN}"
 
 
 READING = [
