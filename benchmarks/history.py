@@ -47,8 +47,8 @@ from worker import worker
 
 SIZES = (100, 10_000, 100_000)
 AGENTS = ("ada", "bob", "cyd", "dee")
-# Far beyond every size, so that all cycles have the same threshold, 1 / alpha.
-MAX_TASKS = 1_000_000
+# Far beyond every size, so that all cycles have the same threshold, 1 / alpha; at least four times any minimum.
+MAX_TASKS = 4_000_000
 LONGER_S = 2.0
 TASKS_BEFORE, FIRST_OLD = 300, 1_000_000
 BATCH = 2_000
