@@ -36,7 +36,7 @@ fortnight: setup ## the article's two weeks, simulated, beside the article's own
 chaos: setup-dev ## faults at random over whole cycles: about 15 minutes (full disks need root)
 	@$(BIN)/python -m benchmarks.chaos $(ARGS)
 
-load: setup-dev ## 1,000 open cycles, a million outcomes, CPU per cycle and at rest (long)
+load: setup-dev ## 1,000 open cycles, a million outcomes, CPU per cycle and at rest: 20 minutes
 	@$(BIN)/python -m benchmarks.load $(ARGS)
 
 fuzz: setup-dev ## hostile messages: 100,000 in process, 2,000 through each real door

@@ -55,9 +55,9 @@ EVERYTHING = "*"
 # Queries
 STATUS = "status"
 RECEIPTS = "receipts"
-# How a query fails that came between an event and the workflow's turn at it; the next one is answered. A workflow that
-# was terminated in between has no next turn.
-ASK_AGAIN = "the workflow has yet to see its newest events: ask again, unless it was terminated"
+# How a query fails that came between an event and the workflow's task for it; the next one is answered. A workflow that
+# was terminated, or timed out, in between has no such task.
+ASK_AGAIN = "the workflow has yet to see its newest events: ask again, unless it has ended"
 
 # Search attributes, all keywords
 METRIC = "NautilusMetric"

@@ -104,7 +104,7 @@ COMMANDS = {
 }
 # Shells ask for completions with this variable, and Typer names it after the program.
 PROGRAM, COMPLETING = "nautilus", "_NAUTILUS_COMPLETE"
-TOO_LARGE = f"expected a number of at most {2**63 - 1}"
+TOO_LARGE = "expected a number that the database can hold"
 
 
 def load(name: str) -> Any:
@@ -208,7 +208,7 @@ def _fixable(error: Exception) -> str | None:
             return str(error)
         case RecursionError():
             return "expected data that is nested less deeply"
-        case OverflowError() if "too large to convert" in str(error):  # of SQLite
+        case OverflowError() if "SQLite INTEGER" in str(error):
             return TOO_LARGE
         case ConnectionError(errno=None):  # our own, and no broken pipe
             return str(error)

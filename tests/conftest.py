@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from workflows.plugin import plugin
 pytest_plugins = ["tests.databases"]
 
 os.environ.pop("TEMPORAL_ADDRESS", None)
+# In the background of a script Ctrl-C is ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A cycle of some 150 events is untouched; one that is flooded continues as new after hundreds and not thousands.
 SERVER_OPTIONS = (

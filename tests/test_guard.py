@@ -1,27 +1,149 @@
-"""What is kept from a workflow: events that a query sees before the task that they belong to, on a real server."""
+"""What is kept from a workflow: events that a query sees before the task that they belong to."""
 
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any, cast
 
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowQueryFailedError
-from temporalio.worker import Replayer
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.client import Client, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
+from temporalio.worker import Replayer, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
-from schema import wire
+from schema import connection, wire
+from schema.codec import Keyring
 from schema.messages.cycle import Ending, Phase
 from tests import builders
 from tests.test_improvement_cycle import Stage
 from tests.test_upgrade import Installation, address, ending, installation
 from worker import WORKFLOWS
+from workflows.guard import Guard
 from workflows.plugin import plugin
 
 __all__ = ["installation"]
 
 WINDOW_S = 4.0
 # Which of the two a new worker gets first is chance, the query or the window's task.
-CYCLES = 16
+CYCLES = 32
 PATIENCE = timedelta(seconds=60)
+
+
+# ---- each sequence of activations by itself
+
+START, QUERY, UPDATE = "initialize_workflow", "query_workflow", "do_update"
+TIMER, SIGNAL, ACTIVITY = "fire_timer", "signal_workflow", "resolve_activity"
+# The last event, and the size and the second of the last task's start, of each activation; with what is in it.
+SEQUENCES: dict[str, tuple[list[tuple[int, int, int, str]], str]] = {
+    "a query alone": ([(3, 180, 1, START), (6, 180, 1, QUERY)], "given"),
+    "a task": ([(3, 180, 1, START), (9, 727, 2, ACTIVITY)], "given"),
+    "a task at a time that stands still": ([(3, 180, 1, START), (9, 727, 1, ACTIVITY)], "given"),
+    "a server that tells no size": ([(3, 0, 1, START), (9, 0, 1, TIMER)], "given"),
+    "a timer without its task": ([(9, 727, 2, ACTIVITY), (13, 727, 2, TIMER)], "kept"),
+    "a signal without its task": ([(9, 727, 2, ACTIVITY), (11, 727, 2, SIGNAL)], "kept"),
+    "an activity that was cancelled here": ([(9, 727, 2, SIGNAL), (9, 727, 2, ACTIVITY)], "given"),
+    "a timer after a refused update": ([(5, 300, 1, START), (7, 300, 2, UPDATE), (7, 300, 2, TIMER)], "kept"),
+    "an activity after a refused update": ([(5, 300, 1, START), (7, 300, 2, UPDATE), (8, 300, 2, ACTIVITY)], "kept"),
+    "updates while the time stands still": (
+        [(7, 300, 2, UPDATE), (5, 300, 2, QUERY), (7, 300, 2, UPDATE)],
+        "given",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_what_has_no_task_is_kept_and_a_query_after_it_is_to_be_repeated(name: str) -> None:
+    sequence, expected = SEQUENCES[name]
+    workflow = Recording()
+    guarded = Guard(workflow, Keyring({}, None)).create_instance(cast(WorkflowInstanceDetails, None))
+
+    answers = [guarded.activate(activation(*each)) for each in sequence]
+    events, size, second, _ = sequence[-1]
+    asked = guarded.activate(activation(events, size, second, QUERY))
+    guarded.activate(activation(0, 0, 0, "remove_from_cache"))
+
+    given = [each[-1] for each in (sequence if expected == "given" else sequence[:-1])]
+    assert all(answer.HasField("successful") for answer in answers)
+    assert asked.failed.failure.message == ("" if expected == "given" else wire.ASK_AGAIN)
+    assert workflow.given == [*given, *([QUERY] if expected == "given" else []), "remove_from_cache"]
+
+
+def activation(events: int, size: int, second: int, kind: str) -> WorkflowActivation:
+    made = WorkflowActivation(history_length=events, history_size_bytes=size, timestamp=Timestamp(seconds=second))
+    getattr(made.jobs.add(), kind).SetInParent()
+    return made
+
+
+class Recording(WorkflowRunner, WorkflowInstance):
+    """A workflow that does nothing but tell what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[str | None] = []
+
+    def prepare_workflow(self, defn: Any) -> None: ...
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        return self
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        self.given.extend(job.WhichOneof("variant") for job in act.jobs)
+        completion = WorkflowActivationCompletion()
+        completion.successful.SetInParent()
+        return completion
+
+    def get_serialization_context(self, command_info: Any) -> Any: ...
+
+    def get_external_store_context(self, command_info: Any) -> Any: ...
+
+    def get_info(self) -> Any: ...
+
+    def get_thread_id(self) -> int | None: ...
+
+
+# ---- the client
+
+
+@pytest.mark.parametrize(
+    ("failures", "asked", "fails"),
+    [
+        ([], 1, None),
+        ([wire.ASK_AGAIN], 2, None),
+        ([wire.ASK_AGAIN] * 3, 3, wire.ASK_AGAIN),
+        (["a defect"], 1, "a defect"),
+    ],
+)
+async def test_a_query_that_came_too_early_is_repeated_and_no_other(
+    failures: list[str], asked: int, fails: str | None
+) -> None:
+    server = Server(failures)
+    client = connection.AsksAgain().intercept_client(server)
+
+    if fails is None:
+        assert await client.query_workflow(cast(QueryWorkflowInput, None)) == "answered"
+    else:
+        with pytest.raises(WorkflowQueryFailedError, match=fails):
+            await client.query_workflow(cast(QueryWorkflowInput, None))
+
+    assert server.asked == asked
+
+
+class Server(OutboundInterceptor):
+    """Answers once its failures are told."""
+
+    def __init__(self, failures: list[str]) -> None:
+        self._failures = list(failures)
+        self.asked = 0
+
+    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+        self.asked += 1
+        if self._failures:
+            raise WorkflowQueryFailedError(self._failures.pop(0))
+        return "answered"
+
+
+# ---- on a real server
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_window_closes_leaves_a_cycle_that_replays(

@@ -77,7 +77,7 @@ FOUND: dict[str, tuple[str, bytes, str]] = {
     "a number that JSON does not have, deep in what a task is about": (
         "message TaskRequest",
         b'{"task_id": "t-1", "task_type": "monte_carlo", "payload": {"paths": [1, {"seed": -Infinity}]}}',
-        "payload: expected numbers that JSON has, but -inf came",
+        "payload: expected what JSON can carry, but Out of range float values",
     ),
     "lists in lists without end in an entry of the ledger": (
         "ledger body",

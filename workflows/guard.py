@@ -12,11 +12,14 @@ whoever sends it noise.
 with a timer that has fired and whose task is still to come: then the SDK (1.35) tells the workflow of the timer at the
 time of the task before. The workflow finds its deadline ahead and starts another timer, and that goes out with the task
 to come, though no replay would start it. So such a query fails and asks to be repeated, which makes the SDK forget all
-that it has replayed. Our clients repeat it (`schema.connection`). Where more queries had waited, the SDK forgets these
-and the task, too: the server hands the task out once more after ten seconds.
+that it has replayed. Our clients repeat it (`schema.connection`). Where several queries had waited, the SDK hands on
+one, and forgets the others, which time out, and the task: the server hands that out once more after ten seconds.
+
+What this does not see: events of a task that has started and was never completed, because its worker was killed. Their
+time has passed, so no deadline is ahead; a signal that comes after such a query would be in an activation of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 from temporalio.api.common.v1 import Payload
@@ -30,6 +33,10 @@ from schema.codec import Keyring
 
 # Two kinds of an activation's jobs, which the SDK mixes with no others
 QUERY, EVICTION = "query_workflow", "remove_from_cache"
+# Updates come with a task that has started, and with nothing else.
+UPDATE = "do_update"
+# What only an event can be the reason of
+OF_EVENTS = {"fire_timer", "signal_workflow", "cancel_workflow"}
 
 
 class Guard(WorkflowRunner):
@@ -60,12 +67,17 @@ class _Seen(NamedTuple):
     def at(cls, act: WorkflowActivation) -> "_Seen":
         return cls(act.history_length, act.history_size_bytes, act.timestamp.ToNanoseconds())
 
-    def has_no_task_since(self, before: "_Seen") -> bool:
-        """Whether there are events since, and no task has started: its start moves the time, and the size.
+    def has_no_task_since(self, before: "_Seen", kinds: Set[str | None]) -> bool:
+        """Whether jobs of these kinds are of events since `before`, and no task has started that they belong to.
 
-        The time alone may stand still, where the server's clock is set back; the time-skipping server tells no size.
+        A task's start moves the time, and the size of the history. Where an update was refused, neither that nor its
+        task is in the history, and two later events have the numbers that those had. The time alone stands still where
+        the server's clock is set back; the time-skipping server tells no size.
         """
-        return self.events > before.events > 0 and self[1:] == before[1:] and self.size > 0
+        has_moved = self[1:] != before[1:] or self.size == 0
+        if has_moved or before.events == 0 or UPDATE in kinds or kinds == {QUERY}:
+            return False
+        return self.events > before.events or bool(kinds & OF_EVENTS)
 
 
 class _Guarded(WorkflowInstance):
@@ -79,7 +91,7 @@ class _Guarded(WorkflowInstance):
         """Raises CannotDecrypt, which fails the task and never the workflow."""
         kinds = {job.WhichOneof("variant") for job in act.jobs}
         before, self._seen = self._seen, _Seen.at(act)
-        if kinds != {QUERY} and self._seen.has_no_task_since(before):
+        if self._seen.has_no_task_since(before, kinds):
             self._missed_events = True
             return _done()
         if self._missed_events and EVICTION not in kinds:

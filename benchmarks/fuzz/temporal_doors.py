@@ -56,11 +56,11 @@ class Sender:
         self,
         count: int,
         send: Callable[[int], Coroutine[Any, Any, None]],
-        become: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        count_outcomes: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> Tally:
         """Send so many, some at once, and count as written what they changed.
 
-        Where no message is answered, `become` counts what became of them.
+        Where no message is answered, `count_outcomes` counts afterwards what became of them.
         """
         before = await self.stage.state(), self.stage.rows()
         left = iter(range(count))
@@ -70,8 +70,8 @@ class Sender:
                 await self._timed(number, send)
 
         await asyncio.gather(*(sender() for _ in range(SENDERS)))
-        if become is not None:
-            await become()
+        if count_outcomes is not None:
+            await count_outcomes()
         if self.acts:
             await self._undo_the_acts()
         await self._compare(*before)
@@ -211,7 +211,9 @@ async def signals(stage: Stage, count: int, dice: int) -> Tally:
         )
         sender.tally.accepted += 1
 
-    async def become() -> None:
+    before = [receipt for workflow in (stage.cycle, stage.task) for receipt in await stage.client.receipts(workflow)]
+
+    async def count_outcomes() -> None:
         tally = sender.tally
         cycle, task = await stage.client.status(stage.cycle), await stage.client.task_status(stage.task)
         # Delivered, and refused by the workflow: what is neither nudges it or makes it read the keys.
@@ -219,6 +221,8 @@ async def signals(stage: Stage, count: int, dice: int) -> Tally:
         tally.accepted, tally.refused = tally.accepted - counted, tally.refused + counted
         for workflow in (stage.cycle, stage.task):
             for receipt in await stage.client.receipts(workflow):
+                if receipt in before:
+                    continue
                 if receipt.accepted and receipt.kind in PEOPLE:
                     sender.acts += 1
                 elif receipt.accepted:
@@ -227,7 +231,7 @@ async def signals(stage: Stage, count: int, dice: int) -> Tally:
                 elif receipt.reason:
                     _check(tally, receipt.reason)
 
-    return await sender.send_all(count, send, become)
+    return await sender.send_all(count, send, count_outcomes)
 
 
 async def queries(stage: Stage, count: int, dice: int) -> Tally:

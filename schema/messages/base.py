@@ -7,7 +7,6 @@ and have a default; enums are closed; nothing here imports a table.
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -81,14 +80,12 @@ Reason = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:/-
 LARGEST_OBJECT_BYTES = 100_000
 
 
-def _finite(value: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """What JSON can carry: pydantic reads NaN here too, and would write null, which is another content."""
-    waiting: list[Any] = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, float) and not isfinite(item):
-            raise ValueError(f"expected numbers that JSON has, but {item} came")
-        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ())
+    try:
+        json.dumps(value, allow_nan=False, default=str)
+    except ValueError as error:
+        raise ValueError(f"expected what JSON can carry, but {error}") from None
     return value
 
 
@@ -111,7 +108,7 @@ def of_at_most(most: int) -> BeforeValidator:
 
 
 # Of any size; one that is stored is a JsonObject.
-Payload = Annotated[dict[str, Any], AfterValidator(_finite)]
+Payload = Annotated[dict[str, Any], AfterValidator(_plain)]
 JsonObject = Annotated[Payload, AfterValidator(_small)]
 
 

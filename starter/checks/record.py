@@ -155,9 +155,12 @@ def signed_acts(site: Site) -> Judgement:
         return problem(found, "`nautilus apply` declares them, if the file is right; find out who changed it if not")
     if not site.full:
         return ok("asked for; --full checks every signature")
-    unproved = condition.unproved_acts(readable)
+    mend = "`nautilus ledger verify` lists them; ask who is named, and find out who can write to the database"
+    try:
+        unproved = condition.unproved_acts(readable)
+    except ValueError as error:  # an entry that was damaged
+        return problem(f"the ledger cannot be read: {error}", mend)
     if unproved:
-        mend = "`nautilus ledger verify` lists them; ask who is named, and find out who can write to the database"
         return problem(f"acts without proof of who did them: {len(unproved)}; {unproved[0]}", mend)
     return ok("every act is signed by the person whom it names")
 
