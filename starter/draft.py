@@ -390,16 +390,13 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     """The file, with a comment on each section and the reason beside each value that was derived."""
     lines = [
         "# What Nautilus watches and may tune on this platform. Agents can tune nothing else, and never this file.",
-        "# `nautilus check` reports what is wrong in it, and what it declares.",
+        "# `nautilus check` says what is wrong in it; `nautilus person keygen`, how people's acts are signed.",
         "",
         f"# How far the platform goes by itself: {MODES}.",
         f'mode = "{mode}"',
         "",
         "# How long everything waits: production (hours, a baseline of a week) or trial (minutes, to see a cycle).",
         f'pace = "{pace}"',
-        "",
-        "# To have what people do signed: `nautilus person keygen NAME`, paste the lines that it prints, and then",
-        "# signed_acts = true",
         "",
         "# Kinds of task, one table each; timeout_parameter is the limit that tasks are cut off at.",
         "# OpenTelemetry: spans of the agent or tool of that name are its tasks; [[task_types.spans]] maps others.",
@@ -415,8 +412,8 @@ def rendered(draft: Draft, mode: Mode, pace: Pace) -> str:
     lines += _section("observatory", "When it measures, and what it calls bad", rules.observatory, rules.reasons)
     interval_s = rules.observatory.get("interval_s")
     if interval_s is not None:
-        lines += ["# Each interval is judged when it has ended.", "[[schedules]]"]
-        lines += [*_pairs({"id": JobId.METRICS_SNAPSHOT.value, "every_s": interval_s, "budget_s": 30}), ""]
+        schedule = _pairs({"id": JobId.METRICS_SNAPSHOT.value, "every_s": interval_s, "budget_s": 30})
+        lines += ["# Each interval is judged when it has ended.", "[[schedules]]", *schedule, ""]
     lines += _section("cycle", "Windows of a cycle, and what its experiment may take", rules.cycle, rules.reasons)
     return "\n".join(lines).rstrip("\n") + "\n"
 

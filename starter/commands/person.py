@@ -34,7 +34,10 @@ KINDS = wire.ACTS_OF_PEOPLE
 def person_keygen(
     name: str, file: Annotated[Path | None, typer.Option("--out", help="Default: NAME.pem, here.")] = None
 ) -> None:
-    """Make a key for a person; prints the lines for platform.toml. Nothing is overwritten."""
+    """Make a key for a person; prints the lines for platform.toml, where `signed_acts = true` asks for signatures.
+
+    Nothing is overwritten.
+    """
     from starter import keys
 
     person = checked_name(name, "person")
