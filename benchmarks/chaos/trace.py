@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from rules import chain
 from rules.rewards import missed_penalty
+from schema.messages.proposals import Proposal
 
 PROMOTED, ROLLED_BACK, ENDED = "parameter.promoted", "parameter.rolled_back", "cycle.ended"
 TREASURY = "treasury"
@@ -282,7 +283,8 @@ def _announced(trace: Trace) -> Iterator[str]:
     for end in trace.bodies(ENDED):
         if end["tally"] is not None:
             decision = "proposal.accepted" if end["tally"]["accepted"] else "proposal.rejected"
-            yield f"{decision}:{end['cycle_id']}"
+            proposal = Proposal.model_validate(end["proposal"])
+            yield f"{decision}:{end['cycle_id']}:{proposal.proposal_id}"
     for experiment in trace.experiments:
         if experiment.opened:
             yield f"experiment.started:{experiment.experiment_id}"
