@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from activities import ledger
 from activities.reading import Readable, instant
 from rules import acts, chain
 from rules.identity import REVOKED
@@ -141,7 +142,7 @@ def declared_people(readable: Readable) -> People:
     """Who may act, as the ledger last has it; nobody where it has nothing."""
     statement = "SELECT body FROM ledger WHERE kind = :kind ORDER BY sequence DESC LIMIT 1"
     rows = readable.rows(statement, kind=EntryKind.PEOPLE_DECLARED.value)
-    return People.model_validate_json(rows[0]["body"]) if rows else People()
+    return ledger.read(People, rows[0]["body"]) if rows else People()
 
 
 def agent_keys(readable: Readable) -> dict[str, str]:

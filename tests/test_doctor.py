@@ -456,6 +456,9 @@ async def test_an_act_that_its_person_did_not_sign(new_site: NewSite, either_dat
     unsigned = await found(site, "signed acts")
     is_at(State.PROBLEM, unsigned, "did them: 1; entry", "expected a signature", mend="`nautilus ledger verify`")
     assert "--full" in (await found(new_site(), "signed acts")).found
+    for full, kind in ((True, "parameter.frozen"), (False, "people.declared")):
+        change(either_database, f"UPDATE ledger SET body = '[' WHERE kind = '{kind}'")
+        is_at(State.PROBLEM, await found(new_site(full=full), "signed acts"), "cannot be read", mend="ledger verify")
 
 
 def test_the_newest_entries_are_verified_from_the_one_before_them(either_database: Database) -> None:

@@ -147,22 +147,24 @@ def signed_acts(site: Site) -> Judgement:
     from activities import condition, people
 
     readable = site.readable()
-    in_file, in_ledger = people.declared(site.platform()), condition.declared_people(readable)
-    if not (in_file.signed or in_ledger.signed):
-        return ok("not asked for (signed_acts): whoever reaches Temporal or the database acts under any name")
-    if in_file != in_ledger:
-        found = f"{site.settings.platform} declares other people, or another signed_acts, than the ledger has"
-        return problem(found, "`nautilus apply` declares them, if the file is right; find out who changed it if not")
-    if not site.full:
-        return ok("asked for; --full checks every signature")
-    mend = "`nautilus ledger verify` lists them; ask who is named, and find out who can write to the database"
+    in_file = people.declared(site.platform())
+    mend = "`nautilus ledger verify` says where; ask who is named, and find out who can write to the database"
     try:
-        unproved = condition.unproved_acts(readable)
+        in_ledger = condition.declared_people(readable)
+        unproved = condition.unproved_acts(readable) if site.full else []
     except ValueError as error:  # an entry that was damaged
         return problem(f"the ledger cannot be read: {error}", mend)
+    asked_for = in_file.signed or in_ledger.signed
+    if asked_for and in_file != in_ledger:
+        found = f"{site.settings.platform} declares other people, or another signed_acts, than the ledger has"
+        return problem(found, "`nautilus apply` declares them, if the file is right; find out who changed it if not")
     if unproved:
         return problem(f"acts without proof of who did them: {len(unproved)}; {unproved[0]}", mend)
-    return ok("every act is signed by the person whom it names")
+    if not asked_for:
+        return ok("not asked for (signed_acts): whoever reaches Temporal or the database acts under any name")
+    if not site.full:
+        return ok("asked for; --full checks every signature")
+    return ok("every act since they were asked for is signed by the person whom it names")
 
 
 def parameters(site: Site) -> Judgement:
