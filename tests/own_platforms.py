@@ -33,13 +33,12 @@ from schema.tables.observatory import OutcomeRow
 from simulation.research_service import ResearchServer
 from starter.door.app import application
 from starter.wheels.build import section
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")
-# Several times what it takes on a machine with other work to do.
-PATIENCE_S = 90.0
 EXPERIMENT = "success_rate:support#1"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from starter.server import free_port
+from tests.patience import PATIENCE_S
 
 
 @contextmanager
@@ -18,10 +19,10 @@ def serving(app: Any) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not server.started:
         assert thread.is_alive(), "expected a server that starts, but it stopped"
-        assert time.monotonic() < deadline, "expected a server within 30 s"
+        assert time.monotonic() < deadline, f"expected a server within {PATIENCE_S:g} s"
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{port}"

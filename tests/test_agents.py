@@ -66,6 +66,7 @@ from starter.platform.resolver import ParameterResolver
 from starter.stack import register_own
 from tests import builders
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from worker import worker
 
 RESEARCH, BREADTH = "research_synthesis", "research_synthesis.breadth"
@@ -452,7 +453,7 @@ async def improved(
         )
         platform_runs = asyncio.create_task(asyncio.to_thread(traffic))
         try:
-            return await asyncio.wait_for(client.result(cycle), 60)
+            return await asyncio.wait_for(client.result(cycle), PATIENCE_S)
         finally:
             done.set()
             running.cancel()
@@ -497,7 +498,7 @@ async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
                 search_attributes=TypedSearchAttributes([phase]),
             )
         try:
-            assert await asyncio.wait_for(bids(), 10) >= 1
+            assert await asyncio.wait_for(bids(), PATIENCE_S) >= 1
             assert (await watcher.step()).cycles == 2
         finally:
             await watcher.close()

@@ -31,6 +31,7 @@ from starter.cli import main
 from starter.server import ServerError, binary, free_port, missing_search_attributes, prepare
 from starter.stack import apply
 from tests.builders import TIMEOUT
+from tests.patience import PATIENCE_S
 from tests.test_doctor import DECLARATION
 
 NONE_ANSWERS = "expected a Temporal server at {}, but none answers: "
@@ -113,7 +114,7 @@ async def test_search_attributes_that_an_administrator_has_made_need_no_further_
     client = await connection.connect()
     temporal_command([*("operator", "namespace", "create", "--namespace", client.namespace)], client)
     application: Any = OfAnApplication(client)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (missing := await _missing(client)) is None:
             await asyncio.sleep(0.1)
     assert missing == list(wire.SEARCH_ATTRIBUTES)

@@ -36,6 +36,7 @@ from starter.cli import _fixable, main
 from starter.server import free_port
 from tests import builders
 from tests.builders import NOW, TIMEOUT
+from tests.patience import PATIENCE_S
 
 Said = tuple[int, str, str]
 NOVEMBER = datetime(2026, 11, 2, tzinfo=UTC)
@@ -604,7 +605,7 @@ def test_a_missing_database_is_not_made(nautilus: Callable[..., Said], tmp_path:
 
 def test_what_a_person_copies_stays_in_one_piece_at_80_columns(home: Path) -> None:
     process = start("params", "list", home=home, COLUMNS="80")
-    printed, complaint = process.communicate(timeout=60)
+    printed, complaint = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, complaint) == (0, "")
     assert builders.TIMEOUT in printed
@@ -702,7 +703,7 @@ except typer.Exit as end:
     assert process.stdout is not None
     started = process.stdout.readline()
     process.terminate()
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=PATIENCE_S)
 
     assert (started, rest, process.returncode) == ("started\n", "stopped in order\n", 143)
 

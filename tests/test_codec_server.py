@@ -27,6 +27,7 @@ from starter.stack import connect
 from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.encrypted import key_file, line
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from tests.test_encryption import payloads_of
 from tests.test_improvement_cycle import AGENTS
@@ -92,7 +93,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("body", "status"), REFUSED.values(), ids=REFUSED)
 def test_a_body_that_is_no_list_of_payloads_is_refused_in_one_line(url: str, body: bytes, status: int) -> None:
-    answer = httpx.post(f"{url}/decode", content=body, timeout=60)
+    answer = httpx.post(f"{url}/decode", content=body, timeout=PATIENCE_S)
 
     assert (answer.status_code, len(answer.text.splitlines())) == (status, 1)
     assert answer.text.startswith("expected ")
@@ -140,7 +141,9 @@ def test_with_a_token_nobody_is_answered_without_it() -> None:
 
 def says(environment: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "starter", "codec", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -26,6 +26,7 @@ from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
 from starter.server import Server
 from starter.stack import connect
+from tests.patience import PATIENCE_S
 from tests.record_histories import RECORDINGS, mid_vote, open_cycle, platform
 from tests.test_improvement_cycle import Stage
 from worker import worker
@@ -64,7 +65,7 @@ async def test_a_worker_killed_in_the_vote_and_in_the_experiment_loses_nothing(
         await stage.votes(proposal_id, challenger=Choice.APPROVE, endurance=Choice.APPROVE)
         await reached(on_stage, Phase.EXPERIMENT)
         await restart_worker(temporal, on_stage)
-        result = await asyncio.wait_for(on_stage.handle.result(), 60)
+        result = await asyncio.wait_for(on_stage.handle.result(), PATIENCE_S)
         run = judged(on_stage.database, result)
 
     assert as_promised(run), run

@@ -23,6 +23,7 @@ from starter.server import free_port
 from tests.builders import NOW
 from tests.databases import url_of
 from tests.earlier import FIRST, NEWEST, carry_to
+from tests.patience import PATIENCE_S
 from tests.test_cli import DECLARATION, ROOT, settings, start
 
 Said = tuple[int, str, str]
@@ -165,7 +166,7 @@ def test_up_refuses_a_database_that_is_newer_in_one_line(tmp_path: Path, either_
     up = start(
         *("up", "--port", ports[0], "--ui-port", ports[1], "--door-port", ports[2]), home=tmp_path, TEMPORAL_ADDRESS=""
     )
-    _, complaint = up.communicate(timeout=120)
+    _, complaint = up.communicate(timeout=PATIENCE_S)
 
     assert up.returncode == 1
     assert complaint.splitlines()[-1].startswith("nautilus: expected the database's schema to be version")

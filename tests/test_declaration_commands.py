@@ -19,6 +19,7 @@ from schema.messages.platform import Mode, ParameterKind
 from schema.pace import Pace
 from starter.cli import main
 from tests import builders
+from tests.patience import PATIENCE_S
 
 Said = tuple[int, str, str]
 GOOD = """
@@ -390,7 +391,7 @@ def test_on_a_terminal_init_asks_and_asks_again_for_what_cannot_be(tmp_path: Pat
         shown = shown.partition(question)[2]
         os.write(ours, f"{answer}\n".encode())
 
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     os.close(ours)
     platform = read_platform(tmp_path / "platform.toml")
     assert (process.returncode, platform.pace, platform.mode) == (0, Pace.TRIAL, Mode.RECOMMEND)

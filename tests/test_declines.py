@@ -22,6 +22,7 @@ from schema.tables.events import EventRow
 from starter.client import Refused
 from starter.report_page import page as report_page
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage, on_stage  # noqa: F401  (a fixture)
 from workflows import windows
 
@@ -212,7 +213,7 @@ async def test_one_bid_beside_five_declines_is_awarded(on_stage) -> None:  # typ
     async with on_stage(bid_window_s=300) as stage:
         await stage.declines(*AGENTS[1:])
         await stage.bids("ada")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await stage.reach(Phase.PROPOSING)
         status = await stage.client.status(stage.cycle)
 

@@ -49,6 +49,7 @@ from tests.builders import TIMEOUT, event_data
 from tests.conftest import unless_gone
 from tests.databases import url_of
 from tests.encrypted import key_file, line
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from tests.test_signed_acts import DECLARED as DECLARED_PEOPLE
 from tests.test_signed_ledger import in_toml
@@ -70,7 +71,6 @@ task_types = ["research_synthesis"]
 """
 WEBHOOK = '[[webhooks]]\nname = "audit"\nurl = "https://example.org/"\nsecret_env = "AUDIT_SECRET"\n'
 ROOT = Path(__file__).parent.parent
-START_S = 60.0
 SHORT = "short-of-everything"
 BARE = UnsandboxedWorkflowRunner()
 # What the checks advise, with a word for each thing that they fill in.
@@ -87,7 +87,7 @@ async def found(site: Site, name: str) -> Finding:
 
 async def until(state: State, site: Site, name: str) -> Finding:
     """The finding once it has this state, or the last one before the deadline."""
-    deadline = asyncio.get_running_loop().time() + START_S
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
     finding = await found(site, name)
     while finding.state is not state and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(0.2)
@@ -125,7 +125,7 @@ async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_
     ports = Ports(free_port(), free_port(), embedded=True, door=free_port())
     async with running(settings, ports) as stack:
         environment = {**stack.environment, "NAUTILUS_DOOR_URL": f"http://127.0.0.1:{ports.door}"}
-        deadline = asyncio.get_running_loop().time() + START_S
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while True:  # worker, agents and door take some seconds to start
             code, document, complaints = await doctor(environment, "--full", "--json")
             findings = json.loads(document)["findings"]
@@ -520,7 +520,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 async def usable(client: Client) -> None:
     """Wait until every part of the server knows a new namespace."""
-    deadline = asyncio.get_running_loop().time() + START_S
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while True:
         try:
             await client.count_workflows()

@@ -29,6 +29,7 @@ from starter.server import Server, dev_server, free_port
 from starter.stack import connect
 from tests import builders
 from tests.encrypted import key_file, line, secret
+from tests.patience import PATIENCE_S
 from tests.record_histories import tasks
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from tests.test_upgrade import Installation, address, ending, installed
@@ -289,7 +290,7 @@ async def test_an_activity_that_cannot_read_its_input_is_tried_again_until_a_wor
 async def failed_attempts(stage: Stage) -> int:
     """How often an activity of a cycle has failed, once one has."""
     handle = stage.client.temporal.get_workflow_handle(stage.cycle)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             for pending in (await handle.describe()).raw_description.pending_activities:
                 if pending.HasField("last_failure"):

@@ -57,6 +57,7 @@ from starter.server import dev_server, free_port
 from tests import builders, events_page
 from tests.builders import NOW
 from tests.databases import NewDatabase
+from tests.patience import PATIENCE_S
 from worker import activities, worker
 from workflows.event_bus import EventBus
 from workflows.plugin import plugin
@@ -328,7 +329,7 @@ async def test_a_slow_delivery_delays_no_other_subject(usual_database: Database)
     running = asyncio.create_task(bus.run())
     await bus.reader.hangs.wait()
     bus.announce("a2", "a3")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while bus.reader.took != ["a1", "a2", "a3"]:
             await asyncio.sleep(0.01)
     running.cancel()
@@ -875,11 +876,11 @@ async def test_the_workflow_delivers_and_ends_once_nobody_declares_its_subscribe
             )
             with usual_database.transaction() as session:
                 emit(session, MetaTaskOpened(cycle_id="c"), "s", "1", NOW)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not receiver.taken:
                     await asyncio.sleep(0.01)
         async with worker(temporal, usual_database, builders.platform(), quick, task_queue):
-            await asyncio.wait_for(handle.result(), 30)
+            await asyncio.wait_for(handle.result(), PATIENCE_S)
 
     assert receiver.taken == {"s": ["meta_task.opened:1"]}
 
@@ -905,7 +906,7 @@ async def test_a_dispatcher_whose_history_grows_long_continues_as_new_and_loses_
         client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
         async with Worker(client, task_queue=task_queue, workflows=[EventBus], activities=[one_at_a_time]):
             handle = await client.start_workflow(wire.EVENT_BUS, HOOK, id="bus", task_queue=task_queue)
-            await asyncio.wait_for(handle.result(), 60)
+            await asyncio.wait_for(handle.result(), PATIENCE_S)
         first = await client.get_workflow_handle("bus", run_id=handle.first_execution_run_id).describe()
 
     assert bus.reader.took == [f"a{number:02}" for number in range(total)]

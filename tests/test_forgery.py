@@ -39,6 +39,7 @@ from tests import builders
 from tests.browser import browser, chromium
 from tests.conftest import stop
 from tests.hostile import FORGED, LONG, TEXTS, faults
+from tests.patience import PATIENCE_S
 from tests.record_histories import open_cycle
 from tests.test_improvement_cycle import AGENTS
 from worker import worker
@@ -169,7 +170,7 @@ async def hostile_task(client: Any) -> str:
     request = TaskRequest(task_id=f"forged-{uuid4()}", task_type="monte_carlo", requester="rita [red]", notify="ops")
     await client.submit_task(request)
     task = task_workflow_id(request.task_id)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         for agent in AGENTS:
             while (await client.task_status(task)).phase is not TaskPhase.BIDDING:
                 await asyncio.sleep(0.05)

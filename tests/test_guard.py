@@ -17,6 +17,7 @@ from schema import connection, wire
 from schema.codec import Keyring
 from schema.messages.cycle import Ending, Phase
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import Stage
 from tests.test_upgrade import Installation, address, ending, installation
 from worker import WORKFLOWS
@@ -28,7 +29,7 @@ __all__ = ["installation"]
 WINDOW_S = 4.0
 # Which of the two a new worker gets first is chance, the query or the window's task.
 CYCLES = 32
-PATIENCE = timedelta(seconds=60)
+PATIENCE = timedelta(seconds=PATIENCE_S)
 
 
 # ---- each sequence of activations by itself

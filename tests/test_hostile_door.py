@@ -20,6 +20,7 @@ from starter.door.outcomes import OutcomeBatch
 from starter.door.problems import Problem
 from tests import builders
 from tests.builders import NOW
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from tests.test_door import door
 
@@ -64,7 +65,7 @@ SLOW = {  # the body: what shows that it was refused before that
 @pytest.mark.parametrize(("body", "said"), SLOW.values(), ids=SLOW)
 def test_a_body_of_mistakes_is_refused_before_they_are_all_read(database: Database, body: str, said: str) -> None:
     with door(database) as caller:
-        refused = caller.client.post("/v1/outcomes", content=body, timeout=60)
+        refused = caller.client.post("/v1/outcomes", content=body, timeout=PATIENCE_S)
 
     assert refused.status_code == 422
     assert refused.json()["detail"].endswith(said)
@@ -90,7 +91,7 @@ def test_the_largest_honest_batch_is_none_of_them() -> None:
 )
 def test_a_crowded_evaluation_is_refused_as_ofrep_has_it(database: Database, content: bytes) -> None:
     with door(database) as caller:
-        refused = caller.client.post("/ofrep/v1/evaluate/flags", content=content, timeout=60)
+        refused = caller.client.post("/ofrep/v1/evaluate/flags", content=content, timeout=PATIENCE_S)
 
     assert refused.status_code == 400
     assert refused.json()["errorCode"] == "INVALID_CONTEXT"
@@ -142,7 +143,7 @@ def test_what_is_no_json_rpc_is_refused_by_mcp_in_one_line(database: Database, c
     _, key = door_keys.create_agent_key(database, "ada", "ada", NOW)
     headers = {"X-API-Key": key, "Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
     with serving(application(database, builders.platform())) as url:
-        refused = httpx.post(f"{url}/mcp", content=content, headers=headers, timeout=60)
+        refused = httpx.post(f"{url}/mcp", content=content, headers=headers, timeout=PATIENCE_S)
 
     line = refused.json()["error"]["message"]
     assert refused.status_code == 400
@@ -177,7 +178,7 @@ async def test_a_key_has_so_many_requests_under_way_and_no_more(database: Databa
             let_in = await status(other_key)
             for writer in writers:
                 writer.close()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while await status(slow_key) != 200:
                     await asyncio.sleep(0.02)
 

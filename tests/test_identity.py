@@ -51,6 +51,7 @@ from starter.stack import register_own
 from tests import builders
 from tests.builders import NOW
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
 from workflows import receipts
@@ -739,7 +740,7 @@ async def command(stage: Stage, *arguments: str) -> tuple[int | None, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    printed = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+    printed = (await asyncio.wait_for(process.communicate(), PATIENCE_S))[0].decode()
     return process.returncode, printed
 
 
@@ -889,7 +890,7 @@ async def test_a_signed_bid_of_an_earlier_attempt_is_worth_nothing(on_signed_sta
 
 
 async def until(stage: Stage, true: Callable[[CycleStatus], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for status in stage.client.follow(stage.cycle, every_s=0.02):
             if true(status):
                 return
@@ -926,7 +927,7 @@ async def by_command(stage: Stage, kind: str, word: AgentMessage) -> str:
 
 
 async def until_taken(client: NautilusClient, cycle: str, bid: Bid) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 await client.place_bid(cycle, bid)
@@ -975,7 +976,7 @@ async def test_a_person_takes_part_by_hand(on_signed_stage: Any, tmp_path: Path)
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        signed = (await asyncio.wait_for(sign.communicate(SAID.encode()), 60))[0].decode().strip()
+        signed = (await asyncio.wait_for(sign.communicate(SAID.encode()), PATIENCE_S))[0].decode().strip()
         about = ("--workflow-id", stage.cycle, "--name", wire.PLACE_BID, "--input", signed)
         updated, printed = await command(stage, "update", "execute", *about)
         signalled, _ = await command(stage, "signal", *about)
@@ -1019,7 +1020,7 @@ async def test_a_cycle_opens_only_with_a_proposal_that_is_signed_for_it(on_signe
         for name, request in requests.items():
             handle = await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
             with pytest.raises(WorkflowFailureError) as failed:
-                await asyncio.wait_for(handle.result(), 20)
+                await asyncio.wait_for(handle.result(), PATIENCE_S)
             assert isinstance(failed.value.cause, ActivityError), name
             assert "expected a" in str(failed.value.cause.cause), name
         assert await stage.client.open_cycle(proposal) == cycle

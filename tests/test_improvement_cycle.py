@@ -42,6 +42,7 @@ from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests import builders
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from worker import worker
 
 AGENTS = ("ada", "bob", "cyd", "dee", "eve", "fay")
@@ -121,7 +122,7 @@ class Stage:
         return asyncio.to_thread(traffic)
 
     async def result(self) -> CycleResult:
-        return await asyncio.wait_for(self.client.result(self.cycle), 60)
+        return await asyncio.wait_for(self.client.result(self.cycle), PATIENCE_S)
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ async def test_the_documented_agent_votes_once_by_its_own_look_at_the_records(  
         await stage.proposes("ada", value=value)
         await stage.reach(Phase.VOTING)
         running = asyncio.create_task(documented_agent.run(stage.client, 0.1))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not (status := await stage.client.status(stage.cycle)).ballots:
                 await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)  # it looks again, and says nothing new
@@ -297,7 +298,7 @@ async def test_the_documented_agent_votes_once_by_its_own_look_at_the_records(  
 async def test_a_proposal_of_what_nobody_declared_is_invalid_and_says_so(on_stage) -> None:  # type: ignore[no-untyped-def]
     async with on_stage() as stage:
         cycle = await stage.client.open_cycle(builders.proposal("ada", parameter="no.such"))
-        result = await asyncio.wait_for(stage.client.result(cycle), 30)
+        result = await asyncio.wait_for(stage.client.result(cycle), PATIENCE_S)
 
     assert result.end.ending is Ending.INVALID
     assert result.end.reason == f"expected a declared parameter ({builders.TIMEOUT}), but no.such came"

@@ -29,6 +29,7 @@ from schema.settings import Settings
 from starter import logs, telemetry
 from starter.server import free_port
 from tests import builders
+from tests.patience import PATIENCE_S
 from worker import worker
 
 ROOT = Path(__file__).parent.parent
@@ -265,7 +266,7 @@ async def test_a_worker_serves_what_the_sdk_measures(temporal: Client, tmp_path:
     )
     try:
         assert process.stderr is not None
-        started = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
+        started = json.loads(await asyncio.wait_for(process.stderr.readline(), PATIENCE_S))
         scraped = await asyncio.to_thread(read, f"http://{address}/metrics")
     finally:
         process.terminate()

@@ -48,6 +48,7 @@ from starter.keys import AgentKey
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
 from starter.server import binary
+from tests.patience import PATIENCE_S
 from worker import task_worker, worker
 
 MONTE_CARLO = {
@@ -99,7 +100,7 @@ class Market:
         await self.client.place_bid(task, Bid(message_id=f"b-{agent}", agent_id=agent, price=price, eta_s=5))
 
     async def reach(self, task: str, holds: Callable[[TaskStatus], bool]) -> TaskStatus:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not holds(status := await self.client.task_status(task)):
                 await asyncio.sleep(0.05)
         return status
@@ -110,7 +111,7 @@ class Market:
         )
 
     async def ended(self, task: str) -> TaskStatus:
-        return await asyncio.wait_for(self.client.task_result(task), 60)
+        return await asyncio.wait_for(self.client.task_result(task), PATIENCE_S)
 
     def balances(self, *accounts: str) -> list[int]:
         with self.database.reading() as session:
@@ -527,7 +528,7 @@ async def test_the_documented_executor_does_what_it_is_awarded(
     async with market(temporal, database, task_queue, tmp_path, platform, built_in=False) as stage:
         register_agent(database, example.AGENT, "op-herald", datetime.now(UTC), key.public)
         running = asyncio.create_task(example.run(NautilusClient(temporal, task_queue, key), 0.2))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not stage.registered("shout"):
                 await asyncio.sleep(0.1)
         good, bad = await stage.submit("shout", payload={"text": "ahoy"}), await stage.submit("shout", payload={})
@@ -554,7 +555,7 @@ async def test_a_revocation_reaches_a_running_task(
             await signing.place_bid(task, Bid(message_id="b", agent_id=agent_id, price=price, eta_s=5))
         await stage.executing(task, "ann")
         identity.revoke(database, "ann", "olga", "stolen", now)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 with pytest.raises(Refused) as refused:
                     await stage.client.heartbeat(task, Heartbeat(message_id="h", agent_id="ann"))
@@ -581,7 +582,7 @@ async def command(client: Client, *about: Any) -> tuple[int | None, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    printed = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+    printed = (await asyncio.wait_for(process.communicate(), PATIENCE_S))[0].decode()
     return process.returncode, printed
 
 

@@ -64,6 +64,7 @@ from starter.platform.resolver import ParameterResolver
 from starter.server import free_port
 from tests import builders
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from worker import worker
 
@@ -124,7 +125,7 @@ async def served(app: McpApp) -> AsyncIterator[str]:
     asgi = Starlette(routes=routes, lifespan=lambda _: app.run())
     server = uvicorn.Server(uvicorn.Config(asgi, port=port, ws="none", log_level="error"))
     serving = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not server.started:
             await asyncio.sleep(0.01)
     try:
@@ -189,7 +190,7 @@ class Stage:
 
     async def work(self, agent_id: str, tool: str, workflow: str = "") -> dict[str, Any]:
         """The agent's work on the cycle, or on `workflow`, once it waits for this tool: lists lag behind."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 found = await self.call(agent_id, "find_work")
                 for entry in found["work"]:
@@ -521,7 +522,7 @@ async def test_a_whole_cycle_is_played_through_the_tools(on_stage: Any) -> None:
         done = asyncio.Event()
         traffic = asyncio.create_task(stage.runs_tasks(done))
         ending = asyncio.ensure_future(stage.client.result(stage.cycle))
-        await asyncio.wait((ending, traffic), timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ending, traffic), timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         done.set()
         await traffic
         result = await asyncio.wait_for(ending, 1)
@@ -575,7 +576,7 @@ async def test_a_user_task_is_bid_on_done_and_paid_through_the_tools(on_stage: A
         beaten = await stage.call("ada", "read_cycle", workflow_id=task)
         result = {"quality": 1.0, "summary": "AHOY", "details": {"letters": 4}}
         await stage.call("ada", "hand_in_result", workflow_id=task, **result)
-        await asyncio.wait_for(stage.client.task_result(task), 30)
+        await asyncio.wait_for(stage.client.task_result(task), PATIENCE_S)
         ended = await stage.call("ada", "read_cycle", workflow_id=task)
         standing = await stage.call("ada", "read_standing")
 
@@ -899,7 +900,7 @@ async def test_what_is_no_call_is_refused_and_the_door_goes_on(temporal: Tempora
     app = mcp_app(NautilusClient(temporal), account_reader(database), agent_of)
     key = {"authorization": f"Bearer {door_key('ada')}"}
     json_headers = {"content-type": "application/json"}
-    async with served(app) as url, httpx2.AsyncClient(headers=key | ACCEPTED, timeout=10) as http:
+    async with served(app) as url, httpx2.AsyncClient(headers=key | ACCEPTED, timeout=PATIENCE_S) as http:
         statuses = [
             (await http.post(f"{url}/mcp", content=b"{", headers=json_headers)).status_code,
             (await http.post(f"{url}/mcp", content=b"[]", headers=json_headers)).status_code,
@@ -1052,7 +1053,7 @@ async def test_over_stdio_it_ends_when_it_is_told_to(sent: signal.Signals, tmp_p
 
     process.send_signal(sent)
 
-    assert await asyncio.wait_for(process.wait(), 10) == -sent
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == -sent
 
 
 async def test_without_a_door_the_tools_reach_temporal_themselves(on_stage: Any, tmp_path: Path) -> None:

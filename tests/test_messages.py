@@ -40,6 +40,7 @@ from starter.server import binary
 from tests import builders
 from tests.conftest import stop
 from tests.databases import NewDatabase
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage, limited, on_stage  # noqa: F401  (a fixture)
 from worker import worker
 from workflows.improvement_cycle import ImprovementCycle
@@ -333,7 +334,7 @@ async def test_a_message_that_cannot_be_read_comes_back_as_one_line(
         stage.client.temporal, "workflow", "update", "execute", "--workflow-id", handle.id, "--name", name, *inputs
     )
     with pytest.raises(WorkflowUpdateFailedError) as refused:
-        await asyncio.wait_for(handle.execute_update(name, args=arguments), 10)
+        await asyncio.wait_for(handle.execute_update(name, args=arguments), PATIENCE_S)
 
     (said,) = printed.splitlines()[:-1] if printed.endswith("\n\n") else printed.splitlines()
     assert said.startswith(f"Error: unable to update workflow: {line} (type: ")
@@ -405,7 +406,7 @@ async def test_nobody_can_start_a_story_in_its_middle(stage: Stage, workflow: st
     )
 
     with pytest.raises(WorkflowFailureError) as failed:
-        await asyncio.wait_for(handle.result(), 10)
+        await asyncio.wait_for(handle.result(), PATIENCE_S)
     assert isinstance(failed.value.cause, ApplicationError)
     assert failed.value.cause.message == "expected one argument, a JSON object, but 2 came"
 
@@ -586,7 +587,7 @@ async def test_a_cycle_with_bad_input_fails_at_once(stage: Stage, inputs: tuple[
     await command(client, *start, "--workflow-id", task_queue, *arguments)
     handle = client.get_workflow_handle(task_queue)
     with pytest.raises(WorkflowFailureError):
-        await asyncio.wait_for(handle.result(), 10)
+        await asyncio.wait_for(handle.result(), PATIENCE_S)
 
     described = await handle.describe()
     assert described.status is WorkflowExecutionStatus.FAILED

@@ -33,6 +33,7 @@ from starter.exporter import served
 from starter.server import free_port
 from tests import builders
 from tests.builders import NOW
+from tests.patience import PATIENCE_S
 from tests.test_verdict import design
 
 ROOT = Path(__file__).parent.parent
@@ -289,7 +290,7 @@ def test_the_command_says_in_one_line_that_its_port_is_taken(tmp_path: Path, dat
         other.listen()
         port = other.getsockname()[1]
         process = command(tmp_path, port)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 1
     assert said == f"nautilus: expected a free address for the metrics, but 127.0.0.1:{port}: Address already in use\n"

@@ -26,6 +26,7 @@ from starter.telemetry import runtime
 from tests import builders
 from tests.builders import NOW
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from tests.test_metrics import PLATFORM, Cycle, Samples, samples_of, scraped
 
 FOLDER = Path(__file__).parent.parent / "docs" / "monitoring"
@@ -70,7 +71,7 @@ class DoesNotReplay:
 def of_the_sdk(address: str, wanted: set[str]) -> tuple[Samples, set[str]]:
     """What the SDK exposes, with its labels, as soon as it exposes all that is wanted."""
     samples: Samples = {}
-    deadline = monotonic() + 30
+    deadline = monotonic() + PATIENCE_S
     while monotonic() < deadline:
         with urllib.request.urlopen(f"http://{address}/metrics") as answer:
             text = answer.read().decode()

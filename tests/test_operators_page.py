@@ -27,6 +27,7 @@ from starter.server import binary
 from tests import builders
 from tests.conftest import stop
 from tests.databases import NewDatabase
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import code_id, worker
 
@@ -196,5 +197,5 @@ async def run(client: Client, line: str) -> tuple[int | None, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    printed = (await asyncio.wait_for(process.communicate(), 30))[0].decode()
+    printed = (await asyncio.wait_for(process.communicate(), PATIENCE_S))[0].decode()
     return process.returncode, printed

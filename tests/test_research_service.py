@@ -26,6 +26,7 @@ from schema.messages.base import Value
 from schema.messages.simulation import ResearchService
 from simulation.faults import Conduct
 from simulation.research_service import ResearchServer
+from tests.patience import PATIENCE_S
 
 PROMPT = ResearchService(median_s=0.001, sigma=0)
 QUESTION = ResearchQuestion(question="How are asyncio tasks cancelled or timed out?", breadth=3, depth=2)
@@ -53,7 +54,7 @@ def serving(corpus: Corpus, declared: ResearchService = PROMPT) -> Iterator[str]
 
 def answer_of(url: str, body: bytes | None = None) -> tuple[int, str]:
     try:
-        with urlopen(Request(url, body), timeout=10) as response:
+        with urlopen(Request(url, body), timeout=PATIENCE_S) as response:
             return response.status, response.read().decode()
     except HTTPError as refused:
         with refused:

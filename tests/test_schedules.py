@@ -59,6 +59,7 @@ from starter.server import Server, dev_server, free_port, prepare
 from starter.stack import agents_every_s
 from tests import builders
 from tests.conftest import prune_outbox, stop, unless_gone
+from tests.patience import PATIENCE_S
 from tests.test_agents import cut, limit_of
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker
@@ -187,7 +188,7 @@ async def test_what_is_no_longer_declared_is_removed_and_what_is_not_ours_stays(
     await client.create_schedule("theirs", foreign)
     wanted = jobs(Platform())
     await apply(client, wanted)
-    async with asyncio.timeout(20):  # the list lags behind
+    async with asyncio.timeout(PATIENCE_S):  # the list lags behind
         while len([entry async for entry in await client.list_schedules()]) < 6:
             await asyncio.sleep(0.05)
 
@@ -213,7 +214,7 @@ async def test_what_a_person_paused_stays_paused_for_the_persons_reason(client: 
 
 async def listed(client: Client) -> dict[str, ScheduledJob]:
     """All five, once the list has caught up with what was applied."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(rows := await cron.listed(client)) < 5:
             await asyncio.sleep(0.05)
     return {row.id: row for row in rows}
@@ -370,7 +371,7 @@ async def ended(
     client: Client, name: str, status: WorkflowExecutionStatus, attribute: str = "TemporalScheduledById"
 ) -> str:
     """The run id of the job's run, or the workflow's, that ended so, once it is listed."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             async for run in client.list_workflows(f"{attribute}='{name}'"):
                 if run.status is status:
@@ -493,7 +494,7 @@ async def opened(client: Client, database: Database, platform: Platform, agents:
     await client.start_workflow(wire.IMPROVEMENT_CYCLE, request, id="cycle:here", task_queue=wire.TASK_QUEUE)
     stage = Stage(NautilusClient(client), database, platform, "cycle:here")
     await stage.reach(Phase.BIDDING)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not await stage.client.meta_tasks(Phase.BIDDING):
             await asyncio.sleep(0.05)
     return stage
@@ -571,7 +572,7 @@ async def test_a_window_that_is_held_up_is_nudged_and_goes_on_where_it_was(clien
         await stage.client.place_bid(stage.cycle, builders.bid("ada"))
         # Somebody holds the database: the window closes in time, but the award cannot be recorded.
         with held(database):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while datetime.now(UTC) < due + timedelta(seconds=0.2):
                     await asyncio.sleep(0.1)
             late = await activities.nudge_overdue(due + timedelta(seconds=61))
@@ -592,7 +593,7 @@ async def test_what_is_terminated_is_ended_in_the_record_and_holds_nothing(clien
         task = TaskRequest(task_id="t-1", task_type="monte_carlo", notify="boss")
         await NautilusClient(client).submit_task(task)
         for workflow_id in ("cycle:here", task_workflow_id("t-1")):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not is_open(database, workflow_id):
                     await asyncio.sleep(0.05)
         running = await ScheduleActivities(client, database, platform).end_abandoned(datetime.now(UTC))

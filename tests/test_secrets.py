@@ -34,6 +34,7 @@ from starter.server import free_port
 from starter.stack import Ports, running
 from tests import builders
 from tests.encrypted import key_file, line, secret
+from tests.patience import PATIENCE_S
 from tests.test_encryption import collect
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ class Site:
         def call() -> bytes:
             command = [sys.executable, "-m", "starter", *arguments]
             done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | self.environment | changes, capture_output=True, timeout=120
+                command, cwd=ROOT, env=os.environ | self.environment | changes, capture_output=True, timeout=PATIENCE_S
             )
             return done.stdout + done.stderr
 

@@ -34,6 +34,7 @@ from starter.client import NautilusClient, Refused
 from starter.keys import AgentKey, PersonKey
 from tests import builders
 from tests.conftest import stop
+from tests.patience import PATIENCE_S
 from tests.test_identity import attempt, command, until
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
@@ -404,5 +405,5 @@ async def nautilus(environment: dict[str, str], *arguments: str, said: str = "")
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, complaint = await asyncio.wait_for(process.communicate(said.encode()), 60)
+    output, complaint = await asyncio.wait_for(process.communicate(said.encode()), PATIENCE_S)
     return process.returncode, output.decode(), " ".join(complaint.decode().split())

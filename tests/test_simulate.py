@@ -20,6 +20,7 @@ from simulation.world import World, instant
 from starter.agents.evidence import Case
 from starter.agents.investigator import Investigator
 from starter.agents.roster import ROSTER
+from tests.patience import PATIENCE_S
 
 FAULT_H = LEARNING_H + 4
 # One task type, one fault that strikes at once, and one parameter that mends it.
@@ -265,7 +266,7 @@ def test_an_alarm_is_false_where_no_fault_is_active_nor_was_within_a_day(scenari
 def test_a_folder_that_is_not_there_is_said_before_the_weeks_pass(scenario: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "starter", "simulate", str(scenario), "--html", str(tmp_path / "none" / "r.html")]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"{tmp_path / 'none'} is none")

@@ -16,6 +16,7 @@ from schema.pace import Pace
 from schema.settings import Settings
 from starter.server import ServerError, dev_server, free_port, lasting_server
 from starter.stack import Ports, _alone, connect, running
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.parametrize("taken", ["server", "web UI"])
@@ -31,7 +32,7 @@ async def test_a_server_that_is_there_already_is_not_taken_for_ours(tmp_path: Pa
 
 async def test_a_server_that_dies_is_started_again_with_what_it_had(tmp_path: Path) -> None:
     port = free_port()
-    async with lasting_server(tmp_path, port, free_port()) as server, asyncio.timeout(90):
+    async with lasting_server(tmp_path, port, free_port()) as server, asyncio.timeout(PATIENCE_S):
         client = await connect(server)
         started = await client.start_workflow("Anything", id="kept", task_queue="nobody")
         os.kill(child_with(f"--port\0{port}\0"), signal.SIGKILL)

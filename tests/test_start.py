@@ -35,6 +35,7 @@ from starter.command import OPENED
 from starter.commands import tasks
 from starter.server import free_port
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.test_verdict import design
 
 ROOT = Path(__file__).parent.parent
@@ -284,7 +285,7 @@ def completed(home: Path, *words: str, **others: str) -> list[str]:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -77,6 +77,7 @@ from tests import builders
 from tests.builders import NOW, TIMEOUT
 from tests.earlier import FIRST, carry_to
 from tests.earlier_rows import fill
+from tests.patience import PATIENCE_S
 from tests.postgres import on_server
 
 INTERVAL_S = 60
@@ -523,12 +524,12 @@ def test_what_was_acknowledged_survives_the_death_of_the_recording_process(datab
 
 def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
     with Recorder(builders.store(database), linger_s=0.001) as recorder:
-        recorder.record(builders.outcome("before")).result(timeout=10)
+        recorder.record(builders.outcome("before")).result(timeout=PATIENCE_S)
         with away(database):
             waiting = recorder.record(builders.outcome("meanwhile"))
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.2)
-        waiting.result(timeout=10)
+        waiting.result(timeout=PATIENCE_S)
 
     with database.reading() as session:
         assert set(session.exec(select(OutcomeRow.task_id)).all()) == {"before", "meanwhile"}
@@ -536,12 +537,12 @@ def test_a_recorder_waits_for_a_store_that_is_away(database: Database) -> None:
 
 def test_a_recorder_that_is_to_close_in_time_does_so_while_its_store_is_away(database: Database) -> None:
     with Recorder(builders.store(database), linger_s=0.001, close_s=0.2) as recorder:
-        recorder.record(builders.outcome("before")).result(timeout=10)
+        recorder.record(builders.outcome("before")).result(timeout=PATIENCE_S)
         with away(database):
             waiting = recorder.record(builders.outcome("meanwhile"))
             recorder.close()
             was_acknowledged = waiting.done()
-        waiting.result(timeout=10)  # its thread, which ends with the process, has gone on
+        waiting.result(timeout=PATIENCE_S)  # its thread, which ends with the process, has gone on
 
     assert not was_acknowledged
 
@@ -568,8 +569,8 @@ def test_an_outcome_that_cannot_be_stored_fails_alone(database: Database) -> Non
     with Recorder(builders.store(database), linger_s=0.3) as recorder:
         good = recorder.record(builders.outcome("good"))
         bad = recorder.record(builders.outcome("bad").model_copy(update={"finished_at": naive}))
-        bad_error = bad.exception(timeout=10)
-        good_error = good.exception(timeout=10)
+        bad_error = bad.exception(timeout=PATIENCE_S)
+        good_error = good.exception(timeout=PATIENCE_S)
 
     assert bad_error is not None
     assert good_error is None
@@ -775,7 +776,7 @@ def test_a_lost_task_and_its_late_report_are_counted_once(postgres_database: Dat
             # Commit once the look has counted and waits for the arm, or has ended without waiting.
             waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             assert eventually(lambda: looking.done() or bool(session.execute(waiting).scalar()))
-        looking.result(timeout=10)
+        looking.result(timeout=PATIENCE_S)
 
     assert_counted(database, "c#1")
 

@@ -20,10 +20,10 @@ from activities.task_types.monte_carlo import MonteCarlo
 from activities.zygote import RESULT_LIMIT_BYTES
 from schema.failure_kinds import FailureKind
 from schema.messages.base import Value
+from tests.patience import PATIENCE_S
 
-LIMIT_S = 20.0  # of a task that ends by itself: far more than it needs
+LIMIT_S = PATIENCE_S  # of a task that ends by itself: far more than it needs
 KEY = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"  # pragma: allowlist secret
-WAIT_S = 20.0  # for what must happen, and happens at once
 
 
 class Act(TaskPayload):
@@ -119,11 +119,11 @@ class Line:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.address)
         self._listener.listen()
-        self._listener.settimeout(WAIT_S)
+        self._listener.settimeout(PATIENCE_S)
 
     def answered(self) -> socket.socket:
         call, _ = self._listener.accept()
-        call.settimeout(WAIT_S)
+        call.settimeout(PATIENCE_S)
         return call
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ def test_a_task_is_killed_at_its_limit(runner: TaskRunner, line: Line) -> None:
 
     assert execution.failure is FailureKind.TIMEOUT
     assert execution.detail == "killed at its limit of 0.1 s"
-    assert 0.1 <= execution.duration_s < WAIT_S
+    assert 0.1 <= execution.duration_s < PATIENCE_S
     assert everyone_hung_up(line.answered())
 
 
@@ -334,10 +334,10 @@ def test_a_runner_that_still_prepares_is_closed_at_once(tmp_path: Path, line: Li
     with ThreadPoolExecutor(2) as threads:
         starting = threads.submit(runner.start)
         call = line.answered()
-        threads.submit(runner.close).result(WAIT_S)
+        threads.submit(runner.close).result(PATIENCE_S)
 
         with pytest.raises(RunnerStopped, match="closed while it prepared"):
-            starting.result(WAIT_S)
+            starting.result(PATIENCE_S)
     assert everyone_hung_up(call)
 
 
@@ -369,5 +369,5 @@ def test_an_exhausted_wait_does_not_block_other_threads(runner: TaskRunner, line
             threads.submit(runner.run, "probe", Act(act="echo"), {}, LIMIT_S).add_done_callback(
                 lambda _: finished.set()
             )
-            assert finished.wait(WAIT_S)
+            assert finished.wait(PATIENCE_S)
             assert not hanging.done()

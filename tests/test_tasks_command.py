@@ -14,6 +14,7 @@ from temporalio.client import Client
 from activities.database import Database
 from schema.messages.tasks import TaskEnding
 from starter.client import NautilusClient
+from tests.patience import PATIENCE_S
 from tests.test_market_task import MONTE_CARLO, market
 
 TOML = '[[task_types]]\nname = "monte_carlo"\n'
@@ -77,7 +78,7 @@ async def test_a_file_waits_while_as_many_tasks_are_open_as_may_be(temporal: Cli
 
     command, environment = start(tmp_path, *submit, "--at-once", str(before + 2), address=address)
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as waits:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while await client.open_tasks() < before + 2:
                 await asyncio.sleep(0.1)
         waits.terminate()

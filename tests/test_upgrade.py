@@ -43,6 +43,7 @@ from starter.platform.resolver import ParameterResolver
 from starter.server import Server, dev_server, free_port
 from starter.stack import Ports, connect, running
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.record_histories import tasks
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from tests.test_operators_page import LINES, run
@@ -365,7 +366,7 @@ def replays(installation: Installation) -> AsyncIterator[preflight.Replay]:
 
 
 async def until_new_run(stage: Stage, before: str | None) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (await stage.client.temporal.get_workflow_handle(stage.cycle).describe()).run_id == before:
             await asyncio.sleep(0.05)
 
@@ -401,7 +402,7 @@ class Home:
     async def says(self, *arguments: str) -> tuple[int, str, str]:
         """The exit code of a command, and what it writes to each stream."""
         process = self.start(*arguments)
-        out, err = await asyncio.to_thread(process.communicate, timeout=60)
+        out, err = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
         return process.returncode, out, err
 
 
@@ -467,10 +468,10 @@ async def first_lines(process: "subprocess.Popen[str]") -> str:
             if "worker.started" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
         return "".join(lines)
 
-    return await asyncio.wait_for(asyncio.to_thread(read), 60)
+    return await asyncio.wait_for(asyncio.to_thread(read), PATIENCE_S)
 
 
 async def test_up_changes_nothing_where_a_running_cycle_does_not_replay(own: Home) -> None:

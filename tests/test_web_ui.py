@@ -30,6 +30,7 @@ from starter.demo import page_url
 from starter.server import Server, dev_server, free_port, prepare
 from tests import builders
 from tests.browser import Page, browser, chromium
+from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
 from workflows.plugin import plugin
@@ -164,7 +165,7 @@ async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, d
 
 async def opened(client: Client, cycle: str) -> WorkflowHandle[Any, Any]:
     """The cycle, as soon as the bus has opened it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not [e async for e in client.list_workflows(f"WorkflowId='{cycle}'")]:
             await asyncio.sleep(0.05)
     return client.get_workflow_handle(cycle)

@@ -38,6 +38,7 @@ from starter.server import dev_server, free_port, prepare
 from starter.wheels.build import AGENT, PLATFORM, ROOT, WHEELS, Wheel, build, section
 from starter.wheels.sources import Module, SourceError, closure
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from worker import worker
 from workflows.plugin import plugin
@@ -214,7 +215,12 @@ def clean_environment(**variables: str) -> dict[str, str]:
 def run(python: Path, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-W", "error", "-c", code, *arguments]
     return subprocess.run(
-        command, cwd=python.parent, env=clean_environment(**variables), capture_output=True, text=True, timeout=60
+        command,
+        cwd=python.parent,
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 
@@ -380,7 +386,7 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
             try:
                 request = CycleRequest(request_id="hello", anomaly=anomaly)
                 await client.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=wire.TASK_QUEUE)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE_S):
                     async for status in NautilusClient(client).follow(cycle, every_s=0.1):
                         assert status.phase is not Phase.ENDED, status.reason
                         if status.phase is Phase.VOTING:
