@@ -34,10 +34,12 @@ REASONS = {
 }
 # A query that is asked again waits for the workflow's task, so it is rare that the second one fails.
 ATTEMPTS = 3
+# How the SDK says that a workflow's thread had no processor for two seconds: the worker is busy, or starts.
+STARVED = "[TMPRL1101]"
 
 
 class AsksAgain(Interceptor):
-    """Repeats a client's queries that came too early."""
+    """Repeats a client's queries that came too early, or to a worker that had no time."""
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
         return _AsksAgain(next)
@@ -45,12 +47,12 @@ class AsksAgain(Interceptor):
 
 class _AsksAgain(OutboundInterceptor):
     async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-        """Raises WorkflowQueryFailedError, with `wire.ASK_AGAIN` where every attempt came too early."""
+        """Raises WorkflowQueryFailedError, with the reason of the last attempt where none was answered."""
         for _ in range(ATTEMPTS - 1):
             try:
                 return await super().query_workflow(input)
             except WorkflowQueryFailedError as error:
-                if error.message != wire.ASK_AGAIN:
+                if error.message != wire.ASK_AGAIN and not error.message.startswith(STARVED):
                     raise
         return await super().query_workflow(input)
 

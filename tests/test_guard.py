@@ -1,17 +1,26 @@
 """What is kept from a workflow: events that a query sees before the task that they belong to."""
 
 import asyncio
+import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.client import Client, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
-from temporalio.worker import Replayer, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
+from temporalio.worker import (
+    Replayer,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkflowInstance,
+    WorkflowInstanceDetails,
+    WorkflowRunner,
+)
 
 from schema import connection, wire
 from schema.codec import Keyring
@@ -57,8 +66,8 @@ SEQUENCES: dict[str, tuple[list[tuple[int, int, int, str]], str]] = {
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_what_has_no_task_is_kept_and_a_query_after_it_is_to_be_repeated(name: str) -> None:
     sequence, expected = SEQUENCES[name]
-    workflow = Recording()
-    guarded = Guard(workflow, Keyring({}, None)).create_instance(cast(WorkflowInstanceDetails, None))
+    recording = Recording()
+    guarded = Guard(recording, Keyring({}, None)).create_instance(cast(WorkflowInstanceDetails, None))
 
     answers = [guarded.activate(activation(*each)) for each in sequence]
     events, size, second, _ = sequence[-1]
@@ -68,7 +77,7 @@ def test_what_has_no_task_is_kept_and_a_query_after_it_is_to_be_repeated(name: s
     given = [each[-1] for each in (sequence if expected == "given" else sequence[:-1])]
     assert all(answer.HasField("successful") for answer in answers)
     assert asked.failed.failure.message == ("" if expected == "given" else wire.ASK_AGAIN)
-    assert workflow.given == [*given, *([QUERY] if expected == "given" else []), "remove_from_cache"]
+    assert recording.given == [*given, *([QUERY] if expected == "given" else []), "remove_from_cache"]
 
 
 def activation(events: int, size: int, second: int, kind: str) -> WorkflowActivation:
@@ -112,10 +121,11 @@ class Recording(WorkflowRunner, WorkflowInstance):
         ([], 1, None),
         ([wire.ASK_AGAIN], 2, None),
         ([wire.ASK_AGAIN] * 3, 3, wire.ASK_AGAIN),
+        (["[TMPRL1101] Potential deadlock detected: workflow didn't yield within 2 second(s)."], 2, None),
         (["a defect"], 1, "a defect"),
     ],
 )
-async def test_a_query_that_came_too_early_is_repeated_and_no_other(
+async def test_a_query_that_came_too_early_or_found_no_processor_is_repeated_and_no_other(
     failures: list[str], asked: int, fails: str | None
 ) -> None:
     server = Server(failures)
@@ -145,6 +155,36 @@ class Server(OutboundInterceptor):
 
 
 # ---- on a real server
+
+
+@workflow.defn
+class Busy:
+    """Takes longer for the first query than the SDK lets a workflow have."""
+
+    queries: ClassVar[int] = 0
+
+    @workflow.run
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    @workflow.query
+    def status(self) -> str:
+        Busy.queries += 1
+        if Busy.queries == 1:
+            time.sleep(2.5)
+        return "answered"
+
+
+async def test_a_query_to_a_worker_that_had_no_time_is_answered(temporal: Client, task_queue: str) -> None:
+    runner = Guard(UnsandboxedWorkflowRunner(), Keyring({}, None))
+    running = Worker(temporal, task_queue=task_queue, workflows=[Busy], workflow_runner=runner)
+    async with running:
+        handle = await temporal.start_workflow(Busy.run, id=task_queue, task_queue=task_queue)
+        said = await handle.query(Busy.status)
+        await handle.terminate("the test is over")
+
+    assert said == "answered"
+    assert Busy.queries == 2
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_window_closes_leaves_a_cycle_that_replays(

@@ -17,9 +17,16 @@ one, and forgets the others, which time out, and the task: the server hands that
 
 What this does not see: events of a task that has started and was never completed, because its worker was killed. Their
 time has passed, so no deadline is ahead; a signal that comes after such a query would be in an activation of its own.
+
+**An eviction beside an activation.** An activation that has not ended within two seconds is a deadlock to the SDK. Our
+workflows block on nothing: the machine is busy. The SDK (1.35) raises an error in its thread, wherever that is, and
+evicts the workflow while it still runs. The eviction fails, and is tried for ever: until the worker is started anew,
+neither tasks nor queries of this workflow are answered. So activations take turns, and the SDK is told of no thread.
+The task fails and is tried again, the activation ends by itself, and the eviction comes after it.
 """
 
 from collections.abc import Iterator, Sequence, Set
+from threading import Lock
 from typing import Any, NamedTuple
 
 from temporalio.api.common.v1 import Payload
@@ -86,9 +93,14 @@ class _Guarded(WorkflowInstance):
         self._keyring = keyring
         self._seen = _Seen(0, 0, 0)
         self._missed_events = False
+        self._turn = Lock()
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         """Raises CannotDecrypt, which fails the task and never the workflow."""
+        with self._turn:
+            return self._activate(act)
+
+    def _activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         kinds = {job.WhichOneof("variant") for job in act.jobs}
         before, self._seen = self._seen, _Seen.at(act)
         if self._seen.has_no_task_since(before, kinds):
@@ -117,7 +129,8 @@ class _Guarded(WorkflowInstance):
         return self._instance.get_info()
 
     def get_thread_id(self) -> int | None:
-        return self._instance.get_thread_id()
+        """None: there is no thread that may be interrupted."""
+        return None
 
 
 def _done() -> WorkflowActivationCompletion:
