@@ -131,10 +131,11 @@ def status(**changes: Any) -> CycleStatus:
 
 
 def rules(**changes: Any) -> CycleRules:
+    """A test ends a window by its last message. One that waits for its end, or for less, says how long it is."""
     fields: dict[str, Any] = {
-        "bid_window_s": 5,
-        "proposal_window_s": 5,
-        "voting_window_s": 5,
+        "bid_window_s": 300,
+        "proposal_window_s": 300,
+        "voting_window_s": 300,
         "late_quorum_extension_s": 1,
         "experiment_window_s": 60,
         "pending_cutoff_s": 60,

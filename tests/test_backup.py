@@ -168,7 +168,7 @@ async def opened(client: Client, database: Database, task_queue: str) -> Stage:
     return stage
 
 
-PLATFORM = builders.platform(cycle=builders.rules(proposal_window_s=60, voting_window_s=60))
+PLATFORM = builders.platform(cycle=builders.rules())
 
 
 async def goes_on_to_its_end(stage: Stage) -> None:

@@ -188,7 +188,7 @@ async def test_three_agents_decline_and_a_person_gets_a_dossier_when_the_window_
 
 
 async def test_a_cycle_that_everybody_declines_waits_for_nobody(on_stage) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    async with on_stage(bid_window_s=300) as stage:
+    async with on_stage() as stage:
         await stage.reach(Phase.BIDDING)
         for agent in AGENTS:
             await stage.client.decline(stage.cycle, builders.decline(agent), wait=False)
@@ -199,7 +199,7 @@ async def test_a_cycle_that_everybody_declines_waits_for_nobody(on_stage) -> Non
 
 
 async def test_two_declines_and_no_bid_are_no_bids(on_stage) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    async with on_stage(bid_window_s=3) as stage:
+    async with on_stage(bid_window_s=6) as stage:
         await stage.declines("ada", "bob")
         with pytest.raises(Refused, match="expected one answer of ada, a bid or a decline, but it has declined"):
             await stage.client.place_bid(stage.cycle, builders.bid("ada"))
@@ -210,7 +210,7 @@ async def test_two_declines_and_no_bid_are_no_bids(on_stage) -> None:  # type: i
 
 
 async def test_one_bid_beside_five_declines_is_awarded(on_stage) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    async with on_stage(bid_window_s=300) as stage:
+    async with on_stage() as stage:
         await stage.declines(*AGENTS[1:])
         await stage.bids("ada")
         async with asyncio.timeout(PATIENCE_S):

@@ -108,7 +108,7 @@ class Forged:
 
 @pytest.fixture
 async def forged(temporal: Client, database: Database, task_queue: str, tmp_path: Path) -> AsyncIterator[Forged]:
-    declared = builders.platform(cycle=builders.rules(bid_window_s=60, proposal_window_s=60, voting_window_s=60))
+    declared = builders.platform(cycle=builders.rules())
     declared = declared.model_copy(update={"parameters": (*declared.parameters, PROMPT)})
     (tmp_path / "platform.toml").write_text(as_toml(declared))
     now = datetime.now(UTC)

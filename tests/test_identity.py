@@ -746,7 +746,7 @@ async def command(stage: Stage, *arguments: str) -> tuple[int | None, str]:
 
 async def test_a_signed_story_ends_with_a_promotion(on_signed_stage: Any) -> None:
     done = asyncio.Event()
-    async with on_signed_stage(bid_window_s=30, proposal_window_s=30, voting_window_s=30) as stage:
+    async with on_signed_stage() as stage:
         await stage.approved()
         traffic = asyncio.ensure_future(stage.runs_tasks(limited, done))
         result = await stage.result()
@@ -830,7 +830,7 @@ async def refuses_every_forgery(stage: Stage, kind: str, word: AgentMessage, tas
 async def test_what_is_forged_is_refused_by_client_and_command_and_changes_nothing(
     on_signed_stage: Any, task_queue: str
 ) -> None:
-    async with on_signed_stage(bid_window_s=300, proposal_window_s=300, voting_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         await stage.bids("ada")
         await refuses_every_forgery(stage, wire.PLACE_BID, builders.bid("bob", price=90), task_queue)
         await refuses_every_forgery(stage, wire.DECLINE, builders.decline("cyd"), task_queue)
@@ -847,7 +847,7 @@ async def test_what_is_forged_is_refused_by_client_and_command_and_changes_nothi
 
 async def test_what_no_message_is_is_refused_to_the_command(on_signed_stage: Any) -> None:
     """JSON that two readers may read in two ways, signed by who may speak."""
-    async with on_signed_stage(bid_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         run = await stage.client.first_run(stage.cycle)
         good = ADA.sign(BID, stage.cycle, run, wire.PLACE_BID).model_dump_json()
         sent = {
@@ -872,7 +872,7 @@ async def test_what_no_message_is_is_refused_to_the_command(on_signed_stage: Any
 
 
 async def test_a_signed_bid_of_an_earlier_attempt_is_worth_nothing(on_signed_stage: Any, task_queue: str) -> None:
-    async with on_signed_stage(bid_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         attacker = NautilusClient(stage.client.temporal, task_queue)
         await stage.bids("ada")
         (bid,) = (await stage.client.status(stage.cycle)).bids.values()
@@ -898,7 +898,7 @@ async def until(stage: Stage, true: Callable[[CycleStatus], bool]) -> None:
 
 async def test_a_revocation_reaches_a_running_cycle(on_signed_stage: Any, task_queue: str) -> None:
     bob_next = AgentKey("bob", key_of("bob's next").secret)
-    async with on_signed_stage(bid_window_s=300, proposal_window_s=300, voting_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         temporal, now = stage.client.temporal, datetime.now(UTC)
         await stage.bids("dee", "eve")
         registry.revoke(stage.database, "eve", "olga", "stolen", now)
@@ -940,7 +940,7 @@ async def until_taken(client: NautilusClient, cycle: str, bid: Bid) -> None:
 async def test_a_voter_that_is_revoked_cannot_vote_and_leaves_the_electorate_as_it_was(
     on_signed_stage: Any, task_queue: str
 ) -> None:
-    async with on_signed_stage(proposal_window_s=300, voting_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         temporal, now = stage.client.temporal, datetime.now(UTC)
         await temporal.start_workflow(wire.EVENT_BUS, "keys", id=f"bus:{task_queue}", task_queue=task_queue)
         await stage.bids(*AGENTS)
@@ -964,7 +964,7 @@ async def test_a_voter_that_is_revoked_cannot_vote_and_leaves_the_electorate_as_
 
 async def test_a_person_takes_part_by_hand(on_signed_stage: Any, tmp_path: Path) -> None:
     keys.write(tmp_path / "ada.pem", ADA)
-    async with on_signed_stage(bid_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         environment = {
             "TEMPORAL_ADDRESS": stage.client.temporal.service_client.config.target_host,
             "NAUTILUS_AGENT_KEY": str(tmp_path / "ada.pem"),
@@ -988,7 +988,7 @@ async def test_a_person_takes_part_by_hand(on_signed_stage: Any, tmp_path: Path)
 
 
 async def test_the_client_sends_nothing_that_it_cannot_sign_for(on_signed_stage: Any, task_queue: str) -> None:
-    async with on_signed_stage(bid_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         client = NautilusClient(stage.client.temporal, task_queue, ADA)
         handle = stage.client.temporal.get_workflow_handle(stage.cycle)
         events = (await handle.describe()).history_length
@@ -1015,7 +1015,7 @@ async def test_a_cycle_opens_only_with_a_proposal_that_is_signed_for_it(on_signe
             update={"proposal": ADA.sign(proposal, "cycle:proposal:x", good.request_id, wire.SUBMIT_PROPOSAL)}
         ),
     }
-    async with on_signed_stage(bid_window_s=300, voting_window_s=300) as stage:
+    async with on_signed_stage() as stage:
         temporal, cycle = stage.client.temporal, workflow_id(good.subject)
         for name, request in requests.items():
             handle = await temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)

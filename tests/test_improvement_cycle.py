@@ -262,7 +262,7 @@ def documented_agent() -> ModuleType:
 async def test_the_documented_agent_bids_and_proposes_what_the_records_tell(  # type: ignore[no-untyped-def]
     on_stage, documented_agent: ModuleType
 ) -> None:
-    async with on_stage(bid_window_s=2, voting_window_s=300) as stage:
+    async with on_stage(bid_window_s=4) as stage:
         running = asyncio.create_task(documented_agent.run(stage.client, 0.2))
         await stage.reach(Phase.VOTING)
         status = await stage.client.status(stage.cycle)
@@ -279,7 +279,7 @@ async def test_the_documented_agent_bids_and_proposes_what_the_records_tell(  # 
 async def test_the_documented_agent_votes_once_by_its_own_look_at_the_records(  # type: ignore[no-untyped-def]
     on_stage, documented_agent: ModuleType, value: float, choice: Choice
 ) -> None:
-    async with on_stage(bid_window_s=300, voting_window_s=300) as stage:
+    async with on_stage() as stage:
         await stage.bids(*AGENTS)
         await stage.proposes("ada", value=value)
         await stage.reach(Phase.VOTING)
@@ -306,7 +306,7 @@ async def test_a_proposal_of_what_nobody_declared_is_invalid_and_says_so(on_stag
 
 async def test_one_proposal_for_a_parameter_at_a_time_is_open_and_the_next_is_told(on_stage) -> None:  # type: ignore[no-untyped-def]
     first, second = builders.proposal("ada", message_id="first"), builders.proposal("bob", message_id="second")
-    async with on_stage(voting_window_s=300) as stage:
+    async with on_stage() as stage:
         cycle = await stage.client.open_cycle(first)
         again = await stage.client.open_cycle(first)
         expected = f"expected no open cycle on proposal:{builders.TIMEOUT}, but ada:first has one; wait for its end"
@@ -320,7 +320,7 @@ async def test_one_proposal_for_a_parameter_at_a_time_is_open_and_the_next_is_to
 
 
 async def test_who_has_no_vote_is_told_that(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(voting_window_s=300) as stage:
+    async with on_stage() as stage:
         await stage.bids(*AGENTS)
         proposal_id = await stage.proposes("ada")
         await stage.reach(Phase.VOTING)
@@ -380,7 +380,7 @@ async def test_nobody_bids(on_stage) -> None:  # type: ignore[no-untyped-def]
 
 
 async def test_the_next_bidder_is_awarded_when_the_winner_misses_its_deadline(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=1, proposal_window_s=1, voting_window_s=0.5) as stage:
+    async with on_stage(bid_window_s=3, proposal_window_s=3, voting_window_s=0.5) as stage:
         await stage.bids("ada", "bob")
         async for status in stage.client.follow(stage.cycle, every_s=0.02):
             if status.award and status.award.agent_id == "bob" and status.phase is Phase.PROPOSING:
@@ -395,7 +395,7 @@ async def test_the_next_bidder_is_awarded_when_the_winner_misses_its_deadline(on
 
 
 async def test_no_proposal_from_any_bidder(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=0.5, proposal_window_s=0.3) as stage:
+    async with on_stage(bid_window_s=3, proposal_window_s=0.3) as stage:
         await stage.bids("ada", "bob")
         result = await stage.result()
 
@@ -459,7 +459,7 @@ async def test_what_cannot_be_taken_is_refused_with_a_reason(on_stage) -> None: 
 
 
 async def test_a_refusal_says_in_one_line_what_was_expected_and_nothing_of_the_worker_s_code(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=60) as stage:
+    async with on_stage() as stage:
         await stage.reach(Phase.BIDDING)
         handle = stage.client.temporal.get_workflow_handle(stage.cycle)
         sent = {
@@ -504,7 +504,7 @@ async def test_signals_are_taken_and_leave_receipts(on_stage) -> None:  # type: 
 
 
 async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=60, voting_window_s=60, proposal_window_s=60) as stage:
+    async with on_stage() as stage:
         await stage.bids("ada", "bob")
         handle = stage.client.temporal.get_workflow_handle(stage.cycle)
         run_id = (await handle.describe()).run_id
@@ -524,7 +524,7 @@ async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> N
 
 
 async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=1) as stage:
+    async with on_stage(bid_window_s=3) as stage:
         await stage.reach(Phase.BIDDING)
         await stage.client.act(stage.cycle, wire.PAUSE, "olga", "looking into it")
         before = await stage.client.status(stage.cycle)
@@ -612,7 +612,7 @@ async def test_a_veto_ends_a_running_experiment(on_stage) -> None:  # type: igno
 
 
 async def test_an_extended_window_closes_later(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=1) as stage:
+    async with on_stage(bid_window_s=3) as stage:
         await stage.reach(Phase.BIDDING)
         before = await stage.client.status(stage.cycle)
         await stage.client.act(stage.cycle, wire.EXTEND, "olga", "give them time", seconds=1)

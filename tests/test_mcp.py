@@ -223,7 +223,7 @@ def on_stage(temporal: Temporal, database: Database, task_queue: str) -> Any:
     @asynccontextmanager
     async def stage(**changes: object) -> AsyncIterator[Stage]:
         platform = builders.platform(
-            cycle=builders.rules(bid_window_s=30, proposal_window_s=30, voting_window_s=30, **changes),
+            cycle=builders.rules(**changes),
             market=MarketRules(bid_window_s=60, result_window_s=60, heartbeat_s=60, check_share=0),
             unsigned_agents=False,
         )

@@ -524,7 +524,7 @@ async def test_the_story_is_told_by_signals_only(
     send: Callable[[Stage, Word], Awaitable[None]],
 ) -> None:
     done = asyncio.Event()
-    async with on_stage(bid_window_s=60, proposal_window_s=60, voting_window_s=60) as stage:
+    async with on_stage() as stage:
         bids = [builders.bid(agent, 10 + 10 * number) for number, agent in enumerate(AGENTS)]
         await asyncio.gather(*(send(stage, bid) for bid in bids))
         await stage.reach(Phase.PROPOSING)

@@ -249,7 +249,7 @@ def acts_in_ledger(database: Database) -> list[tuple[str, str, str]]:
 
 async def test_every_act_is_accepted_with_a_signature_and_in_the_ledger_with_its_key(on_stage: Any) -> None:
     done = asyncio.Event()
-    async with on_stage(mode=Mode.RECOMMEND, bid_window_s=60, experiment_window_s=600, bake_window_s=600) as stage:
+    async with on_stage(mode=Mode.RECOMMEND, experiment_window_s=600, bake_window_s=600) as stage:
         client, cycle = stage.client, stage.cycle
         await client.act(cycle, wire.PAUSE, "olga", "a release", key=OLGA)
         await client.act(cycle, wire.RESUME, "piet", "released", key=PIET)
@@ -279,7 +279,7 @@ async def test_every_act_is_accepted_with_a_signature_and_in_the_ledger_with_its
 async def test_what_is_not_signed_for_this_run_is_refused_before_history_and_changes_nothing(
     on_stage: Any, task_queue: str
 ) -> None:
-    async with on_stage(bid_window_s=300) as stage:
+    async with on_stage() as stage:
         handle = stage.client.temporal.get_workflow_handle(stage.cycle)
         of_the_earlier_run = await signed(stage, wire.ABORT)
         assert await sends(stage, wire.ABORT, await signed(stage, wire.ABORT, message_id="a-0")) == "accepted"
@@ -309,7 +309,7 @@ async def test_what_is_not_signed_for_this_run_is_refused_before_history_and_cha
 
 
 async def test_an_act_that_is_sent_again_is_not_done_again(on_stage: Any) -> None:
-    async with on_stage(bid_window_s=300) as stage:
+    async with on_stage() as stage:
         paused = await signed(stage, wire.PAUSE)
         assert await sends(stage, wire.PAUSE, paused) == "accepted"
         assert await sends(stage, wire.RESUME, await signed(stage, wire.RESUME)) == "accepted"
@@ -352,7 +352,7 @@ async def test_a_key_that_was_taken_out_steers_no_running_cycle_and_its_successo
 async def test_a_cycle_that_opened_before_acts_were_signed_asks_for_signatures_from_then_on(
     temporal: Client, database: Database, task_queue: str
 ) -> None:
-    before, after = platform_of(People(), bid_window_s=300), platform_of(bid_window_s=300)
+    before, after = platform_of(People()), platform_of()
     stage = prepared(temporal, database, before, task_queue)
     async with worker(temporal, database, before, Settings(), task_queue):
         await attempt(stage, task_queue, 1)
@@ -372,7 +372,7 @@ async def test_a_cycle_that_opened_before_acts_were_signed_asks_for_signatures_f
 
 async def test_a_person_steers_by_command_and_by_hand_with_a_key_file(on_stage: Any, tmp_path: Path) -> None:
     keys.write(tmp_path / "olga.pem", OLGA)
-    async with on_stage(bid_window_s=300) as stage:
+    async with on_stage() as stage:
         where = {"TEMPORAL_ADDRESS": stage.client.temporal.service_client.config.target_host}
         own = where | {"NAUTILUS_PERSON_KEY": str(tmp_path / "olga.pem")}
         pause = ("cycle", "act", stage.cycle, wire.PAUSE, "--why", "a release")

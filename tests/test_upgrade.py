@@ -53,7 +53,6 @@ from worker import WORKFLOWS, activities, code_id, worker
 DOES_NOT_REPLAY = WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR
 ROOT = Path(__file__).parent.parent
 # No window closes before everybody has spoken, however busy the machine is.
-RULES = {"bid_window_s": 600, "proposal_window_s": 600, "voting_window_s": 600}
 # So many ballots of one choice decide a vote.
 ENOUGH = 3
 # Tasks of an experiment that finish before a reset.
@@ -94,7 +93,7 @@ class Installation:
 
 
 def installed(client: Client, database: Database, queue: str) -> Installation:
-    declared = builders.platform(cycle=builders.rules(**RULES))
+    declared = builders.platform(cycle=builders.rules())
     now = datetime.now(UTC)
     declare_parameters(database, declared, now)
     for agent in AGENTS:

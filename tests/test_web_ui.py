@@ -99,7 +99,7 @@ async def picture(tab: Page, name: str, height: int) -> None:
 async def test_a_person_reads_a_cycle_in_the_web_ui(server: Server, tab: Page, database: Database) -> None:
     client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
     await prepare(client)
-    rules = builders.rules(bid_window_s=60, proposal_window_s=60, voting_window_s=60)
+    rules = builders.rules()
     platform = builders.platform(cycle=rules, mode=Mode.RECOMMEND)
     enough = asyncio.Event()
     async with worker(client, database, platform, Settings(event_poll_s=0.1)):

@@ -362,7 +362,7 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
     whole: dict[Wheel, Path], database: Database, agent_key: keys.AgentKey, tmp_path: Path
 ) -> None:
     (tmp_path / "hello_agent.py").write_text(example("Hello agent", 30))
-    platform = builders.platform(cycle=builders.rules(bid_window_s=8, voting_window_s=300), unsigned_agents=False)
+    platform = builders.platform(cycle=builders.rules(bid_window_s=8), unsigned_agents=False)
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     register_agent(database, "ada", "op-ada", now, agent_key.public)
