@@ -20,6 +20,8 @@ PATIENCE_S = 1.0
 MOST = 200
 # Characters at which bash begins a new word (COMP_WORDBREAKS), and which our ids and options hold.
 BREAKS = ":=@"
+# A shell puts a name as it is into the line that a person then runs. All that we name are words of these.
+A_WORD = re.compile(r"[\w.:@/#+-]+", re.ASCII)
 
 
 def _offered(read: Callable[[], Iterable[str]]) -> list[str]:
@@ -34,7 +36,7 @@ def _offered(read: Callable[[], Iterable[str]]) -> list[str]:
     reader = threading.Thread(target=read_all, daemon=True)
     reader.start()
     reader.join(PATIENCE_S)
-    return names[:MOST]
+    return [name for name in names if A_WORD.fullmatch(name)][:MOST]
 
 
 def parameters(incomplete: str) -> list[str]:

@@ -292,6 +292,11 @@ def completed(home: Path, *words: str, **others: str) -> list[str]:
     return done.stdout.split()
 
 
+def completed_in_time(home: Path, *words: str, **others: str) -> list[str]:
+    """The same, asked again as a person does to whom a busy machine showed nothing within the second."""
+    return next(filter(None, (completed(home, *words, **others) for _ in range(10))), [])
+
+
 COMPLETED: dict[tuple[str, ...], list[str]] = {
     ("par",): ["params"],
     ("params", "sh"): ["show"],
@@ -317,7 +322,7 @@ COMPLETED: dict[tuple[str, ...], list[str]] = {
 def test_a_shell_completes_commands_options_and_what_the_platform_knows(
     home: Path, words: tuple[str, ...], offered: list[str]
 ) -> None:
-    assert completed(home, *words) == offered
+    assert (completed_in_time if offered else completed)(home, *words) == offered
 
 
 @pytest.mark.usefixtures("home")
@@ -331,17 +336,25 @@ def test_the_names_that_a_shell_offers_are_those_of_either_database() -> None:
 async def test_a_shell_completes_cycles_and_tasks(temporal: Client, home: Path) -> None:
     name = uuid4().hex[:8]
     address = {"TEMPORAL_ADDRESS": temporal.service_client.config.target_host}
-    workflows = {f"cycle:m:{name}": wire.IMPROVEMENT_CYCLE, f"task:{name}": wire.MARKET_TASK}
+    hostile = f"{name}$(reboot)"  # whoever reaches Temporal may name a workflow so, and a shell would run it
+    workflows = {
+        f"cycle:m:{name}": wire.IMPROVEMENT_CYCLE,
+        f"task:{name}": wire.MARKET_TASK,
+        f"cycle:{hostile}": wire.IMPROVEMENT_CYCLE,
+    }
     for workflow_id, workflow in workflows.items():
         handle = await temporal.start_workflow(workflow, id=workflow_id, task_queue="nobody")
         await handle.terminate()
-    while (await temporal.count_workflows(f"WorkflowId IN ('cycle:m:{name}', 'task:{name}')")).count < 2:
+    started = ", ".join(f"'{workflow_id}'" for workflow_id in workflows)
+    while (await temporal.count_workflows(f"WorkflowId IN ({started})")).count < len(workflows):
         await asyncio.sleep(0.1)  # what was started last is listed a moment later
 
-    assert f"m:{name}" in completed(home, "cycle", "show", "", **address)
-    assert f"m:{name}" in completed(home, "cycle", "show", "cycle", ":", **address)
-    assert completed(home, "cycle", "watch", "m", ":", name[:4], **address) == [name]
-    assert name in completed(home, "tasks", "show", "", **address)
+    cycles = completed_in_time(home, "cycle", "show", "", **address)
+    assert f"m:{name}" in cycles
+    assert not any("reboot" in word for word in cycles)
+    assert f"m:{name}" in completed_in_time(home, "cycle", "show", "cycle", ":", **address)
+    assert completed_in_time(home, "cycle", "watch", "m", ":", name[:4], **address) == [name]
+    assert name in completed_in_time(home, "tasks", "show", "", **address)
 
 
 BROKEN: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
