@@ -159,7 +159,7 @@ class Server(OutboundInterceptor):
 
 @workflow.defn
 class Busy:
-    """Takes longer for the first query than the SDK lets a workflow have."""
+    """Takes longer for the first query than the SDK lets a workflow have, and its eviction wait."""
 
     queries: ClassVar[int] = 0
 
@@ -171,7 +171,7 @@ class Busy:
     def status(self) -> str:
         Busy.queries += 1
         if Busy.queries == 1:
-            time.sleep(2.5)
+            time.sleep(4)
         return "answered"
 
 
@@ -184,7 +184,7 @@ async def test_a_query_to_a_worker_that_had_no_time_is_answered(temporal: Client
         await handle.terminate("the test is over")
 
     assert said == "answered"
-    assert Busy.queries == 2
+    assert Busy.queries >= 2
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_window_closes_leaves_a_cycle_that_replays(

@@ -44,6 +44,8 @@ QUERY, EVICTION = "query_workflow", "remove_from_cache"
 UPDATE = "do_update"
 # What only an event can be the reason of
 OF_EVENTS = {"fire_timer", "signal_workflow", "cancel_workflow"}
+# How long an eviction waits for its turn: less than the SDK waits for it, before it begins another in a thread more.
+TURN_S = 1.0
 
 
 class Guard(WorkflowRunner):
@@ -96,9 +98,13 @@ class _Guarded(WorkflowInstance):
         self._turn = Lock()
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
-        """Raises CannotDecrypt, which fails the task and never the workflow."""
-        with self._turn:
+        """Raises CannotDecrypt, which fails the task and never the workflow, and TimeoutError of an eviction."""
+        if not self._turn.acquire(timeout=TURN_S):
+            raise TimeoutError("expected the activation before this one to end, but it still runs")
+        try:
             return self._activate(act)
+        finally:
+            self._turn.release()
 
     def _activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         kinds = {job.WhichOneof("variant") for job in act.jobs}
