@@ -39,6 +39,9 @@ RESTART_PAUSE_S = 1.0
 # An update of more than a payload (2 MB) fails the workflow's task, because the SDK sends it back with the answer: for
 # half a minute nobody reaches the workflow. Under this setting the server refuses it.
 UPDATES_SETTING, MOST_UPDATE_BYTES = "history.maxInFlightUpdatePayloads", 1_900_000
+# Below those that the system gives to outgoing connections.
+PORTS = range(20_000, 32_768)
+_given: set[int] = set()
 log = structlog.get_logger()
 # How a server answers those who may not, or says that it does no such thing.
 NOT_PERMITTED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNIMPLEMENTED)
@@ -65,9 +68,11 @@ def binary(name: str = "temporal") -> Path:
     return Path(executable)
 
 
-def free_port() -> int:
-    """A port that is free now, below those that the system gives to outgoing connections."""
-    return next(port for port in random.sample(range(20_000, 32_768), 1_000) if is_free(port))
+def free_port(among: range = PORTS) -> int:
+    """A port that is free now, and is given to nobody else in this process: what is to use it has yet to start."""
+    port = next(port for port in random.sample(among, len(among)) if port not in _given and is_free(port))
+    _given.add(port)
+    return port
 
 
 def is_free(port: int) -> bool:

@@ -17,7 +17,8 @@ from activities.database import Database
 from activities.task_types.corpus import open_corpus
 from schema import connection
 from schema.tables.events import EventRow
-from starter.server import dev_server, free_port, prepare
+from starter.server import dev_server, prepare
+from tests.ports import free_port
 from workflows.plugin import plugin
 
 pytest_plugins = ["tests.databases"]

@@ -32,9 +32,10 @@ from schema.messages.platform import Mode, Platform
 from schema.messages.proposals import Choice
 from schema.settings import Settings
 from starter.client import NautilusClient
-from starter.server import dev_server, free_port
+from starter.server import dev_server
 from starter.stack import connect
 from tests import builders
+from tests.ports import free_port
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
 

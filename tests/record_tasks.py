@@ -20,8 +20,9 @@ from schema.messages.diagnosis import DiagnosisRequest
 from schema.messages.platform import Platform
 from schema.messages.schedules import JobRequest
 from schema.messages.tasks import TaskEnding, TypeRegistration, WorkResult
-from starter.server import dev_server, free_port
+from starter.server import dev_server
 from starter.stack import connect
+from tests.ports import free_port
 from tests.record_histories import AT_ONCE_AGAIN, TIMEOUT_S, runs, write
 from tests.test_market_task import QUICK, Market, declared, market
 

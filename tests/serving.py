@@ -8,8 +8,8 @@ from typing import Any
 
 import uvicorn
 
-from starter.server import free_port
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 
 @contextmanager

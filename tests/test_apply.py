@@ -28,10 +28,11 @@ from starter.checks.finding import State, examine
 from starter.checks.site import Site
 from starter.checks.table import CHECKS
 from starter.cli import main
-from starter.server import ServerError, binary, free_port, missing_search_attributes, prepare
+from starter.server import ServerError, binary, missing_search_attributes, prepare
 from starter.stack import apply
 from tests.builders import TIMEOUT
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_doctor import DECLARATION
 
 NONE_ANSWERS = "expected a Temporal server at {}, but none answers: "

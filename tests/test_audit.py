@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI, Request
 
-from starter.server import free_port
+from tests.ports import free_port
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent

@@ -34,10 +34,11 @@ from schema.tables.observatory import OutcomeRow
 from starter.backup import back_up
 from starter.client import NautilusClient
 from starter.platform.recorder import Recorder
-from starter.server import dev_server, free_port, prepare
+from starter.server import dev_server, prepare
 from tests import builders
 from tests.builders import NOW, TIMEOUT
 from tests.conftest import stop
+from tests.ports import free_port
 from tests.postgres import on_server, wheels_binaries
 from tests.test_improvement_cycle import AGENTS, Stage
 from tests.test_store import RECORDING, assert_rolled_up

@@ -33,10 +33,10 @@ from schema.tables.events import EventRow, UndeliveredRow
 from schema.tables.observatory import OutcomeRow, RetentionRow, RollupRow, SnapshotRow
 from schema.wire import EventType
 from starter.cli import _fixable, main
-from starter.server import free_port
 from tests import builders
 from tests.builders import NOW, TIMEOUT
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 Said = tuple[int, str, str]
 NOVEMBER = datetime(2026, 11, 2, tzinfo=UTC)

@@ -22,12 +22,13 @@ from starter import codec_keys
 from starter.codec_server import application
 from starter.commands.codec import TOKEN
 from starter.demo import page_url
-from starter.server import Server, binary, dev_server, free_port
+from starter.server import Server, binary, dev_server
 from starter.stack import connect
 from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.encrypted import key_file, line
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.serving import serving
 from tests.test_encryption import payloads_of
 from tests.test_improvement_cycle import AGENTS

@@ -19,11 +19,11 @@ from activities.reading import agent_ids
 from activities.schema_version import MIGRATIONS, SchemaState, versions
 from schema.tables.observatory import RetentionRow
 from starter.cli import main
-from starter.server import free_port
 from tests.builders import NOW
 from tests.databases import url_of
 from tests.earlier import FIRST, NEWEST, carry_to
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_cli import DECLARATION, ROOT, settings, start
 
 Said = tuple[int, str, str]

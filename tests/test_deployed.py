@@ -24,8 +24,8 @@ from temporalio.client import Client
 
 from starter import keys
 from starter.agents.roster import ROSTER
-from starter.server import free_port
 from tests.deployments import FOLDER, ROOT, Process, of_kubernetes, pods
+from tests.ports import free_port
 from tests.postgres import on_server
 
 # Five processes start at once, on a machine that may have other work.

@@ -43,13 +43,14 @@ from starter.agents.roster import ROSTER
 from starter.checks.finding import Finding, State, examine
 from starter.checks.site import Site
 from starter.checks.table import CHECKS
-from starter.server import Server, binary, dev_server, free_port
+from starter.server import Server, binary, dev_server
 from starter.stack import Ports, connect, register_own, running
 from tests.builders import TIMEOUT, event_data
 from tests.conftest import unless_gone
 from tests.databases import url_of
 from tests.encrypted import key_file, line
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.serving import serving
 from tests.test_signed_acts import DECLARED as DECLARED_PEOPLE
 from tests.test_signed_ledger import in_toml

@@ -21,9 +21,9 @@ from starter.platform.door_store import LARGEST_BATCH, DoorStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from starter.platform.store import Store, StoreAway
-from starter.server import free_port
 from tests import builders
 from tests.builders import NOW, TIMEOUT
+from tests.ports import free_port
 from tests.test_door import BOTH, door
 from tests.test_door_outcomes import stored
 from tests.test_store import away, eventually, experiment, opened

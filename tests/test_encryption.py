@@ -25,11 +25,12 @@ from schema.messages.proposals import Choice, Evidence
 from schema.settings import Settings
 from starter import preflight
 from starter.client import NautilusClient
-from starter.server import Server, dev_server, free_port
+from starter.server import Server, dev_server
 from starter.stack import connect
 from tests import builders
 from tests.encrypted import key_file, line, secret
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.record_histories import tasks
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from tests.test_upgrade import Installation, address, ending, installed

@@ -53,11 +53,12 @@ from schema.messages.tasks import Settlement, TaskOpening, TaskRequest
 from schema.settings import Settings
 from schema.tables.events import CursorRow
 from schema.wire import EventType
-from starter.server import dev_server, free_port
+from starter.server import dev_server
 from tests import builders, events_page
 from tests.builders import NOW
 from tests.databases import NewDatabase
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from worker import activities, worker
 from workflows.event_bus import EventBus
 from workflows.plugin import plugin

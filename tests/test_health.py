@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from starter.health import LONGEST_REQUEST, answering
-from starter.server import free_port
+from tests.ports import free_port
 
 
 async def test_a_probe_is_answered_for_as_long_as_the_work_lasts() -> None:

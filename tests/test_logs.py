@@ -27,9 +27,9 @@ from schema import wire
 from schema.messages.cycle import CycleRequest
 from schema.settings import Settings
 from starter import logs, telemetry
-from starter.server import free_port
 from tests import builders
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from worker import worker
 
 ROOT = Path(__file__).parent.parent

@@ -61,10 +61,10 @@ from starter.mcp_stdio import Door, SigningSide
 from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
-from starter.server import free_port
 from tests import builders
 from tests.conftest import stop
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.serving import serving
 from worker import worker
 

@@ -30,10 +30,10 @@ from schema.tables.events import UndeliveredRow
 from schema.tables.observatory import AnomalyRow
 from schema.wire import EventType
 from starter.exporter import served
-from starter.server import free_port
 from tests import builders
 from tests.builders import NOW
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_verdict import design
 
 ROOT = Path(__file__).parent.parent

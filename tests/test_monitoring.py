@@ -21,12 +21,12 @@ from activities.observatory import ObservatoryActivities
 from activities.recording import record_outcomes
 from schema.tables.observatory import AnomalyRow
 from starter.cli import COMMANDS, load
-from starter.server import free_port
 from starter.telemetry import runtime
 from tests import builders
 from tests.builders import NOW
 from tests.conftest import stop
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_metrics import PLATFORM, Cycle, Samples, samples_of, scraped
 
 FOLDER = Path(__file__).parent.parent / "docs" / "monitoring"

@@ -55,11 +55,12 @@ from starter.agents import run_agents
 from starter.agents.roster import ROSTER
 from starter.cli import main
 from starter.client import NautilusClient
-from starter.server import Server, dev_server, free_port, prepare
+from starter.server import Server, dev_server, prepare
 from starter.stack import agents_every_s
 from tests import builders
 from tests.conftest import prune_outbox, stop, unless_gone
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_agents import cut, limit_of
 from tests.test_improvement_cycle import AGENTS, Stage
 from worker import worker

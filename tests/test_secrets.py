@@ -30,11 +30,11 @@ from schema.tables.events import UndeliveredRow
 from starter import keys
 from starter.agents.roster import ROSTER
 from starter.client import NautilusClient
-from starter.server import free_port
 from starter.stack import Ports, running
 from tests import builders
 from tests.encrypted import key_file, line, secret
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_encryption import collect
 
 ROOT = Path(__file__).parent.parent

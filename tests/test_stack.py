@@ -14,9 +14,10 @@ from benchmarks.processes import child_with
 from schema.declaration import declared_platform
 from schema.pace import Pace
 from schema.settings import Settings
-from starter.server import ServerError, dev_server, free_port, lasting_server
+from starter.server import ServerError, dev_server, lasting_server
 from starter.stack import Ports, _alone, connect, running
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize("taken", ["server", "web UI"])

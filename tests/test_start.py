@@ -33,9 +33,9 @@ from starter import completion
 from starter.cli import COMMANDS, app, load
 from starter.command import OPENED
 from starter.commands import tasks
-from starter.server import free_port
 from tests import builders
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_verdict import design
 
 ROOT = Path(__file__).parent.parent

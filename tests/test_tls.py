@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from schema import connection, wire
-from starter.server import dev_server, free_port
+from starter.server import dev_server
+from tests.ports import free_port
 from tests.tls import Authority, Proxy, hpack, proxy
 
 ROOT = Path(__file__).parent.parent

@@ -40,10 +40,11 @@ from starter.client import NautilusClient
 from starter.platform.database_store import DatabaseStore
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
-from starter.server import Server, dev_server, free_port
+from starter.server import Server, dev_server
 from starter.stack import Ports, connect, running
 from tests import builders
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.record_histories import tasks
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from tests.test_operators_page import LINES, run

@@ -27,10 +27,11 @@ from schema.messages.proposals import Ballot, Choice, Evidence
 from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.demo import page_url
-from starter.server import Server, dev_server, free_port, prepare
+from starter.server import Server, dev_server, prepare
 from tests import builders
 from tests.browser import Page, browser, chromium
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.test_improvement_cycle import AGENTS, Stage, limited
 from worker import worker
 from workflows.plugin import plugin

@@ -34,11 +34,12 @@ from schema.tables.observatory import OutcomeRow
 from starter import keys
 from starter.client import NautilusClient
 from starter.door.app import application
-from starter.server import dev_server, free_port, prepare
+from starter.server import dev_server, prepare
 from starter.wheels.build import AGENT, PLATFORM, ROOT, WHEELS, Wheel, build, section
 from starter.wheels.sources import Module, SourceError, closure
 from tests import builders
 from tests.patience import PATIENCE_S
+from tests.ports import free_port
 from tests.serving import serving
 from worker import worker
 from workflows.plugin import plugin

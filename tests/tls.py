@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.x509.oid import NameOID
 
-from starter.server import free_port
+from tests.ports import free_port
 
 # Of RFC 7541's Huffman code (HPACK), what the tests' API keys are made of.
 HUFFMAN_CODES = """

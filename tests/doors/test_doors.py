@@ -37,7 +37,7 @@ from schema.tables.observatory import OutcomeRow
 from starter.door.app import application
 from starter.platform.database_store import DatabaseStore
 from starter.platform.resolver import ParameterResolver
-from starter.server import free_port
+from tests.ports import free_port
 from tests.serving import serving
 
 TASK_TYPES = ("support", "pricing", "writing")
