@@ -8,9 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+from structlog.testing import capture_logs
+from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetStickyTaskQueueRequest
+from temporalio.bridge.worker import Worker as BridgeWorker
 from temporalio.client import Client
+from temporalio.worker import Worker
 
 from activities import ledger
 from activities.database import Database
@@ -30,6 +35,7 @@ from tests.patience import PATIENCE_S
 from tests.record_histories import RECORDINGS, mid_vote, open_cycle, platform
 from tests.test_improvement_cycle import Stage
 from worker import worker
+from workflows import plugin
 
 # A look each second: a worker killed during one would cost the activity's timeout, half a minute.
 QUICK = {**WINDOWS, "counter_poll_s": 1.0, "bake_window_s": 0.5, "minimum_run_s": 0.0}
@@ -100,3 +106,22 @@ async def own_server(home: Path) -> AsyncIterator[Temporal]:
         yield temporal
     finally:
         await temporal.stop()
+
+
+@activity.defn
+async def nothing() -> None: ...
+
+
+async def test_a_worker_ends_though_the_sdk_never_lets_go_of_it(
+    temporal: Client, task_queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def waits_for_ever(bridge: BridgeWorker) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(BridgeWorker, "finalize_shutdown", waits_for_ever)
+    monkeypatch.setattr(plugin, "FINALIZE_S", 0.1)
+    with capture_logs() as logs:
+        async with asyncio.timeout(PATIENCE_S), Worker(temporal, task_queue=task_queue, activities=[nothing]):
+            pass
+
+    assert [(line["event"], line["task_queue"]) for line in logs] == [("worker.not_finalized", task_queue)]

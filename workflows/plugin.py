@@ -5,12 +5,14 @@ exception of a signal out; it counts it on the workflow instead. The sender of a
 line back, and neither a dump of the validation nor the name of a Python function.
 """
 
+import asyncio
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -24,6 +26,7 @@ from temporalio.worker import (
     HandleSignalInput,
     HandleUpdateInput,
     Interceptor,
+    Worker,
     WorkflowInboundInterceptor,
     WorkflowInterceptorClassInput,
     WorkflowRunner,
@@ -43,6 +46,10 @@ PASS_THROUGH = (
     *("activities", "schema", "pydantic", "pydantic_core", "sqlmodel", "sqlalchemy", "structlog", "mmh3"),
     *("cryptography", "rfc8785"),
 )
+
+# For the SDK's core to let go of a worker whose work has ended, which takes it some milliseconds
+FINALIZE_S = 5.0
+log = structlog.get_logger()
 
 # The types of our errors that refuse a message, each with the name of the message. Their senders need no names of files
 # on the worker's machine.
@@ -167,6 +174,26 @@ def sandbox() -> SandboxedWorkflowRunner:
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASS_THROUGH))
 
 
+class _Plugin(SimplePlugin):
+    async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
+        """Run a worker to its end, for which the SDK's core (1.35) may wait for ever.
+
+        That is rare. By then every activity has ended and is reported, and whatever waits for the worker would hang.
+        """
+        bridge = worker._bridge_worker
+        finalize = bridge.finalize_shutdown
+
+        async def finalize_in_time() -> None:
+            try:
+                async with asyncio.timeout(FINALIZE_S):
+                    await finalize()
+            except TimeoutError:
+                log.warning("worker.not_finalized", task_queue=worker.task_queue, waited_s=FINALIZE_S)
+
+        bridge.finalize_shutdown = finalize_in_time  # type: ignore[method-assign]
+        await super().run_worker(worker, next)
+
+
 def plugin(only_reads: bool = False) -> SimplePlugin:
     """The plugin, with the codec keys of this process; give it to the client, the worker takes it from there.
 
@@ -180,7 +207,7 @@ def plugin(only_reads: bool = False) -> SimplePlugin:
             return given
         return Guard(sandbox(), keyring)
 
-    return SimplePlugin(
+    return _Plugin(
         "nautilus.ImprovementPlatform",
         data_converter=replace(
             pydantic_data_converter,
