@@ -34,8 +34,6 @@ REASONS = {
 }
 # A query that is asked again waits for the workflow's task, so it is rare that the second one fails.
 ATTEMPTS = 3
-# How the SDK says that a workflow's thread had no processor for two seconds: the worker is busy, or starts.
-STARVED = "[TMPRL1101]"
 
 
 class AsksAgain(Interceptor):
@@ -52,7 +50,7 @@ class _AsksAgain(OutboundInterceptor):
             try:
                 return await super().query_workflow(input)
             except WorkflowQueryFailedError as error:
-                if error.message != wire.ASK_AGAIN and not error.message.startswith(STARVED):
+                if error.message != wire.ASK_AGAIN and not error.message.startswith(wire.STARVED):
                     raise
         return await super().query_workflow(input)
 

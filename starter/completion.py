@@ -20,8 +20,8 @@ PATIENCE_S = 1.0
 MOST = 200
 # Characters at which bash begins a new word (COMP_WORDBREAKS), and which our ids and options hold.
 BREAKS = ":=@"
-# A shell puts a name as it is into the line that a person then runs. All that we name are words of these.
-A_WORD = re.compile(r"[\w.:@/#+-]+", re.ASCII)
+# A shell puts a name as it is into the line that a person then runs. All that we name is so: an `Identifier`.
+A_WORD = re.compile(r"[A-Za-z0-9][\w.:@/#+-]*", re.ASCII)
 
 
 def _offered(read: Callable[[], Iterable[str]]) -> list[str]:
@@ -129,7 +129,8 @@ def _workflows(kind: str) -> list[str]:
 
     async def ask() -> list[str]:
         client = await NautilusClient.connect()
-        return [listed.workflow_id for listed in await client.tasks(None, ended=True, most=MOST, workflows=(kind,))]
+        listed = await client.tasks(None, ended=True, most=MOST, workflows=(kind,))
+        return [each.workflow_id for each in listed if A_WORD.fullmatch(_bare(each.workflow_id))]
 
     return _offered(lambda: asyncio.run(ask()))
 

@@ -160,7 +160,7 @@ def furnished(database: Database) -> None:
 
 
 async def opened(client: Client, database: Database, task_queue: str) -> Stage:
-    """A cycle that waits for bids, for a minute."""
+    """A cycle that waits for bids."""
     cycle = f"cycle:backup:{task_queue}"
     request = CycleRequest(request_id=cycle, anomaly=builders.anomaly(datetime.now(UTC) - timedelta(seconds=10)))
     await client.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)

@@ -155,7 +155,7 @@ def ended(stage: Stage) -> Event:
 
 
 async def test_three_agents_decline_and_a_person_gets_a_dossier_when_the_window_closes(on_stage) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    async with on_stage(bid_window_s=6) as stage:
+    async with on_stage(bid_window_s=8) as stage:
         await stage.declines("ada", "bob", "cyd")
         status = await stage.client.status(stage.cycle)
         result = await stage.result()
@@ -199,7 +199,7 @@ async def test_a_cycle_that_everybody_declines_waits_for_nobody(on_stage) -> Non
 
 
 async def test_two_declines_and_no_bid_are_no_bids(on_stage) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    async with on_stage(bid_window_s=6) as stage:
+    async with on_stage(bid_window_s=8) as stage:
         await stage.declines("ada", "bob")
         with pytest.raises(Refused, match="expected one answer of ada, a bid or a decline, but it has declined"):
             await stage.client.place_bid(stage.cycle, builders.bid("ada"))

@@ -1,6 +1,7 @@
 """What is kept from a workflow: events that a query sees before the task that they belong to."""
 
 import asyncio
+import base64
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
-from temporalio.client import Client, OutboundInterceptor, QueryWorkflowInput, WorkflowQueryFailedError
+from temporalio.client import Client, OutboundInterceptor, QueryWorkflowInput, WorkflowHandle, WorkflowQueryFailedError
 from temporalio.worker import (
     Replayer,
     UnsandboxedWorkflowRunner,
@@ -23,7 +24,7 @@ from temporalio.worker import (
 )
 
 from schema import connection, wire
-from schema.codec import Keyring
+from schema.codec import Keyring, configured
 from schema.messages.cycle import Ending, Phase
 from tests import builders
 from tests.patience import PATIENCE_S
@@ -175,12 +176,19 @@ class Busy:
         return "answered"
 
 
-async def test_a_query_to_a_worker_that_had_no_time_is_answered(temporal: Client, task_queue: str) -> None:
-    runner = Guard(UnsandboxedWorkflowRunner(), Keyring({}, None))
-    running = Worker(temporal, task_queue=task_queue, workflows=[Busy], workflow_runner=runner)
-    async with running:
-        handle = await temporal.start_workflow(Busy.run, id=task_queue, task_queue=task_queue)
-        said = await handle.query(Busy.status)
+@pytest.mark.parametrize("key", ["", f"k1:{base64.b64encode(bytes(32)).decode()}"], ids=["plain", "encrypted"])
+async def test_a_query_to_a_worker_that_had_no_time_is_answered(
+    temporal: Client, task_queue: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAUTILUS_CODEC_KEYS", key)
+    monkeypatch.setattr(Busy, "queries", 0)
+    client = await connection.connect(address(temporal), plugins=[plugin()])
+    runner = Guard(UnsandboxedWorkflowRunner(), configured())
+    async with Worker(client, task_queue=task_queue, workflows=[Busy], workflow_runner=runner):
+        handle = await client.start_workflow(Busy.run, id=task_queue, task_queue=task_queue)
+        # Not along with the first task, which the server would send again: alone.
+        await happened(handle, EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
+        said = await handle.query(Busy.status, rpc_timeout=PATIENCE)
         await handle.terminate("the test is over")
 
     assert said == "answered"
@@ -227,7 +235,10 @@ async def query(client: Client, stage: Stage) -> str | None:
 
 async def timer_fired(stage: Stage) -> None:
     """Wait until the window's timer has fired, which needs no worker."""
-    handle = stage.client.temporal.get_workflow_handle(stage.cycle)
+    await happened(stage.client.temporal.get_workflow_handle(stage.cycle), EventType.EVENT_TYPE_TIMER_FIRED)
+
+
+async def happened(handle: WorkflowHandle[Any, Any], kind: EventType.ValueType) -> None:
     async for event in handle.fetch_history_events(wait_new_event=True):
-        if event.event_type == EventType.EVENT_TYPE_TIMER_FIRED:
+        if event.event_type == kind:
             return

@@ -262,7 +262,7 @@ def documented_agent() -> ModuleType:
 async def test_the_documented_agent_bids_and_proposes_what_the_records_tell(  # type: ignore[no-untyped-def]
     on_stage, documented_agent: ModuleType
 ) -> None:
-    async with on_stage(bid_window_s=4) as stage:
+    async with on_stage(bid_window_s=8) as stage:
         running = asyncio.create_task(documented_agent.run(stage.client, 0.2))
         await stage.reach(Phase.VOTING)
         status = await stage.client.status(stage.cycle)
@@ -380,7 +380,7 @@ async def test_nobody_bids(on_stage) -> None:  # type: ignore[no-untyped-def]
 
 
 async def test_the_next_bidder_is_awarded_when_the_winner_misses_its_deadline(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=3, proposal_window_s=3, voting_window_s=0.5) as stage:
+    async with on_stage(bid_window_s=8, proposal_window_s=8, voting_window_s=0.5) as stage:
         await stage.bids("ada", "bob")
         async for status in stage.client.follow(stage.cycle, every_s=0.02):
             if status.award and status.award.agent_id == "bob" and status.phase is Phase.PROPOSING:
@@ -395,7 +395,7 @@ async def test_the_next_bidder_is_awarded_when_the_winner_misses_its_deadline(on
 
 
 async def test_no_proposal_from_any_bidder(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=3, proposal_window_s=0.3) as stage:
+    async with on_stage(bid_window_s=8, proposal_window_s=0.3) as stage:
         await stage.bids("ada", "bob")
         result = await stage.result()
 
@@ -524,7 +524,7 @@ async def test_a_flooded_cycle_continues_as_new_and_loses_nothing(on_stage) -> N
 
 
 async def test_a_paused_cycle_waits_and_its_deadline_waits_too(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=3) as stage:
+    async with on_stage(bid_window_s=8) as stage:
         await stage.reach(Phase.BIDDING)
         await stage.client.act(stage.cycle, wire.PAUSE, "olga", "looking into it")
         before = await stage.client.status(stage.cycle)
@@ -612,7 +612,7 @@ async def test_a_veto_ends_a_running_experiment(on_stage) -> None:  # type: igno
 
 
 async def test_an_extended_window_closes_later(on_stage) -> None:  # type: ignore[no-untyped-def]
-    async with on_stage(bid_window_s=3) as stage:
+    async with on_stage(bid_window_s=8) as stage:
         await stage.reach(Phase.BIDDING)
         before = await stage.client.status(stage.cycle)
         await stage.client.act(stage.cycle, wire.EXTEND, "olga", "give them time", seconds=1)

@@ -341,6 +341,8 @@ async def test_a_shell_completes_cycles_and_tasks(temporal: Client, home: Path) 
         f"cycle:m:{name}": wire.IMPROVEMENT_CYCLE,
         f"task:{name}": wire.MARKET_TASK,
         f"cycle:{hostile}": wire.IMPROVEMENT_CYCLE,
+        f"cycle:--{hostile}": wire.IMPROVEMENT_CYCLE,
+        f"cycle:--yes-reboot-{name}": wire.IMPROVEMENT_CYCLE,
     }
     for workflow_id, workflow in workflows.items():
         handle = await temporal.start_workflow(workflow, id=workflow_id, task_queue="nobody")

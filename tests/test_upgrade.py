@@ -53,7 +53,6 @@ from worker import WORKFLOWS, activities, code_id, worker
 
 DOES_NOT_REPLAY = WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR
 ROOT = Path(__file__).parent.parent
-# No window closes before everybody has spoken, however busy the machine is.
 # So many ballots of one choice decide a vote.
 ENOUGH = 3
 # Tasks of an experiment that finish before a reset.

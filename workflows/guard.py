@@ -22,7 +22,8 @@ time has passed, so no deadline is ahead; a signal that comes after such a query
 workflows block on nothing: the machine is busy. The SDK (1.35) raises an error in its thread, wherever that is, and
 evicts the workflow while it still runs. The eviction fails, and is tried for ever: until the worker is started anew,
 neither tasks nor queries of this workflow are answered. So activations take turns, and the SDK is told of no thread.
-The task fails and is tried again, the activation ends by itself, and the eviction comes after it.
+The task fails and is tried again, the activation ends by itself, and the eviction comes after it. What this costs: the
+SDK's error shows no line of ours, and a workflow that looped for ever would hold its thread as long as its process.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -46,6 +47,10 @@ UPDATE = "do_update"
 OF_EVENTS = {"fire_timer", "signal_workflow", "cancel_workflow"}
 # How long an eviction waits for its turn: less than the SDK waits for it, before it begins another in a thread more.
 TURN_S = 1.0
+
+
+class StillRuns(RuntimeError):
+    """A workflow cannot be evicted yet; the SDK tries again."""
 
 
 class Guard(WorkflowRunner):
@@ -98,9 +103,9 @@ class _Guarded(WorkflowInstance):
         self._turn = Lock()
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
-        """Raises CannotDecrypt, which fails the task and never the workflow, and TimeoutError of an eviction."""
+        """Raises CannotDecrypt, which fails the task and never the workflow, and StillRuns of an eviction."""
         if not self._turn.acquire(timeout=TURN_S):
-            raise TimeoutError("expected the activation before this one to end, but it still runs")
+            raise StillRuns("expected the activation before this one to end, but it still runs")
         try:
             return self._activate(act)
         finally:
