@@ -50,7 +50,7 @@ class _AsksAgain(OutboundInterceptor):
             try:
                 return await super().query_workflow(input)
             except WorkflowQueryFailedError as error:
-                if error.message != wire.ASK_AGAIN and not error.message.startswith(wire.STARVED):
+                if error.message not in (wire.ASK_AGAIN, wire.STARVED):
                     raise
         return await super().query_workflow(input)
 

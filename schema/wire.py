@@ -58,8 +58,8 @@ RECEIPTS = "receipts"
 # How a query fails that came between an event and the workflow's task for it; the next one is answered. A workflow that
 # was terminated, or timed out, in between has no such task.
 ASK_AGAIN = "the workflow has yet to see its newest events: ask again, unless it has ended"
-# How the SDK begins to say that an activation took more than two seconds: the worker is busy, or starts.
-STARVED = "[TMPRL1101]"
+# What the SDK says of an activation that took too long: the worker is busy, or starts.
+STARVED = "[TMPRL1101] Potential deadlock detected: workflow didn't yield within 2 second(s)."
 
 # Search attributes, all keywords
 METRIC = "NautilusMetric"

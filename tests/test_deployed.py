@@ -163,9 +163,10 @@ async def test_the_manifests_processes_become_a_platform_in_which_the_doctor_fin
     findings = {finding["name"]: finding for finding in json.loads(said.stdout)["findings"]}
     wrong = {name: finding for name, finding in findings.items() if finding["state"] != "ok"}
     wrong.pop("disk", None)  # of the machine that runs this
-    # A job that fell due before the first worker took work was cut off, where the machine is slow: warnings.
-    slow = {name for name in ("runs", "budgets") if wrong.get(name, {}).get("state") == "warning"}
-    assert wrong.keys() <= slow, wrong
+    # A job that fell due before the first worker took work was cut off, where the machine is slow: a warning.
+    if wrong.get("runs", {}).get("state") == "warning":
+        wrong.pop("runs")
+    assert wrong == {}
     assert "is ready" in findings["door"]["found"]
 
     took = machine.stop()

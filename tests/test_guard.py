@@ -1,10 +1,12 @@
-"""What is kept from a workflow: events that a query sees before the task that they belong to."""
+"""What is kept from a workflow: events before the task that they belong to, and an eviction while it runs."""
 
 import asyncio
 import base64
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from threading import Event
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -31,7 +33,7 @@ from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import Stage
 from tests.test_upgrade import Installation, address, ending, installation
 from worker import WORKFLOWS
-from workflows.guard import Guard
+from workflows.guard import Guard, StillRuns
 from workflows.plugin import plugin
 
 __all__ = ["installation"]
@@ -113,6 +115,34 @@ class Recording(WorkflowRunner, WorkflowInstance):
     def get_thread_id(self) -> int | None: ...
 
 
+class Waiting(Recording):
+    """A workflow whose activations take until they may end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.may_end = Event(), Event()
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        self.runs.set()
+        assert self.may_end.wait(PATIENCE_S)
+        return super().activate(act)
+
+
+def test_an_eviction_waits_for_the_activation_before_it_and_keeps_no_thread() -> None:
+    waiting = Waiting()
+    guarded = Guard(waiting, Keyring({}, None)).create_instance(cast(WorkflowInstanceDetails, None))
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(guarded.activate, activation(3, 180, 1, START))
+        assert waiting.runs.wait(PATIENCE_S)
+        with pytest.raises(StillRuns):
+            guarded.activate(activation(0, 0, 0, "remove_from_cache"))
+        waiting.may_end.set()
+        running.result(PATIENCE_S)
+    guarded.activate(activation(0, 0, 0, "remove_from_cache"))
+
+    assert waiting.given == [START, "remove_from_cache"]
+
+
 # ---- the client
 
 
@@ -122,7 +152,7 @@ class Recording(WorkflowRunner, WorkflowInstance):
         ([], 1, None),
         ([wire.ASK_AGAIN], 2, None),
         ([wire.ASK_AGAIN] * 3, 3, wire.ASK_AGAIN),
-        (["[TMPRL1101] Potential deadlock detected: workflow didn't yield within 2 second(s)."], 2, None),
+        ([wire.STARVED], 2, None),
         (["a defect"], 1, "a defect"),
     ],
 )
@@ -163,6 +193,7 @@ class Busy:
     """Takes longer for the first query than the SDK lets a workflow have, and its eviction wait."""
 
     queries: ClassVar[int] = 0
+    ended: ClassVar[int] = 0
 
     @workflow.run
     async def run(self) -> None:
@@ -173,6 +204,7 @@ class Busy:
         Busy.queries += 1
         if Busy.queries == 1:
             time.sleep(4)
+        Busy.ended += 1
         return "answered"
 
 
@@ -182,6 +214,7 @@ async def test_a_query_to_a_worker_that_had_no_time_is_answered(
 ) -> None:
     monkeypatch.setenv("NAUTILUS_CODEC_KEYS", key)
     monkeypatch.setattr(Busy, "queries", 0)
+    monkeypatch.setattr(Busy, "ended", 0)
     client = await connection.connect(address(temporal), plugins=[plugin()])
     runner = Guard(UnsandboxedWorkflowRunner(), configured())
     async with Worker(client, task_queue=task_queue, workflows=[Busy], workflow_runner=runner):
@@ -192,7 +225,7 @@ async def test_a_query_to_a_worker_that_had_no_time_is_answered(
         await handle.terminate("the test is over")
 
     assert said == "answered"
-    assert Busy.queries >= 2
+    assert Busy.ended == Busy.queries >= 2  # none was interrupted
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_window_closes_leaves_a_cycle_that_replays(

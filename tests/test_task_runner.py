@@ -203,7 +203,7 @@ def test_a_task_is_killed_at_its_limit(runner: TaskRunner, line: Line) -> None:
 
     assert execution.failure is FailureKind.TIMEOUT
     assert execution.detail == "killed at its limit of 0.1 s"
-    assert 0.1 <= execution.duration_s < PATIENCE_S
+    assert 0.1 <= execution.duration_s < 20
     assert everyone_hung_up(line.answered())
 
 

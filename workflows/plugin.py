@@ -114,8 +114,8 @@ class EncryptedFailures(OneLineFailures):
         super().__init__(encode_common_attributes=True)
 
     def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
-        # For whoever lacks the key, and for who is to ask again: they name keys, or two seconds, and hold nothing else.
-        if isinstance(exception, CannotDecrypt) or str(exception).startswith(wire.STARVED):
+        # For whoever lacks the key, and for who is to ask again: the one names keys, and the other is this sentence.
+        if isinstance(exception, CannotDecrypt) or str(exception) == wire.STARVED:
             OneLineFailures().to_failure(exception, payload_converter, failure)
         else:
             super().to_failure(exception, payload_converter, failure)
