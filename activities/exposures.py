@@ -16,7 +16,7 @@ from activities.parameters import frozen
 from activities.recording import record_each
 from rules.assignment import assigner
 from schema.messages.experiment import IN_FORCE, Assignment, RunningExperiment, Variant
-from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded
+from schema.messages.reports import Exposed, Exposure, OutcomeReport, Recorded, Resolved
 from schema.tables.experiment import AssignmentRow, ExperimentRow
 
 # Built once, as each outcome that comes alone would pay for it.
@@ -108,22 +108,32 @@ def _compare(
     task_id = report.task_id
     arm = experiment.arm(task_id)
     echo = report.resolved.get(experiment.running.parameter)
+    began_after = experiment.row.opened_at is not None and report.started_at >= experiment.row.opened_at
     if echo is None:
-        opened_at = experiment.row.opened_at
-        if arm is not None and experiment.exposes and opened_at is not None and report.started_at >= opened_at:
+        if arm is not None and experiment.exposes and began_after:
             comparison.assign(experiment, task_id, arm, report)
         return
 
-    is_of_experiment = echo.version in (None, experiment.running.base_version) and echo.variant != IN_FORCE
-    if not is_of_experiment:
+    is_assigned = (experiment.experiment_id, task_id) in assigned
+    if not _may_be_of(experiment.running, echo):
         # Resolved before it opened, or while it was held. A task that was seen to begin under it contradicts itself.
-        if (experiment.experiment_id, task_id) in assigned:
+        if is_assigned:
             comparison.contradict(experiment, task_id)
+        return
+    if echo.experiment is None and not began_after and not is_assigned:
+        # An arm, but of which experiment? One that ended before this opened, on the same version, has its own.
         return
     echoed = Variant(echo.variant)
     comparison.assign(experiment, task_id, arm or echoed, report)
     if echoed is not arm:
         comparison.contradict(experiment, task_id)
+
+
+def _may_be_of(experiment: RunningExperiment, echo: Resolved) -> bool:
+    """Whether an arm of this experiment is what the task says that it resolved."""
+    is_version = echo.version in (None, experiment.base_version)
+    is_name = echo.experiment in (None, experiment.experiment_id)
+    return is_version and is_name and echo.variant != IN_FORCE
 
 
 def _open_experiments(session: Session) -> list[_Open]:

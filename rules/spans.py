@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rules.outcomes import contradiction
 from schema.display import one_line
 from schema.failure_kinds import FailureKind
-from schema.messages.base import GREATEST_INTEGER, LATEST
+from schema.messages.base import GREATEST_INTEGER, LATEST, Identifier
 from schema.messages.observatory import LONGEST_ATTRIBUTE, MOST, detail_of, reason_of
 from schema.messages.platform import Platform
 from schema.messages.reports import OutcomeReport
@@ -55,6 +55,9 @@ _TIMEOUT = re.compile(
 )
 # The second name is of older conventions.
 EVALUATIONS = ("feature_flag.evaluation", "feature_flag")
+# Ours, as the conventions have no name for it: `experiment` of a flag's metadata.
+EXPERIMENT = "nautilus.experiment"
+_ID = TypeAdapter[str](Identifier)
 VARIANTS = frozenset({"control", "treatment", "in_force"})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_NS = int((LATEST - EPOCH).total_seconds()) * 10**9
@@ -205,6 +208,7 @@ class _Evaluation(NamedTuple):
     parameter: str
     variant: str
     version: int | None
+    experiment: str | None
     context_id: str
 
 
@@ -219,7 +223,8 @@ def _evaluations(span: Span, parameters: Collection[str]) -> list[_Evaluation]:
             continue
         version = _version(attributes.get("feature_flag.version"))
         context_id = _text(attributes.get("feature_flag.context.id"))
-        evaluations.append(_Evaluation(parameter, str(variant), version, context_id))
+        experiment = _experiment(attributes.get(EXPERIMENT))
+        evaluations.append(_Evaluation(parameter, str(variant), version, experiment, context_id))
     return evaluations
 
 
@@ -231,11 +236,19 @@ def _version(came: AttributeValue | None) -> int | None:
     return int(text)
 
 
+def _experiment(came: AttributeValue | None) -> str | None:
+    """The id of an experiment; None where it can be no id."""
+    try:
+        return _ID.validate_python(came)
+    except ValidationError:
+        return None
+
+
 def _resolved(evaluations: Iterable[_Evaluation]) -> dict[str, dict[str, Any]]:
     """What the task resolved, by parameter: the first evaluation is what it started with."""
     resolved: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
-        said = {"version": evaluation.version, "variant": evaluation.variant}
+        said = {"version": evaluation.version, "variant": evaluation.variant, "experiment": evaluation.experiment}
         resolved.setdefault(evaluation.parameter, said)
     return resolved
 

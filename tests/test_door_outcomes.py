@@ -24,6 +24,7 @@ from sqlmodel import col, func, select
 
 from activities.assignments import counters
 from activities.database import Database
+from activities.experiment import release
 from schema.messages.door import Scope
 from schema.messages.experiment import ExperimentDesign, Variant
 from schema.tables.experiment import AssignmentRow
@@ -195,6 +196,11 @@ def assigned(database: Database, design: ExperimentDesign) -> dict[str, Assignme
     return {row.task_id: row for row in rows}
 
 
+def echo(design: ExperimentDesign, arm: str | None) -> dict[str, Any]:
+    """What a task says that it resolved under an experiment: its arm, and the experiment's name."""
+    return {"version": design.base_version, "variant": arm, "experiment": design.experiment_id}
+
+
 def excluded(database: Database, design: ExperimentDesign) -> tuple[int, int]:
     """Excluded and contradicting tasks of both arms, and how many assignments there are of them."""
     with database.reading() as session:
@@ -230,9 +236,7 @@ def test_an_outcome_of_a_task_that_echoes_its_arm_counts_in_it(database: Databas
     design = opened(database, experiment())
     arm = arm_of(design)
     with door(database) as caller:
-        reports = [
-            outcome(f"task-{n}", n % 3 > 0, timeout={"version": 1, "variant": arm(f"task-{n}")}) for n in range(60)
-        ]
+        reports = [outcome(f"task-{n}", n % 3 > 0, timeout=echo(design, arm(f"task-{n}"))) for n in range(60)]
         result = caller.report(*reports).json()
 
     assert result["contradicting"] == 0
@@ -263,7 +267,7 @@ def test_an_outcome_that_contradicts_recomputation_is_kept_excluded_and_counted(
     design = opened(database, experiment())
     arm = arm_of(design)
     other = {Variant.CONTROL: "treatment", Variant.TREATMENT: "control"}
-    lies = [outcome(f"task-{n}", timeout={"version": 1, "variant": other[arm(f"task-{n}")]}) for n in range(8)]  # type: ignore[index]
+    lies = [outcome(f"task-{n}", timeout=echo(design, other[arm(f"task-{n}")])) for n in range(8)]  # type: ignore[index]
     with door(database) as caller:
         caller.evaluate(TIMEOUT, "task-0")  # one was seen to begin
         first = caller.report(*lies).json()
@@ -275,6 +279,59 @@ def test_an_outcome_that_contradicts_recomputation_is_kept_excluded_and_counted(
     assert excluded(database, design) == (8, 8)
     with database.reading() as session:
         assert sum(s.finished for s in counters(session, design.experiment_id)) == 0
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_an_arm_of_an_experiment_that_ended_is_none_of_the_next_one_on_the_same_version(
+    database: Database, is_named: bool
+) -> None:
+    """Not by chance either: half of its tasks have the arm of the same name, with another value."""
+    earlier = opened(database, experiment("c#1"))
+    with database.transaction() as session:
+        release(session, earlier.cycle_id, NOW)
+    later = experiment("c#2")
+    experiments(database).open_experiment(later, NOW)
+    tasks = [f"task-{number}" for number in range(20)]
+    arms = arm_of(earlier)
+    echoes = {task_id: echo(earlier, arms(task_id)) for task_id in tasks}
+    if not is_named:
+        for said in echoes.values():
+            del said["experiment"]
+    with door(database) as caller:
+        answer = caller.report(*(outcome(task_id, timeout=echoes[task_id]) for task_id in tasks)).json()
+
+    assert {arms(task_id) is arm_of(later)(task_id) for task_id in tasks} == {True, False}
+    assert answer == {"fates": ["new"] * 20, "contradicting": 0}
+    assert assigned(database, later) == {}
+
+
+def test_an_arm_without_the_name_of_its_experiment_counts_where_its_task_began_after_it_opened(
+    database: Database,
+) -> None:
+    design = opened(database, experiment())
+    arm = arm_of(design)
+    reports = [outcome(f"task-{n}", timeout={"version": 1, "variant": arm(f"task-{n}")}) for n in range(20)]
+    for fields in reports[10:]:
+        # Its second is up: it began with the experiment, and not before it.
+        fields |= {"started_at": NOW.isoformat(), "finished_at": (NOW + timedelta(seconds=1)).isoformat()}
+    with door(database) as caller:
+        answer = caller.report(*reports).json()
+
+    assert answer["contradicting"] == 0
+    assert set(assigned(database, design)) == {f"task-{n}" for n in range(10, 20)}
+
+
+def test_a_task_that_began_under_an_experiment_cannot_say_that_it_was_of_another(database: Database) -> None:
+    design = opened(database, experiment())
+    arm = arm_of(design)("begun")
+    with door(database) as caller:
+        caller.evaluate(TIMEOUT, "begun")
+        assert eventually(lambda: "begun" in assigned(database, design))
+        said = echo(design, arm) | {"experiment": "c#0"}
+        result = caller.report(outcome("begun", timeout=said)).json()
+
+    assert result["contradicting"] == 1
+    assert excluded(database, design) == (1, 1)
 
 
 def test_a_task_that_was_seen_to_begin_cannot_say_that_it_resolved_what_was_in_force(database: Database) -> None:

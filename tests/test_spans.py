@@ -357,6 +357,12 @@ def test_an_outcome_without_the_mapped_cost_and_quality_is_one() -> None:
         (evaluation("control", **{"feature_flag.version": "sha-9f2"}), Resolved(variant="control")),
         (evaluation("control", **{"feature_flag.version": "0"}), Resolved(variant="control")),
         (
+            evaluation("control", **{"nautilus.experiment": "c#1"}),
+            Resolved(version=3, variant="control", experiment="c#1"),
+        ),
+        (evaluation("control", **{"nautilus.experiment": "no id"}), Resolved(version=3, variant="control")),
+        (evaluation("control", **{"nautilus.experiment": 7}), Resolved(version=3, variant="control")),
+        (
             SpanEvent("feature_flag", {"feature_flag.key": builders.TIMEOUT, "feature_flag.variant": "control"}),
             Resolved(variant="control"),
         ),
@@ -443,6 +449,7 @@ KEYS = [
     "feature_flag.result.variant",
     "feature_flag.version",
     "feature_flag.context.id",
+    "nautilus.experiment",
     "job.id",
     "llm.cost",
     "eval.score",

@@ -143,7 +143,7 @@ def outcome(task_id: str = "task-1", now: datetime = NOW) -> TaskOutcome:
 
 
 def report(task_id: str = "task-1", now: datetime = NOW) -> OutcomeReport:
-    resolved = {PARAMETER: {"version": 1, "variant": "in_force"}}
+    resolved = {PARAMETER: {"version": 1, "variant": "in_force", "experiment": "c#1"}}
     return OutcomeReport.model_validate(dict(outcome(task_id, now)) | {"resolved": resolved})
 
 

@@ -14,15 +14,17 @@ MOST_RESOLVED = 64
 
 
 class Resolved(Message):
-    """What a task resolved for one parameter. `version` is None where the platform's telemetry has none.
+    """What a task resolved for one parameter; `version` and `experiment` are None where the telemetry has none.
 
-    `in_force` is a value that no experiment chose.
+    `in_force` is a value that no experiment chose. Experiments that follow one another on the same version have arms of
+    the same names: only `experiment` tells them apart.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int | None = Field(default=None, ge=1, le=GREATEST_INTEGER)
     variant: Literal["control", "treatment", "in_force"]
+    experiment: Identifier | None = None
 
 
 class OutcomeReport(TaskOutcome):

@@ -62,6 +62,8 @@ class Platform:
                 "feature_flag.result.variant": answer["variant"],
                 "feature_flag.version": str(answer["metadata"]["version"]),
             }
+            if experiment := answer["metadata"].get("experiment"):
+                evaluation["nautilus.experiment"] = experiment
             span.add_event("feature_flag.evaluation", evaluation)
             limit_s = float(answer["value"])
             time.sleep(min(work_s, limit_s))

@@ -34,11 +34,12 @@ async function resolve(client, { tasks, flags, task_type, parameter }) {
       for (const [key, fallback] of Object.entries(flags)) {
         const details = await evaluate(client, key, fallback, { targetingKey: task });
         const { value, variant, errorCode, errorMessage, flagMetadata } = details;
-        resolved[task][key] = { value, variant, version: flagMetadata?.version, errorCode, errorMessage };
+        const { version, experiment } = flagMetadata ?? {};
+        resolved[task][key] = { value, variant, version, experiment, errorCode, errorMessage };
       }
       const at = new Date();
-      const { variant, version } = resolved[task][parameter];
-      const echo = { [parameter]: { version, variant } };
+      const { variant, version, experiment } = resolved[task][parameter];
+      const echo = { [parameter]: { version, variant, experiment } };
       outcomes.push({ task_id: task, task_type, started_at: at, finished_at: at, duration_s: 0, resolved: echo });
     }
   };
@@ -114,7 +115,7 @@ async function runTask(client, plan, workS, recordsExposures, done) {
     duration_s: (finishedAt - startedAt) / 1000,
     failure: isLate ? 'timeout' : null,
     reason: isLate ? 'no_answer_in_time' : '',
-    ...(version && { resolved: { [plan.parameter]: { version, variant: resolution.variant } } }),
+    ...(version && { resolved: { [plan.parameter]: { version, variant: resolution.variant, experiment } } }),
   };
 }
 

@@ -36,7 +36,7 @@ from schema.messages.platform import Platform
 from schema.tables.observatory import OutcomeRow
 from starter.door.app import application
 from starter.platform.database_store import DatabaseStore
-from starter.platform.resolver import ParameterResolver
+from starter.platform.resolver import Evaluation, ParameterResolver
 from tests.ports import free_port
 from tests.serving import serving
 
@@ -244,10 +244,13 @@ def resolved_by_python(home: Home) -> dict[str, dict[str, Any]]:
         evaluations = {
             task: {p.key: resolver.evaluate(p.key, task) for p in home.platform.parameters} for task in TASKS
         }
-    return {
-        task: {key: {"value": e.value, "variant": e.variant, "version": e.version} for key, e in by_key.items()}
-        for task, by_key in evaluations.items()
-    }
+    return {task: {key: _as_node(one) for key, one in by_key.items()} for task, by_key in evaluations.items()}
+
+
+def _as_node(evaluation: Evaluation) -> dict[str, Any]:
+    """JSON has no `undefined`: where no experiment runs, there is no such field."""
+    named = {"experiment": evaluation.experiment.experiment_id} if evaluation.experiment else {}
+    return {"value": evaluation.value, "variant": evaluation.variant, "version": evaluation.version} | named
 
 
 EXPOSURES = pytest.mark.parametrize(
