@@ -28,11 +28,13 @@ from temporalio.worker import (
 from schema import connection, wire
 from schema.codec import Keyring, configured
 from schema.messages.cycle import Ending, Phase
+from starter import preflight
 from tests import builders
 from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import Stage
 from tests.test_upgrade import Installation, address, ending, installation
 from worker import WORKFLOWS
+from workflows import plugin as plugins
 from workflows.guard import Guard, StillRuns
 from workflows.plugin import plugin
 
@@ -226,6 +228,41 @@ async def test_a_query_to_a_worker_that_had_no_time_is_answered(
 
     assert said == "answered"
     assert Busy.ended == Busy.queries >= 2  # none was interrupted
+
+
+@workflow.defn
+class BusyAtFirst:
+    """Takes longer than the SDK lets a workflow have, in so many replays after its run."""
+
+    runs: ClassVar[int] = 0
+    starved: ClassVar[int] = 0
+
+    @workflow.run
+    async def run(self) -> None:
+        BusyAtFirst.runs += 1
+        if 1 < BusyAtFirst.runs <= 1 + BusyAtFirst.starved:
+            time.sleep(2.5)
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("starved", "failure"), [(1, ""), (3, preflight.BUSY)], ids=["once", "always"])
+async def test_a_workflow_that_had_no_processor_in_a_replay_is_replayed_again(
+    temporal: Client, task_queue: str, starved: int, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BusyAtFirst, "runs", 0)
+    monkeypatch.setattr(BusyAtFirst, "starved", starved)
+    monkeypatch.setattr(plugins, "sandbox", UnsandboxedWorkflowRunner)
+    client = await connection.connect(address(temporal), plugins=[plugin()])
+    async with Worker(client, task_queue=task_queue, workflows=[BusyAtFirst]):
+        handle = await client.start_workflow(BusyAtFirst.run, id=task_queue, task_queue=task_queue)
+        await happened(handle, EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
+    async with asyncio.timeout(PATIENCE_S):
+        while not (replays := [one async for one in preflight.replays(client, [BusyAtFirst], task_queue)]):
+            await asyncio.sleep(0.05)  # the server lists a workflow a moment after it began
+    await handle.terminate("the test is over")
+
+    assert replays == [preflight.Replay(task_queue, failure)]
+    assert BusyAtFirst.runs == 1 + min(starved + 1, 3)
 
 
 async def test_a_query_that_waits_for_a_worker_while_a_window_closes_leaves_a_cycle_that_replays(
