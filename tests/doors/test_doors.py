@@ -85,7 +85,7 @@ task_types = ["{name}"]
     for name in ("support", "pricing", "writing")
 )
 # Each is several times what it takes on a machine with other work to do.
-START_TIMEOUT_S, PROMOTION_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 300.0, 60.0
+START_TIMEOUT_S, PROMOTION_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 600.0, 60.0
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
