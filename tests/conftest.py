@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 from sqlalchemy import delete
 from temporalio.client import Client
@@ -22,6 +23,10 @@ from tests.ports import free_port
 from workflows.plugin import plugin
 
 pytest_plugins = ["tests.databases"]
+
+# How long an example takes is the machine's matter: timings live in benchmarks/.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 os.environ.pop("TEMPORAL_ADDRESS", None)
 # In the background of a script Ctrl-C is ignored, and what the tests start would inherit that.

@@ -171,6 +171,11 @@ def recorded(home: Home, since: datetime) -> list[OutcomeRow]:
         return list(session.exec(select(OutcomeRow).where(OutcomeRow.started_at >= since)))
 
 
+def has_both(rows: Sequence[OutcomeRow]) -> bool:
+    """Whether there are 20 tasks, some of them in time and some too late."""
+    return len(rows) >= 20 and len({row.failure is None for row in rows}) == 2
+
+
 class Program:
     """A program of the page, which runs until the context ends; what it says goes to a file."""
 
@@ -197,4 +202,4 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait(30)
+        self._process.wait(PATIENCE_S)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -428,10 +429,14 @@ async def improved(
     anomaly: Anomaly,
     outcome: Callable[[str, Mapping[str, Value], datetime], TaskOutcome],
 ) -> CycleResult:
-    """The cycle about an anomaly, with agents at work while tasks run, resolved and recorded as a platform does."""
-    done = asyncio.Event()
+    """The cycle about an anomaly, with agents at work, and tasks for its experiment, recorded as a platform does.
+
+    They begin with the experiment: otherwise it would be chance which of a fixed series of tasks take part in it.
+    """
+    begun, done = threading.Event(), threading.Event()
 
     def traffic() -> None:
+        begun.wait()
         with (
             ParameterResolver(DatabaseStore(database, platform), refresh_s=0.05) as resolver,
             Recorder(DatabaseStore(database, platform), linger_s=0.01) as recorder,
@@ -448,16 +453,27 @@ async def improved(
     async with worker(client.temporal, database, platform, Settings(), task_queue):
         request = CycleRequest(request_id=f"test:{task_queue}", anomaly=anomaly)
         await client.temporal.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=task_queue)
-        running = asyncio.create_task(
-            run_agents(client, agents, every_s=0.2, may_visit=lambda task: task.workflow_id == cycle)
-        )
+
+        async def begin() -> None:
+            async for status in client.follow(cycle, every_s=0.05):
+                if status.phase is Phase.EXPERIMENT:
+                    begun.set()
+
+        running = [
+            asyncio.create_task(
+                run_agents(client, agents, every_s=0.2, may_visit=lambda task: task.workflow_id == cycle)
+            ),
+            asyncio.create_task(begin()),
+        ]
         platform_runs = asyncio.create_task(asyncio.to_thread(traffic))
         try:
             return await asyncio.wait_for(client.result(cycle), PATIENCE_S)
         finally:
             done.set()
-            running.cancel()
-            await asyncio.wait([running])
+            begun.set()
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
             await platform_runs
 
 
@@ -482,8 +498,9 @@ async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
             await asyncio.sleep(0.05)
         while (await client.status(healthy)).phase is not Phase.BIDDING:
             await asyncio.sleep(0.05)
-        await watcher.step()
-        return len((await client.status(healthy)).bids)
+        while not (placed := (await client.status(healthy)).bids):
+            await watcher.step()
+        return len(placed)
 
     async with worker(temporal, database, platform, Settings(), task_queue):
         # Listed as one that awaits bids, as a worker left it that has gone.
@@ -499,8 +516,10 @@ async def test_a_cycle_whose_worker_is_away_holds_up_no_other(
             )
         try:
             # Less than the agents themselves wait for a worker that is away, and then go on.
-            assert await asyncio.wait_for(bids(), 10) >= 1
-            assert (await watcher.step()).cycles == 2
+            assert await asyncio.wait_for(bids(), 25) >= 1
+            async with asyncio.timeout(PATIENCE_S):
+                while (await watcher.step()).cycles < 2:  # one that goes on to its next phase is listed in none
+                    await asyncio.sleep(0.05)
         finally:
             await watcher.close()
             await stop(temporal, stalled, healthy)
@@ -511,7 +530,7 @@ async def test_six_agents_find_the_fault_and_get_the_fix_promoted(
 ) -> None:
     platform = builders.platform(
         parameters=(limit_of(1.0).declaration,),
-        cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
+        cycle=builders.rules(bake_window_s=0.2),
         unsigned_agents=False,
     )
     now, rng = datetime.now(UTC), random.Random(11)
@@ -581,7 +600,7 @@ async def test_what_became_slow_or_poor_is_mended_though_no_more_of_it_fails(
     platform = builders.platform(
         task_types=(TaskTypeDeclaration(name=RESEARCH),),
         parameters=(breadth,),
-        cycle=builders.rules(bid_window_s=8, bake_window_s=0.2),
+        cycle=builders.rules(bake_window_s=0.2),
         observatory=ObservatoryRules(interval_s=1, guard_s=60, floor_window_s=600),
     )
     now, rng = datetime.now(UTC), random.Random(12)

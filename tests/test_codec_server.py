@@ -68,15 +68,15 @@ def url() -> Iterator[str]:
 def test_it_decodes_what_was_encrypted_with_any_of_its_keys_and_leaves_the_rest(url: str) -> None:
     unknown = codec.parsed(line("unknown"), "test").encrypted(PLAIN)
     sent = [RING.encrypted(PLAIN), codec.parsed(OLD, "test").encrypted(PLAIN), PLAIN, unknown]
-    answer = httpx.post(f"{url}/decode", json=document(*sent))
+    answer = httpx.post(f"{url}/decode", json=document(*sent), timeout=PATIENCE_S)
 
     assert answer.status_code == 200
     assert answer.json() == document(PLAIN, PLAIN, PLAIN, unknown)
 
 
 def test_what_it_encodes_it_decodes(url: str) -> None:
-    encoded = httpx.post(f"{url}/encode", json=document(PLAIN)).json()
-    decoded = httpx.post(f"{url}/decode", json=encoded).json()
+    encoded = httpx.post(f"{url}/encode", json=document(PLAIN), timeout=PATIENCE_S).json()
+    decoded = httpx.post(f"{url}/decode", json=encoded, timeout=PATIENCE_S).json()
 
     assert base64.b64decode(encoded["payloads"][0]["metadata"]["encryption-key-id"]) == b"2026-11"
     assert decoded == document(PLAIN)
@@ -104,7 +104,9 @@ def test_a_page_of_the_web_ui_is_let_in_by_the_browser_s_rules(url: str) -> None
     asks = {"origin": PAGE, "access-control-request-method": "POST"}
     asks |= {"access-control-request-headers": "content-type,x-namespace,authorization"}
     allowed = httpx.options(f"{url}/decode", headers=asks)
-    answer = httpx.post(f"{url}/decode", json=document(PLAIN), headers={"origin": PAGE, "x-namespace": "nautilus"})
+    answer = httpx.post(
+        f"{url}/decode", json=document(PLAIN), headers={"origin": PAGE, "x-namespace": "nautilus"}, timeout=PATIENCE_S
+    )
 
     assert (allowed.status_code, answer.status_code) == (200, 200)
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -116,7 +118,7 @@ def test_a_page_of_the_web_ui_is_let_in_by_the_browser_s_rules(url: str) -> None
     ids=["another site", "a sandboxed page", "another name for this machine"],
 )
 def test_no_other_page_is_answered(url: str, headers: dict[str, str], status: int) -> None:
-    answer = httpx.post(f"{url}/decode", json=document(RING.encrypted(PLAIN)), headers=headers)
+    answer = httpx.post(f"{url}/decode", json=document(RING.encrypted(PLAIN)), headers=headers, timeout=PATIENCE_S)
 
     assert answer.status_code == status
     assert "access-control-allow-origin" not in answer.headers

@@ -133,6 +133,9 @@ async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_
             wrong = {finding["name"]: finding for finding in findings if finding["state"] != "ok"}
             if not wrong or asyncio.get_running_loop().time() > deadline:
                 break
+            # A job that falls due before the worker takes work is cut off, where the machine is slow: a warning.
+            if wrong.get("runs", {}).get("state") == "warning":
+                wrong.pop("runs")
             assert wrong.keys() <= {"workers", "door", "disk"}, wrong
         wrong.pop("disk", None)  # of the machine that runs this
 
@@ -239,7 +242,11 @@ async def test_a_codec_key_that_running_workflows_wait_for(
     encrypting = await connect(Server(temporal.service_client.config.target_host, ""))
     await encrypting.start_workflow("Nobody", "a secret", id="waits-for-a-key", task_queue="nobody")
     try:
-        is_at(State.OK, await found(Site(sqlite), "codec keys"), "gone", mend="")
+        finding = await found(Site(sqlite), "codec keys")
+        async with asyncio.timeout(PATIENCE_S):
+            while "gone" not in finding.found:  # the server lists a workflow a moment after it began
+                finding = await found(Site(sqlite), "codec keys")
+        is_at(State.OK, finding, "gone", mend="")
         monkeypatch.setenv(codec.KEYS, line("another"))
         finding = await found(Site(sqlite), "codec keys")
     finally:

@@ -29,10 +29,12 @@ from rules.assignment import assigner
 from schema.messages.door import DoorRules, Scope
 from schema.messages.experiment import ExperimentDesign, Variant
 from schema.messages.platform import ObservatoryRules
+from starter.door import access
 from starter.door.access import UNKNOWN_REFRESH_S
 from starter.door.app import application
 from tests import builders
 from tests.builders import NOW, TIMEOUT
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from tests.test_store import eventually, experiment, opened
 
@@ -49,7 +51,8 @@ class Caller:
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
-        self.client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S)
 
     def evaluate(self, key: str, task_id: str, **context: Any) -> httpx.Response:
         body = {"context": {"targetingKey": task_id, **context}}
@@ -139,9 +142,9 @@ def test_nothing_of_a_request_is_read_before_its_key_was_accepted(database: Data
 
 def test_a_refusal_says_whether_no_key_came_or_one_that_opens_nothing(database: Database) -> None:
     with door(database) as caller:
-        none = httpx.get(f"{caller.url}/v1/flags")
-        of_another_scheme = httpx.get(f"{caller.url}/v1/flags", auth=("web", "secret"))
-        wrong = httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": "nautilus_0_1"})
+        none = httpx.get(f"{caller.url}/v1/flags", timeout=PATIENCE_S)
+        of_another_scheme = httpx.get(f"{caller.url}/v1/flags", auth=("web", "secret"), timeout=PATIENCE_S)
+        wrong = httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": "nautilus_0_1"}, timeout=PATIENCE_S)
 
     assert "but none came" in none.json()["detail"]
     assert "but none came" in of_another_scheme.json()["detail"]
@@ -150,9 +153,9 @@ def test_a_refusal_says_whether_no_key_came_or_one_that_opens_nothing(database: 
 
 def test_a_browser_at_the_door_gets_the_page_of_its_routes_whatever_stands_before_it(database: Database) -> None:
     with door(database) as caller:
-        front = httpx.get(f"{caller.url}/", headers={"Host": "elsewhere.example"})
-        page = httpx.get(f"{caller.url}/", follow_redirects=True)
-        posted = httpx.post(f"{caller.url}/", content=b"{}")
+        front = httpx.get(f"{caller.url}/", headers={"Host": "elsewhere.example"}, timeout=PATIENCE_S)
+        page = httpx.get(f"{caller.url}/", follow_redirects=True, timeout=PATIENCE_S)
+        posted = httpx.post(f"{caller.url}/", content=b"{}", timeout=PATIENCE_S)
 
     assert (front.status_code, front.headers["location"]) == (307, "docs")
     assert (page.status_code, page.url.path) == (200, "/docs")
@@ -171,21 +174,26 @@ def test_a_key_that_is_revoked_opens_nothing_within_two_seconds_and_a_new_one_wo
         assert caller.client.get("/v1/flags").status_code == 200
         key, text = door_keys.create_platform_key(database, "batch", BOTH, "ada", NOW)
         batch = {"X-API-Key": text}
-        assert eventually(lambda: httpx.get(f"{caller.url}/v1/flags", headers=batch).status_code == 200)
+        assert eventually(
+            lambda: httpx.get(f"{caller.url}/v1/flags", headers=batch, timeout=PATIENCE_S).status_code == 200
+        )
 
         door_keys.revoke(database, key.key_id, "ada", "leaked", NOW)
 
-        assert eventually(lambda: httpx.get(f"{caller.url}/v1/flags", headers=batch).status_code == 401)
+        assert eventually(
+            lambda: httpx.get(f"{caller.url}/v1/flags", headers=batch, timeout=PATIENCE_S).status_code == 401
+        )
         assert caller.client.get("/v1/flags").status_code == 200
 
 
-def test_a_new_key_opens_the_door_at_once(database: Database) -> None:
+def test_a_new_key_opens_the_door_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "KEYS_PATIENCE_S", PATIENCE_S)
     with door(database) as caller:
         caller.client.get("/v1/flags")
         _, text = door_keys.create_platform_key(database, "batch", BOTH, "ada", NOW)
         time.sleep(UNKNOWN_REFRESH_S)  # so old must the last reading of keys be, and no older
 
-        assert httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": text}).status_code == 200
+        assert httpx.get(f"{caller.url}/v1/flags", headers={"X-API-Key": text}, timeout=PATIENCE_S).status_code == 200
 
 
 def test_a_secret_is_stored_nowhere_and_every_key_is_in_the_ledger(database: Database) -> None:
@@ -341,8 +349,8 @@ def test_the_configuration_and_the_flags_carry_a_validator(database: Database) -
 
 def test_health_and_readiness_need_no_key_and_a_stale_door_is_not_ready(database: Database) -> None:
     with door(database) as caller:
-        health = httpx.get(f"{caller.url}/health")
-        ready = httpx.get(f"{caller.url}/ready")
+        health = httpx.get(f"{caller.url}/health", timeout=PATIENCE_S)
+        ready = httpx.get(f"{caller.url}/ready", timeout=PATIENCE_S)
         unknown = caller.client.get("/v1/nothing")
 
     assert (health.status_code, ready.status_code, unknown.status_code) == (200, 200, 404)
@@ -364,9 +372,9 @@ def test_head_is_answered_as_get_is_without_a_body(database: Database) -> None:
 
 def test_the_page_of_routes_loads_nothing_from_elsewhere(database: Database) -> None:
     with door(database) as caller:
-        page = httpx.get(f"{caller.url}/docs").text
+        page = httpx.get(f"{caller.url}/docs", timeout=PATIENCE_S).text
         addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
-        files = [httpx.get(caller.url + address).status_code for address in addresses]
+        files = [httpx.get(caller.url + address, timeout=PATIENCE_S).status_code for address in addresses]
 
     assert len(addresses) >= 3
     assert all(address.startswith("/docs/") for address in addresses)

@@ -30,6 +30,7 @@ from schema.messages.experiment import ExperimentDesign, Variant
 from schema.tables.experiment import AssignmentRow
 from schema.tables.observatory import OutcomeRow
 from tests.builders import NOW, TIMEOUT
+from tests.patience import PATIENCE_S
 from tests.postgres import on_server
 from tests.test_door import arm_of, door, outcome
 from tests.test_store import away, eventually, experiment, experiments, opened, promotion, watched
@@ -492,7 +493,9 @@ def test_a_body_that_holds_no_spans_is_refused_in_one_line_of_the_form_that_it_c
 
 def test_an_exporter_without_a_key_reads_why_it_is_refused(database: Database) -> None:
     with door(database) as caller:
-        refused = httpx.post(f"{caller.url}/v1/traces", headers={"Content-Type": "application/x-protobuf"})
+        refused = httpx.post(
+            f"{caller.url}/v1/traces", headers={"Content-Type": "application/x-protobuf"}, timeout=PATIENCE_S
+        )
 
     assert refused.status_code == 401
     assert "but none came" in line_of(refused)

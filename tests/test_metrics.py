@@ -276,7 +276,7 @@ def test_the_command_serves_the_metrics_until_it_is_stopped(tmp_path: Path, data
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             samples = samples_of(answer.read().decode())
         process.terminate()
-        code = process.wait(10)
+        code = process.wait(PATIENCE_S)
 
     assert (line["event"], line["url"]) == ("metrics.served", f"http://127.0.0.1:{port}/metrics")
     assert samples["nautilus_database_up"] == {"": 1}

@@ -23,6 +23,7 @@ from starter.platform.openfeature import NautilusProvider
 from starter.platform.recorder import Recorder
 from starter.platform.resolver import ParameterResolver
 from tests.builders import TIMEOUT, Fixed
+from tests.patience import PATIENCE_S
 
 TESTED = "success_rate:research_synthesis#1"
 VALUES: dict[str, Value] = {TIMEOUT: 90.0, "a.count": 8, "a.on": True, "a.prompt": "Answer {question}.", "a.whole": 5.0}
@@ -211,8 +212,8 @@ class _Heard:
         self.details[event] = details
         self.came[event].set()
 
-    def within_ten_seconds(self, event: ProviderEvent) -> EventDetails:
-        assert self.came[event].wait(10), event
+    def once_it_comes(self, event: ProviderEvent) -> EventDetails:
+        assert self.came[event].wait(PATIENCE_S), event
         return self.details[event]
 
 
@@ -222,7 +223,7 @@ def test_a_changed_configuration_is_an_event_that_names_the_flags(client: OpenFe
     store.installed = configuration(**{"a.count": 9})
 
     # The experiment has ended, and one value is another.
-    changed = heard.within_ten_seconds(ProviderEvent.PROVIDER_CONFIGURATION_CHANGED).flags_changed
+    changed = heard.once_it_comes(ProviderEvent.PROVIDER_CONFIGURATION_CHANGED).flags_changed
     assert changed == ["a.count", TIMEOUT]
     assert client.get_integer_value("a.count", 0) == 9
 
@@ -234,12 +235,12 @@ def test_a_store_that_is_away_makes_the_provider_stale_and_its_return_ready(
     heard = _Heard(stale)
 
     store.away = True
-    heard.within_ten_seconds(stale)
+    heard.once_it_comes(stale)
     assert client.get_integer_value("a.count", 0) == 8  # the last good configuration
     again = _Heard(ready)
     store.away = False
 
-    again.within_ten_seconds(ready)
+    again.once_it_comes(ready)
 
 
 def test_who_listens_hears_every_read_until_it_stops(store: Fixed) -> None:
@@ -252,13 +253,13 @@ def test_who_listens_hears_every_read_until_it_stops(store: Fixed) -> None:
 
     with ParameterResolver(store, refresh_s=0.01) as resolver:
         resolver.listen(listen)
-        assert first.wait(10)
+        assert first.wait(PATIENCE_S)
         resolver.unlisten(listen)
         resolver.listen(lambda _: second.set())
-        assert second.wait(10)
+        assert second.wait(PATIENCE_S)
         count = len(heard)
         second.clear()
-        assert second.wait(10)
+        assert second.wait(PATIENCE_S)
 
     assert len(heard) == count
     assert set(map(type, heard)) == {Configuration}

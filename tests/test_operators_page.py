@@ -25,7 +25,7 @@ from schema.settings import Settings
 from starter.client import NautilusClient
 from starter.server import binary
 from tests import builders
-from tests.conftest import stop
+from tests.conftest import stop, unless_gone
 from tests.databases import NewDatabase
 from tests.patience import PATIENCE_S
 from tests.test_improvement_cycle import AGENTS, Stage
@@ -163,6 +163,9 @@ async def platforms_on(temporal: Client, database: Database) -> AsyncIterator[Pl
         yield Platforms(NautilusClient(temporal), database, platform)
         async for execution in temporal.list_workflows("ExecutionStatus='Running' AND TaskQueue='nautilus'"):
             await stop(temporal, execution.id)
+        for job in cron.jobs(platform):
+            with unless_gone():  # a line of the page may have deleted it
+                await temporal.get_schedule_handle(job.declaration.id).delete()
 
 
 @pytest.mark.parametrize("line", LINES, ids=[f"{number}-{line[9:50]}" for number, line in enumerate(LINES)])

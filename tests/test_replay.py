@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from schema import wire
     from schema.messages.cycle import CycleRequest, CycleResult, CycleState, Ending
     from schema.messages.tasks import TaskEnding
+    from starter.preflight import ATTEMPTS
     from tests.record_histories import HISTORIES, RECORDINGS
     from tests.record_tasks import BUS, JOBS, NAMES, TASKS
     from worker import WORKFLOWS
@@ -93,7 +94,11 @@ async def replay(name: str, *workflows: type) -> Exception | None:
     replayer = Replayer(workflows=workflows or WORKFLOWS, plugins=[plugin()])
     try:
         async with asyncio.timeout(REPLAY_TIMEOUT_S):
-            return (await replayer.replay_workflow(history, raise_on_replay_failure=False)).replay_failure
+            for _ in range(ATTEMPTS):
+                result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
+                if wire.STARVED not in str(result.replay_failure):
+                    break
+            return result.replay_failure
     except TimeoutError:
         # Where a change would fail the running workflow instead of its task, the replayer waits for ever.
         return RuntimeError(f"no end of the replay in {REPLAY_TIMEOUT_S:g} s")

@@ -56,7 +56,7 @@ async def test_a_person_sees_that_a_job_used_its_budget_up(server: Server, tab: 
 
     client = await Client.connect(server.address, namespace=wire.NAMESPACE, plugins=[plugin()])
     await prepare(client)
-    short = ScheduleDeclaration(id=JobId.AUTONOMY_SCAN, every_s=300, budget_s=2)
+    short = ScheduleDeclaration(id=JobId.AUTONOMY_SCAN, every_s=300, budget_s=8)
     platform = builders.platform(schedules=(short,))
     await apply(client, jobs(platform))
     agents = Worker(client, task_queue=wire.AGENTS_QUEUE, activities=[lost_in_thought])
@@ -69,9 +69,9 @@ async def test_a_person_sees_that_a_job_used_its_budget_up(server: Server, tab: 
         await tab.open(url.replace("/history", "/user-metadata"))
         await tab.shows(
             "autonomy_scan: agents scan the market",
-            "budget of 2 s used up: left scan the market",
+            "budget of 8 s used up: left scan the market",
             "done: who may scan",
         )
         await picture(tab, "budget-exceeded", 600)
         await tab.open(url.replace("/history", "/timeline"))
-        await tab.shows("budget of 2 s used up: left scan the market")
+        await tab.shows("budget of 8 s used up: left scan the market")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,9 +115,13 @@ def away(database: Database) -> Iterator[None]:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether it comes to hold within ten seconds; asks a hundred times a second."""
-    never = threading.Event()
-    return any(holds() or never.wait(0.01) for _ in range(1_000))
+    """Whether it comes to hold; asks a hundred times a second."""
+    never, until = threading.Event(), time.monotonic() + PATIENCE_S
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        never.wait(0.01)
+    return True
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:

@@ -93,7 +93,7 @@ class Installation:
 
 
 def installed(client: Client, database: Database, queue: str) -> Installation:
-    declared = builders.platform(cycle=builders.rules())
+    declared = builders.platform(cycle=builders.rules(experiment_window_s=600))
     now = datetime.now(UTC)
     declare_parameters(database, declared, now)
     for agent in AGENTS:
@@ -142,8 +142,10 @@ async def failed_task(stage: Stage) -> WorkflowTaskFailedCause.ValueType:
     """Why a worker could not go on with a cycle, once one could not."""
     handle = stage.client.temporal.get_workflow_handle(stage.cycle)
     async for event in handle.fetch_history_events(wait_new_event=True):
-        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
-            return event.workflow_task_failed_event_attributes.cause
+        failed = event.workflow_task_failed_event_attributes
+        # One that had no processor is tried again.
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED and failed.failure.message != wire.STARVED:
+            return failed.cause
     raise AssertionError(f"{stage.cycle} has ended, and no task of it failed")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mcp.client
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mcp import StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp_types import TextContent
@@ -363,12 +364,14 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
     whole: dict[Wheel, Path], database: Database, agent_key: keys.AgentKey, tmp_path: Path
 ) -> None:
     (tmp_path / "hello_agent.py").write_text(example("Hello agent", 30))
-    platform = builders.platform(cycle=builders.rules(bid_window_s=8), unsigned_agents=False)
+    platform = builders.platform(cycle=builders.rules(), unsigned_agents=False)
     now = datetime.now(UTC)
     declare_parameters(database, platform, now)
     register_agent(database, "ada", "op-ada", now, agent_key.public)
-    for voter in ("bob", "cyd", "dee"):  # with fewer the vote is over before it begins
-        register_agent(database, voter, f"op-{voter}", now)
+    # With fewer the vote is over before it begins.
+    voters = [keys.AgentKey(name, Ed25519PrivateKey.generate()) for name in ("bob", "cyd", "dee")]
+    for voter in voters:
+        register_agent(database, voter.agent_id, f"op-{voter.agent_id}", now, voter.public)
     with database.transaction() as session:
         history = [builders.outcome(f"old-{n}", n % 3 > 0, now - timedelta(seconds=5)) for n in range(90)]
         record_outcomes(session, history, 1)
@@ -387,6 +390,11 @@ async def test_hello_agent_bids_and_proposes_in_a_real_cycle(
             try:
                 request = CycleRequest(request_id="hello", anomaly=anomaly)
                 await client.start_workflow(wire.IMPROVEMENT_CYCLE, request, id=cycle, task_queue=wire.TASK_QUEUE)
+                # They bid nothing, so that the window ends with ada's bid.
+                for voter in voters:
+                    await NautilusClient(client, wire.TASK_QUEUE, voter).decline(
+                        cycle, builders.decline(voter.agent_id)
+                    )
                 async with asyncio.timeout(PATIENCE_S):
                     async for status in NautilusClient(client).follow(cycle, every_s=0.1):
                         assert status.phase is not Phase.ENDED, status.reason

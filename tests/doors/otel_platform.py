@@ -32,7 +32,7 @@ def evaluate(flag: str, task: str, task_type: str) -> dict[str, Any]:
     """The door's answer: a value, its variant and version."""
     context = {"targetingKey": task, "task_type": task_type}
     request = Request(f"{DOOR}/ofrep/v1/evaluate/flags/{flag}", json.dumps({"context": context}).encode(), HEADERS)
-    with urlopen(request, timeout=10) as response:
+    with urlopen(request, timeout=60) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
 
@@ -43,7 +43,7 @@ class Platform:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.provider = TracerProvider()
-        exporter = OTLPSpanExporter(f"{DOOR}/v1/traces", headers={"Authorization": f"Bearer {KEY}"})
+        exporter = OTLPSpanExporter(f"{DOOR}/v1/traces", headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
         self.provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=250))
         self.tracer = self.provider.get_tracer("tests.doors")
         self.failed = 0
