@@ -62,7 +62,7 @@ class ExperimentActivities:
                 session.add(row.sqlmodel_update(_queued_row(design, row.queued_at)))
             obstacle = frozen(session, design.parameter) or _cycle_ahead(session, design)
             if obstacle is None:
-                return _open_unless_stale(session, design, at)
+                return _open_unless_stale(session, design, _this_attempt(at))
         # Raised outside of the transaction, which must commit: its row keeps the design's place in the queue.
         raise self._retry_later(f"queued: {obstacle}")
 
@@ -230,6 +230,11 @@ def _another(registered: ExperimentDesign, design: ExperimentDesign) -> str:
         return f"{registered.experiment_id} is registered with another design of {change(design)}"
     new = change(design).removeprefix(f"{registered.parameter} ")
     return f"{registered.experiment_id} is registered for {change(registered)}, but {new} came"
+
+
+def _this_attempt(first: datetime) -> datetime:
+    """When this attempt of the activity is made: a retry has the arguments of the first, which may be days old."""
+    return max(first, activity.info().current_attempt_scheduled_time) if activity.in_activity() else first
 
 
 def _open_unless_stale(session: Session, design: ExperimentDesign, at: datetime) -> str | None:

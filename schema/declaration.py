@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from schema.display import one_line
+from schema.messages.base import GREATEST_INTEGER
 from schema.messages.platform import Platform
 from schema.messages.references import mismatches
 from schema.mistakes import LONGEST_LINE
@@ -21,6 +22,11 @@ from schema.pace import TRIAL, Pace
 from schema.settings import Settings
 from schema.toml_lines import lines_by_path
 
+# Longer than any window, and short enough that Temporal can time it: it counts nanoseconds in 64 bits.
+LONGEST_S = 36_525 * 86_400
+# As much as an agent may ask for.
+MOST_CREDITS = 1_000_000
+REWARDS = (("cycle", "reward"), ("cycle", "highest_reward"))
 # A value of several kinds reports each kind that it is not; the key is what they share.
 KINDS = ("bool", "int", "float", "str")
 KeyPath = tuple[str | int, ...]
@@ -58,10 +64,13 @@ def read_platform(path: Path, pace: Pace | None = None) -> Platform:
     text = _text_of(path)
     content = _parsed(path, text)
     paced = _paced(content, pace)
+    platform, errors = Platform(), list[ErrorDetails]()
     try:
         platform = _validated(paced)
     except ValidationError as error:
-        raise DeclarationError(path, _problems(text, content, _all_errors(paced, error))) from None
+        errors = _all_errors(paced, error)
+    if problems := _problems(text, content, errors):
+        raise DeclarationError(path, problems)
     return platform.model_copy(update={"pace": pace or platform.pace})
 
 
@@ -134,9 +143,26 @@ def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetai
         if path:  # references between tables are checked below, all of them
             line = line_of(_culprit(path, details, lines), lines)
             problems.setdefault(path, Problem(line, _key(path), _message(details, path)))
-    for path, message in mismatches(content):
+    for path, message in (*mismatches(content), *_beyond_reach(content)):
         problems.setdefault(path, Problem(line_of(path, lines), _key(path), message))
     return sorted(problems.values(), key=lambda problem: problem.line or 0)
+
+
+def _beyond_reach(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Numbers at which a cycle would stand still.
+
+    Here and not in the messages, which travel in histories: what runs already must replay.
+    """
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _beyond_reach(inner, (*path, key))
+    elif isinstance(value, int | float):
+        name = next((str(part) for part in reversed(path) if isinstance(part, str)), "")
+        is_seconds = name.endswith("_s") and not name.endswith("_per_s")
+        most = MOST_CREDITS if path in REWARDS else LONGEST_S if is_seconds else GREATEST_INTEGER
+        if abs(value) > most:
+            unit = " s (a century)" if is_seconds else ""
+            yield path, f"expected a number of at most {most}{unit}, but {value} came"
 
 
 def _path_of(details: ErrorDetails) -> KeyPath:

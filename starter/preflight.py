@@ -21,9 +21,9 @@ from workflows.plugin import plugin
 
 log = structlog.get_logger()
 
-# What gets no processor for two seconds says nothing of the code. To the SDK it is a workflow that does not replay.
+# To the SDK, what takes two seconds to go on does not replay. Where it got no processor, that says nothing of the code.
 ATTEMPTS = 3
-BUSY = f"it got no processor for 2 s, {ATTEMPTS} times; try again when the machine is less busy"
+BUSY = f"it took over 2 s to go on, {ATTEMPTS} times: the machine is busy, or the code blocks [TMPRL1101]"
 # The sentence in what the SDK's core dumps.
 MESSAGE = re.compile(r'message: "(?P<message>[^"]+)"')
 

@@ -186,11 +186,25 @@ def test_a_mistake_in_a_parameter_names_the_key_and_what_was_expected(
         ("[observatory]\nsuccess_floor = 70", "observatory.success_floor: expected less than 1, but 70 came"),
         ("[observatory]\ninterval_s = 0", "observatory.interval_s: expected greater than or equal to 1, but 0 came"),
         # What no clock, no database or no JSON could carry: a cycle would stand still at it.
-        ("[cycle]\nbid_window_s = 1e300", "cycle.bid_window_s: expected at most 3155760000 s, a century, but 1e+300"),
-        ("[observatory]\ninterval_s = 4000000000", "observatory.interval_s: expected at most 3155760000 s, a century"),
-        ("[cycle]\nmax_tasks = 9007199254740992", "cycle.max_tasks: expected at most 9007199254740991, but 9007"),
-        ("[cycle]\nreward = 1000001", "cycle.reward: expected less than or equal to 1000000, but 1000001 came"),
-        ("[cycle]\nhighest_reward = 1000001", "cycle.highest_reward: expected less than or equal to 1000000, but"),
+        (
+            "[cycle]\nbid_window_s = 1e300",
+            "cycle.bid_window_s: expected a number of at most 3155760000 s (a century), but 1e+300",
+        ),
+        (
+            "[observatory]\ninterval_s = 4000000000",
+            "observatory.interval_s: expected a number of at most 3155760000 s (a century)",
+        ),
+        (
+            "[cycle]\nmax_tasks = 9007199254740992",
+            "cycle.max_tasks: expected a number of at most 9007199254740991, but 9007",
+        ),
+        (
+            "[[parameters]]\nkey = 'a.b'\nkind = 'float'\ndefault = 1e16\nmaximum = 1e17",
+            "parameters.1.maximum: expected a",
+        ),
+        ("[door]\nplatform_requests_per_s = 9007199254740992", "door.platform_requests_per_s: expected a number of at"),
+        ("[cycle]\nreward = 1000001", "cycle.reward: expected a number of at most 1000000, but 1000001 came"),
+        ("[cycle]\nhighest_reward = 1000001", "cycle.highest_reward: expected a number of at most 1000000, but"),
         ("[traffic]\nconcurrency = 100\nper_second = {}", "traffic.concurrency: expected less than or equal to 64"),
         (
             '[[parameters]]\nkey="a.mode"\nkind="choice"\nchoices=["x","x"]\ndefault="x"\ntask_types=["research"]',
@@ -213,6 +227,11 @@ def test_a_mistake_in_another_part_names_the_key_and_what_was_expected(
     tmp_path: Path, extra: str, expected: str
 ) -> None:
     assert expected in mistake(tmp_path, GOOD + extra + "\n")
+
+
+def test_a_cycle_that_runs_already_may_have_what_the_file_may_no_longer() -> None:
+    """Its rules are in its history, which must replay."""
+    assert CycleRules(reward=2_000_000, approval_window_s=4e9).reward == 2_000_000
 
 
 @pytest.mark.parametrize(

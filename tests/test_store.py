@@ -34,7 +34,7 @@ from activities.agents import register_agent, roster
 from activities.assignments import counters, finish_assignments, record_assignments
 from activities.database import Database, lock, migrate
 from activities.events import emit, subscribe
-from activities.experiment import ExperimentActivities
+from activities.experiment import ExperimentActivities, release
 from activities.market import MarketActivities
 from activities.parameters import configuration, declare_parameters
 from activities.proposals import ProposalActivities
@@ -751,6 +751,31 @@ def test_opening_twice_is_opening_once_and_another_on_the_same_tasks_waits_its_t
         assert opened_ids == ["c#1"]
         assert [held.cycle_id for held in session.exec(select(TaskTypeLockRow)).all()] == ["c#1"]
     assert [entry.key for entry in ledger.entries(database)] == [f"{TIMEOUT}:parameter.declared:0", "c#1"]
+
+
+def test_an_experiment_that_waited_its_turn_opened_when_it_came_and_not_when_it_was_queued(database: Database) -> None:
+    """Its least run begins there, and so do the tasks that may be of it."""
+    earlier = opened(database, experiment())
+    later = experiment("c#2", minimum_run_s=3_600)
+    environment = ActivityEnvironment()
+
+    def attempt(hours: int) -> str | None:
+        """With the arguments of the first attempt, as Temporal retries."""
+        at = NOW + timedelta(hours=hours)
+        environment.info = replace(environment.info, current_attempt_scheduled_time=at)
+        return environment.run(experiments(database).open_experiment, later, NOW + timedelta(hours=1))
+
+    with pytest.raises(ApplicationError, match="queued: c#1 comes first"):
+        attempt(1)
+    with database.transaction() as session:
+        release(session, earlier.cycle_id, NOW + timedelta(hours=5))
+    assert attempt(5) is None
+
+    with database.reading() as session:
+        row = session.get_one(ExperimentRow, "c#2")
+    assert (row.queued_at, row.opened_at) == (NOW + timedelta(hours=1), NOW + timedelta(hours=5))
+    (entry,) = [entry for entry in ledger.entries(database) if entry.key == "c#2"]
+    assert entry.at == row.opened_at
 
 
 def test_two_experiments_opened_at_once_on_the_same_tasks_are_one(database: Database) -> None:

@@ -9,21 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 from ..display import visible
 
-# Longer than any window, and short enough that Temporal can time it: it counts nanoseconds in 64 bits.
-LONGEST_S = 36_525 * 86_400
 # JSON carries no greater integer exactly (RFC 7493), and canonical JSON refuses it.
 GREATEST_INTEGER = 2**53 - 1
 # The most characters of one value: a proposal with it travels in a history, where Temporal warns at 256 kB.
@@ -130,21 +119,9 @@ class Message(BaseModel):
 
 
 class Declaration(Message):
-    """A part of `platform.toml`: an unknown key is reported as a mistake, and so is a number that nothing could carry.
-
-    A field whose name ends in `_s` has seconds, or so many in a second.
-    """
+    """A part of `platform.toml`: an unknown key is reported as a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-
-    @field_validator("*")
-    @classmethod
-    def _can_be_carried(cls, value: Any, info: ValidationInfo) -> Any:
-        is_seconds = isinstance(value, int | float) and str(info.field_name).endswith("_s")
-        most = LONGEST_S if is_seconds else GREATEST_INTEGER
-        if (is_seconds or isinstance(value, int)) and abs(value) > most:
-            raise ValueError(f"expected at most {most}{' s, a century' if is_seconds else ''}, but {value} came")
-        return value
 
 
 class Numbered(Message):

@@ -284,9 +284,9 @@ class CycleRules(Declaration):
     approval_share: float = Field(default=0.51, gt=0.5, le=1)
     high_risk_approval_share: float = Field(default=2 / 3, gt=0.5, le=1)
     operator_weight_cap: float = Field(default=1 / 3, gt=0, le=1)
-    reward: int = Field(default=100, ge=0, le=1_000_000)
+    reward: int = Field(default=100, ge=0)
     call_after_s: float = Field(default=2 * 86_400, gt=0)
-    highest_reward: int | None = Field(default=None, ge=0, le=1_000_000)
+    highest_reward: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:
