@@ -199,8 +199,8 @@ def test_a_mistake_in_a_parameter_names_the_key_and_what_was_expected(
             "cycle.max_tasks: expected a number of at most 9007199254740991, but 9007",
         ),
         (
-            "[[parameters]]\nkey = 'a.b'\nkind = 'float'\ndefault = 1e16\nmaximum = 1e17",
-            "parameters.1.maximum: expected a",
+            '[[parameters]]\nkey="a.b"\nkind="float"\nminimum=0\nmaximum=1e17\ndefault=2\ntask_types=["research"]',
+            "parameters.1.maximum: expected a number of at most 9007199254740991, but 1e+17 came",
         ),
         ("[door]\nplatform_requests_per_s = 9007199254740992", "door.platform_requests_per_s: expected a number of at"),
         ("[cycle]\nreward = 1000001", "cycle.reward: expected a number of at most 1000000, but 1000001 came"),
