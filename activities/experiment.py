@@ -137,7 +137,7 @@ class ExperimentActivities:
         with self._database.transaction() as session:
             result = swap(session, promotion, ParameterPromoted, at)
             if result.swapped and session.get(ExperimentRow, watch.experiment_id) is None:
-                _start(session, watch, at)
+                _start(session, watch, _this_attempt(at))
         return result
 
     @activity.defn
