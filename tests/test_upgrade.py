@@ -271,7 +271,7 @@ async def test_what_a_rolled_back_deploy_has_taken_further_is_set_back_to_before
 async def test_a_cycle_that_is_set_back_past_its_registered_experiment_goes_on_with_that_one(
     installation: Installation,
 ) -> None:
-    stage = await tested_by_a_bad_release(installation)
+    stage = await in_test_by_a_bad_release(installation)
     with installation.database.reading() as session:
         [first] = session.exec(select(ExperimentRow)).all()
     async with installation.release("good"):
@@ -303,7 +303,7 @@ async def test_a_cycle_that_is_set_back_past_its_registered_experiment_goes_on_w
 async def test_another_change_is_not_promoted_by_the_experiment_that_was_registered_before_a_reset(
     installation: Installation,
 ) -> None:
-    stage = await tested_by_a_bad_release(installation)
+    stage = await in_test_by_a_bad_release(installation)
     async with installation.release("good"):
         await set_back(stage, "bad")
         vote = await to_the_vote(stage, *AGENTS[2:], value=150.0)
@@ -326,7 +326,7 @@ async def test_another_change_is_not_promoted_by_the_experiment_that_was_registe
     assert ledger.verify(installation.database)[2] is None
 
 
-async def tested_by_a_bad_release(installation: Installation) -> Stage:
+async def in_test_by_a_bad_release(installation: Installation) -> Stage:
     """A cycle whose experiment a release has registered that is rolled back; some tasks of it have finished."""
     async with installation.release("good"):
         stage = await installation.opens("tested")
