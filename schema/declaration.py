@@ -64,12 +64,11 @@ def read_platform(path: Path, pace: Pace | None = None) -> Platform:
     text = _text_of(path)
     content = _parsed(path, text)
     paced = _paced(content, pace)
-    platform, errors = Platform(), list[ErrorDetails]()
     try:
         platform = _validated(paced)
     except ValidationError as error:
-        errors = _all_errors(paced, error)
-    if problems := _problems(text, content, errors):
+        raise DeclarationError(path, _problems(text, content, _all_errors(paced, error))) from None
+    if problems := _problems(text, content, ()):
         raise DeclarationError(path, problems)
     return platform.model_copy(update={"pace": pace or platform.pace})
 
