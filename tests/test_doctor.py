@@ -70,6 +70,10 @@ maximum = 600.0
 unit = "s"
 task_types = ["research_synthesis"]
 """
+# So that none falls due before the worker takes work, and is cut off, where the machine is slow.
+DAILY = "".join(
+    f'[[schedules]]\nid = "{job}"\nevery_s = 86400\nbudget_s = 20\n' for job in ("autonomy_scan", "award_due_bids")
+)
 WEBHOOK = '[[webhooks]]\nname = "audit"\nurl = "https://example.org/"\nsecret_env = "AUDIT_SECRET"\n'
 ROOT = Path(__file__).parent.parent
 SHORT = "short-of-everything"
@@ -120,7 +124,7 @@ async def doctor(environment: Mapping[str, str], *options: str) -> tuple[int, st
 async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_it_fail(
     tmp_path: Path, usual_database: Database
 ) -> None:
-    (tmp_path / "platform.toml").write_text(DECLARATION)
+    (tmp_path / "platform.toml").write_text(DECLARATION + DAILY)
     url = url_of(usual_database)
     settings = Settings(home=tmp_path, platform=tmp_path / "platform.toml", database_url=url)
     ports = Ports(free_port(), free_port(), embedded=True, door=free_port())
@@ -133,9 +137,6 @@ async def test_it_finds_nothing_on_a_healthy_installation_and_one_problem_makes_
             wrong = {finding["name"]: finding for finding in findings if finding["state"] != "ok"}
             if not wrong or asyncio.get_running_loop().time() > deadline:
                 break
-            # A job that falls due before the worker takes work is cut off, where the machine is slow: a warning.
-            if wrong.get("runs", {}).get("state") == "warning":
-                wrong.pop("runs")
             assert wrong.keys() <= {"workers", "door", "disk"}, wrong
         wrong.pop("disk", None)  # of the machine that runs this
 

@@ -372,6 +372,8 @@ async def test_an_auto_budget_is_renewed_from_the_recent_runs(client: Client, da
     took_s = (run.close_time - run.start_time).total_seconds()
     learned = elevation.budget([took_s], (), 100.0, mine)
     assert f"of 1 runs took up to {took_s:.1f} s" in change
+    after_s = learned.seconds + max(learned.seconds, cron.LEAST_GRACE_S)
+    assert f"cut off after 180 s -> after {after_s:g} s" in change
     assert f"budget {learned.seconds:g} s" in change
     assert await apply(client, jobs(platform)) == []  # a deploy keeps what was learned
 

@@ -778,6 +778,19 @@ def test_an_experiment_that_waited_its_turn_opened_when_it_came_and_not_when_it_
     assert entry.at == row.opened_at
 
 
+def test_a_watch_that_a_retry_began_opened_with_that_attempt(database: Database) -> None:
+    """Tasks that began between the attempts have not resolved what it watches."""
+    opened(database, experiment())
+    environment = ActivityEnvironment()
+    late = NOW + timedelta(hours=2)
+    environment.info = replace(environment.info, current_attempt_scheduled_time=late)
+
+    assert environment.run(experiments(database).promote, promotion(), watched(), NOW).swapped
+
+    with database.reading() as session:
+        assert session.get_one(ExperimentRow, watched().experiment_id).opened_at == late
+
+
 def test_two_experiments_opened_at_once_on_the_same_tasks_are_one(database: Database) -> None:
     declare_parameters(database, builders.platform(), NOW)
 
