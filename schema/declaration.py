@@ -27,6 +27,7 @@ LONGEST_S = 36_525 * 86_400
 # As much as an agent may ask for.
 MOST_CREDITS = 1_000_000
 REWARDS = (("cycle", "reward"), ("cycle", "highest_reward"))
+TOO_DEEP = "expected TOML that is nested less deeply"
 # A value of several kinds reports each kind that it is not; the key is what they share.
 KINDS = ("bool", "int", "float", "str")
 KeyPath = tuple[str | int, ...]
@@ -97,7 +98,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     except ValueError as error:  # a whole number of thousands of digits
         raise DeclarationError(path, [Problem(None, "", f"expected TOML, but {error}")]) from None
     except RecursionError:
-        raise DeclarationError(path, [Problem(None, "", "expected TOML that is nested less deeply")]) from None
+        raise DeclarationError(path, [Problem(None, "", TOO_DEEP)]) from None
 
 
 def _validated(content: Mapping[str, Any]) -> Platform:
@@ -144,6 +145,8 @@ def _problems(text: str, content: Mapping[str, Any], errors: Sequence[ErrorDetai
             problems.setdefault(path, Problem(line, _key(path), _message(details, path)))
     for path, message in (*mismatches(content), *_beyond_reach(content)):
         problems.setdefault(path, Problem(line_of(path, lines), _key(path), message))
+    if errors and not problems:
+        problems[()] = Problem(None, "", _message(errors[0], ()))  # of the file as a whole
     return sorted(problems.values(), key=lambda problem: problem.line or 0)
 
 
@@ -197,6 +200,8 @@ def _message(details: ErrorDetails, path: KeyPath) -> str:
     match details["type"]:
         case "extra_forbidden":
             return f"expected a known key, but {path[-1]!r} came{_meant(path)}"
+        case "json_invalid":  # our own JSON, so that nothing else can be wrong with it
+            return TOO_DEEP
         case "missing":
             return "expected a value, but there is none"
         case "value_error":

@@ -248,6 +248,11 @@ def test_a_file_that_is_not_toml_says_where_it_stops_being_it(
     assert mistake(tmp_path, content).startswith(expected)
 
 
+def test_a_file_that_is_nested_too_deeply_is_one_line_too(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match="expected TOML that is nested less deeply$"):
+        read(tmp_path, "x = " + "[" * 250 + "]" * 250)
+
+
 def test_a_file_that_is_not_there_is_one_line_too(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError) as caught:
         read_platform(tmp_path / "platform.toml")
