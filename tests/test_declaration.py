@@ -249,7 +249,7 @@ def test_a_file_that_is_not_toml_says_where_it_stops_being_it(
 
 
 def test_a_file_that_is_nested_too_deeply_is_one_line_too(tmp_path: Path) -> None:
-    with pytest.raises(DeclarationError, match="expected TOML that is nested less deeply$"):
+    with pytest.raises(DeclarationError, match=r"expected TOML that is nested less deeply$"):
         read(tmp_path, "x = " + "[" * 250 + "]" * 250)
 
 
